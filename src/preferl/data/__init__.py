@@ -1,0 +1,1 @@
+"""What a preference is, and how it is read and written."""
