@@ -1,0 +1,130 @@
+"""Configuration: the leaves that several stages share, and the YAML / command-line loader.
+
+A stage's own options stand in a dataclass at the top of its file, which inherits the leaves it needs, so
+that its keys are flat and carry TRL's names (``--learning_rate``, ``--dataset_name``). Precedence:
+defaults < YAML files from left to right < flags.
+"""
+
+import dataclasses
+import difflib
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser
+
+Config = TypeVar("Config")
+
+
+@dataclass(kw_only=True)
+class DeviceOptions:
+    seed: int = 0
+    """Seed of everything random in this stage."""
+    device: str = "auto"
+    """``auto`` (CUDA when there is one, else CPU), ``cpu`` or ``cuda[:n]``."""
+    dtype: str = "auto"
+    """``auto`` (bfloat16 on a GPU that has it, else float32), ``float32`` or ``bfloat16``."""
+    num_threads: int = 0
+    """CPU threads; 0 leaves torch's own choice. Results repeat bit for bit at one thread count."""
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    dataset_name: str = "world"
+    """``world``, a Hub name (``name`` or ``name:config``), or local files: JSONL(.gz), parquet, a folder."""
+    dataset_format: str = "auto"
+    """``auto``, or how to read the rows: ``preference``, ``demonstration``, ``text``, ``prompt``."""
+    max_rows: int | None = None
+    """Read at most this many rows of the data set."""
+    opening_words: int = 12
+    """Plain-text corpora: the first so many words of a text are its prompt, the rest its response."""
+    max_prompt_words: int | None = None
+    """Leave out prompts longer than this (counted in the report)."""
+    bad_rows: str = "default"
+    """``default`` (each kind of defect has its own policy), ``skip`` (leave every bad row out) or ``error``."""
+
+
+@dataclass(kw_only=True)
+class OptimOptions:
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: str = "cosine"
+    """``cosine``, ``linear`` or ``constant``, after the warm-up."""
+    lr_end_factor: float = 0.1
+    """The learning rate decays to this fraction of its peak."""
+    warmup_ratio: float = 0.05
+    """Fraction of the updates during which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    adam_epsilon: float = 1e-8
+    """AdamW's epsilon."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+
+
+@dataclass(kw_only=True)
+class SamplingOptions:
+    temperature: float = 1.0
+    """Sampling temperature; log-probabilities and KL carry it too."""
+    response_length: int = 48
+    """Most tokens of a response, EOS included."""
+    sampling_batch_size: int = 256
+    """Sequences decoded at once."""
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser whose errors are one line and name the nearest known key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        text = str(message).strip()
+        hint = ""
+        unknown = re.search(
+            r"unrecognized arguments?: --([\w.]+)|[Oo]ption '([\w.]+)'|Key '([\w.]+)'", text
+        )
+        if unknown:
+            key = next(group for group in unknown.groups() if group)
+            near = difflib.get_close_matches(key, self.keys(), n=1, cutoff=0.5)
+            text = f"unknown option '{key}'"
+            hint = f"; did you mean '{near[0]}'?" if near else f"; see `{self.prog} --help`"
+        else:
+            text = text.split("\n")[0] if len(text) > 400 else text
+        print(f"{self.prog}: error: {text}{hint}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def keys(self) -> list[str]:
+        """Every dotted option name of this parser."""
+        names = [o[2:] for action in self._actions for o in action.option_strings]
+        return sorted({n for n in names if n and not n.endswith("+")})
+
+
+def parser_for(config_class: type, prog: str, description: str) -> Parser:
+    """A parser with one flag per field of ``config_class``, ``--config`` and ``--print_config``."""
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("--config", action="config", help="YAML file; may be given several times")
+    parser.add_class_arguments(config_class, nested_key=None)
+    return parser
+
+
+def instantiate(parser: Parser, config_class: type[Config], namespace: Any) -> Config:
+    """The parsed namespace as an instance of ``config_class``, other flags left aside."""
+    built = parser.instantiate(namespace)
+    fields = {f.name for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    return config_class(**{k: v for k, v in vars(built).items() if k in fields})
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration dataclass as the YAML that gives it back."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def inherit(child: Config, parent: Any, names: tuple[str, ...]) -> Config:
+    """``child`` with each field of ``names`` that still has its default taken from ``parent``."""
+    defaults = {f.name: f.default for f in dataclasses.fields(child)}  # type: ignore[arg-type]
+    changed = {
+        name: getattr(parent, name)
+        for name in names
+        if name in defaults and getattr(child, name) == defaults[name]
+    }
+    return dataclasses.replace(child, **changed)  # type: ignore[type-var]

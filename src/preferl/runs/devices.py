@@ -1,0 +1,59 @@
+"""Device, dtype, threads and seeds: the only file that asks what machine this is."""
+
+import hashlib
+import random
+import resource
+import sys
+
+import numpy as np
+import torch
+
+from preferl.runs.errors import UsageError
+
+
+def setup(seed: int, device: str, dtype: str, num_threads: int) -> tuple[torch.device, torch.dtype]:
+    """Seeds every generator and returns the device and the dtype to compute in.
+
+    Raises:
+        UsageError: the device or the dtype is unknown or not there.
+    """
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    cuda = torch.cuda.is_available()
+    chosen = ("cuda" if cuda else "cpu") if device == "auto" else device
+    try:
+        place = torch.device(chosen)
+    except RuntimeError as error:
+        raise UsageError(f"device '{device}' is not one torch knows; use auto, cpu or cuda") from error
+    if place.type == "cuda" and not cuda:
+        raise UsageError(f"device '{device}' asked for, but torch sees no CUDA device; use cpu")
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype == "auto":
+        # bfloat16 is emulated on most CPUs, 8 to 18 times slower than float32.
+        fast = place.type == "cuda" and torch.cuda.is_bf16_supported()
+        return place, torch.bfloat16 if fast else torch.float32
+    if dtype not in kinds:
+        raise UsageError(f"dtype '{dtype}' is unknown; use auto, float32 or bfloat16")
+    return place, kinds[dtype]
+
+
+def derived_seed(seed: int, *names: object) -> int:
+    """A seed of its own for each named purpose, so that adding a draw in one place moves no other."""
+    text = "/".join([str(seed), *map(str, names)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def generator(seed: int, *names: object) -> torch.Generator:
+    """An explicit CPU generator for a named purpose."""
+    return torch.Generator().manual_seed(derived_seed(seed, *names))
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak resident memory of this process, or of the GPU where one is used, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale

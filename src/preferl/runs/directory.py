@@ -1,0 +1,215 @@
+"""A run on disk: ``runs/<name>/<stage>/`` with its configuration, manifest, metrics, samples and DONE.
+
+A stage directory holds ``config.yaml manifest.json metrics.jsonl samples.jsonl model/ data/ DONE``. DONE is
+written last, so a directory without it is unfinished work: the same command does that stage again.
+Nothing finished is overwritten unless ``--fresh`` is given.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from preferl import __version__
+from preferl.runs.errors import UsageError
+
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every row of a JSONL file; an absent file has none."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def plain(value: Any) -> Any:
+    """A number as JSON can hold it: torch and numpy scalars unwrapped, non-finite numbers as text."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for ``env.json`` and the manifests."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "preferl": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """One SHA-256 over the names and bytes of files."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + b"\0")
+        with open(path, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_directory(path: Path) -> str:
+    """SHA-256 of what a stage made: its model's weights and its data, whichever are there."""
+    inside = path / "model" if (path / "model").is_dir() else path
+    files = [p for p in inside.glob("*") if p.suffix in (".safetensors", ".json")]
+    files += [p for p in (path / "data").glob("*") if p.is_file()]
+    return hash_files(files)
+
+
+class StageDirectory:
+    """The directory of one stage, open for writing.
+
+    Use ``StageDirectory.open``; ``begin`` clears unfinished work, ``finish`` writes DONE.
+    """
+
+    def __init__(self, path: Path, name: str):
+        self.path = Path(path)
+        self.name = name
+        self.started = time.time()
+
+    model = property(lambda self: self.path / "model")
+    data = property(lambda self: self.path / "data")
+    done = property(lambda self: (self.path / "DONE").exists())
+
+    def settled(self, config: dict[str, Any], fresh: bool) -> bool:
+        """True when this stage is finished with this very configuration.
+
+        Raises:
+            UsageError: it is finished with another configuration and ``fresh`` is not set, or the
+                directory holds something that is not a stage.
+        """
+        if fresh or not self.path.exists():
+            return False
+        stored_file = self.path / "config.yaml"
+        if any(self.path.iterdir()) and not stored_file.exists():
+            raise UsageError(
+                f"{self.path} is not empty and holds no preferl stage; "
+                f"choose another --output_dir (nothing was changed)"
+            )
+        if not self.done:
+            return False
+        stored = yaml.safe_load(stored_file.read_text(encoding="utf-8"))
+        current = yaml.safe_load(yaml.safe_dump(config))
+        changed = sorted(
+            k for k in stored.keys() | current.keys() if stored.get(k) != current.get(k)
+        )
+        if changed:
+            shown = ", ".join(f"{k}: {stored.get(k)!r} -> {current.get(k)!r}" for k in changed[:4])
+            raise UsageError(
+                f"{self.path} was finished with other options ({shown}); "
+                f"use --fresh to do it again, or another --output_dir"
+            )
+        return True
+
+    def begin(self, config: dict[str, Any], parents: dict[str, Path]) -> None:
+        """Clears what an interrupted run left here and writes configuration and manifest."""
+        if self.path.exists():
+            if any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
+                raise UsageError(f"{self.path} holds no preferl stage; it is left as it is")
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+        self.started = time.time()
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        write_atomically(self.path / "config.yaml", text)
+        self.write_json(
+            "manifest.json",
+            {
+                "stage": self.name,
+                "seed": config.get("seed"),
+                "environment": environment(),
+                "parents": {
+                    role: {"path": os.path.relpath(path, self.path), "hash": hash_directory(path)}
+                    for role, path in parents.items()
+                },
+            },
+        )
+
+    def finish(self, **summary: Any) -> None:
+        """Writes ``summary.json``, and DONE after everything else."""
+        seconds = round(time.time() - self.started, 2)
+        self.write_json("summary.json", {**summary, "seconds": seconds})
+        write_atomically(self.path / "DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
+
+    def log(self, **metrics: Any) -> None:
+        """Appends one row to ``metrics.jsonl``."""
+        self._append("metrics.jsonl", [metrics])
+
+    def log_samples(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Appends rows to ``samples.jsonl``."""
+        self._append("samples.jsonl", rows)
+
+    def write_json(self, name: str, value: Any) -> None:
+        text = json.dumps(plain(value), indent=2, ensure_ascii=False)
+        write_atomically(self.path / name, text + "\n")
+
+    def _append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        with open(self.path / name, "a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+
+
+class StageRecord:
+    """A finished stage, read from its directory: what the report and the next stages see."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        self.manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        summary = path / "summary.json"
+        self.summary = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+        self.metrics = read_jsonl(path / "metrics.jsonl")
+        self.samples = read_jsonl(path / "samples.jsonl")
+        self.done = (path / "DONE").exists()
+
+
+def stage_records(run: Path) -> Iterator[tuple[str, StageRecord]]:
+    """The stages of a run directory, by name, in the order in which they were begun."""
+    found = [p for p in run.iterdir() if (p / "manifest.json").exists()]
+    for path in sorted(found, key=lambda p: (p / "manifest.json").stat().st_mtime_ns):
+        yield path.name, StageRecord(path)
+
+
+def write_run_files(run: Path, config_text: str) -> None:
+    """``config.yaml``, ``command.txt`` and ``env.json`` of a run."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(run / "config.yaml", config_text)
+    write_atomically(run / "command.txt", " ".join(["preferl", *sys.argv[1:]]) + "\n")
+    write_atomically(run / "env.json", json.dumps(environment(), indent=2) + "\n")

@@ -1,0 +1,73 @@
+"""Progress of long steps: a live bar in a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True)
+PLAIN_INTERVAL_S = 10.0
+
+
+def say(text: str) -> None:
+    """One line for the person who runs the program."""
+    console.print(text, markup=False)
+
+
+class Steps:
+    """Counts the steps of one piece of work and shows step / total, ETA and named numbers.
+
+    Example:
+        >>> with Steps("rl", 50) as steps:
+        ...     steps.advance(reward=0.31, kl=1.2)
+    """
+
+    def __init__(self, title: str, total: int):
+        self.title, self.total, self.step = title, total, 0
+        self.started = self.last_line = time.monotonic()
+        self.shown = ""
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> "Steps":
+        if console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description:>9}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                console=console,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(self.title, total=self.total, numbers="")
+        return self
+
+    def advance(self, count: int = 1, **numbers: float) -> None:
+        """Counts ``count`` steps; ``numbers`` are shown beside the bar."""
+        self.step += count
+        self.shown = format_numbers(numbers) or self.shown
+        if self.bar:
+            self.bar.update(self.task, completed=self.step, numbers=self.shown)
+            return
+        now = time.monotonic()
+        if now - self.last_line >= PLAIN_INTERVAL_S and self.step < self.total:
+            self.last_line = now
+            left = (now - self.started) / max(self.step, 1) * (self.total - self.step)
+            say(f"{self.title:>9}  {self.step}/{self.total}  ETA {clock(left)}  {self.shown}")
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar:
+            self.bar.stop()
+        elif exception[0] is None:
+            spent = clock(time.monotonic() - self.started)
+            say(f"{self.title:>9}  {self.step}/{self.total}  took {spent}  {self.shown}")
+
+
+def format_numbers(numbers: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3g}" for name, value in numbers.items())
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
