@@ -1,0 +1,112 @@
+"""Language models in and out: any causal LM that transformers loads, from safetensors only."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from preferl.data.chat import PLAIN_TEMPLATE
+from preferl.runs.errors import UsageError
+
+PAD = "<|pad|>"
+
+
+def model_directory(name_or_path: str) -> str:
+    """A stage's directory stands for the model in it; anything else is taken as it is."""
+    inside = Path(name_or_path) / "model"
+    return str(inside) if (inside / "config.json").exists() else str(name_or_path)
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """The tokenizer of a model directory or Hub name; one without a chat template gets a plain one."""
+    source = model_directory(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no tokenizer could be loaded from '{name_or_path}': {_first_line(error)}; "
+            f"give a directory written by save_pretrained, a stage directory or a Hub name"
+        ) from error
+    if tokenizer.eos_token_id is None and tokenizer.cls_token_id is None:
+        raise UsageError(f"the tokenizer of '{name_or_path}' has no EOS token; add one to it first")
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
+
+
+def load_pretrained(auto_class: Any, name_or_path: str, **options: Any) -> Any:
+    """``from_pretrained`` in float32, from safetensors, eager errors turned into one line."""
+    source = model_directory(name_or_path)
+    try:
+        return auto_class.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no model could be loaded from '{name_or_path}': {_first_line(error)}; "
+            f"give a directory written by save_pretrained (safetensors), a stage directory or a Hub name"
+        ) from error
+
+
+def load_policy(name_or_path: str, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """A causal language model, in evaluation mode (no dropout anywhere), and its tokenizer.
+
+    The tokenizer has a pad token other than EOS; where one had to be added the embedding grew by a row.
+    """
+    tokenizer = load_tokenizer(name_or_path)
+    model = load_pretrained(AutoModelForCausalLM, name_or_path)
+    ensure_pad_token(tokenizer, model)
+    return model.to(device).eval(), tokenizer
+
+
+def ensure_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
+    """Gives the tokenizer a pad token that is not EOS and the model a row for it.
+
+    With pad = EOS a model never learns to stop, and sequence-classification heads read the token before.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Turns gradients off, for references and reward models."""
+    return model.requires_grad_(False).eval()
+
+
+def save(model: PreTrainedModel, tokenizer: Any, path: Path) -> None:
+    """Writes safetensors, configuration, tokenizer and chat template."""
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over names and bytes of all weights: equal hashes mean that nothing moved."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        digest.update(flat.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Longest sequence that the model has positions for; None where it does not say."""
+    config = model.config
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
