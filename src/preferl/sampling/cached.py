@@ -1,0 +1,157 @@
+"""The default engine: a plain decoding loop on the model's static key/value cache.
+
+No ``generate()``: the loop captures the log-probability of every token as it is drawn, draws by inverse CDF
+(`torch.multinomial` is several times slower), and drops finished rows from the batch. The uniforms are
+drawn beforehand, one for each (sample, step), so a sample does not depend on which rows share its batch.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from transformers import PreTrainedModel, StaticCache
+
+from preferl.data.chat import pad, positions
+from preferl.sampling.engine import Samples, Sampling
+
+# Rows are compacted when this share of them has finished: copying the cache is not free.
+COMPACT_AT = 0.25
+
+
+class CachedEngine:
+    """Samples from a transformers model in this process.
+
+    ``version`` is stamped on what is sampled; the learner counts it up with each update.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pad_id: int,
+        batch_size: int = 256,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.model, self.pad_id, self.batch_size, self.dtype = model, pad_id, batch_size, dtype
+        self.version = 0
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator
+    ) -> Samples:
+        """One response to each prompt (token ids), in the order given."""
+        ids_BP, prompt_mask_BP = pad(prompts, self.pad_id, "left")
+        B, T = len(prompts), sampling.response_length
+        uniform_BT = torch.rand((B, T), generator=generator, dtype=torch.float64)
+        tokens_BT = torch.full((B, T), self.pad_id, dtype=torch.long)
+        logp_BT = torch.zeros((B, T))
+        mask_BT = torch.zeros((B, T), dtype=torch.long)
+        finished_B = torch.zeros(B, dtype=torch.bool)
+        order = sorted(range(B), key=lambda i: len(prompts[i]))
+        for start in range(0, B, self.batch_size):
+            rows = torch.tensor(order[start : start + self.batch_size])
+            width = int(prompt_mask_BP[rows].sum(-1).max())
+            part = self._decode(
+                ids_BP[rows, -width:], prompt_mask_BP[rows, -width:], uniform_BT[rows], sampling
+            )
+            for whole, piece in zip((tokens_BT, logp_BT, mask_BT, finished_B), part, strict=True):
+                whole[rows] = piece.cpu()
+        longest = int(mask_BT.sum(-1).max())
+        return Samples(
+            tokens_BS=torch.cat([ids_BP, tokens_BT[:, :longest]], dim=1),
+            prompt_mask_BP=prompt_mask_BP,
+            mask_BT=mask_BT[:, :longest],
+            logp_BT=logp_BT[:, :longest],
+            finished_B=finished_B,
+            sampling=sampling,
+            version=self.version,
+        )
+
+    def _decode(
+        self,
+        ids_BP: torch.Tensor,
+        prompt_mask_BP: torch.Tensor,
+        uniform_BT: torch.Tensor,
+        sampling: Sampling,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        device = self.model.device
+        B, P = ids_BP.shape
+        T = sampling.response_length
+        uniform_BT = uniform_BT.to(device)
+        tokens_BT = torch.full((B, T), self.pad_id, dtype=torch.long, device=device)
+        logp_BT = torch.zeros((B, T), device=device)
+        mask_BT = torch.zeros((B, T), dtype=torch.long, device=device)
+        finished_B = torch.zeros(B, dtype=torch.bool, device=device)
+        stop = torch.tensor(sampling.stop, device=device)
+        suppressed = list(sampling.suppressed)
+
+        attention = torch.ones((B, P + T), dtype=torch.long, device=device)
+        attention[:, :P] = prompt_mask_BP.to(device)
+        position = positions(attention)
+        alive = torch.arange(B, device=device)  # the rows of the batch still being decoded
+        cache = StaticCache(config=self.model.config, max_cache_len=P + T)
+        inputs, place = ids_BP.to(device), slice(0, P)
+        autocast = (
+            torch.autocast(device.type, self.dtype)
+            if self.dtype != torch.float32
+            else nullcontext()
+        )
+        for t in range(T):
+            with autocast:
+                logits_AV = self.model(
+                    input_ids=inputs,
+                    attention_mask=attention[:, : place.stop],
+                    position_ids=position[:, place],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).logits[:, -1]
+            token_A, logp_A = draw(logits_AV, uniform_BT[alive, t], sampling.temperature, suppressed)
+            running_A = ~finished_B[alive]
+            rows = alive[running_A]
+            tokens_BT[rows, t] = token_A[running_A]
+            logp_BT[rows, t] = logp_A[running_A]
+            mask_BT[rows, t] = 1
+            finished_B[rows] = torch.isin(token_A[running_A], stop)
+            running_A = ~finished_B[alive]
+            left = int(running_A.sum())
+            if left == 0:
+                break
+            if left <= (1 - COMPACT_AT) * len(alive):
+                alive, token_A = alive[running_A], token_A[running_A]
+                attention, position = attention[running_A], position[running_A]
+                keep_rows(cache, running_A)
+            inputs, place = token_A[:, None], slice(P + t, P + t + 1)
+        return tokens_BT, logp_BT, mask_BT, finished_B
+
+
+def keep_rows(cache: StaticCache, keep_A: torch.Tensor) -> None:
+    """Drops rows from a static cache (the class itself cannot)."""
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[keep_A], layer.values[keep_A]
+        layer.batch_size = layer.keys.shape[0]
+
+
+def draw(
+    logits_BV: torch.Tensor, uniform_B: torch.Tensor, temperature: float, suppressed: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens by inverse CDF, and their log-probabilities at this temperature.
+
+    Args:
+        logits_BV: one row of logits per sequence.
+        uniform_B: a draw from [0, 1) per sequence, float64.
+        temperature: divides the logits.
+        suppressed: ids that get probability 0.
+
+    Returns:
+        ``token_B`` (int64) and ``logp_B`` (float32).
+    """
+    scaled_BV = logits_BV.float() / temperature
+    scaled_BV[:, suppressed] = float("-inf")
+    logp_BV = scaled_BV.log_softmax(-1)
+    cdf_BV = logp_BV.double().exp().cumsum(-1)
+    # Scaled by the last entry, which rounding leaves a little off 1; right=True never picks an id of
+    # probability 0 at the start of a flat stretch.
+    target_B1 = uniform_B[:, None] * cdf_BV[:, -1:]
+    token_B = torch.searchsorted(cdf_BV, target_B1, right=True)[:, 0]
+    token_B = token_B.clamp_(max=logits_BV.shape[-1] - 1)
+    return token_B, logp_BV.gather(1, token_B[:, None])[:, 0]
