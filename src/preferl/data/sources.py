@@ -4,7 +4,11 @@ Each stage loads the source for itself; splits come from a hash of the prompt, s
 handing files around. ``world`` is the embedded world; everything else is read by ``formats``.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
 from preferl.data import formats, world
 from preferl.data.records import (
@@ -14,11 +18,13 @@ from preferl.data.records import (
     Prompt,
     SplitFractions,
     prompt_key,
-    prompt_text,
     split_for,
 )
 
 SPLITS = ("train", "dev", "rl", "eval")
+KINDS = ("preference", "demonstration", "text", "prompt")
+
+Record = TypeVar("Record", Demonstration, Preference)
 
 
 @dataclass(frozen=True)
@@ -35,65 +41,92 @@ class Source:
     preferences: dict[str, list[Preference]]
     notes: list[str] = field(default_factory=list)
 
+    def need(self, kind: str, split: str) -> list:
+        """The records of a kind in a split.
+
+        Raises:
+            DataError: there are none.
+        """
+        found = getattr(self, kind)[split]
+        if not found:
+            raise DataError(
+                f"data set '{self.name}' has no {kind} in the split '{split}' "
+                f"({'; '.join(self.notes)}); give more rows, or a data set that has them"
+            )
+        return found
+
 
 def load_source(
     name: str,
     dataset_format: str = "auto",
     max_rows: int | None = None,
     opening_words: int = 12,
+    max_response_words: int | None = None,
     max_prompt_words: int | None = None,
     bad_rows: str = "default",
-    fractions: SplitFractions = SplitFractions(),  # noqa: B008 - frozen
+    seed: int = 0,
 ) -> Source:
     """Reads a data set and splits it by prompt.
 
+    Args:
+        name: ``world``, a stage's directory (its ``data/``), a Hub name, a file or a folder.
+        dataset_format: ``auto``, or one of preference, demonstration, text, prompt.
+        max_rows: read at most this many rows.
+        opening_words: a plain text is cut into prompt and response after so many words.
+        max_response_words: a plain text's response ends with the last sentence that fits.
+        max_prompt_words: leave longer prompts out.
+        bad_rows: ``default``, ``skip`` or ``error``.
+        seed: of the embedded world.
+
     Raises:
-        DataError: no such data set, rows that the policy does not allow, or an empty result.
+        DataError: no such data set, rows that the policy does not allow, or an option it does not know.
     """
     if name == "world":
-        return world_source()
+        return world_source(seed)
+    if dataset_format not in ("auto", *KINDS):
+        raise DataError(f"dataset_format '{dataset_format}' is unknown; use auto, {', '.join(KINDS)}")
+    if bad_rows not in ("default", "skip", "error"):
+        raise DataError(f"bad_rows '{bad_rows}' is unknown; use default, skip or error")
+    if (Path(name) / "manifest.json").exists():
+        name = str(Path(name) / "data")
     kind = formats.detect(name) if dataset_format == "auto" else dataset_format
     policy = {} if bad_rows == "default" else {"*": bad_rows}
     preferences: list[Preference] = []
     demonstrations: list[Demonstration] = []
+    notes: list[str] = []
     if kind == "preference":
         preferences, report = formats.load_preferences(name, policy, max_rows)
         demonstrations = [Demonstration(p.prompt, p.chosen, p.columns) for p in preferences]
-        prompts = [p.prompt for p in preferences]
-    elif kind in ("demonstration", "text"):
-        demonstrations, report = formats.load_demonstrations(name, policy, max_rows)
-        if kind == "text":
-            demonstrations = [d for d in map(opening(opening_words), demonstrations) if d]
-        prompts = [d.prompt for d in demonstrations]
     elif kind == "prompt":
         records, report = formats.load_prompts(name, policy, max_rows)
-        prompts = [r.prompt for r in records]
+        demonstrations = [Demonstration(r.prompt, "", r.columns) for r in records]
     else:
-        raise DataError(
-            f"dataset_format '{kind}' is unknown; use auto, preference, demonstration, text or prompt"
+        demonstrations, report = formats.load_demonstrations(name, policy, max_rows)
+    notes.append(report.summary())
+    if kind == "text":
+        whole = len(demonstrations)
+        cuts = [opening(d, opening_words, max_response_words) for d in demonstrations]
+        demonstrations = [d for d in cuts if d is not None]
+        notes.append(
+            f"left out {whole - len(demonstrations)} of {whole} texts: no sentence ends in the words "
+            f"after the opening"
         )
-    notes = [report.summary()]
-
-    def fits(prompt: Prompt) -> bool:
-        return max_prompt_words is None or words(prompt) <= max_prompt_words
-
-    long = sum(not fits(p) for p in prompts)
-    if long:
-        notes.append(f"left out {long} of {len(prompts)} rows: prompt over {max_prompt_words} words")
-    source = Source(
+    if max_prompt_words is not None:
+        fitting = [d for d in demonstrations if word_count(d.prompt) <= max_prompt_words]
+        notes.append(
+            f"left out {len(demonstrations) - len(fitting)} of {len(demonstrations)} rows: "
+            f"prompt over {max_prompt_words} words"
+        )
+        demonstrations = fitting
+        preferences = [p for p in preferences if word_count(p.prompt) <= max_prompt_words]
+    split_rows = by_split(demonstrations)
+    return Source(
         name=name,
-        prompts=split_prompts([p for p in prompts if fits(p)], fractions),
-        demonstrations=by_split([d for d in demonstrations if fits(d.prompt)], fractions),
-        preferences=by_split([p for p in preferences if fits(p.prompt)], fractions),
+        prompts={split: distinct_prompts(rows) for split, rows in split_rows.items()},
+        demonstrations={s: [] for s in SPLITS} if kind == "prompt" else split_rows,
+        preferences=by_split(preferences),
         notes=notes,
     )
-    empty = [s for s in SPLITS if not source.prompts[s]]
-    if empty:
-        raise DataError(
-            f"data set '{name}' gives no prompts for the split(s) {', '.join(empty)}: "
-            f"{sum(map(len, source.prompts.values()))} distinct prompts are too few; add rows"
-        )
-    return source
 
 
 def world_source(seed: int = 0) -> Source:
@@ -107,42 +140,48 @@ def world_source(seed: int = 0) -> Source:
             message = [{"role": "user", "content": prompt.text}]
             demonstrations[split].append(Demonstration(message, response, {}))
     count = sum(map(len, prompts.values()))
-    return Source("world", prompts, demonstrations, {s: [] for s in SPLITS},
-                  [f"the embedded world: {count} prompts, {len(demonstrations['train'])} demonstrations"])
+    note = f"the embedded world: {count} prompts, {len(demonstrations['train'])} demonstrations"
+    return Source("world", prompts, demonstrations, {s: [] for s in SPLITS}, [note])
 
 
-def opening(count: int):
-    """Splits a plain text after ``count`` words into prompt and response; None where it is shorter."""
+def opening(
+    text: Demonstration, opening_words: int, max_response_words: int | None
+) -> Demonstration | None:
+    """Cuts a plain text into its first words (the prompt) and what follows (the response).
 
-    def cut(record: Demonstration) -> Demonstration | None:
-        text, end = record.response, 0
-        for _ in range(count):
-            start = end
-            while start < len(text) and text[start].isspace():
-                start += 1
-            end = start
-            while end < len(text) and not text[end].isspace():
-                end += 1
-        if not text[end:].strip():
-            return None
-        return Demonstration(text[:end], text[end:], record.columns)
+    With ``max_response_words`` the response ends with the last sentence that fits. None where nothing is
+    left. White space is kept: prompt + response is a prefix of the text.
+    """
+    ends = [match.end() for match in re.finditer(r"\S+", text.response)]
+    if len(ends) <= opening_words:
+        return None
+    cut = ends[opening_words - 1]
+    if max_response_words is None:
+        return Demonstration(text.response[:cut], text.response[cut:].rstrip(), text.columns)
+    window = text.response[cut : ends[min(opening_words + max_response_words, len(ends)) - 1]]
+    sentences = [match.end() for match in re.finditer(r"[.!?][\"')]*(?=\s|$)", window)]
+    if not sentences:
+        return None
+    return Demonstration(text.response[:cut], window[: sentences[-1]], text.columns)
 
-    return cut
 
-
-def words(prompt: Prompt) -> int:
+def word_count(prompt: Prompt) -> int:
     if isinstance(prompt, str):
         return len(prompt.split())
-    return sum(len(m["content"].split()) for m in prompt)
+    return sum(len(message["content"].split()) for message in prompt)
 
 
-def split_prompts(prompts: list[Prompt], fractions: SplitFractions) -> dict[str, list[Prompt]]:
-    """Distinct prompts by split, in the order in which they came."""
-    out: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
-    seen: set[str] = set()
-    for prompt in prompts:
-        key = prompt_key(prompt)
-        if key not in seen:
-            seen.add(key)
-            out[split_for(prompt, {}, fractions)].append(prompt)
+def by_split(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records by the split of their prompt; a row's own ``split`` column wins."""
+    out: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    for record in records:
+        out[split_for(record.prompt, record.columns, SplitFractions())].append(record)
     return out
+
+
+def distinct_prompts(records: Iterable[Demonstration]) -> list[Prompt]:
+    """Each prompt once, in the order in which they came."""
+    seen: dict[str, Prompt] = {}
+    for record in records:
+        seen.setdefault(prompt_key(record.prompt), record.prompt)
+    return list(seen.values())

@@ -40,10 +40,17 @@ class DataOptions:
     """Read at most this many rows of the data set."""
     opening_words: int = 12
     """Plain-text corpora: the first so many words of a text are its prompt, the rest its response."""
+    max_response_words: int | None = None
+    """Plain-text corpora: the response ends with the last sentence within so many words."""
     max_prompt_words: int | None = None
     """Leave out prompts longer than this (counted in the report)."""
     bad_rows: str = "default"
     """``default`` (each kind of defect has its own policy), ``skip`` (leave every bad row out) or ``error``."""
+
+    def source(self) -> dict[str, Any]:
+        """These options as the arguments of ``data.sources.load_source``."""
+        names = [f.name for f in dataclasses.fields(DataOptions) if f.name != "dataset_name"]
+        return {"name": self.dataset_name} | {name: getattr(self, name) for name in names}
 
 
 @dataclass(kw_only=True)

@@ -4,6 +4,7 @@ import hashlib
 import random
 import resource
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -49,6 +50,11 @@ def derived_seed(seed: int, *names: object) -> int:
 def generator(seed: int, *names: object) -> torch.Generator:
     """An explicit CPU generator for a named purpose."""
     return torch.Generator().manual_seed(derived_seed(seed, *names))
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Computes in ``dtype`` where it is not float32; weights stay float32 either way."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -139,8 +139,11 @@ class StageDirectory:
             )
         return True
 
-    def begin(self, config: dict[str, Any], parents: dict[str, Path]) -> None:
-        """Clears what an interrupted run left here and writes configuration and manifest."""
+    def begin(self, config: dict[str, Any], parents: dict[str, str | None]) -> None:
+        """Clears what an interrupted run left here and writes configuration and manifest.
+
+        Of ``parents`` (role to model or data set) the manifest keeps path and hash of local directories.
+        """
         if self.path.exists():
             if any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
                 raise UsageError(f"{self.path} holds no preferl stage; it is left as it is")
@@ -156,8 +159,9 @@ class StageDirectory:
                 "seed": config.get("seed"),
                 "environment": environment(),
                 "parents": {
-                    role: {"path": os.path.relpath(path, self.path), "hash": hash_directory(path)}
+                    role: {"path": os.path.relpath(path, self.path), "hash": hash_directory(Path(path))}
                     for role, path in parents.items()
+                    if path and Path(path).is_dir()
                 },
             },
         )

@@ -6,12 +6,12 @@ drawn beforehand, one for each (sample, step), so a sample does not depend on wh
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from transformers import PreTrainedModel, StaticCache
 
 from preferl.data.chat import pad, positions
+from preferl.runs.devices import autocast
 from preferl.sampling.engine import Samples, Sampling
 
 # Rows are compacted when this share of them has finished: copying the cache is not free.
@@ -90,13 +90,8 @@ class CachedEngine:
         alive = torch.arange(B, device=device)  # the rows of the batch still being decoded
         cache = StaticCache(config=self.model.config, max_cache_len=P + T)
         inputs, place = ids_BP.to(device), slice(0, P)
-        autocast = (
-            torch.autocast(device.type, self.dtype)
-            if self.dtype != torch.float32
-            else nullcontext()
-        )
         for t in range(T):
-            with autocast:
+            with autocast(device, self.dtype):
                 logits_AV = self.model(
                     input_ids=inputs,
                     attention_mask=attention[:, : place.stop],

@@ -1,0 +1,65 @@
+"""AdamW and its learning-rate schedule, as every stage uses them."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from preferl.runs.config import OptimOptions
+from preferl.runs.errors import DivergedError, UsageError
+
+
+def adamw(
+    parameters: Iterable[torch.nn.Parameter], options: OptimOptions, learning_rate: float | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters."""
+    return torch.optim.AdamW(
+        [p for p in parameters if p.requires_grad],
+        lr=options.learning_rate if learning_rate is None else learning_rate,
+        eps=options.adam_epsilon,
+        weight_decay=options.weight_decay,
+    )
+
+
+def schedule(
+    optimizer: torch.optim.Optimizer, options: OptimOptions, total_updates: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then cosine or linear decay to ``lr_end_factor``, or constant.
+
+    Raises:
+        UsageError: ``lr_scheduler_type`` is none of these.
+    """
+    kind, end = options.lr_scheduler_type, options.lr_end_factor
+    if kind not in ("cosine", "linear", "constant"):
+        raise UsageError(f"lr_scheduler_type '{kind}' is unknown; use cosine, linear or constant")
+    warmup = round(options.warmup_ratio * total_updates)
+
+    def factor(update: int) -> float:
+        if update < warmup:
+            return (update + 1) / (warmup + 1)
+        done = min((update - warmup) / max(total_updates - warmup, 1), 1.0)
+        if kind == "cosine":
+            return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * done))
+        return end + (1 - end) * (1 - done) if kind == "linear" else 1.0
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def clip_and_step(
+    optimizer: torch.optim.Optimizer, max_grad_norm: float, where: str
+) -> float:
+    """Clips the gradient, steps, and clears it; returns the norm before clipping.
+
+    Raises:
+        DivergedError: the gradient is not finite; the weights are left as they were.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    if not math.isfinite(norm):
+        raise DivergedError(
+            f"{where}: the gradient's norm is {norm}; stopped before the update. "
+            f"Lower the learning rate, or look at the data of this step"
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

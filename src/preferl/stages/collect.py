@@ -1,0 +1,285 @@
+"""collect: samples responses from a policy (or reads them), lets an annotator compare them, writes pairs.
+
+``data/train.jsonl``, ``dev``, ``rl`` and ``eval`` carry TRL's columns (prompt, chosen, rejected) and beside
+them who labelled, what sampled, the true utilities and P(chosen is preferred) where the annotator has them.
+"""
+
+import dataclasses
+import itertools
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preferl.data import formats, sources
+from preferl.data.records import DataError, Preference, Prompt, prompt_text, split_for, SplitFractions
+from preferl.judging.annotators import Annotator, load_utility
+from preferl.models import load
+from preferl.runs import devices
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.directory import StageDirectory
+from preferl.runs.errors import UsageError
+from preferl.runs.progress import Steps, say
+from preferl.sampling.cached import CachedEngine
+from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
+
+
+@dataclass(kw_only=True)
+class PairCounts:
+    """Comparisons to collect in each split of the prompts."""
+
+    train: int = 5000
+    """Pairs that train the reward model."""
+    dev: int = 500
+    """Pairs for early stopping."""
+    rl: int = 500
+    """Pairs on the prompts of RL, to watch the reward model there."""
+    eval: int = 5000
+    """Pairs on which the reward model is reported."""
+
+
+@dataclass(kw_only=True)
+class CollectConfig(SamplingOptions, DataOptions, DeviceOptions):
+    output_dir: str = "runs/collect"
+    """Where the stage is written."""
+    model_name_or_path: str | None = None
+    """Policy that writes the responses: a stage's directory, a model directory or a Hub name."""
+    responses_file: str | None = None
+    """JSONL of {"prompt": …, "responses": […]} to label instead of sampling."""
+    annotator: str = "world"
+    """``world``, ``sentiment``, ``length``, ``keyword:<words>``, a reward model or ``module:function``."""
+    label_mode: str = "stochastic"
+    """``stochastic``: Bradley-Terry on the annotator's utility; ``deterministic``: the larger one wins."""
+    label_scale: float = 1.0
+    """Multiplies utilities before Bradley-Terry: larger means fewer errors."""
+    num_generations: int = 2
+    """Responses to each prompt, K >= 2; every pair of different ones is compared."""
+    pairs: PairCounts = field(default_factory=PairCounts)
+    """Comparisons in each split."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """K responses to one prompt, with whether each ended with EOS."""
+
+    prompt: Prompt
+    responses: list[str]
+    finished: list[bool]
+
+
+def run(config: CollectConfig, fresh: bool = False) -> Path:
+    """Writes labelled pairs in four splits; returns the stage's directory."""
+    stage = StageDirectory(Path(config.output_dir), "collect")
+    options = dataclasses.asdict(config)
+    if stage.settled(options, fresh):
+        say(f"collect: finished before in {stage.path}")
+        return stage.path
+    if config.num_generations < 2:
+        raise UsageError(f"num_generations is {config.num_generations}; a comparison needs 2 or more")
+    device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
+    annotator = Annotator(
+        config.annotator, load_utility(config.annotator, device), config.label_mode, config.label_scale
+    )
+    if config.responses_file:
+        candidates = read_candidates(Path(config.responses_file))
+        stage.begin(options, {})
+    elif config.model_name_or_path:
+        model, tokenizer = load.load_policy(config.model_name_or_path, device)
+        prompts = sources.load_source(**config.source()).prompts
+        stage.begin(options, {"policy": config.model_name_or_path})
+        engine = CachedEngine(model, tokenizer.pad_token_id, config.sampling_batch_size, dtype)
+        candidates = sample_candidates(config, engine, tokenizer, prompts)
+    else:
+        raise UsageError("collect needs --model_name_or_path (a policy) or --responses_file")
+
+    summary: dict[str, Any] = {}
+    for split, rows in candidates.items():
+        rng = np.random.default_rng(devices.derived_seed(config.seed, "collect", split, "labels"))
+        pairs, identical = pairs_of(rows, getattr(config.pairs, split))
+        records = label(pairs, annotator, rng, split, config)
+        formats.write_preferences(stage.data / f"{split}.jsonl", records)
+        summary[split] = describe(records, rows) | {"identical_left_out": identical}
+        stage.log(split=split, **summary[split])
+        stage.log_samples({"split": split, **example(r)} for r in records[:10])
+    for split in sources.SPLITS:
+        wanted, got = getattr(config.pairs, split), summary.get(split, {"pairs": 0})["pairs"]
+        if got < wanted:
+            say(f"collect: {split} has {got} pairs, fewer than the {wanted} asked for: "
+                f"the rest was identical or had no prompts")
+    if not summary.get("train", {"pairs": 0})["pairs"]:
+        raise DataError("collect: no training pair at all; every prompt's responses were identical")
+    train = summary["train"]
+    say(f"collect: {train['pairs']} training pairs by {config.annotator}, "
+        f"{train['first_wins_rate']:.1%} won by the first response")
+    stage.finish(splits=summary, annotator=config.annotator)
+    return stage.path
+
+
+def sample_candidates(
+    config: CollectConfig, engine: CachedEngine, tokenizer: Any, prompts: dict[str, list[Prompt]]
+) -> dict[str, list[Candidates]]:
+    """Visits the prompts of each split in rounds until there are responses for the pairs asked for."""
+    K = config.num_generations
+    per_visit = K * (K - 1) // 2
+    # A tenth more than needed, because identical responses make no pair.
+    visits = {
+        split: -(-int(1.1 * getattr(config.pairs, split)) // per_visit) if prompts[split] else 0
+        for split in sources.SPLITS
+    }
+    sampling = sampling_for(tokenizer, config)
+    out: dict[str, list[Candidates]] = {}
+    with Steps("collect", sum(visits.values())) as steps:
+        for split, count in visits.items():
+            order = list(itertools.islice(rounds(prompts[split], config.seed, split), count))
+            generator = devices.generator(config.seed, "collect", split)
+            out[split] = []
+            chunk = max(1, 4 * config.sampling_batch_size // K)
+            for start in range(0, count, chunk):
+                part = order[start : start + chunk]
+                repeated = [p for p in part for _ in range(K)]
+                tokens = fitting_prompt_ids(
+                    tokenizer, part, engine.model, config.response_length
+                )
+                made = generate(
+                    engine, tokenizer, repeated, [t for t in tokens for _ in range(K)],
+                    sampling, generator,
+                )
+                for i, prompt in enumerate(part):
+                    rows = slice(i * K, (i + 1) * K)
+                    out[split].append(
+                        Candidates(prompt, made.completions[rows], made.finished[rows])
+                    )
+                steps.advance(len(part), length=made.mean_length, eos=made.eos_rate)
+    return out
+
+
+def rounds(prompts: Sequence[Prompt], seed: int, split: str) -> Iterator[Prompt]:
+    """Every prompt once in random order, then again in another order, without end."""
+    rng = random.Random(devices.derived_seed(seed, "collect", split, "order"))
+    while prompts:
+        order = list(prompts)
+        rng.shuffle(order)
+        yield from order
+
+
+def read_candidates(path: Path) -> dict[str, list[Candidates]]:
+    """Responses from a file, split by prompt.
+
+    Raises:
+        DataError: the file is not there, or a row is not {"prompt", "responses": [two or more texts]}.
+    """
+    if not path.is_file():
+        raise DataError(f"responses_file '{path}' is not a file")
+    out: dict[str, list[Candidates]] = {split: [] for split in sources.SPLITS}
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                prompt, responses = row["prompt"], row["responses"]
+                fine = isinstance(responses, list) and len(responses) > 1
+                fine = fine and all(isinstance(r, str) for r in responses) and prompt
+            except (json.JSONDecodeError, KeyError, TypeError):
+                fine = False
+            if not fine:
+                raise DataError(
+                    f'{path}:{number}: a row must be {{"prompt": …, "responses": [two or more texts]}}'
+                )
+            split = split_for(prompt, row, SplitFractions())
+            out[split].append(Candidates(prompt, responses, [True] * len(responses)))
+    return out
+
+
+@dataclass(frozen=True)
+class Pair:
+    prompt: Prompt
+    responses: tuple[str, str]
+    finished: tuple[bool, bool]
+
+
+def pairs_of(rows: Sequence[Candidates], limit: int) -> tuple[list[Pair], int]:
+    """Up to ``limit`` pairs of different responses, and how many identical ones were left out."""
+    pairs, identical = [], 0
+    for row in rows:
+        for i, j in itertools.combinations(range(len(row.responses)), 2):
+            if row.responses[i] == row.responses[j]:
+                identical += 1
+                continue
+            pairs.append(
+                Pair(
+                    row.prompt,
+                    (row.responses[i], row.responses[j]),
+                    (row.finished[i], row.finished[j]),
+                )
+            )
+    return pairs[:limit], identical
+
+
+def label(
+    pairs: Sequence[Pair],
+    annotator: Annotator,
+    rng: np.random.Generator,
+    split: str,
+    config: CollectConfig,
+) -> list[Preference]:
+    """The annotator's choice for every pair, with provenance."""
+    if not pairs:
+        return []
+    judged = annotator(
+        [p.prompt for p in pairs],
+        [p.responses[0] for p in pairs],
+        [p.responses[1] for p in pairs],
+        rng,
+        [p.finished[0] for p in pairs],
+        [p.finished[1] for p in pairs],
+    )
+    records = []
+    for i, pair in enumerate(pairs):
+        won = 0 if judged.first_wins_N[i] else 1
+        utility = (float(judged.utility_a_N[i]), float(judged.utility_b_N[i]))
+        p_first = float(judged.probability_N[i])
+        columns = {
+            "split": split,
+            "annotator": annotator.name,
+            "source": config.responses_file or config.model_name_or_path,
+            "chosen_position": won,
+            "chosen_finished": pair.finished[won],
+            "rejected_finished": pair.finished[1 - won],
+            "gold_chosen": utility[won],
+            "gold_rejected": utility[1 - won],
+            "p_chosen": p_first if won == 0 else 1 - p_first,
+        }
+        records.append(
+            Preference(pair.prompt, pair.responses[won], pair.responses[1 - won], None, columns)
+        )
+    return records
+
+
+def describe(records: Sequence[Preference], rows: Sequence[Candidates]) -> dict[str, Any]:
+    """Counts and utilities of a split."""
+    if not records:
+        return {"pairs": 0, "prompts": 0}
+    p = np.array([r.columns["p_chosen"] for r in records])
+    gold = np.array([[r.columns["gold_chosen"], r.columns["gold_rejected"]] for r in records])
+    finished = [f for row in rows for f in row.finished]
+    return {
+        "pairs": len(records),
+        "prompts": len({prompt_text(r.prompt) for r in records}),
+        "first_wins_rate": float(np.mean([r.columns["chosen_position"] == 0 for r in records])),
+        "bayes_accuracy": float(np.maximum(p, 1 - p).mean()),
+        "gold_mean": float(gold.mean()),
+        "gold_sd": float(gold.std()),
+        "eos_rate": sum(finished) / len(finished),
+    }
+
+
+def example(record: Preference) -> dict[str, Any]:
+    return {
+        "prompt": prompt_text(record.prompt),
+        "chosen": record.chosen,
+        "rejected": record.rejected,
+        **record.columns,
+    }
