@@ -81,7 +81,7 @@ def reward_mean(model: PreTrainedModel) -> float:
 
 
 def fold_normalisation(model: PreTrainedModel, mean: float, sd: float) -> None:
-    """Rescales the head so that raw scores with this mean and sd become mean 0, sd 1.
+    """Rescales the head so that raw scores of this mean and sd become scores of mean 0, sd 1.
 
     The scale goes into the head's weights. A head with a bias takes the mean too; one without keeps it in
     the configuration as ``reward_mean``, so other tools read the same score up to a constant.
@@ -95,7 +95,7 @@ def fold_normalisation(model: PreTrainedModel, mean: float, sd: float) -> None:
     with torch.no_grad():
         head.weight.div_(sd)
         if head.bias is not None:
-            head.bias.sub_(mean - reward_mean(model)).div_(sd)
+            head.bias.sub_(mean).div_(sd)
             model.config.reward_mean = 0.0
         else:
             model.config.reward_mean = mean / sd
