@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 
 from preferl.data import formats, sources
-from preferl.data.records import DataError, Preference, Prompt, prompt_text, split_for, SplitFractions
+from preferl.data.records import (
+    DataError,
+    Preference,
+    Prompt,
+    prompt_text,
+    split_for,
+    SplitFractions,
+)
 from preferl.judging.annotators import Annotator, load_utility
 from preferl.models import load
 from preferl.runs import devices
@@ -79,10 +86,15 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
         say(f"collect: finished before in {stage.path}")
         return stage.path
     if config.num_generations < 2:
-        raise UsageError(f"num_generations is {config.num_generations}; a comparison needs 2 or more")
+        raise UsageError(
+            f"num_generations is {config.num_generations}; a comparison needs 2 or more"
+        )
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     annotator = Annotator(
-        config.annotator, load_utility(config.annotator, device), config.label_mode, config.label_scale
+        config.annotator,
+        load_utility(config.annotator, device),
+        config.label_mode,
+        config.label_scale,
     )
     if config.responses_file:
         candidates = read_candidates(Path(config.responses_file))
@@ -108,13 +120,17 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
     for split in sources.SPLITS:
         wanted, got = getattr(config.pairs, split), summary.get(split, {"pairs": 0})["pairs"]
         if got < wanted:
-            say(f"collect: {split} has {got} pairs, fewer than the {wanted} asked for: "
-                f"the rest was identical or had no prompts")
+            say(
+                f"collect: {split} has {got} pairs, fewer than the {wanted} asked for: "
+                f"the rest was identical or had no prompts"
+            )
     if not summary.get("train", {"pairs": 0})["pairs"]:
         raise DataError("collect: no training pair at all; every prompt's responses were identical")
     train = summary["train"]
-    say(f"collect: {train['pairs']} training pairs by {config.annotator}, "
-        f"{train['first_wins_rate']:.1%} won by the first response")
+    say(
+        f"collect: {train['pairs']} training pairs by {config.annotator}, "
+        f"{train['first_wins_rate']:.1%} won by the first response"
+    )
     stage.finish(splits=summary, annotator=config.annotator)
     return stage.path
 
@@ -141,12 +157,14 @@ def sample_candidates(
             for start in range(0, count, chunk):
                 part = order[start : start + chunk]
                 repeated = [p for p in part for _ in range(K)]
-                tokens = fitting_prompt_ids(
-                    tokenizer, part, engine.model, config.response_length
-                )
+                tokens = fitting_prompt_ids(tokenizer, part, engine.model, config.response_length)
                 made = generate(
-                    engine, tokenizer, repeated, [t for t in tokens for _ in range(K)],
-                    sampling, generator,
+                    engine,
+                    tokenizer,
+                    repeated,
+                    [t for t in tokens for _ in range(K)],
+                    sampling,
+                    generator,
                 )
                 for i, prompt in enumerate(part):
                     rows = slice(i * K, (i + 1) * K)

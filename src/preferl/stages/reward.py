@@ -111,8 +111,11 @@ def run(config: RewardConfig, fresh: bool = False) -> Path:
     quality["length_baseline_accuracy"] = length_baseline(train_pairs, eval_pairs)
     stage.log_samples(
         {
-            "prompt": prompt_text(p.prompt), "chosen": p.chosen, "rejected": p.rejected,
-            "score_chosen": c, "score_rejected": r,
+            "prompt": prompt_text(p.prompt),
+            "chosen": p.chosen,
+            "rejected": p.rejected,
+            "score_chosen": c,
+            "score_rejected": r,
         }
         for p, c, r in list(zip(eval_pairs, chosen, rejected, strict=True))[:200]
     )
@@ -202,9 +205,7 @@ def pair_loss(
     return loss, (chosen_B > rejected_B).float().mean()
 
 
-def scores_of(
-    scorer: RewardModel, pairs: Sequence[Preference]
-) -> tuple[np.ndarray, np.ndarray]:
+def scores_of(scorer: RewardModel, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the chosen and of the rejected responses; equal responses are scored once."""
     keys = [
         (prompt_key(p.prompt), text, p.columns.get(f"{side}_finished", True))
@@ -258,9 +259,7 @@ def accuracy_of(gap_N: np.ndarray) -> float:
     return float(((gap_N > 0) + 0.5 * (gap_N == 0)).mean())
 
 
-def report_quality(
-    gap_N: np.ndarray, pairs: Sequence[Preference], seed: int
-) -> dict[str, Any]:
+def report_quality(gap_N: np.ndarray, pairs: Sequence[Preference], seed: int) -> dict[str, Any]:
     """Accuracy, log-loss and calibration on held-out pairs; against r* where the annotator has one.
 
     ``gap_N`` is score(chosen) - score(rejected) at the scale of the loss, where it is a log-odds. With p = P(first is preferred) known, the expected accuracy of the scorer's choice is p where it

@@ -182,9 +182,7 @@ class Learner:
         return rows.split(self.config.micro_batch_size)
 
     @torch.no_grad()
-    def fill(
-        self, samples: Samples, compute: Callable[[Samples], torch.Tensor]
-    ) -> torch.Tensor:
+    def fill(self, samples: Samples, compute: Callable[[Samples], torch.Tensor]) -> torch.Tensor:
         """``compute`` over micro-batches, gathered on the CPU as one ``_BT`` tensor, 0 outside the mask."""
         out_BT = torch.zeros(samples.mask_BT.shape)
         for rows in self.micro_batches(samples.mask_BT.sum(-1).argsort()):
@@ -227,7 +225,7 @@ class Learner:
         several = self.algorithm.several_passes
         epochs = config.num_ppo_epochs if several else 1
         pieces = config.num_mini_batches if several else 1
-        seen = Meter()
+        seen, first_error = Meter(), 0.0
         for epoch in range(epochs):
             order = torch.randperm(len(mask_BT), generator=state.generator)
             for number, rows in enumerate(order.chunk(pieces)):
@@ -236,15 +234,18 @@ class Learner:
                 for micro in self.micro_batches(rows):
                     losses = self.backward(rollout, advantage_BT, return_BT, micro, tokens, seen)
                     check_finite(losses, where)
+                if epoch == 0 and number == 0:
+                    first_error = seen.maximum["ratio_error"]
+                    self.check_first_ratio(first_error)
                 for name, optimizer in state.optimizers.items():
                     norm = clip_and_step(optimizer, config.max_grad_norm, f"{where}, {name}")
                     seen.add(f"{name}_grad_norm", norm, 1)
-                if epoch == 0 and number == 0:
-                    self.check_first_ratio(seen.maximum["ratio_error"])
         for scheduler in state.schedulers.values():
             scheduler.step()
         explained = maths.explained_variance(rollout.value_BT, return_BT, mask_BT)
-        return {**seen.means(), "explained_variance": float(explained) if state.critic else math.nan}
+        row = seen.means() | {"first_ratio_error": first_error}
+        del row["ratio_error"]
+        return row | ({"explained_variance": float(explained)} if state.critic is not None else {})
 
     def backward(
         self,
@@ -375,13 +376,16 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
     if evaluating:
         stage.log(step=0, **measure())
     with Steps("rl", config.num_iterations) as steps:
-        for state.iteration in range(1, config.num_iterations + 1):
-            row, rollout = iterate(config, learner, engine, tokenizer, sampling, scorer, gold, dtype)
-            if evaluating and state.iteration % config.eval_every == 0:
+        for iteration in range(1, config.num_iterations + 1):
+            state.iteration = iteration
+            row, rollout = iterate(
+                config, learner, engine, tokenizer, sampling, scorer, gold, dtype
+            )
+            if evaluating and iteration % config.eval_every == 0:
                 row |= measure()
-            stage.log(step=state.iteration, **row)
-            if state.iteration in (1, config.num_iterations) or state.iteration % 10 == 0:
-                stage.log_samples(sample_rows(state.iteration, rollout))
+            stage.log(step=iteration, **row)
+            if iteration in (1, config.num_iterations) or iteration % 10 == 0:
+                stage.log_samples(sample_rows(iteration, rollout))
             steps.advance(reward=row["reward"], kl=row["kl"], length=row["length"])
 
     changed = [name for name, model in frozen.items() if load.weights_hash(model) != hashes[name]]
@@ -413,7 +417,9 @@ def check_options(config: RlConfig) -> None:
     if config.algorithm not in ALGORITHMS:
         raise UsageError(f"algorithm '{config.algorithm}' is unknown; use {', '.join(ALGORITHMS)}")
     if config.kl_controller not in ("fixed", "adaptive"):
-        raise UsageError(f"kl_controller '{config.kl_controller}' is unknown; use fixed or adaptive")
+        raise UsageError(
+            f"kl_controller '{config.kl_controller}' is unknown; use fixed or adaptive"
+        )
     if config.eval_split not in ("dev", "eval"):
         raise UsageError(f"eval_split '{config.eval_split}' is unknown; use dev or eval")
     if config.kl_coef < 0:
@@ -438,7 +444,9 @@ def initial_state(
         if isinstance(scorer, RewardModel):
             critic = critic_from_reward_model(scorer.model, scorer.tokenizer, tokenizer)
         if critic is None:
-            say("rl: the reward is no decoder over the policy's tokens; the critic starts from the policy")
+            say(
+                "rl: the reward is no decoder over the policy's tokens; the critic starts from the policy"
+            )
             critic = critic_from_policy(config.model_name_or_path, policy.device)
     optimizers = {"policy": adamw(policy.parameters(), config)}
     if critic is not None:
@@ -491,8 +499,16 @@ def iterate(
     tokens = fitting_prompt_ids(tokenizer, prompts, state.policy, config.response_length)
     kl_coef = state.kl.coef
     rollout = rollouts.collect(
-        prompts, tokens, engine, learner, scorer, tokenizer, sampling, state.generator,
-        kl_coef, config.missing_eos_penalty,
+        prompts,
+        tokens,
+        engine,
+        learner,
+        scorer,
+        tokenizer,
+        sampling,
+        state.generator,
+        kl_coef,
+        config.missing_eos_penalty,
     )
     sampled = time.perf_counter()
     state.forward_passes["policy"] += len(prompts)
@@ -522,8 +538,12 @@ def describe(rollout: Rollout, gold: Scorer | None) -> dict[str, float]:
     """Reward, KL, length and EOS of a batch. KL in nats per response, with its standard error."""
     samples = rollout.samples
     log_ratio_BT = samples.logp_BT - rollout.ref_logp_BT
-    k1_B = maths.masked_sum(kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, "k1"), samples.mask_BT)
-    k3_B = maths.masked_sum(kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, "k3"), samples.mask_BT)
+    k1_B = maths.masked_sum(
+        kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, "k1"), samples.mask_BT
+    )
+    k3_B = maths.masked_sum(
+        kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, "k3"), samples.mask_BT
+    )
     if not bool(log_ratio_BT.isfinite().all()):
         raise DivergedError("rl: log-probabilities are not finite; stopped before the update")
     n = len(k1_B)

@@ -234,7 +234,9 @@ def check(
         for p, r, f in zip(made.prompts, made.completions, made.finished, strict=True)
     ]
     summary: dict[str, Any] = {
-        "samples": len(rows), "eos_rate": made.eos_rate, "length": made.mean_length,
+        "samples": len(rows),
+        "eos_rate": made.eos_rate,
+        "length": made.mean_length,
     }
     line = f"sft: {len(rows)} sampled responses: {made.eos_rate:.1%} end with EOS"
     if config.dataset_name == "world":
