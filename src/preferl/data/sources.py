@@ -144,9 +144,7 @@ def world_source(seed: int = 0) -> Source:
     return Source("world", prompts, demonstrations, {s: [] for s in SPLITS}, [note])
 
 
-def opening(
-    text: Demonstration, opening_words: int, max_response_words: int | None
-) -> Demonstration | None:
+def opening(text: Demonstration, opening_words: int, max_response_words: int | None) -> Demonstration | None:
     """Cuts a plain text into its first words (the prompt) and what follows (the response).
 
     With ``max_response_words`` the response ends with the last sentence that fits. None where nothing is

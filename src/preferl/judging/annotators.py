@@ -19,20 +19,14 @@ from preferl.judging.scorers import Scorer, load_scorer
 from preferl.runs.errors import UsageError
 
 
-def length_utility(
-    prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
-) -> list[float]:
+def length_utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
     """Characters of the response / 100: the classic hackable reward."""
     return [len(text) / 100 for text in completions]
 
 
-def world_utility(
-    prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
-) -> list[float]:
+def world_utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
     """The embedded world's gold reward."""
-    return [
-        world.gold_reward(prompt_text(p), c) for p, c in zip(prompts, completions, strict=True)
-    ]
+    return [world.gold_reward(prompt_text(p), c) for p, c in zip(prompts, completions, strict=True)]
 
 
 def keyword_utility(words: str) -> Scorer:

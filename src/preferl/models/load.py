@@ -40,9 +40,7 @@ def load_pretrained(auto_class: Any, name_or_path: str, **options: Any) -> Any:
     """``from_pretrained`` in float32, from safetensors, eager errors turned into one line."""
     source = model_directory(name_or_path)
     try:
-        return auto_class.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, **options
-        )
+        return auto_class.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"no model could be loaded from '{name_or_path}': {_first_line(error)}; "

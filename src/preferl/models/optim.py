@@ -10,7 +10,9 @@ from preferl.runs.errors import DivergedError, UsageError
 
 
 def adamw(
-    parameters: Iterable[torch.nn.Parameter], options: OptimOptions, learning_rate: float | None = None
+    parameters: Iterable[torch.nn.Parameter],
+    options: OptimOptions,
+    learning_rate: float | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters."""
     return torch.optim.AdamW(
@@ -45,9 +47,7 @@ def schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def clip_and_step(
-    optimizer: torch.optim.Optimizer, max_grad_norm: float, where: str
-) -> float:
+def clip_and_step(optimizer: torch.optim.Optimizer, max_grad_norm: float, where: str) -> float:
     """Clips the gradient, steps, and clears it; returns the norm before clipping.
 
     Raises:

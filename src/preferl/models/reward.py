@@ -67,9 +67,7 @@ def raw_scores(model: PreTrainedModel, ids_BS: torch.Tensor, mask_BS: torch.Tens
     """Scores ``score_B`` (float32, mean not subtracted) of right-padded rows; gradients flow."""
     if not is_decoder(model):
         return model(input_ids=ids_BS, attention_mask=mask_BS).logits[:, 0].float()
-    hidden_BSD = model.base_model(
-        input_ids=ids_BS, attention_mask=mask_BS, use_cache=False
-    ).last_hidden_state
+    hidden_BSD = model.base_model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
     last_B = mask_BS.sum(-1) - 1
     rows = torch.arange(len(ids_BS), device=ids_BS.device)
     return model.score(hidden_BSD[rows, last_B])[:, 0].float()
@@ -129,9 +127,7 @@ class RewardModel:
     ) -> list[float]:
         """Normalised scores; a response that was cut off is read without EOS."""
         ends = [True] * len(prompts) if finished is None else finished
-        rows = [
-            self.encode(p, c, bool(f)) for p, c, f in zip(prompts, completions, ends, strict=True)
-        ]
+        rows = [self.encode(p, c, bool(f)) for p, c, f in zip(prompts, completions, ends, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = [0.0] * len(rows)
         device, mean = self.model.device, reward_mean(self.model)

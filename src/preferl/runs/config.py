@@ -87,9 +87,7 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         text = str(message).strip()
         hint = ""
-        unknown = re.search(
-            r"unrecognized arguments?: --([\w.]+)|[Oo]ption '([\w.]+)'|Key '([\w.]+)'", text
-        )
+        unknown = re.search(r"unrecognized arguments?: --([\w.]+)|[Oo]ption '([\w.]+)'|Key '([\w.]+)'", text)
         if unknown:
             key = next(group for group in unknown.groups() if group)
             near = difflib.get_close_matches(key, self.keys(), n=1, cutoff=0.5)

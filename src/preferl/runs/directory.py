@@ -128,9 +128,7 @@ class StageDirectory:
             return False
         stored = yaml.safe_load(stored_file.read_text(encoding="utf-8"))
         current = yaml.safe_load(yaml.safe_dump(config))
-        changed = sorted(
-            k for k in stored.keys() | current.keys() if stored.get(k) != current.get(k)
-        )
+        changed = sorted(k for k in stored.keys() | current.keys() if stored.get(k) != current.get(k))
         if changed:
             shown = ", ".join(f"{k}: {stored.get(k)!r} -> {current.get(k)!r}" for k in changed[:4])
             raise UsageError(
@@ -159,7 +157,10 @@ class StageDirectory:
                 "seed": config.get("seed"),
                 "environment": environment(),
                 "parents": {
-                    role: {"path": os.path.relpath(path, self.path), "hash": hash_directory(Path(path))}
+                    role: {
+                        "path": os.path.relpath(path, self.path),
+                        "hash": hash_directory(Path(path)),
+                    }
                     for role, path in parents.items()
                     if path and Path(path).is_dir()
                 },

@@ -72,9 +72,7 @@ def collect(
     """
     samples = engine.sample(prompt_tokens, sampling, generator)
     completions = decode(tokenizer, samples)
-    scores = scorer(
-        list(prompts), completions, finished=samples.finished_B.tolist(), **(columns or {})
-    )
+    scores = scorer(list(prompts), completions, finished=samples.finished_B.tolist(), **(columns or {}))
     check_scores(scores, completions)
     score_B = torch.tensor(scores, dtype=torch.float32)
     ref_logp_BT = learner.reference_logprobs(samples)
@@ -98,9 +96,7 @@ def decode(tokenizer: Any, samples: Samples) -> list[str]:
     ends = set(samples.sampling.stop) | set(samples.sampling.suppressed)
     rows = [
         [token for token, real in zip(tokens, mask, strict=True) if real and token not in ends]
-        for tokens, mask in zip(
-            samples.response_BT.tolist(), samples.mask_BT.tolist(), strict=True
-        )
+        for tokens, mask in zip(samples.response_BT.tolist(), samples.mask_BT.tolist(), strict=True)
     ]
     return tokenizer.batch_decode(rows, skip_special_tokens=False)
 
@@ -164,9 +160,7 @@ def policy_logprobs(model: PreTrainedModel, samples: Samples) -> torch.Tensor:
         samples.prompt_width,
         samples.sampling.suppressed,
     )
-    logp_BT = response_logprobs(
-        logits_BTV, samples.response_BT.to(device), samples.sampling.temperature
-    )
+    logp_BT = response_logprobs(logits_BTV, samples.response_BT.to(device), samples.sampling.temperature)
     return logp_BT.masked_fill(samples.mask_BT.to(device) == 0, 0.0)
 
 

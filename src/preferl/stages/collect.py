@@ -86,9 +86,7 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
         say(f"collect: finished before in {stage.path}")
         return stage.path
     if config.num_generations < 2:
-        raise UsageError(
-            f"num_generations is {config.num_generations}; a comparison needs 2 or more"
-        )
+        raise UsageError(f"num_generations is {config.num_generations}; a comparison needs 2 or more")
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     annotator = Annotator(
         config.annotator,
@@ -168,9 +166,7 @@ def sample_candidates(
                 )
                 for i, prompt in enumerate(part):
                     rows = slice(i * K, (i + 1) * K)
-                    out[split].append(
-                        Candidates(prompt, made.completions[rows], made.finished[rows])
-                    )
+                    out[split].append(Candidates(prompt, made.completions[rows], made.finished[rows]))
                 steps.advance(len(part), length=made.mean_length, eos=made.eos_rate)
     return out
 
@@ -270,9 +266,7 @@ def label(
             "gold_rejected": utility[1 - won],
             "p_chosen": p_first if won == 0 else 1 - p_first,
         }
-        records.append(
-            Preference(pair.prompt, pair.responses[won], pair.responses[1 - won], None, columns)
-        )
+        records.append(Preference(pair.prompt, pair.responses[won], pair.responses[1 - won], None, columns))
     return records
 
 

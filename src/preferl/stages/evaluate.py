@@ -138,9 +138,7 @@ class Judge:
 
     def respond(self, name: str, model: PreTrainedModel, prompts: Sequence[Prompt]) -> Responses:
         """One response to each prompt."""
-        engine = CachedEngine(
-            model, self.tokenizer.pad_token_id, self.config.sampling_batch_size, self.dtype
-        )
+        engine = CachedEngine(model, self.tokenizer.pad_token_id, self.config.sampling_batch_size, self.dtype)
         tokens = fitting_prompt_ids(self.tokenizer, prompts, model, self.config.response_length)
         generator = devices.generator(self.config.seed, "evaluate", name)
         made = generate(engine, self.tokenizer, prompts, tokens, self.sampling, generator)
@@ -156,9 +154,7 @@ class Judge:
         return self.respond("best-of", model, [p for p in prompts for _ in range(size)])
 
     @torch.no_grad()
-    def kl(
-        self, samples: Samples, policy: PreTrainedModel, reference: PreTrainedModel
-    ) -> np.ndarray:
+    def kl(self, samples: Samples, policy: PreTrainedModel, reference: PreTrainedModel) -> np.ndarray:
         """log pi(y|x) - log pi_ref(y|x) of each response, in nats: its mean estimates the KL."""
         out_B = torch.zeros(len(samples.mask_BT))
         for rows in samples.mask_BT.sum(-1).argsort().split(128):

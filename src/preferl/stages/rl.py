@@ -148,9 +148,7 @@ def policy_gradient_loss(
 
 ALGORITHMS = {
     "ppo": Algorithm(gae_advantage, maths.clipped_policy_loss, critic=True, several_passes=True),
-    "reinforce": Algorithm(
-        reward_to_go_advantage, policy_gradient_loss, critic=False, several_passes=False
-    ),
+    "reinforce": Algorithm(reward_to_go_advantage, policy_gradient_loss, critic=False, several_passes=False),
 }
 
 
@@ -172,9 +170,7 @@ class State:
 class Learner:
     """The training side: the state, the frozen reference, and forward passes in micro-batches."""
 
-    def __init__(
-        self, config: RlConfig, state: State, reference: PreTrainedModel, dtype: torch.dtype
-    ):
+    def __init__(self, config: RlConfig, state: State, reference: PreTrainedModel, dtype: torch.dtype):
         self.config, self.state, self.reference, self.dtype = config, state, reference, dtype
         self.algorithm = ALGORITHMS[config.algorithm]
 
@@ -378,9 +374,7 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
     with Steps("rl", config.num_iterations) as steps:
         for iteration in range(1, config.num_iterations + 1):
             state.iteration = iteration
-            row, rollout = iterate(
-                config, learner, engine, tokenizer, sampling, scorer, gold, dtype
-            )
+            row, rollout = iterate(config, learner, engine, tokenizer, sampling, scorer, gold, dtype)
             if evaluating and iteration % config.eval_every == 0:
                 row |= measure()
             stage.log(step=iteration, **row)
@@ -401,8 +395,7 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
         frozen_hashes=hashes,
         checks=[
             "the first rollout drawn twice was equal bit for bit",
-            f"ratio before the first update of every iteration within "
-            f"{MAX_RATIO_ERROR[dtype]:.0e} of 1",
+            f"ratio before the first update of every iteration within {MAX_RATIO_ERROR[dtype]:.0e} of 1",
             f"KL of the first batch below {MAX_FIRST_KL[dtype]:.0e} nats per response",
             "weights of " + " and ".join(frozen) + " unchanged",
         ],
@@ -417,9 +410,7 @@ def check_options(config: RlConfig) -> None:
     if config.algorithm not in ALGORITHMS:
         raise UsageError(f"algorithm '{config.algorithm}' is unknown; use {', '.join(ALGORITHMS)}")
     if config.kl_controller not in ("fixed", "adaptive"):
-        raise UsageError(
-            f"kl_controller '{config.kl_controller}' is unknown; use fixed or adaptive"
-        )
+        raise UsageError(f"kl_controller '{config.kl_controller}' is unknown; use fixed or adaptive")
     if config.eval_split not in ("dev", "eval"):
         raise UsageError(f"eval_split '{config.eval_split}' is unknown; use dev or eval")
     if config.kl_coef < 0:
@@ -444,9 +435,7 @@ def initial_state(
         if isinstance(scorer, RewardModel):
             critic = critic_from_reward_model(scorer.model, scorer.tokenizer, tokenizer)
         if critic is None:
-            say(
-                "rl: the reward is no decoder over the policy's tokens; the critic starts from the policy"
-            )
+            say("rl: the reward is no decoder over the policy's tokens; the critic starts from the policy")
             critic = critic_from_policy(config.model_name_or_path, policy.device)
     optimizers = {"policy": adamw(policy.parameters(), config)}
     if critic is not None:
@@ -464,8 +453,7 @@ def initial_state(
         optimizers=optimizers,
         # The rate is constant inside an iteration, so that its passes weigh the same.
         schedulers={
-            name: schedule(optimizer, config, config.num_iterations)
-            for name, optimizer in optimizers.items()
+            name: schedule(optimizer, config, config.num_iterations) for name, optimizer in optimizers.items()
         },
         kl=kl,
         generator=devices.generator(config.seed, "rl"),
@@ -538,12 +526,8 @@ def describe(rollout: Rollout, gold: Scorer | None) -> dict[str, float]:
     """Reward, KL, length and EOS of a batch. KL in nats per response, with its standard error."""
     samples = rollout.samples
     log_ratio_BT = samples.logp_BT - rollout.ref_logp_BT
-    k1_B = maths.masked_sum(
-        kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, "k1"), samples.mask_BT
-    )
-    k3_B = maths.masked_sum(
-        kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, "k3"), samples.mask_BT
-    )
+    k1_B = maths.masked_sum(kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, "k1"), samples.mask_BT)
+    k3_B = maths.masked_sum(kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, "k3"), samples.mask_BT)
     if not bool(log_ratio_BT.isfinite().all()):
         raise DivergedError("rl: log-probabilities are not finite; stopped before the update")
     n = len(k1_B)
@@ -608,8 +592,7 @@ def check_repeatable(
     part = list(prompts[: min(config.batch_size, 64)])
     tokens = fitting_prompt_ids(tokenizer, part, engine.model, config.response_length)
     first, second = (
-        engine.sample(tokens, sampling, devices.generator(config.seed, "rl", "twice"))
-        for _ in range(2)
+        engine.sample(tokens, sampling, devices.generator(config.seed, "rl", "twice")) for _ in range(2)
     )
     same = torch.equal(first.tokens_BS, second.tokens_BS)
     if not (same and torch.equal(first.logp_BT, second.logp_BT)):

@@ -127,9 +127,7 @@ def starting_model(config: SftConfig, source: Source, device: torch.device) -> t
     if config.model_name_or_path:
         return load.load_policy(config.model_name_or_path, device)
     if config.hidden_size % config.num_heads:
-        raise UsageError(
-            f"hidden_size {config.hidden_size} is no multiple of num_heads {config.num_heads}"
-        )
+        raise UsageError(f"hidden_size {config.hidden_size} is no multiple of num_heads {config.num_heads}")
     rows = source.need("demonstrations", "train")
     texts = [text for row in rows for text in (prompt_text(row.prompt), row.response)]
     tokenizer = tiny.train_tokenizer(texts, config.vocab_size)

@@ -1,0 +1,184 @@
+"""The command line. Help is static and a subcommand's parser is built only when it runs, so that
+``preferl --help`` never loads torch."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from preferl import __version__
+from preferl.runs.errors import DATA, INTERRUPTED, USAGE, DivergedError, UsageError
+
+HELP = f"""\
+preferl {__version__}: RLHF, from preferences to policy.
+
+  preferl demo                     the whole pipeline on the embedded world, in minutes on a laptop
+  preferl run --config F.yaml      the same pipeline on any model and data set
+
+One stage at a time (each takes the previous stage's directory):
+  preferl sft                      fine-tune a language model on demonstrations
+  preferl collect                  sample responses and let an annotator compare them
+  preferl reward                   train a reward model on preferences
+  preferl rl                       fine-tune the policy against the reward (ppo, reinforce)
+  preferl evaluate                 compare the policy with its SFT model and with best-of-N
+  preferl report RUN               one HTML file from a run's files
+
+  preferl data validate IN         check every row of a data set
+  preferl data convert IN OUT      between formats; `world` as IN writes the embedded world
+  preferl doctor                   versions, devices, disk, known problems
+
+`preferl COMMAND --help` lists a command's options. Options come from defaults, then YAML files
+(--config, several allowed), then flags; --print_config shows the result. The same command again goes on
+where it was interrupted; --fresh starts anew; --debug shows tracebacks.
+Exit codes: 0 done, 2 usage, 3 data, 4 diverged, 75 interrupted (run the same command again).
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    arguments = ["--print_config" if a == "--print-config" else a for a in arguments]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"preferl {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        return fail(f"unknown command '{name}'{nearest(name)}; see `preferl --help`", USAGE)
+    try:
+        return COMMANDS[name](rest)
+    except KeyboardInterrupt:
+        return fail("interrupted; the same command goes on at the unfinished stage", INTERRUPTED)
+    except (UsageError, DivergedError) as error:
+        if debug:
+            traceback.print_exc()
+        return fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last resort: said aloud, exit code 1 or 3
+        if debug:
+            traceback.print_exc()
+        if is_data_error(error):
+            return fail(str(error), DATA)
+        if isinstance(error, OSError):
+            return fail(
+                f"{error.strerror or error}: {error.filename or ''}; check path, rights and space", USAGE
+            )
+        return fail(f"{type(error).__name__}: {error} (a defect or a full machine; --debug shows where)", 1)
+
+
+def fail(message: str, code: int) -> int:
+    print(f"preferl: error: {message}", file=sys.stderr)
+    return code
+
+
+def is_data_error(error: Exception) -> bool:
+    from preferl.data.records import DataError
+
+    return isinstance(error, DataError)
+
+
+def nearest(name: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def take_flag(arguments: list[str], flag: str) -> tuple[list[str], bool]:
+    return [a for a in arguments if a != flag], flag in arguments
+
+
+def stage_command(name: str) -> Callable[[list[str]], int]:
+    """``preferl NAME``: a stage by itself."""
+
+    def command(arguments: list[str]) -> int:
+        import importlib
+
+        from preferl.runs.config import instantiate, parser_for
+
+        module = importlib.import_module(f"preferl.stages.{name}")
+        config_class = getattr(module, name.capitalize() + "Config")
+        arguments, fresh = take_flag(arguments, "--fresh")
+        parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip())
+        config = instantiate(parser, config_class, parser.parse_args(arguments))
+        path = module.run(config, fresh=fresh)
+        print(path)
+        return 0
+
+    return command
+
+
+def run_command(arguments: list[str]) -> int:
+    """``preferl run``: the pipeline from a configuration."""
+    from preferl import pipeline
+    from preferl.runs.config import instantiate, parser_for
+
+    arguments, fresh = take_flag(arguments, "--fresh")
+    parser = parser_for(pipeline.RunConfig, "preferl run", (pipeline.__doc__ or "").strip())
+    config = instantiate(parser, pipeline.RunConfig, parser.parse_args(arguments))
+    pipeline.run(config, fresh=fresh)
+    return 0
+
+
+def demo_command(arguments: list[str]) -> int:
+    """``preferl demo``: the embedded world. Takes the same options as ``run``."""
+    from preferl import pipeline
+    from preferl.runs.config import instantiate, parser_for
+
+    arguments, fresh = take_flag(arguments, "--fresh")
+    parser = parser_for(
+        pipeline.RunConfig, "preferl demo", "The whole pipeline on the embedded world; options as for `run`."
+    )
+    parser.set_defaults(vars_of(pipeline.demo_config()))
+    config = instantiate(parser, pipeline.RunConfig, parser.parse_args(arguments))
+    pipeline.run(config, fresh=fresh)
+    return 0
+
+
+def vars_of(config: object) -> dict[str, object]:
+    """A configuration as nested plain values, for a parser's defaults."""
+    import dataclasses
+
+    return dataclasses.asdict(config)  # type: ignore[call-overload]
+
+
+def report_command(arguments: list[str]) -> int:
+    """``preferl report RUN``."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: preferl report RUN_DIRECTORY", file=sys.stderr)
+        return 0 if arguments in (["--help"], ["-h"]) else USAGE
+    from preferl.stages import report
+
+    print(report.write(Path(arguments[0])))
+    return 0
+
+
+def data_command(arguments: list[str]) -> int:
+    """``preferl data validate|convert``."""
+    from preferl.stages import data
+
+    return data.main(arguments)
+
+
+def doctor_command(arguments: list[str]) -> int:
+    """``preferl doctor``."""
+    from preferl.runs import doctor
+
+    return doctor.main()
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": demo_command,
+    "run": run_command,
+    **{name: stage_command(name) for name in ("sft", "collect", "reward", "rl", "evaluate")},
+    "report": report_command,
+    "data": data_command,
+    "doctor": doctor_command,
+}

@@ -1,0 +1,141 @@
+"""The whole pipeline over one run directory: which stages, in which order, and how they find each other.
+
+``preferl demo`` and ``preferl run`` build a ``RunConfig`` and call ``run``. Stages meet through their
+directories; this file fills in the paths, so that a configuration names only what is particular to it.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from preferl.runs.config import DataOptions, DeviceOptions, inherit, to_yaml
+from preferl.runs.directory import StageDirectory, write_run_files
+from preferl.runs.errors import UsageError
+from preferl.runs.progress import clock, say
+from preferl.stages import collect, evaluate, report, reward, rl, sft
+from preferl.stages.collect import CollectConfig
+from preferl.stages.evaluate import EvaluateConfig
+from preferl.stages.reward import RewardConfig
+from preferl.stages.rl import RlConfig
+from preferl.stages.sft import SftConfig
+
+STAGES = ("sft", "collect", "reward", "rl", "evaluate", "report")
+SHARED = tuple(f.name for f in dataclasses.fields(DeviceOptions))
+DATA = tuple(f.name for f in dataclasses.fields(DataOptions))
+SAMPLING = ("temperature", "response_length")
+
+
+@dataclass(kw_only=True)
+class RunConfig(DataOptions, DeviceOptions):
+    """A run. What stands here (seed, device, data set, sampling) holds for every stage that does not say
+    otherwise; the stages' own options stand under their names."""
+
+    output_dir: str = "runs/run"
+    """The run's directory; each stage is a directory in it."""
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    """Which stages, in this order: sft, collect, reward, rl, evaluate, report."""
+    model_name_or_path: str | None = None
+    """Base model of the first stage that needs one; without it a small one is made."""
+    temperature: float = 1.0
+    """Sampling temperature of every stage."""
+    response_length: int = 48
+    """Most tokens of a response, EOS included, in every stage."""
+    sft: SftConfig = field(default_factory=SftConfig)
+    """Options of the sft stage."""
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    """Options of the collect stage."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """Options of the reward stage."""
+    rl: RlConfig = field(default_factory=RlConfig)
+    """Options of the rl stage."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Options of the evaluate stage."""
+
+
+def run(config: RunConfig, fresh: bool = False) -> Path:
+    """Runs the stages that are not finished; returns the path of the report, or of the run directory.
+
+    Raises:
+        UsageError: an unknown stage, or a stage without the one it needs.
+    """
+    started, root = time.monotonic(), Path(config.output_dir)
+    config = resolve(config)
+    check_foreign(root)
+    write_run_files(root, to_yaml(config))
+    runners: dict[str, Any] = {
+        "sft": sft,
+        "collect": collect,
+        "reward": reward,
+        "rl": rl,
+        "evaluate": evaluate,
+    }
+    redo = fresh
+    for name in config.stages:
+        if name == "report":
+            continue
+        options = getattr(config, name)
+        stage = StageDirectory(Path(options.output_dir), name)
+        # What follows a stage that was done again is done again too: it was made from what is gone.
+        done_before = stage.settled(dataclasses.asdict(options), redo)
+        runners[name].run(options, fresh=redo)
+        redo = redo or not done_before
+    result = report.write(root) if "report" in config.stages else root
+    say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
+    return result
+
+
+def check_foreign(root: Path) -> None:
+    """A directory that holds something else is left alone."""
+    if root.is_dir() and any(root.iterdir()) and not (root / "config.yaml").exists():
+        raise UsageError(f"{root} is not empty and holds no preferl run; choose another --output_dir")
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The same run with every stage's paths, data set, seed and sampling filled in."""
+    unknown = [name for name in config.stages if name not in STAGES]
+    if unknown:
+        raise UsageError(f"stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
+    root, present = Path(config.output_dir), set(config.stages)
+
+    def at(name: str) -> str:
+        return str(root / name)
+
+    shared = {name: inherit(getattr(config, name), config, SHARED) for name in STAGES[:-1]}
+    for name in STAGES[:-1]:
+        shared[name] = inherit(shared[name], config, SAMPLING)
+        if name != "reward":
+            shared[name] = inherit(shared[name], config, DATA)
+        shared[name] = dataclasses.replace(shared[name], output_dir=at(name))
+    base = at("sft") if "sft" in present else config.model_name_or_path
+    if base is None and present & {"collect", "reward", "rl", "evaluate"}:
+        raise UsageError("a run without the sft stage needs --model_name_or_path, the policy to start from")
+    annotator = config.collect.annotator if "collect" in present else None
+    default = RunConfig()
+
+    def fill(name: str, **values: Any) -> None:
+        """Sets what still has its default."""
+        stage, usual = shared[name], getattr(default, name)
+        open_fields = {k: v for k, v in values.items() if getattr(stage, k) == getattr(usual, k)}
+        shared[name] = dataclasses.replace(stage, **open_fields)
+
+    fill("sft", model_name_or_path=config.model_name_or_path)
+    fill("collect", model_name_or_path=base)
+    fill("reward", model_name_or_path=base)
+    if "collect" in present:
+        fill("reward", dataset_name=at("collect"))
+    else:
+        shared["reward"] = inherit(
+            dataclasses.replace(shared["reward"], dataset_name=config.dataset_name), config, DATA
+        )
+        fill("reward", reference_policy=base)
+    fill("rl", model_name_or_path=base, reward_model=at("reward"), gold=annotator)
+    policy = at("rl") if "rl" in present else base
+    fill("evaluate", model_name_or_path=policy, ref_model=base, reward_model=at("reward"), gold=annotator)
+    return dataclasses.replace(config, **shared)
+
+
+def demo_config(output_dir: str = "runs/demo", seed: int = 0) -> RunConfig:
+    """The embedded world in minutes on two CPU cores."""
+    return RunConfig(output_dir=output_dir, seed=seed)
