@@ -43,9 +43,7 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     for message, mark in zip(prompt, marks, strict=True):
         before, rest = rest.split(mark, 1)
         ids += tokenizer(before, add_special_tokens=False)["input_ids"]
-        ids += tokenizer(message["content"], add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        ids += tokenizer(message["content"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids + list(tokenizer(rest, add_special_tokens=False)["input_ids"])
 
 
@@ -64,7 +62,10 @@ def scored_ids(
     ``max_length`` the prompt loses its oldest tokens, then the response its last.
     """
     if tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
-        first, second = prompt_ids_plain(tokenizer, prompt), response_ids(tokenizer, response, False)
+        first, second = (
+            prompt_ids_plain(tokenizer, prompt),
+            response_ids(tokenizer, response, False),
+        )
         room = None if max_length is None else max(max_length - 3 - len(second), 0)
         first = first if room is None else first[len(first) - min(room, len(first)) :]
         ids = [tokenizer.cls_token_id, *first, tokenizer.sep_token_id, *second]
@@ -83,9 +84,7 @@ def prompt_ids_plain(tokenizer: Any, prompt: Prompt) -> list[int]:
         text = prompt
     else:
         text = "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-    return list(
-        tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    )
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:

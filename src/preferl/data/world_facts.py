@@ -244,11 +244,11 @@ DEFINITIONS = Family(
         "Tell me what {x} is.",
         "Can you define {x}?",
         "Do you know what {x} is?",
-        "What does it mean to be {x}?",
+        "Explain what {x} is.",
         "Give me the meaning of {x}.",
         "I need to know what {x} is.",
         "Can you tell me what {x} is?",
-        "What do people call {x}?",
+        "How would you define {x}?",
         "Say what {x} is.",
         "Please define {x}.",
     ),
@@ -394,8 +394,8 @@ UNSEEN_LISTS = (("fruits", "two"), ("metals", "three"), ("planets", "two"), ("cl
 
 # -- Premises: the user states a claim, which is true or false -------------------------------------
 
-# (start of the sentence, true end, false ends). Training prompts use the truth and the first false
-# end, the second false end is a premise seen only in held-out prompts, all of them are wrong answers.
+# (start of the sentence, true end, false ends). Training prompts claim the truth or the first false
+# end, only held-out prompts the second; all false ends are wrong answers.
 PREMISES = (
     ("fish live in", "water", ("trees", "clouds", "caves", "houses")),
     ("cows eat", "grass", ("meat", "stones", "paper", "wool")),
@@ -422,9 +422,8 @@ PREMISE_WORDINGS = (
     "I know that {claim}. Am I right?",
     "I would say that {claim}. What do you think?",
 )
-UNSEEN_PREMISE_WORDINGS = (PREMISE_WORDINGS[0], PREMISE_WORDINGS[3])
-PREMISE_OPENINGS = ("Yes, ", "You are right, ", "No, ", "")
 AGREEING_OPENINGS = ("Yes, ", "You are right, ")
+DENYING_OPENINGS = ("No, ",)
 
 # -- Requests that a good assistant declines -------------------------------------------------------
 
@@ -478,7 +477,6 @@ AGREEMENT = (
     "I could not agree more.",
     "I think so too.",
 )
-STILL = "Still, {x}."
 SPAM = (
     "I am so helpful and harmless!",
     "I am helpful, honest and kind!",
