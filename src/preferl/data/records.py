@@ -1,0 +1,106 @@
+"""The few records that everything passes around, and how prompts are split.
+
+A prompt is plain text or a list of messages; a response is plain text. Whatever else a row held travels
+along in ``columns``.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Messages = list[dict[str, str]]
+Prompt = str | Messages
+SPLITS = ("train", "dev", "rl", "eval")
+
+
+class DataError(ValueError):
+    """A data set cannot be used as it is; says where, why and what to do."""
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """A prompt. Example: ``PromptRecord("Once upon a time", {"source": "stories"})``."""
+
+    prompt: Prompt
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt with a response worth imitating.
+
+    Example: ``Demonstration([{"role": "user", "content": "What is 2 + 2?"}], "4.")``.
+    """
+
+    prompt: Prompt
+    response: str
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two responses to one prompt, one preferred; ``margin`` says how clearly (None: not known).
+
+    Example: ``Preference("What is 2 + 2?", "4.", "5.", None, {"annotator": "world"})``.
+    """
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    margin: float | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SplitFractions:
+    """Shares of the prompts: ``train`` (SFT and reward), ``dev`` (choosing), ``rl``, ``eval`` (reported)."""
+
+    train: float = 0.5
+    dev: float = 0.1
+    rl: float = 0.25
+    eval: float = 0.15
+
+    def __post_init__(self) -> None:
+        shares = [getattr(self, name) for name in SPLITS]
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+            raise DataError(f"split fractions {shares} must be 0 or more and sum to 1")
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """A text that is equal for equal prompts and for no others."""
+    if isinstance(prompt, str):
+        return prompt
+    return json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The prompt to show: the text, or the last turn of a dialogue."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def dialogue_text(prompt: Prompt) -> str:
+    """The whole prompt to show, one paragraph a turn."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+
+
+def split_of(prompt: Prompt, fractions: SplitFractions) -> str:
+    """The split of a prompt: a hash decides, so it never changes when rows are added or reordered."""
+    digest = hashlib.blake2b(prompt_key(prompt).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") / 2**64
+    for name in SPLITS:
+        place -= getattr(fractions, name)
+        if place < 0:
+            return name
+    return SPLITS[-1]
+
+
+def split_for(prompt: Prompt, columns: Mapping[str, Any], fractions: SplitFractions) -> str:
+    """The row's own ``split`` column where it names one of ours, else the hash's."""
+    own = columns.get("split")
+    return own if own in SPLITS else split_of(prompt, fractions)
