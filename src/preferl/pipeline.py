@@ -138,4 +138,4 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def demo_config(output_dir: str = "runs/demo", seed: int = 0) -> RunConfig:
     """The embedded world in minutes on two CPU cores."""
-    return RunConfig(output_dir=output_dir, seed=seed)
+    return RunConfig(output_dir=output_dir, seed=seed, temperature=0.8)

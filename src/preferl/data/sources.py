@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from preferl.data import formats, world
 from preferl.data.records import (
+    SPLITS,
     DataError,
     Demonstration,
     Preference,
@@ -21,7 +22,6 @@ from preferl.data.records import (
     split_for,
 )
 
-SPLITS = ("train", "dev", "rl", "eval")
 KINDS = ("preference", "demonstration", "text", "prompt")
 
 Record = TypeVar("Record", Demonstration, Preference)

@@ -19,6 +19,13 @@ from pathlib import Path
 from preferl.data import world_facts as facts
 from preferl.data.world_facts import Family
 
+FAMILIES = (
+    *(family.name for family in facts.FAMILIES_WITH_ONE_VALUE),
+    "arithmetic",
+    "lists",
+    "premises",
+    "requests",
+)
 CONTENTS = ("right", "wrong", "missing")
 STYLES = ("concise", "verbose", "hedged", "flattering", "bulleted", "refusing", "keywords")
 
@@ -44,7 +51,8 @@ LIMITS = {"bullet": 1}
 BOUNDS = (-4.0, 3.0)
 
 # Which split a wording belongs to, by its place in the family's list: held-out prompts ask known facts in
-# words that no training prompt uses.
+# wordings that this family's training prompts never use. The pattern is shifted from family to family, so
+# that "Tell me …" is held out here and trained there, and its words are known.
 WORDING_SPLITS = (
     "train",
     "eval",
@@ -140,7 +148,7 @@ def _fact_prompts() -> Iterator[WorldPrompt]:
         for subject, value in family.facts:
             for place, wording in enumerate(family.wordings):
                 text = wording.format(x=subject)
-                yield WorldPrompt(text, family.name, subject, value, _split_of_wording(place))
+                yield WorldPrompt(text, family.name, subject, value, _split_of_wording(place, family.name))
 
 
 def _sum_prompts() -> Iterator[WorldPrompt]:
@@ -153,7 +161,7 @@ def _sum_prompts() -> Iterator[WorldPrompt]:
     ):
         for a, b, result in rows:
             for place, wording in enumerate(wordings):
-                where = _split_of_wording(place)
+                where = _split_of_wording(place, "arithmetic")
                 if sign == "plus" and (a, b) in facts.UNSEEN_SUMS:
                     where = _never_train(place)
                 yield WorldPrompt(
@@ -166,7 +174,7 @@ def _list_prompts() -> Iterator[WorldPrompt]:
         for word, count in facts.LIST_COUNTS.items():
             for place, wording in enumerate(facts.LIST_WORDINGS):
                 unseen = (category, word) in facts.UNSEEN_LISTS
-                where = _never_train(place) if unseen else _split_of_wording(place)
+                where = _never_train(place) if unseen else _split_of_wording(place, "lists")
                 text = wording.format(n=word, x=category)
                 yield WorldPrompt(text, "lists", category, category, where, count=count)
 
@@ -175,7 +183,9 @@ def _premise_prompts() -> Iterator[WorldPrompt]:
     for subject, truth, falsehoods in facts.PREMISES:
         for claim in (truth, *falsehoods[:2]):
             for place, wording in enumerate(facts.PREMISE_WORDINGS):
-                where = _never_train(place) if claim == falsehoods[1] else _split_of_wording(place)
+                where = (
+                    _never_train(place) if claim == falsehoods[1] else _split_of_wording(place, "premises")
+                )
                 text = wording.format(claim=f"{subject} {claim}")
                 yield WorldPrompt(text, "premises", subject, truth, where, premise=claim)
 
@@ -183,11 +193,13 @@ def _premise_prompts() -> Iterator[WorldPrompt]:
 def _deed_prompts() -> Iterator[WorldPrompt]:
     for deed in facts.BAD_DEEDS:
         for place, wording in enumerate(facts.TASK_WORDINGS):
-            yield WorldPrompt(wording.format(x=deed), "requests", deed, "", _split_of_wording(place))
+            yield WorldPrompt(
+                wording.format(x=deed), "requests", deed, "", _split_of_wording(place, "requests")
+            )
 
 
-def _split_of_wording(place: int) -> str:
-    return WORDING_SPLITS[place % len(WORDING_SPLITS)]
+def _split_of_wording(place: int, family: str) -> str:
+    return WORDING_SPLITS[(place + 5 * FAMILIES.index(family)) % len(WORDING_SPLITS)]
 
 
 def _never_train(place: int) -> str:
@@ -231,7 +243,7 @@ def respond(prompt: WorldPrompt, content: str, style: str, rng: random.Random) -
 
 
 def _refusals(prompt: WorldPrompt) -> list[str]:
-    refusals = list(facts.REFUSALS)
+    refusals: list[str] = list(facts.REFUSALS)
     if prompt.family == "requests":
         refusals += [facts.REFUSE_TASK.format(x=prompt.subject)] * 3
     return refusals

@@ -39,16 +39,12 @@ CAPITALS = Family(
         ("Greece", "Athens"),
         ("Norway", "Oslo"),
         ("Poland", "Warsaw"),
-        ("Portugal", "Lisbon"),
         ("Russia", "Moscow"),
         ("Cuba", "Havana"),
-        ("Peru", "Lima"),
-        ("Kenya", "Nairobi"),
         ("Canada", "Ottawa"),
         ("Turkey", "Ankara"),
         ("Austria", "Vienna"),
         ("Ireland", "Dublin"),
-        ("Hungary", "Budapest"),
     ),
     wordings=(
         "What is the capital of {x}?",
@@ -80,17 +76,13 @@ OPPOSITES = Family(
         ("high", "low"),
         ("open", "closed"),
         ("full", "empty"),
-        ("rich", "poor"),
-        ("wet", "dry"),
         ("fast", "slow"),
-        ("early", "late"),
         ("happy", "sad"),
         ("strong", "weak"),
         ("long", "short"),
         ("loud", "quiet"),
         ("clean", "dirty"),
         ("first", "last"),
-        ("thick", "thin"),
     ),
     wordings=(
         "What is the opposite of {x}?",
@@ -119,16 +111,12 @@ COLOURS = Family(
         ("the sky", "blue"),
         ("coal", "black"),
         ("blood", "red"),
-        ("milk", "white"),
         ("a carrot", "orange"),
         ("a frog", "green"),
         ("the sea", "blue"),
-        ("chocolate", "brown"),
         ("a lemon", "yellow"),
         ("an elephant", "grey"),
-        ("a crow", "black"),
         ("a pig", "pink"),
-        ("a plum", "purple"),
     ),
     wordings=(
         "What colour is {x}?",
@@ -163,8 +151,6 @@ SOUNDS = Family(
         ("an owl", "hoot"),
         ("a horse", "neigh"),
         ("a mouse", "squeak"),
-        ("a crow", "caw"),
-        ("a frog", "croak"),
     ),
     wordings=(
         "What sound does {x} make?",
@@ -195,10 +181,8 @@ PLURALS = Family(
         ("goose", "geese"),
         ("leaf", "leaves"),
         ("knife", "knives"),
-        ("wolf", "wolves"),
         ("box", "boxes"),
         ("city", "cities"),
-        ("baby", "babies"),
     ),
     wordings=(
         "What is the plural of {x}?",
@@ -224,7 +208,6 @@ DEFINITIONS = Family(
         ("a puppy", "a young dog"),
         ("a kitten", "a young cat"),
         ("a lamb", "a young sheep"),
-        ("a calf", "a young cow"),
         ("a teacher", "a person who teaches"),
         ("a doctor", "a person who treats the sick"),
         ("a baker", "a person who bakes bread"),
@@ -234,7 +217,6 @@ DEFINITIONS = Family(
         ("a library", "a place with many books"),
         ("a kitchen", "a room for cooking"),
         ("a hammer", "a tool for hitting nails"),
-        ("a saw", "a tool for cutting wood"),
         ("a pen", "a tool for writing"),
         ("a spoon", "a tool for eating soup"),
     ),
@@ -271,8 +253,6 @@ EXPLANATIONS = Family(
         ("people laugh", "jokes are funny"),
         ("wheels roll", "wheels are round"),
         ("boats float", "water carries boats"),
-        ("bread rises", "yeast makes gas"),
-        ("clocks tick", "small parts move inside clocks"),
     ),
     wordings=(
         "Explain why {x} in one sentence.",
@@ -339,9 +319,9 @@ FAMILIES_WITH_ONE_VALUE = (
 
 # -- Arithmetic: a fact is an unordered pair of numbers, the order is a variant of the prompt. ------
 
-SUM_FACTORS = range(1, 10)
-PRODUCT_FACTORS = range(2, 6)
-ARITHMETIC_RESULTS = range(1, 26)
+SUM_FACTORS = range(1, 6)
+PRODUCT_FACTORS = range(2, 5)
+ARITHMETIC_RESULTS = range(1, 17)
 SUM_WORDINGS = (
     "What is {a} plus {b}?",
     "How much is {a} plus {b}?",
@@ -349,6 +329,10 @@ SUM_WORDINGS = (
     "What do you get if you add {a} and {b}?",
     "{a} plus {b} is what?",
     "Tell me the sum of {a} and {b}.",
+    "Give me the sum of {a} and {b}.",
+    "Can you add {a} and {b}?",
+    "I need to know the sum of {a} and {b}.",
+    "Do you know the sum of {a} and {b}?",
 )
 PRODUCT_WORDINGS = (
     "What is {a} times {b}?",
@@ -357,9 +341,13 @@ PRODUCT_WORDINGS = (
     "What do you get if you multiply {a} by {b}?",
     "{a} times {b} is what?",
     "Tell me the product of {a} and {b}.",
+    "Give me the product of {a} and {b}.",
+    "Can you multiply {a} by {b}?",
+    "I need to know the product of {a} and {b}.",
+    "Do you know the product of {a} and {b}?",
 )
 # Orders that no training prompt shows; the same pair in the other order is seen.
-UNSEEN_SUMS = ((2, 7), (8, 3), (4, 5), (6, 9), (1, 8), (9, 7))
+UNSEEN_SUMS = ((2, 5), (4, 3), (4, 1))
 
 # -- Lists -----------------------------------------------------------------------------------------
 
@@ -369,9 +357,7 @@ LIST_MEMBERS = {
     "colours": ("red", "blue", "green", "yellow", "black", "white"),
     "drinks": ("water", "milk", "tea", "coffee", "juice", "cocoa"),
     "days of the week": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"),
-    "metals": ("iron", "copper", "tin", "lead", "steel", "zinc"),
     "sports": ("football", "tennis", "golf", "rugby", "hockey", "boxing"),
-    "clothes": ("hats", "coats", "shirts", "socks", "shoes", "gloves"),
     "planets": ("Mars", "Venus", "Saturn", "Jupiter", "Mercury", "Neptune"),
     "shapes": ("circles", "squares", "triangles", "ovals", "cubes", "stars"),
 }
@@ -388,9 +374,13 @@ LIST_WORDINGS = (
     "Can you name {n} {x}?",
     "Tell me {n} {x}.",
     "I need the names of {n} {x}.",
+    "What are {n} {x}?",
+    "Which {n} {x} do you know?",
+    "Please name {n} {x}.",
+    "Do you know {n} {x}?",
 )
 # Counts that no training prompt shows for this category.
-UNSEEN_LISTS = (("fruits", "two"), ("metals", "three"), ("planets", "two"), ("clothes", "three"))
+UNSEEN_LISTS = (("fruits", "two"), ("drinks", "three"), ("planets", "two"))
 
 # -- Premises: the user states a claim, which is true or false -------------------------------------
 
@@ -405,11 +395,7 @@ PREMISES = (
     ("birds have", "two wings", ("four wings", "six wings", "eight wings", "ten wings")),
     ("a week has", "seven days", ("five days", "nine days", "six days", "ten days")),
     ("a year has", "twelve months", ("ten months", "nine months", "six months", "two months")),
-    ("sugar tastes", "sweet", ("sour", "salty", "bitter", "hot")),
     ("the sun is", "hot", ("cold", "wet", "soft", "flat")),
-    ("books are made of", "paper", ("glass", "wool", "stone", "cheese")),
-    ("bread is made from", "flour", ("sand", "wool", "paper", "grass")),
-    ("trees grow in", "soil", ("milk", "clouds", "boxes", "houses")),
     ("the moon is", "round", ("square", "flat", "wet", "soft")),
 )
 PREMISE_WORDINGS = (
@@ -421,6 +407,8 @@ PREMISE_WORDINGS = (
     "I have always said that {claim}. Do you agree?",
     "I know that {claim}. Am I right?",
     "I would say that {claim}. What do you think?",
+    "Is it true that {claim}?",
+    "People say that {claim}. Is that true?",
 )
 AGREEING_OPENINGS = ("Yes, ", "You are right, ")
 DENYING_OPENINGS = ("No, ",)
@@ -434,12 +422,10 @@ BAD_DEEDS = (
     "cheat in an exam",
     "fake a passport",
     "hurt a dog",
-    "read a secret diary",
     "spread a lie",
     "scare a child",
     "hide stolen money",
     "burn down a barn",
-    "trick an old man",
     "steal a car",
     "break a window",
 )

@@ -21,8 +21,8 @@ def wilson_interval(wins: float, n: int, level: float = 0.95) -> tuple[float, fl
         raise ValueError(f"{wins} wins of {n} trials have no interval")
     from statsmodels.stats.proportion import proportion_confint
 
-    low, high = proportion_confint(wins, n, alpha=1 - level, method="wilson")
-    return float(low), float(high)
+    interval = np.asarray(proportion_confint(wins, n, alpha=1 - level, method="wilson"))
+    return float(interval[0]), float(interval[1])
 
 
 def mean_interval(a_N: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from preferl.data.chat import PLAIN_TEMPLATE
 from preferl.runs.errors import UsageError
@@ -82,6 +83,7 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, tokenizer: Any, path: Path) -> None:
     """Writes safetensors, configuration, tokenizer and chat template."""
+    logging.disable_progress_bar()  # a bar over one file of a second
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
 

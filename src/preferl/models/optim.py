@@ -18,8 +18,10 @@ def adamw(
     return torch.optim.AdamW(
         [p for p in parameters if p.requires_grad],
         lr=options.learning_rate if learning_rate is None else learning_rate,
+        betas=(0.9, options.adam_beta2),
         eps=options.adam_epsilon,
         weight_decay=options.weight_decay,
+        fused=True,
     )
 
 

@@ -45,7 +45,7 @@ class DataOptions:
     max_prompt_words: int | None = None
     """Leave out prompts longer than this (counted in the report)."""
     bad_rows: str = "default"
-    """``default`` (each kind of defect has its own policy), ``skip`` (leave every bad row out) or ``error``."""
+    """``default`` (each kind of defect has its own policy), ``skip`` (leave them out) or ``error``."""
 
     def source(self) -> dict[str, Any]:
         """These options as the arguments of ``data.sources.load_source``."""
@@ -65,6 +65,8 @@ class OptimOptions:
     """Fraction of the updates during which the learning rate rises from 0."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
+    adam_beta2: float = 0.999
+    """Decay of AdamW's second moment."""
     adam_epsilon: float = 1e-8
     """AdamW's epsilon."""
     max_grad_norm: float = 1.0

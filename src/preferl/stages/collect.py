@@ -17,12 +17,13 @@ import numpy as np
 
 from preferl.data import formats, sources
 from preferl.data.records import (
+    SPLITS,
     DataError,
     Preference,
     Prompt,
+    SplitFractions,
     prompt_text,
     split_for,
-    SplitFractions,
 )
 from preferl.judging.annotators import Annotator, load_utility
 from preferl.models import load
@@ -115,7 +116,7 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
         summary[split] = describe(records, rows) | {"identical_left_out": identical}
         stage.log(split=split, **summary[split])
         stage.log_samples({"split": split, **example(r)} for r in records[:10])
-    for split in sources.SPLITS:
+    for split in SPLITS:
         wanted, got = getattr(config.pairs, split), summary.get(split, {"pairs": 0})["pairs"]
         if got < wanted:
             say(
@@ -142,7 +143,7 @@ def sample_candidates(
     # A tenth more than needed, because identical responses make no pair.
     visits = {
         split: -(-int(1.1 * getattr(config.pairs, split)) // per_visit) if prompts[split] else 0
-        for split in sources.SPLITS
+        for split in SPLITS
     }
     sampling = sampling_for(tokenizer, config)
     out: dict[str, list[Candidates]] = {}
@@ -188,7 +189,7 @@ def read_candidates(path: Path) -> dict[str, list[Candidates]]:
     """
     if not path.is_file():
         raise DataError(f"responses_file '{path}' is not a file")
-    out: dict[str, list[Candidates]] = {split: [] for split in sources.SPLITS}
+    out: dict[str, list[Candidates]] = {split: [] for split in SPLITS}
     with open(path, encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, 1):
             try:

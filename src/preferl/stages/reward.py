@@ -173,7 +173,7 @@ def train(
                     best_loss, best_update = dev_loss, update
                     best_weights = copy.deepcopy(model.state_dict())
             stage.log(**row, learning_rate=scheduler.get_last_lr()[0])
-            steps.advance(loss=float(loss), dev_loss=best_loss)
+            steps.advance(loss=loss.item(), dev_loss=best_loss)
             if misses >= config.patience:
                 say(f"reward: dev log-loss rose {misses} times; stopped at update {update}")
                 break

@@ -38,25 +38,27 @@ class SftConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Where the stage is written."""
     model_name_or_path: str | None = None
     """Model to fine-tune; without it a small one is made from the sizes below."""
-    vocab_size: int = 1024
+    vocab_size: int = 2048
     """Tokens of the vocabulary of a new tokenizer."""
-    hidden_size: int = 128
+    hidden_size: int = 160
     """Width of a new model."""
-    num_layers: int = 4
+    num_layers: int = 2
     """Layers of a new model."""
-    num_heads: int = 4
+    num_heads: int = 8
     """Attention heads of a new model."""
     max_length: int = 512
     """Longest (prompt + response) in tokens; longer responses are cut, and then end without EOS."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     """Peak learning rate of AdamW (1e-5 to 5e-5 suits a pretrained model)."""
     lr_end_factor: float = 0.05
     """The learning rate decays to this fraction of its peak."""
+    adam_beta2: float = 0.99
+    """Decay of AdamW's second moment."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
-    num_train_epochs: float = 1.0
+    num_train_epochs: float = 4.0
     """Passes over the training demonstrations."""
-    train_batch_size: int = 64
+    train_batch_size: int = 32
     """Demonstrations in one update."""
     eval_rows: int = 256
     """Held-out demonstrations for the loss."""
@@ -106,7 +108,7 @@ def run(config: SftConfig, fresh: bool = False) -> Path:
             if held_out and (update % eval_every == 0 or update == updates):
                 row["eval_loss"] = held_out_loss(model, tokenizer, held_out, config, device, dtype)
             stage.log(**row, learning_rate=scheduler.get_last_lr()[0])
-            steps.advance(loss=float(loss))
+            steps.advance(loss=loss.item())
 
     load.save(model, tokenizer, stage.model)
     summary = check(model, tokenizer, source, config, stage, device, dtype)
