@@ -1,13 +1,15 @@
-"""Rows out of files: JSON Lines (.gz), JSON, parquet, plain text (.gz), folders of them, Hub names.
+"""Rows out of files and into files: JSON Lines, JSON, parquet, plain text (all but parquet also .gz), folders
+of them, Hub names.
 
-Rows come with where they were (file and line), and what cannot be read as a row comes as a ``RowError``, so
-that the reader's policy decides about it.
+Nothing that is read is executed: no pickle, no scripts of data sets. Rows come with where they were (file and
+line), and what cannot be read as a row comes as a ``RowError``, so that the reader's policy decides about it.
 """
 
 import gzip
 import json
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ OFFLINE = {
     "Anthropic/hh-rlhf:harmless-base": "pref/hh_harmless_base.*.jsonl.gz",
     "roneneldan/TinyStories": "lm/tinystories_5k.jsonl.gz",
 }
+BYTE_ORDER_MARK, END_OF_TEXT = b"\xef\xbb\xbf", b"<|endoftext|>"
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
 
 
@@ -57,7 +60,7 @@ def resolve(name: str) -> list[Path] | list[str]:
 
     A name that is none of these is taken for a Hub name and comes back as it is.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -70,7 +73,7 @@ def resolve(name: str) -> list[Path] | list[str]:
         found = sorted(Path(root).glob(OFFLINE[name]))
         if found:
             return found
-    if name.endswith(ENDINGS) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if name.endswith(ENDINGS) or name.startswith((".", "/", "~")) or name.split(":")[0].count("/") > 1:
         raise DataError(f"'{name}' is no file or folder here; check the path")
     return [name]
 
@@ -96,18 +99,40 @@ def _hub_rows(name: str) -> Iterator[Row]:
 def _file_rows(path: Path) -> Iterator[Row]:
     name = path.name.removesuffix(".gz")
     if name.endswith(".parquet"):
-        import pyarrow.parquet
-
-        for number, row in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1):
-            yield Row(f"{path}: row {number}", row)
+        yield from _parquet_rows(path)
     elif name.endswith(".jsonl"):
         yield from _json_lines(path)
     elif name.endswith(".json"):
-        yield from _json_array(path)
+        yield from _json_file(path)
     elif name.endswith(".txt"):
         yield from _paragraphs(path)
     else:
         raise DataError(f"'{path}' is of no kind that preferl reads; the kinds are {', '.join(ENDINGS)}")
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
+            for row in _table_rows(batch):
+                number += 1
+                yield Row(f"{path}: row {number}", row)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"'{path}' is no whole parquet file: {error}; fetch it again") from error
+
+
+def _table_rows(batch: Any) -> Iterator[dict[str, Any] | RowError]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            yield RowError("wrong_encoding", f"is not UTF-8 ({error.reason})")
+        else:  # find the rows that are meant, one by one
+            for i in range(batch.num_rows):
+                yield from _table_rows(batch.slice(i, 1))
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -115,32 +140,38 @@ def _lines(path: Path) -> Iterator[bytes]:
     try:
         with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
             yield from file
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"'{path}' is no whole gzip file: {error}; fetch it again") from error
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
     for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            yield Row(
-                where, RowError("wrong_encoding", f"is not UTF-8 ({error.reason} at byte {error.start})")
-            )
-        except json.JSONDecodeError as error:
-            yield Row(where, RowError("invalid_json", f"is not JSON ({error.msg} at column {error.colno})"))
-        else:
-            yield Row(where, _object(value))
+        if number == 1:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if line.strip():
+            yield Row(f"{path}:{number}", _json_row(line))
 
 
-def _json_array(path: Path) -> Iterator[Row]:
-    text = b"".join(_lines(path))
+def _json_row(line: bytes) -> dict[str, Any] | RowError:
+    try:
+        return _object(json.loads(line.decode("utf-8")))
+    except UnicodeDecodeError as error:
+        return RowError("wrong_encoding", f"is not UTF-8 ({error.reason} at byte {error.start})")
+    except json.JSONDecodeError as error:
+        return RowError("invalid_json", f"is not JSON ({error.msg} at column {error.colno})")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+        return RowError("invalid_json", f"is not JSON that can be read ({error})")
+
+
+def _json_file(path: Path) -> Iterator[Row]:
+    """An array of rows; many a .json file is JSON Lines, and is read as that."""
+    text = b"".join(_lines(path)).removeprefix(BYTE_ORDER_MARK)
+    if text.lstrip()[:1] == b"{" and not _is_one_value(text):
+        yield from _json_lines(path)
+        return
     try:
         value = json.loads(text.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"'{path}' is not UTF-8 JSON: {error}") from error
     if not isinstance(value, list):
         raise DataError(f"'{path}' holds one {type(value).__name__}; an array of rows is needed")
@@ -148,24 +179,96 @@ def _json_array(path: Path) -> Iterator[Row]:
         yield Row(f"{path}: row {number}", _object(row))
 
 
+def _is_one_value(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _paragraphs(path: Path) -> Iterator[Row]:
-    """Plain text: one text a paragraph, separated by empty lines."""
+    """Plain text: texts are separated by lines of ``<|endoftext|>`` where there are any, else by empty lines.
+
+    The first is how TinyStories comes (its stories hold empty lines), the second fits plays, poems and books.
+    One text a line would cut both into fragments.
+    """
+    lines = [line.replace(b"\r\n", b"\n") for line in _lines(path)]
+    separator = END_OF_TEXT if any(line.strip() == END_OF_TEXT for line in lines) else b""
     start, block = 1, []
-    for number, line in enumerate([*_lines(path), b""], 1):
-        if line.strip():
+    for number, line in enumerate([*lines, separator], 1):
+        if line.strip() != separator:
             start = start if block else number
             block.append(line)
             continue
-        if block:
-            where = f"{path}:{start}"
-            try:
-                yield Row(where, {"text": b"".join(block).decode("utf-8").rstrip("\n")})
-            except UnicodeDecodeError as error:
-                yield Row(where, RowError("wrong_encoding", f"is not UTF-8 ({error.reason})"))
+        text = b"".join(block)
+        if text.strip():
+            yield Row(f"{path}:{start}", _text_row(text))
         block = []
 
 
+def _text_row(text: bytes) -> dict[str, Any] | RowError:
+    try:
+        return {"text": text.removeprefix(BYTE_ORDER_MARK).decode("utf-8").strip("\n")}
+    except UnicodeDecodeError as error:
+        return RowError("wrong_encoding", f"is not UTF-8 ({error.reason} at byte {error.start})")
+
+
 def _object(value: Any) -> dict[str, Any] | RowError:
-    if isinstance(value, dict):
-        return value
-    return RowError("not_an_object", f"is a JSON {type(value).__name__}, not an object with columns")
+    if not isinstance(value, dict):
+        return RowError("not_an_object", f"is a JSON {type(value).__name__}, not an object with columns")
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        # JSON can escape half of a character; no tokenizer and no file takes that.
+        return RowError("wrong_encoding", "holds half of a surrogate pair (\\ud800 to \\udfff alone)")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows beside ``path`` and then moves them there: readers see the old file or the whole new one.
+
+    The same rows give the same bytes.
+
+    Raises:
+        DataError: the ending is unknown, or the kind of file cannot hold the rows.
+    """
+    if not path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
+        raise DataError(f"'{path}' must end with .jsonl, .jsonl.gz or .parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.name.endswith(".parquet"):
+            _write_parquet(temporary, rows, path)
+        else:
+            _write_json_lines(temporary, rows, path)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_json_lines(temporary: Path, rows: Sequence[dict[str, Any]], path: Path) -> None:
+    try:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise DataError(f"'{path}' cannot hold the rows: {error}") from error
+    # No time stamp, so that a repeated run writes the same bytes.
+    temporary.write_bytes(gzip.compress(text, mtime=0) if path.name.endswith(".gz") else text)
+
+
+def _write_parquet(temporary: Path, rows: Sequence[dict[str, Any]], path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    # pyarrow takes the columns of the first row alone and would drop what only later rows have.
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    try:
+        table = pyarrow.table({c: pyarrow.array([row.get(c) for row in rows]) for c in columns})
+        pyarrow.parquet.write_table(table, temporary)
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"'{path}' cannot hold the rows, parquet needs one type a column ({error}); write .jsonl instead"
+        ) from error

@@ -1,24 +1,28 @@
-"""Hugging Face, TRL and hh-rlhf rows to records and back, with every row checked.
+"""Data sets to records and back: reading with a policy for defects, a full check, writing, converting.
 
-Read: hh-rlhf's implicit prompt (``chosen`` and ``rejected`` are whole dialogues), TRL's explicit columns
-(``prompt``, ``chosen``, ``rejected``, optional ``margin``; texts or messages), ``messages``,
-``prompt`` + ``completion``, ``text``, ``prompt``. Each kind of defect has a policy: ``error`` stops at the row
-and names it, ``skip`` leaves it out and counts it. Nothing is left out silently.
+Each kind of defect has a policy: ``error`` stops at the row and names it, ``skip`` leaves it out and counts
+it. Nothing is left out silently, and a data set of which more than half would be left out is refused. What a
+row may look like is in ``rows``, where rows come from in ``files``.
 """
 
-import gzip
-import json
-import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from preferl.data.files import Row, RowError, read_rows
-from preferl.data.records import DataError, Demonstration, Messages, Preference, Prompt, PromptRecord
+from preferl.data.files import Row, RowError, read_rows, write_rows
+from preferl.data.records import DataError, Demonstration, Preference, PromptRecord
+from preferl.data.rows import (
+    demonstration_row,
+    preference_row,
+    prompt_row,
+    to_demonstration,
+    to_preference,
+    to_prompt,
+)
 
-# Damage stops the reading: something is wrong with the file. Rows that are whole but useless are left out.
+# Damage stops the reading: something is wrong with the file. Rows that are whole but useless are left out;
+# hh-rlhf itself has all of those, also dialogues in which one side speaks twice.
 POLICY = {
     "invalid_json": "error",
     "wrong_encoding": "error",
@@ -26,24 +30,22 @@ POLICY = {
     "missing_column": "error",
     "null_value": "error",
     "wrong_type": "error",
-    "bad_role_order": "error",
     "bad_margin": "error",
+    "bad_role_order": "skip",
     "empty_prompt": "skip",
     "empty_response": "skip",
     "identical_pair": "skip",
     "different_prompts": "skip",
 }
-ROLES = ("system", "user", "assistant")
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-SPEAKER = {"Human": "user", "Assistant": "assistant"}
-LAYOUTS = ("explicit", "implicit", "hh")
-
 Record = TypeVar("Record")
 
 
 @dataclass
 class ReadReport:
-    """What reading a data set met. ``left_out`` counts by kind, ``examples`` hold a place and a reason."""
+    """What reading a data set met. ``left_out`` counts by kind, ``examples`` hold a place and a reason.
+
+    Example: ``ReadReport("a.jsonl", 9, 8, {"empty_prompt": 1}, {"empty_prompt": ["a.jsonl:3: …"]})``.
+    """
 
     name: str
     read: int = 0
@@ -102,7 +104,7 @@ def load(
     Args:
         name: file, folder or Hub name.
         convert_row: a row to a record, or RowError.
-        policy: ``error`` or ``skip`` by kind of defect, over ``POLICY``; ``*`` means every kind.
+        policy: ``error`` or ``skip`` by kind of defect, over ``POLICY``; ``*`` means every other kind.
         limit: read at most so many rows.
 
     Raises:
@@ -140,29 +142,25 @@ def effective_policy(policy: Mapping[str, str]) -> dict[str, str]:
     Raises:
         DataError: an unknown kind or an unknown rule.
     """
-    rules = dict(POLICY)
     for kind, rule in policy.items():
         if rule not in ("error", "skip") or (kind != "*" and kind not in POLICY):
             raise DataError(
                 f"row policy {kind}: {rule} is unknown; kinds are {', '.join(POLICY)} or *, "
                 f"rules are error and skip"
             )
-        rules |= dict.fromkeys(POLICY, rule) if kind == "*" else {kind: rule}
-    return rules
+    return {kind: policy.get(kind, policy.get("*", rule)) for kind, rule in POLICY.items()}
 
 
 def detect(name: str) -> str:
-    """``preference``, ``demonstration``, ``text`` or ``prompt``, from the columns of the first rows.
+    """``preference``, ``demonstration``, ``text`` or ``prompt``, from the columns of the first good rows.
 
     Raises:
-        DataError: the columns fit none of them.
+        DataError: there is no good row, or the columns fit none of them.
     """
-    columns: set[str] = set()
-    for number, row in enumerate(read_rows(name)):
-        if isinstance(row.value, dict):
-            columns |= row.value.keys()
-        if number >= 20:
-            break
+    columns, first_error = _first_columns(name)
+    if columns is None:
+        reason = f"has no good row; {first_error}" if first_error else "has no rows"
+        raise DataError(f"data set '{name}' {reason}; `preferl data validate {name}` checks every row")
     for kind, needed in (
         ("preference", {"chosen", "rejected"}),
         ("demonstration", {"messages"}),
@@ -174,15 +172,28 @@ def detect(name: str) -> str:
             return kind
     raise DataError(
         f"data set '{name}' has the columns {', '.join(sorted(columns)) or 'none'}; preferl reads "
-        f"chosen + rejected (+ prompt), messages, prompt + completion, text, or prompt"
+        f"chosen + rejected (+ prompt), messages, prompt + completion, text, or prompt: rename the columns"
     )
+
+
+def _first_columns(name: str, rows: int = 20) -> tuple[set[str] | None, str]:
+    """The columns of the first good rows (None: there are no such rows) and the first bad row's defect."""
+    good, first_error = [], ""
+    for row in read_rows(name):
+        if isinstance(row.value, dict):
+            good.append(row.value)
+        else:
+            first_error = first_error or f"{row.where}: {row.value}"
+        if len(good) == rows:
+            break
+    return (set().union(*good) if good else None), first_error
 
 
 def validate(name: str) -> ReadReport:
     """Checks every row and counts every kind of defect; never stops at a bad row.
 
     Raises:
-        DataError: there is no such data set, or its columns fit no format.
+        DataError: there is no such data set, it has no rows, or its columns fit no format.
     """
     converters: dict[str, Callable[[dict[str, Any]], Any]] = {
         "preference": to_preference,
@@ -190,11 +201,14 @@ def validate(name: str) -> ReadReport:
         "text": to_demonstration,
         "prompt": to_prompt,
     }
-    convert_row, report = converters[detect(name)], ReadReport(name)
+    columns, first_error = _first_columns(name)
+    # Where no row can be read, none is converted, and the report is about that.
+    kind = "prompt" if columns is None and first_error else detect(name)
+    report = ReadReport(name)
     for row in read_rows(name):
         report.read += 1
         try:
-            _converted(row, convert_row)
+            _converted(row, converters[kind])
             report.kept += 1
         except RowError as error:
             report.count(row.where, error)
@@ -207,260 +221,46 @@ def _converted(row: Row, convert_row: Callable[[dict[str, Any]], Record]) -> Rec
     return convert_row(row.value)
 
 
-# ----------------------------------------------------------------------------------------- rows to records
-
-
-def to_preference(row: dict[str, Any]) -> Preference:
-    """A row with ``chosen`` and ``rejected``, and ``prompt`` unless it is implicit.
-
-    Raises:
-        RowError: the row has a defect.
-    """
-    chosen, rejected = _value(row, "chosen"), _value(row, "rejected")
-    if "prompt" in row:
-        prompt = _prompt(_value(row, "prompt"))
-        chosen, rejected = _response(chosen, "chosen", prompt), _response(rejected, "rejected", prompt)
-    else:
-        prompt, chosen, rejected = _implicit(chosen, rejected)
-    for column, text in (("chosen", chosen), ("rejected", rejected)):
-        if not text.strip():
-            raise RowError("empty_response", f"{column} is empty")
-    if chosen == rejected:
-        raise RowError("identical_pair", "chosen and rejected are the same")
-    columns = _rest(row, "prompt", "chosen", "rejected", "margin")
-    return Preference(prompt, chosen, rejected, _margin(row), columns)
-
-
-def to_demonstration(row: dict[str, Any]) -> Demonstration:
-    """A row with ``messages``, ``prompt`` + ``completion``, ``chosen`` pairs, or ``text``.
-
-    Raises:
-        RowError: the row has a defect.
-    """
-    if "messages" in row:
-        messages = _messages(_value(row, "messages"), "messages")
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise RowError("bad_role_order", "messages must end with the assistant's turn after a user's")
-        prompt, response = _prompt(messages[:-1]), messages[-1]["content"]
-        columns = _rest(row, "messages")
-    elif "completion" in row:
-        prompt = _prompt(_value(row, "prompt"))
-        response = _response(_value(row, "completion"), "completion", prompt)
-        columns = _rest(row, "prompt", "completion")
-    elif "chosen" in row:
-        pair = to_preference(row)
-        return Demonstration(pair.prompt, pair.chosen, pair.columns)
-    else:
-        text = _value(row, "text")
-        if not isinstance(text, str):
-            raise RowError("wrong_type", f"text is a {type(text).__name__}, not a text")
-        prompt, response, columns = "", text, _rest(row, "text")
-    if not response.strip():
-        raise RowError("empty_response", "the response is empty")
-    return Demonstration(prompt, response, columns)
-
-
-def to_prompt(row: dict[str, Any]) -> PromptRecord:
-    """A row with ``prompt``.
-
-    Raises:
-        RowError: the row has a defect.
-    """
-    return PromptRecord(_prompt(_value(row, "prompt")), _rest(row, "prompt"))
-
-
-def _value(row: dict[str, Any], column: str) -> Any:
-    if column not in row:
-        raise RowError("missing_column", f"has no column '{column}'")
-    if row[column] is None:
-        raise RowError("null_value", f"{column} is null")
-    return row[column]
-
-
-def _rest(row: dict[str, Any], *used: str) -> dict[str, Any]:
-    return {column: value for column, value in row.items() if column not in used}
-
-
-def _margin(row: dict[str, Any]) -> float | None:
-    margin = row.get("margin")
-    if margin is None:
-        return None
-    if isinstance(margin, bool) or not isinstance(margin, int | float):
-        raise RowError("bad_margin", f"margin is a {type(margin).__name__}, not a number")
-    if not 0 <= margin < float("inf"):
-        raise RowError("bad_margin", f"margin is {margin}; it must be a finite number, 0 or more")
-    return float(margin)
-
-
-def _prompt(value: Any) -> Prompt:
-    """A prompt that a response can follow: a text, or messages ending with the user's turn."""
-    if isinstance(value, str):
-        if not value.strip():
-            raise RowError("empty_prompt", "prompt is empty")
-        return value
-    messages = _messages(value, "prompt")
-    if not messages or not any(m["content"].strip() for m in messages):
-        raise RowError("empty_prompt", "prompt has no message with text")
-    if messages[-1]["role"] != "user":
-        raise RowError(
-            "bad_role_order", f"prompt ends with the {messages[-1]['role']}'s turn, not the user's"
-        )
-    return messages
-
-
-def _messages(value: Any, column: str) -> Messages:
-    """Messages whose roles alternate, user first, after at most one system message."""
-    if not isinstance(value, list):
-        raise RowError(
-            "wrong_type", f"{column} is a {type(value).__name__}, not a text or a list of messages"
-        )
-    messages = []
-    for message in value:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise RowError("wrong_type", f"{column} holds something that is no message with role and content")
-        role, content = message["role"], message["content"]
-        if content is None:
-            raise RowError("null_value", f"{column}: the content of a {role} message is null")
-        if not isinstance(content, str) or role not in ROLES:
-            raise RowError("wrong_type", f"{column}: role {role!r} or its content is not what is read here")
-        messages.append({"role": role, "content": content})
-    turns = [m["role"] for m in messages if m["role"] != "system"]
-    systems = len(messages) - len(turns)
-    expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
-    if turns != expected or systems > 1 or (systems and messages[0]["role"] != "system"):
-        order = ", ".join(m["role"] for m in messages)
-        raise RowError("bad_role_order", f"{column}: roles are {order}; user and assistant must alternate")
-    return messages
-
-
-def _response(value: Any, column: str, prompt: Prompt) -> str:
-    """A response's text; messages must hold one assistant turn, or repeat the prompt and add one."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise RowError("wrong_type", f"{column} is a {type(value).__name__}, not a text or messages")
-    known = len(prompt) if isinstance(prompt, list) and value[: len(prompt)] == prompt else 0
-    rest = value[known:]
-    if len(rest) != 1 or not isinstance(rest[0], dict) or rest[0].get("role") != "assistant":
-        raise RowError("bad_role_order", f"{column} must be one assistant message")
-    if not isinstance(rest[0].get("content"), str):
-        raise RowError("wrong_type", f"{column}: the content of its message is not a text")
-    return rest[0]["content"]
-
-
-def _implicit(chosen: Any, rejected: Any) -> tuple[Prompt, str, str]:
-    """Prompt and responses of two whole dialogues that share everything but the last turn."""
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        first, second = _dialogue(chosen, "chosen"), _dialogue(rejected, "rejected")
-    elif isinstance(chosen, list) and isinstance(rejected, list):
-        first, second = _messages(chosen, "chosen"), _messages(rejected, "rejected")
-    else:
-        raise RowError("wrong_type", "chosen and rejected must both be texts or both be messages")
-    for column, dialogue in (("chosen", first), ("rejected", second)):
-        if len(dialogue) < 2 or dialogue[-1]["role"] != "assistant":
-            raise RowError(
-                "bad_role_order",
-                f"{column} must end with the assistant's turn after a user's, or have a prompt",
-            )
-    if first[:-1] != second[:-1]:
-        raise RowError("different_prompts", "chosen and rejected answer different prompts")
-    return _prompt(first[:-1]), first[-1]["content"], second[-1]["content"]
-
-
-def _dialogue(text: str, column: str) -> Messages:
-    """hh-rlhf's text as messages; white space around turns is layout, not content."""
-    marks = list(TURN.finditer(text))
-    if not marks or text[: marks[0].start()].strip():
-        raise RowError(
-            "missing_column",
-            f"has no column 'prompt', and {column} is no dialogue that starts with '\\n\\nHuman:'",
-        )
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    turns = [
-        {"role": SPEAKER[mark[1]], "content": text[mark.end() : end].strip()}
-        for mark, end in zip(marks, ends, strict=True)
-    ]
-    return _messages(turns, column)
-
-
-# ----------------------------------------------------------------------------------------- records to files
-
-
-def preference_row(record: Preference, layout: str = "explicit") -> dict[str, Any]:
-    """A row in TRL's explicit or implicit columns or in hh-rlhf's.
-
-    Raises:
-        DataError: the layout is unknown, or hh-rlhf cannot hold the record.
-    """
-    extra = dict(record.columns) | ({} if record.margin is None else {"margin": record.margin})
-    if layout == "explicit":
-        return {"prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected, **extra}
-    if layout not in LAYOUTS:
-        raise DataError(f"layout '{layout}' is unknown; use {', '.join(LAYOUTS)}")
-    prompt = record.prompt
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if layout == "implicit":
-        sides = {
-            side: [*prompt, {"role": "assistant", "content": getattr(record, side)}]
-            for side in ("chosen", "rejected")
-        }
-        return {**sides, **extra}
-    names = {"user": "Human", "assistant": "Assistant"}
-    if any(m["role"] not in names for m in prompt):
-        raise DataError("hh-rlhf's layout has no system turn; write the explicit layout instead")
-    texts = [record.chosen, record.rejected, *(m["content"] for m in prompt)]
-    if any(TURN.search(text) for text in texts):
-        raise DataError("a text holds '\\n\\nHuman:' or '\\n\\nAssistant:' and would read back as turns")
-    shared = "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in prompt)
-    return {
-        side: f"{shared}\n\nAssistant: {getattr(record, side)}" for side in ("chosen", "rejected")
-    } | extra
+# -------------------------------------------------------------------------------------------------- writing
 
 
 def write_preferences(path: Path, records: Iterable[Preference], layout: str = "explicit") -> None:
-    """Writes .jsonl, .jsonl.gz or .parquet; an existing file is replaced in one step."""
-    _write_rows(Path(path), [preference_row(record, layout) for record in records])
+    """Writes .jsonl, .jsonl.gz or .parquet; an existing file is replaced in one step.
+
+    Args:
+        path: its ending decides the kind of file.
+        records: what to write. Columns named like ours are written with ``source_`` before their name.
+        layout: ``explicit`` (prompt, chosen, rejected), ``implicit`` (whole dialogues as messages) or ``hh``
+            (whole dialogues as text).
+
+    Raises:
+        DataError: another ending, an unknown layout, or records that the kind of file cannot hold.
+    """
+    write_rows(Path(path), [preference_row(record, layout) for record in records])
 
 
 def write_demonstrations(path: Path, records: Iterable[Demonstration]) -> None:
-    """Writes ``prompt`` and ``completion``; see ``write_preferences``."""
-    rows = [{"prompt": r.prompt, "completion": r.response, **r.columns} for r in records]
-    _write_rows(Path(path), rows)
+    """Writes ``prompt`` and ``completion``, or ``text`` without a prompt; see ``write_preferences``."""
+    write_rows(Path(path), [demonstration_row(record) for record in records])
 
 
 def write_prompts(path: Path, records: Iterable[PromptRecord]) -> None:
     """Writes ``prompt``; see ``write_preferences``."""
-    _write_rows(Path(path), [{"prompt": r.prompt, **r.columns} for r in records])
+    write_rows(Path(path), [prompt_row(record) for record in records])
 
 
-def convert(name: str, out: Path, layout: str = "explicit") -> ReadReport:
+def convert(
+    name: str, out: Path, layout: str = "explicit", policy: Mapping[str, str] | None = None
+) -> ReadReport:
     """Reads any format and writes ours; rows are checked as in ``load``."""
     kind = detect(name)
     if kind == "preference":
-        pairs, report = load_preferences(name)
+        pairs, report = load_preferences(name, policy)
         write_preferences(out, pairs, layout)
     elif kind == "prompt":
-        prompts, report = load_prompts(name)
+        prompts, report = load_prompts(name, policy)
         write_prompts(out, prompts)
     else:
-        demonstrations, report = load_demonstrations(name)
+        demonstrations, report = load_demonstrations(name, policy)
         write_demonstrations(out, demonstrations)
     return report
-
-
-def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    if path.name.endswith(".parquet"):
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), temporary)
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        with gzip.open(temporary, "wb") if path.name.endswith(".gz") else open(temporary, "wb") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
-    else:
-        raise DataError(f"'{path}' must end with .jsonl, .jsonl.gz or .parquet")
-    os.replace(temporary, path)

@@ -64,20 +64,24 @@ class SplitFractions:
 
     def __post_init__(self) -> None:
         shares = [getattr(self, name) for name in SPLITS]
-        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+        # Written so that NaN fails too.
+        if not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-9):
             raise DataError(f"split fractions {shares} must be 0 or more and sum to 1")
 
 
 def prompt_key(prompt: Prompt) -> str:
     """A text that is equal for equal prompts and for no others."""
     if isinstance(prompt, str):
-        return prompt
+        # The key of messages starts with a bracket, that of a text never does.
+        return f"text:{prompt}" if prompt.startswith(("[", "text:")) else prompt
     return json.dumps([[m["role"], m["content"]] for m in prompt], ensure_ascii=False)
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """The prompt to show: the text, or the last turn of a dialogue."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    """The prompt to show: the text, or the user's last turn of a dialogue."""
+    if isinstance(prompt, str):
+        return prompt
+    return next(m["content"] for m in reversed(prompt) if m["role"] == "user")
 
 
 def dialogue_text(prompt: Prompt) -> str:

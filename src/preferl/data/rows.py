@@ -1,0 +1,298 @@
+"""One row to one record and back: every shape that is read, and every defect that a row can have.
+
+Preferences: hh-rlhf's implicit prompt (``chosen`` and ``rejected`` are whole dialogues that share everything
+but the last turn; texts or messages), TRL's explicit columns (``prompt``, ``chosen``, ``rejected``, optional
+``margin``; texts or messages, the responses with or without the prompt's messages repeated before them).
+Demonstrations: ``messages``, ``prompt`` + ``completion``, ``text``. Prompts: ``prompt``.
+
+A defect is a ``RowError`` with a kind; what happens then is the reader's business (``formats.POLICY``).
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from preferl.data.files import RowError
+from preferl.data.records import DataError, Demonstration, Messages, Preference, Prompt, PromptRecord
+
+ROLES = ("system", "user", "assistant")
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+SPEAKER = {"Human": "user", "Assistant": "assistant"}
+LAYOUTS = ("explicit", "implicit", "hh")
+
+# Columns that decide how a row reads back: provenance must not be written under these names.
+PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "margin")
+OTHER_COLUMNS = ("prompt", "completion", "messages", "text", "chosen", "rejected")
+
+
+# ----------------------------------------------------------------------------------------- rows to records
+
+
+def to_preference(row: dict[str, Any]) -> Preference:
+    """A row with ``chosen`` and ``rejected``, and ``prompt`` unless it is implicit.
+
+    Raises:
+        RowError: the row has a defect.
+    """
+    chosen, rejected = _value(row, "chosen"), _value(row, "rejected")
+    if "prompt" in row:
+        prompt = _prompt_before(_prompt(_value(row, "prompt")), chosen, "chosen")
+        chosen, rejected = _response(chosen, "chosen", prompt), _response(rejected, "rejected", prompt)
+    else:
+        prompt, chosen, rejected = _implicit(chosen, rejected)
+    for column, text in (("chosen", chosen), ("rejected", rejected)):
+        if not text.strip():
+            raise RowError("empty_response", f"{column} is empty")
+    if chosen == rejected:
+        raise RowError("identical_pair", "chosen and rejected are the same")
+    return Preference(prompt, chosen, rejected, _margin(row), _rest(row, *PREFERENCE_COLUMNS))
+
+
+def to_demonstration(row: dict[str, Any]) -> Demonstration:
+    """A row with ``messages``, ``prompt`` + ``completion``, ``chosen`` + ``rejected``, or ``text``.
+
+    A plain text has an empty prompt.
+
+    Raises:
+        RowError: the row has a defect.
+    """
+    # Tables fill the columns that a row does not have with null, so null decides nothing here.
+    forms = ("messages", "completion", "chosen", "text")
+    form = next((c for c in forms if row.get(c) is not None), None)
+    form = form or next((c for c in forms if c in row), "text")
+    if form == "messages":
+        messages = _messages(_value(row, "messages"), "messages")
+        if len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise RowError("bad_role_order", "messages must end with the assistant's turn after a user's")
+        prompt, response = _prompt(messages[:-1]), messages[-1]["content"]
+        columns = _rest(row, "messages")
+    elif form == "completion":
+        completion = _value(row, "completion")
+        prompt = _prompt_before(_prompt(_value(row, "prompt")), completion, "completion")
+        response = _response(completion, "completion", prompt)
+        columns = _rest(row, "prompt", "completion")
+    elif form == "chosen":
+        pair = to_preference(row)
+        return Demonstration(pair.prompt, pair.chosen, pair.columns)
+    else:
+        prompt, response = "", _value(row, "text")
+        if not isinstance(response, str):
+            raise RowError("wrong_type", f"text is a {type(response).__name__}, not a text")
+        columns = _rest(row, "text")
+    if not response.strip():
+        raise RowError("empty_response", "the response is empty")
+    return Demonstration(prompt, response, columns)
+
+
+def to_prompt(row: dict[str, Any]) -> PromptRecord:
+    """A row with ``prompt``.
+
+    Raises:
+        RowError: the row has a defect.
+    """
+    return PromptRecord(_prompt(_value(row, "prompt")), _rest(row, "prompt"))
+
+
+def _value(row: dict[str, Any], column: str) -> Any:
+    if column not in row:
+        raise RowError("missing_column", f"has no column '{column}'")
+    if row[column] is None:
+        raise RowError("null_value", f"{column} is null")
+    return row[column]
+
+
+def _rest(row: dict[str, Any], *used: str) -> dict[str, Any]:
+    return {column: value for column, value in row.items() if column not in used}
+
+
+def _margin(row: dict[str, Any]) -> float | None:
+    margin = row.get("margin")
+    if margin is None:
+        return None
+    if isinstance(margin, bool) or not isinstance(margin, int | float):
+        raise RowError("bad_margin", f"margin is a {type(margin).__name__}, not a number")
+    try:
+        number = float(margin)
+    except OverflowError:  # an integer of more than 308 digits
+        number = math.inf
+    if not 0 <= number < math.inf:
+        raise RowError("bad_margin", f"margin is {number}; it must be a finite number, 0 or more")
+    return number
+
+
+def _prompt(value: Any) -> Prompt:
+    """A prompt that a response can follow: a text, or messages ending with the user's turn."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise RowError("empty_prompt", "prompt is empty")
+        return value
+    messages = _messages(value, "prompt")
+    if not any(m["content"].strip() for m in messages):
+        raise RowError("empty_prompt", "prompt has no message with text")
+    if messages[-1]["role"] != "user":
+        raise RowError(
+            "bad_role_order", f"prompt ends with the {messages[-1]['role']}'s turn, not the user's"
+        )
+    return messages
+
+
+def _prompt_before(prompt: Prompt, response: Any, column: str) -> Prompt:
+    """The messages before a response, where ``prompt`` is only the text of the last of them.
+
+    Some chat data sets hold the dialogue in ``chosen`` and its last question once more in ``prompt``.
+    """
+    if isinstance(prompt, list) or not isinstance(response, list) or len(response) < 2:
+        return prompt
+    messages = _prompt(_messages(response, column)[:-1])
+    assert isinstance(messages, list)
+    if messages[-1]["content"].strip() != prompt.strip():
+        raise RowError("different_prompts", f"{column} answers another prompt than the column prompt")
+    return messages
+
+
+def _messages(value: Any, column: str) -> Messages:
+    """Messages whose roles alternate, user first, after at most one system message."""
+    messages = _turns(value, column)
+    roles = [m["role"] for m in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if turns != ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]:
+        raise RowError(
+            "bad_role_order",
+            f"{column}: roles are {', '.join(roles)}; user and assistant must alternate, the user first",
+        )
+    return messages
+
+
+def _turns(value: Any, column: str) -> Messages:
+    """Messages in any order of roles, without keys other than role and content."""
+    if not isinstance(value, list):
+        raise RowError("wrong_type", f"{column} is a {type(value).__name__}, not a text or messages")
+    messages = []
+    for message in value:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise RowError("wrong_type", f"{column} holds something that is no message with role and content")
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            raise RowError("wrong_type", f"{column}: role {role!r:.40} is none of {', '.join(ROLES)}")
+        if content is None:
+            raise RowError("null_value", f"{column}: a {role} message has a null content")
+        if not isinstance(content, str):
+            raise RowError("wrong_type", f"{column}: a content is a {type(content).__name__}, not a text")
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def _response(value: Any, column: str, prompt: Prompt) -> str:
+    """A response's text; messages must hold one assistant turn, or repeat the prompt and add one."""
+    if isinstance(value, str):
+        return value
+    turns = _turns(value, column)
+    if isinstance(prompt, list) and turns[: len(prompt)] == prompt:
+        turns = turns[len(prompt) :]
+    elif len(turns) > 1:
+        raise RowError("different_prompts", f"{column} answers another prompt than the column prompt")
+    if [m["role"] for m in turns] != ["assistant"]:
+        raise RowError("bad_role_order", f"{column} must be one assistant message after the prompt")
+    return turns[0]["content"]
+
+
+def _implicit(chosen: Any, rejected: Any) -> tuple[Prompt, str, str]:
+    """Prompt and responses of two whole dialogues that share everything but the last turn."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        first, second = _dialogue(chosen, "chosen"), _dialogue(rejected, "rejected")
+    elif isinstance(chosen, list) and isinstance(rejected, list):
+        first, second = _messages(chosen, "chosen"), _messages(rejected, "rejected")
+    else:
+        raise RowError("wrong_type", "chosen and rejected must both be texts or both be messages")
+    for column, dialogue in (("chosen", first), ("rejected", second)):
+        if len(dialogue) < 2 or dialogue[-1]["role"] != "assistant":
+            raise RowError(
+                "bad_role_order",
+                f"{column} must end with the assistant's turn after a user's, or have a prompt",
+            )
+    if first[:-1] != second[:-1]:
+        raise RowError("different_prompts", "chosen and rejected answer different prompts")
+    return _prompt(first[:-1]), first[-1]["content"], second[-1]["content"]
+
+
+def _dialogue(text: str, column: str) -> Messages:
+    """hh-rlhf's text as messages; white space around turns is layout, not content."""
+    if not text.strip():
+        raise RowError("empty_response", f"{column} is empty")
+    marks = list(TURN.finditer(text))
+    if not marks or text[: marks[0].start()].strip():
+        raise RowError(
+            "missing_column",
+            f"has no column 'prompt', and {column} is no dialogue that starts with '\\n\\nHuman:'",
+        )
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    turns = [
+        {"role": SPEAKER[mark[1]], "content": text[mark.end() : end].strip()}
+        for mark, end in zip(marks, ends, strict=True)
+    ]
+    return _messages(turns, column)
+
+
+# ----------------------------------------------------------------------------------------- records to rows
+
+
+def preference_row(record: Preference, layout: str = "explicit") -> dict[str, Any]:
+    """A row in TRL's explicit or implicit columns or in hh-rlhf's.
+
+    The last two know only dialogues: a plain prompt is written as the user's turn, and hh-rlhf's does not
+    keep white space around turns.
+
+    Raises:
+        DataError: the layout is unknown, or hh-rlhf cannot hold the record.
+    """
+    if layout not in LAYOUTS:
+        raise DataError(f"layout '{layout}' is unknown; use {', '.join(LAYOUTS)}")
+    extra = {} if record.margin is None else {"margin": record.margin}
+    extra |= provenance(record.columns, PREFERENCE_COLUMNS)
+    if layout == "explicit":
+        return {"prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected, **extra}
+    prompt = record.prompt
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    sides = {"chosen": record.chosen, "rejected": record.rejected}
+    if layout == "implicit":
+        return {s: [*prompt, {"role": "assistant", "content": text}] for s, text in sides.items()} | extra
+    shared = _hh_prompt(prompt, sides.values())
+    return {side: f"{shared}\n\nAssistant: {text}" for side, text in sides.items()} | extra
+
+
+def _hh_prompt(prompt: Messages, responses: Any) -> str:
+    names = {role: name for name, role in SPEAKER.items()}
+    if any(m["role"] not in names for m in prompt):
+        raise DataError("hh-rlhf's layout has no system turn; write the explicit layout instead")
+    if any(TURN.search(text) for text in [*responses, *(m["content"] for m in prompt)]):
+        raise DataError(
+            "a text holds '\\n\\nHuman:' or '\\n\\nAssistant:' and would read back as turns; write the "
+            "explicit layout instead"
+        )
+    return "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in prompt)
+
+
+def demonstration_row(record: Demonstration) -> dict[str, Any]:
+    """A row with ``prompt`` and ``completion``; where there is no prompt, with ``text``."""
+    extra = provenance(record.columns, OTHER_COLUMNS)
+    if record.prompt == "":
+        return {"text": record.response, **extra}
+    return {"prompt": record.prompt, "completion": record.response, **extra}
+
+
+def prompt_row(record: PromptRecord) -> dict[str, Any]:
+    """A row with ``prompt``."""
+    return {"prompt": record.prompt, **provenance(record.columns, OTHER_COLUMNS)}
+
+
+def provenance(columns: Mapping[str, Any], reserved: tuple[str, ...]) -> dict[str, Any]:
+    """Columns for writing: ``source_`` goes before a name that would change how the row reads back."""
+    out: dict[str, Any] = {}
+    for column, value in columns.items():
+        name = column
+        while name in reserved or name in out:
+            name = f"source_{name}"
+        out[name] = value
+    return out
