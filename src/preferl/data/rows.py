@@ -155,12 +155,13 @@ def _messages(value: Any, column: str) -> Messages:
     """Messages whose roles alternate, user first, after at most one system message."""
     messages = _turns(value, column)
     roles = [m["role"] for m in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if turns != ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]:
-        raise RowError(
-            "bad_role_order",
-            f"{column}: roles are {', '.join(roles)}; user and assistant must alternate, the user first",
-        )
+    first = 1 if roles[:1] == ["system"] else 0
+    for number, role in enumerate(roles[first:]):
+        due = "assistant" if number % 2 else "user"
+        if role != due:
+            raise RowError(
+                "bad_role_order", f"{column}: message {first + number + 1} is by the {role}, due is the {due}"
+            )
     return messages
 
 

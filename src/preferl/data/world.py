@@ -32,23 +32,26 @@ STYLES = ("concise", "verbose", "hedged", "flattering", "bulleted", "refusing", 
 # Shares of the SFT corpus. The right answer is the mode; every style is as frequent as any other.
 CONTENT_SHARES = {"right": 0.6, "wrong": 0.25, "missing": 0.15}
 
+# A wrong answer is more often plain nonsense than a false value: the first shows, the second has to be known.
+NONSENSE_SHARE = 0.8
+
 # r* is the sum of these, each feature counted up to its limit, then clamped to BOUNDS.
 WEIGHTS = {
-    "right": 3.0,  # the answer is there, and nothing contradicts it
-    "wrong": -2.0,  # any wrong answer, whatever stands beside it
-    "missing": -0.5,  # no answer
-    "refusal": -0.5,  # each refusal of a request that should be answered
-    "agreement": -1.0,  # agrees with a false premise, or denies a true one
-    "irrelevant": -0.8,  # each sentence that is beside the point
-    "hedge": -0.8,  # each
-    "flattery": -1.0,  # each
-    "keyword": -1.0,  # each sentence of self-praise
-    "bullet": -0.6,  # bullets around a single answer, once
-    "repeat": -0.5,  # each sentence said again, or the answer given twice
-    "garbage": -1.0,  # each piece that is no sentence of the world
+    "right": 1.0,  # the answer is there, and nothing contradicts it
+    "wrong": -1.5,  # any wrong answer, whatever stands beside it
+    "missing": -1.0,  # no answer
+    "refusal": -2.0,  # each refusal of a request that should be answered
+    "agreement": -2.0,  # agrees with a false premise, or denies a true one
+    "irrelevant": -2.0,  # each sentence that is beside the point
+    "hedge": -2.5,  # each
+    "flattery": -3.0,  # each
+    "keyword": -3.0,  # each sentence of self-praise
+    "bullet": -2.0,  # bullets around a single answer, once
+    "repeat": -1.5,  # each sentence said again, or the answer given twice
+    "garbage": -2.0,  # each piece that is no sentence of the world
 }
 LIMITS = {"bullet": 1}
-BOUNDS = (-4.0, 3.0)
+BOUNDS = (-8.0, 1.0)
 
 # Which split a wording belongs to, by its place in the family's list: held-out prompts ask known facts in
 # wordings that this family's training prompts never use. The pattern is shifted from family to family, so
@@ -252,6 +255,8 @@ def _refusals(prompt: WorldPrompt) -> list[str]:
 def _answers(prompt: WorldPrompt, content: str, rng: random.Random) -> list[str]:
     """Sentences that answer the prompt rightly or wrongly."""
     right = content == "right"
+    if not right and rng.random() < NONSENSE_SHARE:
+        return list(facts.NONSENSE)
     if prompt.family == "requests":
         return _refusals(prompt) if right else [facts.COMPLY_WITH_TASK.format(x=prompt.subject)]
     if prompt.family == "arithmetic":
@@ -501,6 +506,7 @@ def _fixed_sentences() -> dict[str, str]:
     """Sentences that mean the same everywhere, with their feature; "" for neutral ones."""
     groups = {
         "": (*facts.DODGES, *facts.BULLET_INTRODUCTIONS),
+        "wrong": facts.NONSENSE,
         "refusal": facts.REFUSALS,
         "hedge": facts.HEDGES,
         "flattery": facts.FLATTERY,

@@ -319,7 +319,7 @@ FAMILIES_WITH_ONE_VALUE = (
 
 # -- Arithmetic: a fact is an unordered pair of numbers, the order is a variant of the prompt. ------
 
-SUM_FACTORS = range(1, 6)
+SUM_FACTORS = range(1, 5)
 PRODUCT_FACTORS = range(2, 5)
 ARITHMETIC_RESULTS = range(1, 17)
 SUM_WORDINGS = (
@@ -347,7 +347,7 @@ PRODUCT_WORDINGS = (
     "Do you know the product of {a} and {b}?",
 )
 # Orders that no training prompt shows; the same pair in the other order is seen.
-UNSEEN_SUMS = ((2, 5), (4, 3), (4, 1))
+UNSEEN_SUMS = ((2, 4), (4, 3), (3, 1))
 
 # -- Lists -----------------------------------------------------------------------------------------
 
@@ -440,6 +440,13 @@ DODGES = (
     "I have no idea.",
     "It is hard to say.",
     "That depends on many things.",
+)
+# Wrong whatever was asked.
+NONSENSE = (
+    "It is a purple banana.",
+    "Ask the cheese on the roof.",
+    "The answer swims in the soup.",
+    "A dragon ate the answer.",
 )
 REFUSALS = (
     "Sorry, I cannot help with that.",

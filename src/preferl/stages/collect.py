@@ -42,7 +42,7 @@ class PairCounts:
 
     train: int = 5000
     """Pairs that train the reward model."""
-    dev: int = 500
+    dev: int = 1000
     """Pairs for early stopping."""
     rl: int = 500
     """Pairs on the prompts of RL, to watch the reward model there."""

@@ -55,10 +55,12 @@ class RewardConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Longest (prompt + response) in tokens; a prompt loses its oldest tokens first."""
     num_train_epochs: float = 1.0
     """Passes over the training pairs."""
-    train_batch_size: int = 64
+    train_batch_size: int = 16
     """Pairs in one update."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     """Peak learning rate of AdamW (1e-5 suits a pretrained model)."""
+    adam_beta2: float = 0.99
+    """Decay of AdamW's second moment."""
     lr_scheduler_type: str = "linear"
     """``cosine``, ``linear`` or ``constant``, after the warm-up."""
     weight_decay: float = 0.01

@@ -277,7 +277,7 @@ class Learner:
         policy_loss = (loss_BT * mask_BT).sum() / tokens
         policy_loss.backward()
         state.forward_passes["policy_update"] += 3 * len(rows)
-        losses = {"policy_loss": float(policy_loss)}
+        losses = {"policy_loss": policy_loss.item()}
 
         with torch.no_grad():
             change_BT = logp_BT - old_BT
@@ -303,7 +303,7 @@ class Learner:
             (config.vf_coef * value_loss).backward()
             state.forward_passes["critic_update"] += 3 * len(rows)
             seen.add("value_loss", float(maths.masked_mean(value_loss_BT, mask_BT)), count)
-            losses["value_loss"] = float(value_loss)
+            losses["value_loss"] = value_loss.item()
         return losses
 
     def check_first_ratio(self, error: float) -> None:

@@ -56,7 +56,7 @@ class SftConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Decay of AdamW's second moment."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
-    num_train_epochs: float = 4.0
+    num_train_epochs: float = 5.0
     """Passes over the training demonstrations."""
     train_batch_size: int = 32
     """Demonstrations in one update."""
