@@ -29,6 +29,7 @@ DIALOGUE = [
     {"role": "assistant", "content": "Hi!"},
     {"role": "user", "content": "How are you?"},
 ]
+PINNED_SPLITS = ["eval", "eval", "eval", "rl", "train", "rl"]
 TEXTS = st.text(max_size=8)
 MESSAGES = st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": TEXTS}),
