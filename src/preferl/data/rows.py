@@ -10,7 +10,7 @@ A defect is a ``RowError`` with a kind; what happens then is the reader's busine
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from preferl.data.files import RowError
@@ -263,11 +263,12 @@ def preference_row(record: Preference, layout: str = "explicit") -> dict[str, An
     return {side: f"{shared}\n\nAssistant: {text}" for side, text in sides.items()} | extra
 
 
-def _hh_prompt(prompt: Messages, responses: Any) -> str:
+def _hh_prompt(prompt: Messages, responses: Iterable[str]) -> str:
     names = {role: name for name, role in SPEAKER.items()}
     if any(m["role"] not in names for m in prompt):
         raise DataError("hh-rlhf's layout has no system turn; write the explicit layout instead")
-    if any(TURN.search(text) for text in [*responses, *(m["content"] for m in prompt)]):
+    texts = [*responses, *(m["content"] for m in prompt)]
+    if any(f"\n\n{name}:" in text for text in texts for name in SPEAKER):
         raise DataError(
             "a text holds '\\n\\nHuman:' or '\\n\\nAssistant:' and would read back as turns; write the "
             "explicit layout instead"

@@ -12,6 +12,7 @@ from preferl.data.chat import PLAIN_TEMPLATE
 from preferl.runs.errors import UsageError
 
 PAD = "<|pad|>"
+logging.disable_progress_bar()  # transformers draws one for every file of a second
 
 
 def model_directory(name_or_path: str) -> str:
@@ -37,16 +38,35 @@ def load_tokenizer(name_or_path: str) -> Any:
     return tokenizer
 
 
-def load_pretrained(auto_class: Any, name_or_path: str, **options: Any) -> Any:
-    """``from_pretrained`` in float32, from safetensors, eager errors turned into one line."""
+def load_pretrained(
+    auto_class: Any, name_or_path: str, new_parts: tuple[str, ...] = (), **options: Any
+) -> tuple[Any, list[str]]:
+    """``from_pretrained`` in float32 from safetensors; returns the model and the weights it had to make up.
+
+    Raises:
+        UsageError: nothing could be loaded, or weights outside ``new_parts`` (first names of parameters) are
+            missing and would silently be random.
+    """
     source = model_directory(name_or_path)
+    logging.set_verbosity_error()  # what its reports warn about is checked below
     try:
-        return auto_class.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
+        model, info = auto_class.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
     except (OSError, ValueError) as error:
         raise UsageError(
             f"no model could be loaded from '{name_or_path}': {_first_line(error)}; "
             f"give a directory written by save_pretrained (safetensors), a stage directory or a Hub name"
         ) from error
+    missing = sorted(info["missing_keys"])
+    stray = [key for key in missing if key.split(".")[0] not in new_parts]
+    if stray:
+        raise UsageError(
+            f"'{name_or_path}' is no {auto_class.__name__.removeprefix('AutoModelFor')} model: "
+            f"{', '.join(stray[:3])} {'is' if len(stray) == 1 else 'are'} not in its weights and would be "
+            f"random; give the directory of the right kind of model"
+        )
+    return model, missing
 
 
 def load_policy(name_or_path: str, device: torch.device) -> tuple[PreTrainedModel, Any]:
@@ -55,7 +75,7 @@ def load_policy(name_or_path: str, device: torch.device) -> tuple[PreTrainedMode
     The tokenizer has a pad token other than EOS; where one had to be added the embedding grew by a row.
     """
     tokenizer = load_tokenizer(name_or_path)
-    model = load_pretrained(AutoModelForCausalLM, name_or_path)
+    model, _ = load_pretrained(AutoModelForCausalLM, name_or_path)
     ensure_pad_token(tokenizer, model)
     return model.to(device).eval(), tokenizer
 
@@ -83,7 +103,6 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, tokenizer: Any, path: Path) -> None:
     """Writes safetensors, configuration, tokenizer and chat template."""
-    logging.disable_progress_bar()  # a bar over one file of a second
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
 

@@ -27,7 +27,7 @@ def critic_from_reward_model(
 
 def critic_from_policy(name_or_path: str, device: torch.device) -> PreTrainedModel:
     """A critic on the SFT model's trunk with a zero head: the first values are 0."""
-    model = load_pretrained(AutoModelForSequenceClassification, name_or_path, num_labels=1)
+    model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path, ("score",), num_labels=1)
     torch.nn.init.zeros_(model.score.weight)
     return model.to(device).eval()
 
