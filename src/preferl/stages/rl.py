@@ -60,7 +60,7 @@ class RlConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Iterations: one batch of episodes each."""
     batch_size: int = 128
     """Episodes (responses) in one iteration."""
-    num_ppo_epochs: int = 4
+    num_ppo_epochs: int = 2
     """Passes over each batch (PPO only)."""
     num_mini_batches: int = 4
     """Minibatches, and so updates, in each pass (PPO only)."""
@@ -90,7 +90,7 @@ class RlConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Normalise advantages over the batch to mean 0, sd 1."""
     missing_eos_penalty: float = 1.0
     """Subtracted from the score of a response that did not end with EOS."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     """Peak learning rate of the policy (1e-6 to 1e-5 suits a pretrained model)."""
     critic_learning_rate: float | None = None
     """Peak learning rate of the critic; by default the policy's."""
@@ -302,7 +302,7 @@ class Learner:
             value_loss = (value_loss_BT * mask_BT).sum() / tokens
             (config.vf_coef * value_loss).backward()
             state.forward_passes["critic_update"] += 3 * len(rows)
-            seen.add("value_loss", float(maths.masked_mean(value_loss_BT, mask_BT)), count)
+            seen.add("value_loss", maths.masked_mean(value_loss_BT.detach(), mask_BT).item(), count)
             losses["value_loss"] = value_loss.item()
         return losses
 
