@@ -94,9 +94,9 @@ def verdict(stages: Stages) -> Verdict:
     proxy, gold = summary["comparison"]["score"], summary["comparison"].get("gold")
     after, before = summary["policies"]["policy"], summary["policies"]["reference"]
     text = (
-        f"On {summary['prompts']} held-out prompts the trained policy's reward is "
-        f"{signed(proxy['difference'])} above the SFT model's {interval(proxy, 'difference', signed)} "
-        f"(from {before['score']:.2f} to {after['score']:.2f}, in standard deviations of the reward), "
+        f"On {summary['prompts']} held-out prompts training moved the reward by "
+        f"{signed(proxy['difference'])} {interval(proxy, 'difference', signed)} against the SFT model "
+        f"(from {two(before['score'])} to {two(after['score'])}, in standard deviations of the reward), "
     )
     if gold:
         text += (
@@ -161,7 +161,7 @@ def draw(paint: Callable[[Any], None], x_label: str, y_label: str) -> Markup:
         "svg.fonttype": "none",
         "svg.hashsalt": "preferl",
         "font.family": "sans-serif",
-        "font.size": 9,
+        "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": "#999999",
@@ -170,7 +170,7 @@ def draw(paint: Callable[[Any], None], x_label: str, y_label: str) -> Markup:
         "legend.frameon": False,
     }
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.9, 2.9), layout="constrained")
+        figure = Figure(figsize=(4.8, 2.9), layout="constrained")
         axes = figure.subplots()
         paint(axes)
         axes.set_xlabel(x_label)
@@ -265,8 +265,8 @@ def rl_reward_plot(stages: Stages) -> Plot | None:
             axes.plot(gold_step, gold, color=ORANGE, label="gold reward (never trained on)")
 
     shown = held_out or train
-    reading = f"The reward went from {shown[0]:.2f} to {shown[-1]:.2f}"
-    reading += f" and the gold reward from {gold[0]:.2f} to {gold[-1]:.2f}" if gold else ""
+    reading = f"The reward went from {two(shown[0])} to {two(shown[-1])}"
+    reading += f" and the gold reward from {two(gold[0])} to {two(gold[-1])}" if gold else ""
     return Plot("RL: reward", draw(paint, "iteration", "mean reward"), reading + ".")
 
 
@@ -287,8 +287,8 @@ def rl_kl_plot(stages: Stages) -> Plot | None:
             axes.plot(eval_step, eval_kl, color=ORANGE, linewidth=0.9, label="held-out prompts")
 
     reading = (
-        f"After {step[-1]} iterations a response is {kl[-1]:.1f} ± {error[-1]:.1f} nats away from the SFT model "
-        f"(KL coefficient {record.metrics[-1]['kl_coef']:.3g})."
+        f"After {step[-1]} iterations a response is {kl[-1]:.1f} ± {error[-1]:.1f} nats away from the SFT "
+        f"model (KL coefficient {record.metrics[-1]['kl_coef']:.3g})."
     )
     return Plot("RL: KL to the SFT model", draw(paint, "iteration", "KL (nats per response)"), reading)
 
@@ -360,11 +360,11 @@ def frontier_plot(stages: Stages) -> Plot | None:
                     fontsize=8,
                 )
 
-    reading = f"The policy reaches {policy[key]:.2f} at {policy['kl']:.1f} nats"
+    reading = f"The policy reaches {two(policy[key])} at {policy['kl']:.1f} nats"
     if best:
         row = best[-1]
         reading += (
-            f"; best-of-{row['n']} reaches {row[key]:.2f} at no more than {row['kl_bound']:.1f} nats, "
+            f"; best-of-{row['n']} reaches {two(row[key])} at no more than {row['kl_bound']:.1f} nats, "
             f"but draws {row['n']} responses for each answer"
         )
     return Plot(f"What the KL bought: {name}", draw(paint, "KL (nats per response)", name), reading + ".")
@@ -403,8 +403,8 @@ def policies_table(stages: Stages) -> Table | None:
         rows.append(
             [
                 name,
-                f"{p['score']:.2f} {interval(p, 'score', two)}",
-                *([f"{p['gold']:.2f} {interval(p, 'gold', two)}"] if gold else []),
+                f"{two(p['score'])} {interval(p, 'score', two)}",
+                *([f"{two(p['gold'])} {interval(p, 'gold', two)}"] if gold else []),
                 wins,
                 f"{p['kl']:.2f} ± {p['kl_se']:.2f}" if "kl" in p else "0",
                 f"{p['length']:.1f}",
@@ -419,8 +419,8 @@ def policies_table(stages: Stages) -> Table | None:
         rows.append(
             [
                 f"best-of-{row['n']} ({row['prompts']} prompts)",
-                f"{row['score']:.2f}",
-                *([f"{row['gold']:.2f} {interval(row, 'gold', two)}"] if gold else []),
+                two(row["score"]),
+                *([f"{two(row['gold'])} {interval(row, 'gold', two)}"] if gold else []),
                 wins,
                 f"≤ {row['kl_bound']:.2f}",
                 "",
@@ -431,8 +431,8 @@ def policies_table(stages: Stages) -> Table | None:
         )
     note = (
         f"{summary['prompts']} prompts of the eval split, temperature {summary['temperature']}, one response "
-        f"each; 95 % intervals; a tie is half a win. KL in nats per response, length in tokens; “ends” is the "
-        f"share that stops by EOS. A pass is one sequence through one language model."
+        f"each; 95 % intervals; a tie is half a win. KL in nats per response, length in tokens; “ends” is "
+        f"the share that stops by EOS. A pass is one sequence through one language model."
     )
     return Table("Policies side by side", head, rows, note)
 
@@ -481,7 +481,8 @@ def cost_table(stages: Stages) -> Table | None:
 def work_of(name: str, s: dict[str, Any]) -> str:
     """What a stage did, in words."""
     if name == "sft":
-        return f"{s['parameters']:,} parameters, {s['demonstrations']:,} demonstrations, {s['updates']:,} updates"
+        size, rows = s["parameters"], s["demonstrations"]
+        return f"{size:,} parameters, {rows:,} demonstrations, {s['updates']:,} updates"
     if name == "collect":
         counts = ", ".join(f"{row['pairs']:,} {split}" for split, row in s["splits"].items())
         return f"pairs by {s['annotator']}: {counts}"
@@ -549,7 +550,7 @@ def notes(stages: Stages) -> list[str]:
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}\u00a0%"
 
 
 def signed(value: float) -> str:

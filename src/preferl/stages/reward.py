@@ -264,8 +264,9 @@ def accuracy_of(gap_N: np.ndarray) -> float:
 def report_quality(gap_N: np.ndarray, pairs: Sequence[Preference], seed: int) -> dict[str, Any]:
     """Accuracy, log-loss and calibration on held-out pairs; against r* where the annotator has one.
 
-    ``gap_N`` is score(chosen) - score(rejected) at the scale of the loss, where it is a log-odds. With p = P(first is preferred) known, the expected accuracy of the scorer's choice is p where it
-    prefers the first and 1 - p elsewhere; the best possible is E[max(p, 1 - p)].
+    ``gap_N`` is score(chosen) - score(rejected) at the scale of the loss, where it is a log-odds. With
+    p = P(first is preferred) known, the expected accuracy of the scorer's choice is p where it prefers the
+    first and 1 - p elsewhere; the best possible is E[max(p, 1 - p)].
     """
     accuracy = accuracy_of(gap_N)
     low, high = stats.wilson_interval(round(accuracy * len(gap_N)), len(gap_N))

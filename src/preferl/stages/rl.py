@@ -39,7 +39,7 @@ from preferl.sampling.engine import Samples, Sampling
 from preferl.sampling.rollout import Rollout
 from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
 
-# Bounds of docs/correctness: cached decoding against a full forward pass, and the policy against its own copy.
+# Cached decoding against a full forward pass, and the policy against its own copy.
 MAX_RATIO_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.3}
 MAX_FIRST_KL = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
