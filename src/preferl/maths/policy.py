@@ -1,41 +1,52 @@
-"""Advantages and policy losses. ``_BT`` tensors are sequences by response tokens.
+"""Advantages, token rewards and policy losses. B sequences, T response tokens, G samples of one group.
 
-A mask is 1 on real tokens, EOS included, and real tokens stand at the start of a row; whatever masked cells
-hold changes nothing. Losses are per token: the caller divides by a global count.
+A mask is 1 on real tokens, EOS included, and 0 elsewhere; whatever masked cells hold changes nothing. Losses
+are per token: the caller masks them and divides by a global count of tokens.
 """
 
 import torch
 
+from preferl.maths.shapes import require_same_shape
+
 
 def response_logprobs(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor, temperature: float) -> torch.Tensor:
-    """``logp_BT``: log softmax(logits / temperature) of each token.
+    """``logp_BT``: log softmax(logits / temperature) of each token, in nats.
 
     Column t of the logits is the distribution from which token t was drawn: the shift by one lies with
     whoever cuts the logits (``sampling.rollout.response_logits``).
 
     Raises:
-        ValueError: shapes differ or the temperature is not above 0.
+        ValueError: shapes do not fit, a tensor is empty, or the temperature is not above 0.
     """
-    if logits_BTV.shape[:-1] != tokens_BT.shape:
-        raise ValueError(f"logits {tuple(logits_BTV.shape)} do not fit tokens {tuple(tokens_BT.shape)}")
+    if logits_BTV.shape[:-1] != tokens_BT.shape or logits_BTV.numel() == 0:
+        raise ValueError(
+            f"logits_BTV {tuple(logits_BTV.shape)} do not fit tokens_BT {tuple(tokens_BT.shape)}: "
+            f"there must be one distribution for each token, and at least one token"
+        )
     scaled_BTV = _at_temperature(logits_BTV, temperature)
     picked_BT = scaled_BTV.gather(-1, tokens_BT[..., None])[..., 0]
     return picked_BT - scaled_BTV.logsumexp(-1)
 
 
 def entropy(logits_BTV: torch.Tensor, temperature: float) -> torch.Tensor:
-    """``entropy_BT`` in nats of softmax(logits / temperature).
+    """``entropy_BT`` = -sum p log p of softmax(logits / temperature), in nats; impossible tokens add 0.
 
     Raises:
-        ValueError: the temperature is not above 0.
+        ValueError: the tensor is empty or the temperature is not above 0.
     """
+    require_same_shape(logits_BTV=logits_BTV)
     logp_BTV = _at_temperature(logits_BTV, temperature).log_softmax(-1)
-    return -(logp_BTV.exp() * logp_BTV).sum(-1)
+    # -inf would turn 0 * log 0 into NaN, in the value and in the gradient.
+    return -(logp_BTV.exp() * logp_BTV.clamp(min=torch.finfo(logp_BTV.dtype).min)).sum(-1)
 
 
 def masked_sum(x_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """``sum_B`` over the real tokens of each row."""
-    _same_shape(x_BT, mask_BT)
+    """``sum_B`` over the real tokens of each row.
+
+    Raises:
+        ValueError: shapes differ or a tensor is empty.
+    """
+    require_same_shape(x_BT=x_BT, mask_BT=mask_BT)
     return x_BT.masked_fill(mask_BT == 0, 0.0).sum(-1)
 
 
@@ -45,23 +56,27 @@ def masked_mean(x_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: shapes differ or there is no real token.
     """
-    count = mask_BT.sum()
+    total_B = masked_sum(x_BT, mask_BT)
+    count = (mask_BT != 0).sum()
     if count == 0:
         raise ValueError("the mask has no real token, so there is no mean")
-    return masked_sum(x_BT, mask_BT).sum() / count
+    return total_B.sum() / count
 
 
 def whiten(x_BT: torch.Tensor, mask_BT: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
-    """Scales to population sd 1 over the mask, and to mean 0 unless ``shift_mean`` is off; 0 outside.
+    """(x - mean) / sd over the real tokens, population sd; 0 in masked cells.
 
-    Where all values are equal the sd is 0 and the deviations stay 0.
+    With ``shift_mean=False`` the mean is added back, so deviations change and the mean does not. Where all
+    values are equal their deviations stay 0.
+
+    Raises:
+        ValueError: shapes differ or there is no real token.
     """
     mean = masked_mean(x_BT, mask_BT)
     deviation_BT = (x_BT - mean).masked_fill(mask_BT == 0, 0.0)
-    sd = masked_mean(deviation_BT**2, mask_BT).sqrt()
-    scale = torch.where(sd > 1e-8 * (1 + mean.abs()), 1 / sd.clamp(min=1e-30), torch.zeros_like(sd))
-    out_BT = deviation_BT * scale
-    return out_BT if shift_mean else (out_BT + mean).masked_fill(mask_BT == 0, 0.0)
+    variance = masked_mean(deviation_BT**2, mask_BT)
+    scaled_BT = _divide_by_sd(deviation_BT, variance, mean)
+    return scaled_BT if shift_mean else (scaled_BT + mean).masked_fill(mask_BT == 0, 0.0)
 
 
 def token_level_reward(
@@ -69,21 +84,27 @@ def token_level_reward(
 ) -> torch.Tensor:
     """``reward_BT``: -kl_coef * kl on every real token, plus the score on the last (Ziegler et al. 2019).
 
-    With kl = k1 = log pi - log pi_ref and detached rewards this is an unbiased gradient of
-    E[score] - kl_coef * KL(pi || pi_ref).
+    With kl = k1 = log pi - log pi_ref, detached, the policy gradient of these rewards is that of
+    E[score] - kl_coef * KL(pi || pi_ref), without bias.
 
     Raises:
-        ValueError: shapes differ or a row has no real token to carry its score.
+        ValueError: shapes do not fit, a tensor is empty, or a row has no real token to carry its score.
     """
-    _same_shape(kl_BT, mask_BT)
-    length_B = mask_BT.sum(-1)
-    if bool((length_B == 0).any()):
-        raise ValueError("a response has no token: its score has no place; every response needs one token")
-    reward_BT = (-kl_coef * kl_BT).masked_fill(mask_BT == 0, 0.0)
-    rows = torch.arange(len(score_B), device=score_B.device)
-    reward_BT = reward_BT.clone()
-    reward_BT[rows, length_B - 1] += score_B
-    return reward_BT
+    require_same_shape(kl_BT=kl_BT, mask_BT=mask_BT)
+    if score_B.shape != kl_BT.shape[:1]:
+        raise ValueError(
+            f"score_B {tuple(score_B.shape)} does not fit kl_BT {tuple(kl_BT.shape)}: one per row"
+        )
+    real_BT = mask_BT != 0
+    if not bool(real_BT.any(-1).all()):
+        row = int((~real_BT.any(-1)).nonzero()[0])
+        raise ValueError(
+            f"response {row} has no real token, so its score has no place; it needs at least one"
+        )
+    position_T = torch.arange(mask_BT.shape[-1], device=mask_BT.device)
+    last_B1 = (position_T * real_BT).amax(-1, keepdim=True)
+    reward_BT = (-kl_coef * kl_BT).masked_fill(~real_BT, 0.0)
+    return torch.where(position_T == last_B1, reward_BT + score_B[:, None], reward_BT)
 
 
 def gae(
@@ -91,58 +112,69 @@ def gae(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16).
 
-    A_t = sum_l (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t, and V = 0 after the last real
-    token, whether it is EOS or the length limit.
+    A_t = sum_l (gamma lam)^l delta_{t+l} with delta_t = r_t + gamma V_{t+1} - V_t, where t counts real
+    tokens and V = 0 after the last of them, whether it is EOS or the length limit.
 
     Returns:
         ``advantage_BT`` and ``return_BT`` = advantage + value, both 0 in masked cells.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, a tensor is empty, or ``gamma`` or ``lam`` is not in [0, 1].
     """
-    _same_shape(reward_BT, value_BT, mask_BT)
-    reward_BT = reward_BT.masked_fill(mask_BT == 0, 0.0)
-    value_BT = value_BT.masked_fill(mask_BT == 0, 0.0)
+    require_same_shape(reward_BT=reward_BT, value_BT=value_BT, mask_BT=mask_BT)
+    if not (0 <= gamma <= 1 and 0 <= lam <= 1):
+        raise ValueError(f"gamma is {gamma} and lam is {lam}; both must lie in [0, 1]")
+    real_BT = mask_BT != 0
     advantage_BT = torch.zeros_like(value_BT)
-    carry_B = next_value_B = torch.zeros_like(value_BT[:, 0])
+    next_advantage_B = next_value_B = torch.zeros_like(value_BT[:, 0])
     for t in reversed(range(value_BT.shape[1])):
-        delta_B = reward_BT[:, t] + gamma * next_value_B - value_BT[:, t]
-        carry_B = delta_B + gamma * lam * carry_B
-        advantage_BT[:, t] = carry_B
-        next_value_B = value_BT[:, t]
-    return advantage_BT, advantage_BT + value_BT
+        real_B, value_B = real_BT[:, t], value_BT[:, t]
+        delta_B = reward_BT[:, t] + gamma * next_value_B - value_B
+        next_advantage_B = torch.where(real_B, delta_B + gamma * lam * next_advantage_B, next_advantage_B)
+        next_value_B = torch.where(real_B, value_B, next_value_B)
+        advantage_BT[:, t] = next_advantage_B
+    advantage_BT = advantage_BT.masked_fill(~real_BT, 0.0)
+    return advantage_BT, (advantage_BT + value_BT).masked_fill(~real_BT, 0.0)
 
 
 def returns_to_go(reward_BT: torch.Tensor, mask_BT: torch.Tensor, gamma: float) -> torch.Tensor:
-    """``return_BT``: sum_l gamma^l r_{t+l}; 0 in masked cells."""
+    """``return_BT``: sum_l gamma^l r_{t+l} over real tokens; 0 in masked cells.
+
+    It is what ``gae`` gives without a critic and with lambda = 1.
+
+    Raises:
+        ValueError: shapes differ, a tensor is empty, or ``gamma`` is not in [0, 1].
+    """
     return gae(reward_BT, torch.zeros_like(reward_BT), mask_BT, gamma, 1.0)[0]
 
 
 def rloo_advantage(reward_BG: torch.Tensor) -> torch.Tensor:
-    """Reward minus the mean of the *other* samples of the group (Ahmadian et al. 2024, eq. 9).
+    """``advantage_BG``: reward minus the mean of the *other* samples of the group, RLOO (Kool et al. 2019;
+    Ahmadian et al. 2024).
 
     Raises:
-        ValueError: groups of one sample, which have no others.
+        ValueError: the tensor is empty or groups have one sample.
     """
+    _require_groups(reward_BG)
     G = reward_BG.shape[-1]
-    if G < 2:
-        raise ValueError(f"groups have {G} sample; leaving one out needs at least 2")
     return (reward_BG - reward_BG.mean(-1, keepdim=True)) * (G / (G - 1))
 
 
 def grpo_advantage(reward_BG: torch.Tensor, scale: bool = True) -> torch.Tensor:
-    """Reward minus the group's mean, divided by its population sd (Shao et al. 2024, section 4.1.2).
+    """``advantage_BG``: reward minus the group's mean, divided by its population sd (Shao et al. 2024,
+    section 4.1.2); 0 where all rewards of a group are equal.
 
-    ``scale=False`` leaves the division out, which makes the objective unbiased (Liu et al. 2025). Groups
-    whose rewards are all equal get 0.
+    ``scale=False`` leaves the division out, because it changes the objective (Liu et al. 2025, "Dr. GRPO").
+
+    Raises:
+        ValueError: the tensor is empty or groups have one sample.
     """
-    centred_BG = reward_BG - reward_BG.mean(-1, keepdim=True)
+    _require_groups(reward_BG)
+    mean_B1 = reward_BG.mean(-1, keepdim=True)
+    centred_BG = reward_BG - mean_B1
     if not scale:
         return centred_BG
-    sd_B1 = centred_BG.pow(2).mean(-1, keepdim=True).sqrt()
-    # Rounding leaves a tiny sd where the rewards are equal.
-    equal_B1 = reward_BG.amax(-1, keepdim=True) == reward_BG.amin(-1, keepdim=True)
-    return torch.where(equal_B1, torch.zeros_like(centred_BG), centred_BG / sd_B1.clamp(min=1e-30))
+    return _divide_by_sd(centred_BG, centred_BG.pow(2).mean(-1, keepdim=True), mean_B1)
 
 
 def clipped_policy_loss(
@@ -151,9 +183,10 @@ def clipped_policy_loss(
     """``loss_BT`` = -min(ratio * A, clip(ratio, 1 - e, 1 + e) * A) (Schulman et al. 2017, eq. 7).
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, a tensor is empty, or ``cliprange`` is not above 0.
     """
-    _same_shape(logp_BT, old_logp_BT, advantage_BT)
+    require_same_shape(logp_BT=logp_BT, old_logp_BT=old_logp_BT, advantage_BT=advantage_BT)
+    _require_cliprange(cliprange)
     ratio_BT = (logp_BT - old_logp_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - cliprange, 1 + cliprange)
     return -torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
@@ -165,9 +198,10 @@ def clipped_value_loss(
     """``loss_BT`` = 1/2 max((v - R)^2, (clip(v, old - e, old + e) - R)^2), as in Ziegler et al.'s code.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, a tensor is empty, or ``cliprange`` is not above 0.
     """
-    _same_shape(value_BT, old_value_BT, return_BT)
+    require_same_shape(value_BT=value_BT, old_value_BT=old_value_BT, return_BT=return_BT)
+    _require_cliprange(cliprange)
     clipped_BT = torch.minimum(torch.maximum(value_BT, old_value_BT - cliprange), old_value_BT + cliprange)
     return 0.5 * torch.maximum((value_BT - return_BT) ** 2, (clipped_BT - return_BT) ** 2)
 
@@ -175,23 +209,48 @@ def clipped_value_loss(
 def explained_variance(
     value_BT: torch.Tensor, return_BT: torch.Tensor, mask_BT: torch.Tensor
 ) -> torch.Tensor:
-    """1 - Var(return - value) / Var(return) over the real tokens; 0 where returns do not vary."""
-    _same_shape(value_BT, return_BT, mask_BT)
+    """1 - Var(return - value) / Var(return) over the real tokens, a scalar; 0 where returns do not vary.
 
-    def variance(x_BT: torch.Tensor) -> torch.Tensor:
-        return masked_mean((x_BT - masked_mean(x_BT, mask_BT)) ** 2, mask_BT)
+    1 is a perfect critic, 0 one that is no better than a constant; worse ones are negative.
 
-    total = variance(return_BT)
-    return torch.where(total > 0, 1 - variance(return_BT - value_BT) / total.clamp(min=1e-30), total)
+    Raises:
+        ValueError: shapes differ or there is no real token.
+    """
+    require_same_shape(value_BT=value_BT, return_BT=return_BT, mask_BT=mask_BT)
+    mean = masked_mean(return_BT, mask_BT)
+    total = masked_mean((return_BT - mean) ** 2, mask_BT)
+    error_BT = return_BT - value_BT
+    unexplained = masked_mean((error_BT - masked_mean(error_BT, mask_BT)) ** 2, mask_BT)
+    constant = _is_rounding(total, mean)
+    return torch.where(constant, torch.zeros_like(total), 1 - unexplained / total.masked_fill(constant, 1.0))
+
+
+def _divide_by_sd(deviation: torch.Tensor, variance: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    constant = _is_rounding(variance, mean)
+    return (deviation / variance.masked_fill(constant, 1.0).sqrt()).masked_fill(constant, 0.0)
+
+
+def _is_rounding(variance: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Whether the sd is 0 up to rounding: subtracting a mean leaves a few units in its last place."""
+    return variance <= (4 * torch.finfo(variance.dtype).eps * mean) ** 2
 
 
 def _at_temperature(logits_BTV: torch.Tensor, temperature: float) -> torch.Tensor:
     if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
+        raise ValueError(
+            f"temperature is {temperature} and must be above 0; greedy decoding has no log-probs"
+        )
     return logits_BTV / temperature
 
 
-def _same_shape(*tensors: torch.Tensor) -> None:
-    shapes = {tuple(t.shape) for t in tensors}
-    if len(shapes) > 1:
-        raise ValueError(f"shapes differ: {', '.join(map(str, sorted(shapes)))}; they must be equal")
+def _require_groups(reward_BG: torch.Tensor) -> None:
+    require_same_shape(reward_BG=reward_BG)
+    if reward_BG.shape[-1] < 2:
+        raise ValueError(
+            f"reward_BG {tuple(reward_BG.shape)}: a baseline needs at least 2 samples in a group"
+        )
+
+
+def _require_cliprange(cliprange: float) -> None:
+    if not cliprange > 0:
+        raise ValueError(f"cliprange is {cliprange} and must be above 0, else nothing is learned")

@@ -1,10 +1,15 @@
-"""Losses on preferences. All take scores or summed log-probabilities and return one loss per row.
+"""Losses on preferences, one per row, in nats unless said otherwise.
 
+B rows, K candidates of one prompt. Arguments are scores, or log-probabilities summed over the response.
 sigma is the logistic function; log sigma is computed as ``logsigmoid``, so no difference of scores overflows.
 """
 
+import math
+
 import torch
 from torch.nn.functional import logsigmoid
+
+from preferl.maths.shapes import require_same_shape
 
 
 def bradley_terry_loss(
@@ -13,48 +18,51 @@ def bradley_terry_loss(
     margin_B: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """-log sigma(chosen - rejected - margin) (Bradley & Terry 1952; Stiennon et al. 2020, eq. 1).
+    """-log sigma(chosen - rejected - margin) (Bradley & Terry 1952; Stiennon et al. 2020, section 3.4).
 
     Args:
         chosen_B: scores of the preferred responses.
         rejected_B: scores of the others.
         margin_B: subtracted inside sigma (Touvron et al. 2023, eq. 2).
-        label_smoothing: probability e that a label is wrong: (1 - e) * loss + e * loss of the swapped pair.
+        label_smoothing: probability e that a label is wrong. With x = chosen - rejected - margin the loss is
+            -(1 - e) log sigma(x) - e log sigma(-x).
 
     Returns:
-        ``loss_B`` in nats.
+        ``loss_B``.
 
     Raises:
-        ValueError: shapes differ, or ``label_smoothing`` is not in [0, 0.5].
+        ValueError: shapes differ, a tensor is empty, or ``label_smoothing`` is not in [0, 0.5].
     """
-    _same_shape(chosen_B, rejected_B, *([] if margin_B is None else [margin_B]))
-    gap_B = chosen_B - rejected_B
-    if margin_B is not None:
-        gap_B = gap_B - margin_B
-    return _smoothed(gap_B, label_smoothing)
+    if margin_B is None:
+        margin_B = torch.zeros_like(chosen_B)
+    require_same_shape(chosen_B=chosen_B, rejected_B=rejected_B, margin_B=margin_B)
+    _require_smoothing(label_smoothing)
+    return _smoothed_logistic(chosen_B - rejected_B - margin_B, label_smoothing)
 
 
 def plackett_luce_loss(score_BK: torch.Tensor, mask_BK: torch.Tensor | None = None) -> torch.Tensor:
-    """-log P(ranking) under Plackett-Luce: each place is a softmax over what is left (Plackett 1975).
+    """-log P(ranking) = sum_k logsumexp(s_k ... s_K) - s_k (Plackett 1975; Xia et al. 2008, ListMLE).
+
+    Each place is a softmax over the candidates that are left.
 
     Args:
         score_BK: scores, columns best first.
-        mask_BK: 1 where there is a candidate; rankings of different lengths are padded at the end.
+        mask_BK: 1 where there is a candidate; what the other cells hold changes nothing.
 
     Returns:
-        ``loss_B`` in nats; for K = 2 it is the Bradley-Terry loss.
+        ``loss_B``; the Bradley-Terry loss for two candidates, 0 for fewer.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ or a tensor is empty.
     """
     if mask_BK is None:
         mask_BK = torch.ones_like(score_BK)
-    _same_shape(score_BK, mask_BK)
-    real_BK = mask_BK.bool()
-    # A large negative number and not -inf: the cumulative logsumexp of a padded tail keeps a gradient of 0.
-    masked_BK = score_BK.masked_fill(~real_BK, torch.finfo(score_BK.dtype).min / 4)
-    rest_BK = masked_BK.flip(-1).logcumsumexp(-1).flip(-1)
-    return ((rest_BK - masked_BK) * real_BK).sum(-1)
+    require_same_shape(score_BK=score_BK, mask_BK=mask_BK)
+    absent_BK = mask_BK == 0
+    # A large negative number and not -inf: the gradient through a tail of -inf would be NaN.
+    masked_BK = score_BK.masked_fill(absent_BK, torch.finfo(score_BK.dtype).min / 4)
+    left_BK = masked_BK.flip(-1).logcumsumexp(-1).flip(-1)
+    return (left_BK - masked_BK).masked_fill(absent_BK, 0.0).sum(-1)
 
 
 def balanced_pairwise_loss(
@@ -62,40 +70,39 @@ def balanced_pairwise_loss(
     mask_BK: torch.Tensor | None = None,
     rank_BK: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean Bradley-Terry loss over the pairs of a ranking (Ouyang et al. 2022, eq. 1: weight 1 / C(K, 2)).
+    """Mean Bradley-Terry loss over the ordered pairs of a ranking (Ouyang et al. 2022, eq. 1).
 
     Args:
         score_BK: scores, columns best first.
-        mask_BK: 1 where there is a candidate.
+        mask_BK: 1 where there is a candidate; what the other cells hold changes nothing.
         rank_BK: ranks, smaller is better; pairs of equal rank are left out. Default: the column's number.
 
     Returns:
-        ``loss_B`` in nats; 0 where no pair is ordered.
+        ``loss_B``; 0 where no pair is ordered.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ or a tensor is empty.
     """
-    K = score_BK.shape[-1]
     if mask_BK is None:
         mask_BK = torch.ones_like(score_BK)
     if rank_BK is None:
-        rank_BK = torch.arange(K, device=score_BK.device).expand_as(score_BK)
-    _same_shape(score_BK, mask_BK, rank_BK)
-    real_BK = mask_BK.bool()
-    better_BKK = rank_BK[:, :, None] < rank_BK[:, None, :]
-    better_BKK = better_BKK & real_BK[:, :, None] & real_BK[:, None, :]
-    clean_BK = score_BK.masked_fill(~real_BK, 0.0)
-    loss_BKK = -logsigmoid(clean_BK[:, :, None] - clean_BK[:, None, :]) * better_BKK
-    return loss_BKK.sum((-2, -1)) / better_BKK.sum((-2, -1)).clamp(min=1)
+        rank_BK = torch.arange(score_BK.shape[-1], device=score_BK.device).expand_as(score_BK)
+    require_same_shape(score_BK=score_BK, mask_BK=mask_BK, rank_BK=rank_BK)
+    present_BK = mask_BK != 0
+    score_BK = score_BK.masked_fill(~present_BK, 0.0)
+    ordered_BKK = rank_BK[..., :, None] < rank_BK[..., None, :]
+    ordered_BKK = ordered_BKK & present_BK[..., :, None] & present_BK[..., None, :]
+    loss_BKK = -logsigmoid(score_BK[..., :, None] - score_BK[..., None, :]) * ordered_BKK
+    return loss_BKK.sum((-2, -1)) / ordered_BKK.sum((-2, -1)).clamp(min=1)
 
 
 def rao_kupper_loss(
     score_a_B: torch.Tensor, score_b_B: torch.Tensor, outcome_B: torch.Tensor, tie_margin: float
 ) -> torch.Tensor:
-    """-log P(outcome) with ties (Rao & Kupper 1967), theta = exp(tie_margin).
+    """-log P(outcome) with ties (Rao & Kupper 1967), their theta = exp(m), m the tie margin.
 
-    P(a wins) = sigma(a - b - m), P(b wins) = sigma(b - a - m), and a tie takes the rest,
-    P(tie) = (e^2m - 1) sigma(a - b - m) sigma(b - a - m).
+    P(a wins) = sigma(a - b - m), P(b wins) = sigma(b - a - m), and a tie takes the rest:
+    P(tie) = (exp(2m) - 1) sigma(a - b - m) sigma(b - a - m).
 
     Args:
         score_a_B: scores of the first responses.
@@ -103,17 +110,23 @@ def rao_kupper_loss(
         outcome_B: 1 where the first won, -1 where the second did, 0 for a tie.
         tie_margin: m > 0.
 
+    Returns:
+        ``loss_B``.
+
     Raises:
-        ValueError: shapes differ, or ``tie_margin`` is not above 0 (a tie would be impossible).
+        ValueError: shapes differ, a tensor is empty, an outcome is not 1, 0 or -1, or ``tie_margin`` is not
+            above 0.
     """
-    _same_shape(score_a_B, score_b_B, outcome_B)
-    if not tie_margin > 0:
-        raise ValueError(f"tie_margin is {tie_margin}; it must be above 0, or ties have probability 0")
+    require_same_shape(score_a_B=score_a_B, score_b_B=score_b_B, outcome_B=outcome_B)
+    _require_positive("tie_margin", tie_margin, "else a tie has probability 0")
+    if not bool(((outcome_B == 1) | (outcome_B == 0) | (outcome_B == -1)).all()):
+        raise ValueError("outcome_B holds a value other than 1 (first won), 0 (tie) and -1 (second won)")
     gap_B = score_a_B - score_b_B
     win_B, lose_B = logsigmoid(gap_B - tie_margin), logsigmoid(-gap_B - tie_margin)
-    scale = torch.as_tensor(2 * tie_margin, dtype=gap_B.dtype, device=gap_B.device).expm1().log()
-    tie_B = scale + win_B + lose_B
-    return -torch.where(outcome_B > 0, win_B, torch.where(outcome_B < 0, lose_B, tie_B))
+    # log(exp(2m) - 1) without overflow.
+    log_factor = 2 * tie_margin + math.log(-math.expm1(-2 * tie_margin))
+    tie_B = log_factor + win_B + lose_B
+    return -torch.where(outcome_B == 1, win_B, torch.where(outcome_B == -1, lose_B, tie_B))
 
 
 def dpo_loss(
@@ -126,13 +139,20 @@ def dpo_loss(
 ) -> torch.Tensor:
     """-log sigma(beta * (log-ratio chosen - log-ratio rejected)) (Rafailov et al. 2023, eq. 7).
 
-    Log-probabilities are sums over the response. ``label_smoothing`` is cDPO's (Mitchell 2023).
+    Arguments are log-probabilities summed over the response. ``label_smoothing`` e is cDPO's (Mitchell 2023):
+    -(1 - e) log sigma(x) - e log sigma(-x).
+
+    Returns:
+        ``loss_B``.
 
     Raises:
-        ValueError: shapes differ, ``beta`` is not above 0 or ``label_smoothing`` not in [0, 0.5].
+        ValueError: shapes differ, a tensor is empty, ``beta`` is not above 0, or ``label_smoothing`` is not
+            in [0, 0.5].
     """
-    gap_B = _log_ratio_gap(policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B, beta)
-    return _smoothed(beta * gap_B, label_smoothing)
+    _require_positive("beta", beta, "else the loss says nothing about the pair")
+    _require_smoothing(label_smoothing)
+    gap_B = _log_ratio_gap(policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B)
+    return _smoothed_logistic(beta * gap_B, label_smoothing)
 
 
 def ipo_loss(
@@ -141,14 +161,25 @@ def ipo_loss(
     ref_chosen_B: torch.Tensor,
     ref_rejected_B: torch.Tensor,
     beta: float,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """(log-ratio gap - 1 / (2 beta))^2 (Azar et al. 2023, eq. 17); log-probabilities are sums.
+    """(log-ratio chosen - log-ratio rejected - 1 / (2 beta))^2 (Azar et al. 2023, eq. 17), in nats squared.
+
+    Arguments are log-probabilities summed over the response, as the paper has them, not means.
+    ``label_smoothing`` e weighs the loss of the swapped pair, (gap + 1 / (2 beta))^2, by e and this by 1 - e.
+
+    Returns:
+        ``loss_B``.
 
     Raises:
-        ValueError: shapes differ or ``beta`` is not above 0.
+        ValueError: shapes differ, a tensor is empty, ``beta`` is not above 0, or ``label_smoothing`` is not
+            in [0, 0.5].
     """
-    gap_B = _log_ratio_gap(policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B, beta)
-    return (gap_B - 1 / (2 * beta)) ** 2
+    _require_positive("beta", beta, "the target of the gap is 1 / (2 beta)")
+    _require_smoothing(label_smoothing)
+    gap_B = _log_ratio_gap(policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B)
+    target = 1 / (2 * beta)
+    return (1 - label_smoothing) * (gap_B - target) ** 2 + label_smoothing * (gap_B + target) ** 2
 
 
 def rebel_loss(
@@ -160,21 +191,30 @@ def rebel_loss(
     reward_b_B: torch.Tensor,
     eta: float,
 ) -> torch.Tensor:
-    """((log-ratio a - log-ratio b) / eta - (reward a - reward b))^2 (Gao et al. 2024, eq. 2).
+    """((log-ratio a - log-ratio b) / eta - (reward a - reward b))^2 (Gao et al. 2024, algorithm 1).
+
+    Log-probabilities are sums over the response; "old" ones are those of the policy that sampled a and b.
+
+    Returns:
+        ``loss_B``, in reward squared.
 
     Raises:
-        ValueError: shapes differ or ``eta`` is not above 0.
+        ValueError: shapes differ, a tensor is empty, or ``eta`` is not above 0.
     """
-    _same_shape(logp_a_B, logp_b_B, old_logp_a_B, old_logp_b_B, reward_a_B, reward_b_B)
-    if not eta > 0:
-        raise ValueError(f"eta is {eta}; it must be above 0")
+    _require_positive("eta", eta, "the log-ratio is divided by it")
+    require_same_shape(
+        logp_a_B=logp_a_B,
+        logp_b_B=logp_b_B,
+        old_logp_a_B=old_logp_a_B,
+        old_logp_b_B=old_logp_b_B,
+        reward_a_B=reward_a_B,
+        reward_b_B=reward_b_B,
+    )
     gap_B = (logp_a_B - old_logp_a_B) - (logp_b_B - old_logp_b_B)
     return (gap_B / eta - (reward_a_B - reward_b_B)) ** 2
 
 
-def _smoothed(gap_B: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    if not 0 <= label_smoothing <= 0.5:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 0.5]")
+def _smoothed_logistic(gap_B: torch.Tensor, label_smoothing: float) -> torch.Tensor:
     if label_smoothing == 0:
         return -logsigmoid(gap_B)
     return -(1 - label_smoothing) * logsigmoid(gap_B) - label_smoothing * logsigmoid(-gap_B)
@@ -185,15 +225,23 @@ def _log_ratio_gap(
     policy_rejected_B: torch.Tensor,
     ref_chosen_B: torch.Tensor,
     ref_rejected_B: torch.Tensor,
-    beta: float,
 ) -> torch.Tensor:
-    _same_shape(policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B)
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}; it must be above 0")
+    require_same_shape(
+        policy_chosen_B=policy_chosen_B,
+        policy_rejected_B=policy_rejected_B,
+        ref_chosen_B=ref_chosen_B,
+        ref_rejected_B=ref_rejected_B,
+    )
     return (policy_chosen_B - ref_chosen_B) - (policy_rejected_B - ref_rejected_B)
 
 
-def _same_shape(*tensors: torch.Tensor) -> None:
-    shapes = {tuple(t.shape) for t in tensors}
-    if len(shapes) > 1:
-        raise ValueError(f"shapes differ: {', '.join(map(str, sorted(shapes)))}; they must be equal")
+def _require_positive(name: str, value: float, why: str) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} is {value} and must be above 0: {why}")
+
+
+def _require_smoothing(label_smoothing: float) -> None:
+    if not 0 <= label_smoothing <= 0.5:
+        raise ValueError(
+            f"label_smoothing is {label_smoothing} and must lie in [0, 0.5]: it is an error rate"
+        )
