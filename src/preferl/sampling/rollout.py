@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from preferl.data.chat import positions
 from preferl.data.records import Prompt
 from preferl.maths.policy import response_logprobs, token_level_reward
+from preferl.runs.errors import UsageError
 from preferl.sampling.engine import Samples, Sampling, SamplingEngine
 
 # Stands for log 0 where a number has to stay finite through a gradient.
@@ -68,7 +69,7 @@ def collect(
     """Samples one response to each prompt and scores it. A prompt given G times forms a group of G.
 
     Raises:
-        ValueError: the scorer returned another number of scores than it was given, or a non-finite one.
+        UsageError: the scorer returned another number of scores than it was given, or a non-finite one.
     """
     samples = engine.sample(prompt_tokens, sampling, generator)
     completions = decode(tokenizer, samples)
@@ -104,13 +105,13 @@ def decode(tokenizer: Any, samples: Samples) -> list[str]:
 def check_scores(scores: Sequence[float], completions: Sequence[str]) -> None:
     """A score is a finite number for every response, or the run stops: never a silent 0."""
     if len(scores) != len(completions):
-        raise ValueError(
+        raise UsageError(
             f"the reward function returned {len(scores)} scores for {len(completions)} responses; "
             f"it must return one number for each"
         )
     for score, completion in zip(scores, completions, strict=True):
         if score is None or not abs(float(score)) < float("inf"):
-            raise ValueError(
+            raise UsageError(
                 f"the reward function returned {score!r} for the response {completion[:80]!r}; "
                 f"it must return a finite number"
             )
