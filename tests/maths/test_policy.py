@@ -120,7 +120,7 @@ def test_score_lies_on_the_last_real_token():
 
 
 def test_a_response_without_tokens_has_no_place_for_its_score():
-    with pytest.raises(ValueError, match="no token"):
+    with pytest.raises(ValueError, match="no real token"):
         maths.token_level_reward(torch.zeros(1), torch.zeros(1, 2), torch.zeros(1, 2), 0.1)
 
 

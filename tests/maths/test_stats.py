@@ -25,8 +25,8 @@ def test_mean_interval_by_hand():
     assert mean == 2
     assert high - mean == pytest.approx(4.30265 * 1 / 3**0.5, abs=1e-4)
     assert mean - low == pytest.approx(high - mean)
-    assert stats.mean_interval([5.0]) == (5.0, 5.0, 5.0)
-    with pytest.raises(ValueError, match="no values"):
+    assert stats.mean_interval([5.0]) == (5.0, -np.inf, np.inf)
+    with pytest.raises(ValueError, match="at least one value"):
         stats.mean_interval([])
 
 
@@ -56,9 +56,9 @@ def test_calibration_error_by_hand():
     prob, label = [0.05, 0.05, 0.95, 0.95], [0, 1, 1, 1]
     assert stats.expected_calibration_error(prob, label) == pytest.approx(0.5 * 0.45 + 0.5 * 0.05)
     assert stats.expected_calibration_error([1.0, 0.0], [1, 0]) == 0
-    with pytest.raises(ValueError, match="outside"):
+    with pytest.raises(ValueError, match="must lie in"):
         stats.expected_calibration_error([1.2], [1])
-    with pytest.raises(ValueError, match="labels"):
+    with pytest.raises(ValueError, match="equally long"):
         stats.expected_calibration_error([0.5], [1, 0])
 
 
@@ -70,7 +70,7 @@ def test_a_perfect_models_calibration_error_at_5000_pairs():
 
 def test_bayes_accuracy():
     assert stats.bayes_accuracy([0.9, 0.2, 0.5]) == pytest.approx((0.9 + 0.8 + 0.5) / 3)
-    with pytest.raises(ValueError, match="no probabilities"):
+    with pytest.raises(ValueError, match="at least one value"):
         stats.bayes_accuracy([])
 
 

@@ -25,7 +25,7 @@ def kl_estimate(logp: torch.Tensor, ref_logp: torch.Tensor, kind: str) -> torch.
         ValueError: another kind, shapes differ, or a tensor is empty.
     """
     if kind not in ESTIMATORS:
-        raise ValueError(f"KL estimator '{kind}' is unknown; use {', '.join(ESTIMATORS)}")
+        raise ValueError(f"KL estimator '{kind}' is unknown; use k1, k2 or k3")
     require_same_shape(logp=logp, ref_logp=ref_logp)
     return ESTIMATORS[kind](logp - ref_logp)
 
