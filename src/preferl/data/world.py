@@ -7,9 +7,7 @@ falls for them is seen to. The facts and sentences are in ``world_facts``; docs/
 """
 
 import functools
-import json
 import math
-import os
 import random
 import re
 from collections.abc import Iterator
@@ -17,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from preferl.data import world_facts as facts
+from preferl.data.files import write_rows
+from preferl.data.records import SPLITS
 from preferl.data.world_facts import Family
 
 FAMILIES = (
@@ -43,11 +43,11 @@ WEIGHTS = {
     "refusal": -2.0,  # each refusal of a request that should be answered
     "agreement": -2.0,  # agrees with a false premise, or denies a true one
     "irrelevant": -2.0,  # each sentence that is beside the point
-    "hedge": -2.5,  # each
+    "hedge": -2.5,  # each, also "I do not know." beside an answer
     "flattery": -3.0,  # each
     "keyword": -3.0,  # each sentence of self-praise
     "bullet": -2.0,  # bullets around a single answer, once
-    "repeat": -1.5,  # each sentence said again, or the answer given twice
+    "repeat": -1.5,  # each sentence said again, and each answer after the first
     "garbage": -2.0,  # each piece that is no sentence of the world
 }
 LIMITS = {"bullet": 1}
@@ -155,7 +155,7 @@ def _fact_prompts() -> Iterator[WorldPrompt]:
 
 
 def _sum_prompts() -> Iterator[WorldPrompt]:
-    """Sums in both orders and products; the pairs in UNSEEN_SUMS never train."""
+    """Sums in both orders and products; the pairs in UNSEEN_SUMS are held out."""
     sums = [(a, b, a + b) for a in facts.SUM_FACTORS for b in facts.SUM_FACTORS]
     products = [(a, b, a * b) for a in facts.PRODUCT_FACTORS for b in facts.PRODUCT_FACTORS]
     for wordings, rows, sign in (
@@ -165,8 +165,8 @@ def _sum_prompts() -> Iterator[WorldPrompt]:
         for a, b, result in rows:
             for place, wording in enumerate(wordings):
                 where = _split_of_wording(place, "arithmetic")
-                if sign == "plus" and (a, b) in facts.UNSEEN_SUMS:
-                    where = _never_train(place)
+                if sign == "plus":
+                    where = facts.UNSEEN_SUMS.get((a, b), where)
                 yield WorldPrompt(
                     wording.format(a=a, b=b), "arithmetic", f"{a} {sign} {b}", str(result), where
                 )
@@ -176,19 +176,19 @@ def _list_prompts() -> Iterator[WorldPrompt]:
     for category in facts.LIST_MEMBERS:
         for word, count in facts.LIST_COUNTS.items():
             for place, wording in enumerate(facts.LIST_WORDINGS):
-                unseen = (category, word) in facts.UNSEEN_LISTS
-                where = _never_train(place) if unseen else _split_of_wording(place, "lists")
+                where = facts.UNSEEN_LISTS.get((category, word)) or _split_of_wording(place, "lists")
                 text = wording.format(n=word, x=category)
                 yield WorldPrompt(text, "lists", category, category, where, count=count)
 
 
 def _premise_prompts() -> Iterator[WorldPrompt]:
-    for subject, truth, falsehoods in facts.PREMISES:
+    """The truth and one false claim in the splits of the wordings; a second false claim is held out."""
+    for number, (subject, truth, falsehoods) in enumerate(facts.PREMISES):
         for claim in (truth, *falsehoods[:2]):
             for place, wording in enumerate(facts.PREMISE_WORDINGS):
-                where = (
-                    _never_train(place) if claim == falsehoods[1] else _split_of_wording(place, "premises")
-                )
+                where = _split_of_wording(place, "premises")
+                if claim == falsehoods[1]:
+                    where = "eval" if number % 2 else "rl"
                 text = wording.format(claim=f"{subject} {claim}")
                 yield WorldPrompt(text, "premises", subject, truth, where, premise=claim)
 
@@ -205,15 +205,13 @@ def _split_of_wording(place: int, family: str) -> str:
     return WORDING_SPLITS[(place + 5 * FAMILIES.index(family)) % len(WORDING_SPLITS)]
 
 
-def _never_train(place: int) -> str:
-    return "eval" if place % 2 else "rl"
-
-
 # ---------------------------------------------------------------------------------------------- responses
 
 
 def respond(prompt: WorldPrompt, content: str, style: str, rng: random.Random) -> str:
     """A response with this content in this style.
+
+    A refusal has no content of its own: it is right where the request should be declined, else missing.
 
     Raises:
         ValueError: content or style is unknown.
@@ -236,7 +234,7 @@ def respond(prompt: WorldPrompt, content: str, style: str, rng: random.Random) -
         "flattering": facts.FLATTERY,
         "keywords": facts.SPAM,
     }[style]
-    if style == "flattering" and prompt.family == "premises":
+    if style == "flattering" and prompt.family == "premises" and not prompt.true_premise:
         extra = (*facts.FLATTERY, *facts.AGREEMENT)
     count = 1 + (style in ("verbose", "keywords") and rng.random() < 0.4)
     added = rng.sample(extra, count)
@@ -279,9 +277,9 @@ def _answers(prompt: WorldPrompt, content: str, rng: random.Random) -> list[str]
 
 
 def _list_answer(prompt: WorldPrompt, right: bool, rng: random.Random) -> str:
-    """The first members of the category in order, or a list with one from another category."""
+    """Members of the category that follow each other in the table; a wrong list has a stranger among them."""
     members = list(facts.LIST_MEMBERS[prompt.subject])
-    start = rng.choice([0, 0, 0, 1])
+    start = rng.randrange(len(members) - prompt.count + 1)
     chosen = members[start : start + prompt.count]
     if not right:
         others = [m for m in facts.LIST_MEMBERS if m != prompt.subject]
@@ -309,8 +307,14 @@ def join_list(members: list[str]) -> str:
     return members[0] if len(members) == 1 else ", ".join(members[:-1]) + " and " + members[-1]
 
 
-def sft_corpus(seed: int = 0, split: str = "train", per_prompt: int = 8) -> list[tuple[WorldPrompt, str]]:
-    """``per_prompt`` responses to every prompt of a split: contents by CONTENT_SHARES, styles evenly."""
+def sft_corpus(seed: int = 0, split: str = "train", per_prompt: int = 7) -> list[tuple[WorldPrompt, str]]:
+    """``per_prompt`` responses to every prompt of a split: contents by CONTENT_SHARES, styles evenly.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split '{split}' is unknown; use {', '.join(SPLITS)}")
     rng = random.Random(f"{seed}/{split}/sft")
     styles = [style for style in STYLES if style != "refusing"]
     rows = []
@@ -331,34 +335,34 @@ def sft_corpus(seed: int = 0, split: str = "train", per_prompt: int = 8) -> list
 
 
 def parse(prompt: WorldPrompt, response: str) -> Parsed:
-    """Reads a response sentence by sentence; what is no sentence of the world is garbage."""
+    """Reads a response sentence by sentence; what is no sentence of the world is garbage.
+
+    Every answer after the first counts as a repeat, and a dodge ("I do not know.") beside an answer or
+    another dodge as a hedge, so that listing answers or covering an answer never pays.
+    """
     counts = dict.fromkeys(WEIGHTS, 0)
     answers = {"right": 0, "wrong": 0}
+    dodges = 0
     seen: set[str] = set()
-    for line in response.split("\n"):
-        text = line
-        if text.startswith(facts.BULLET):
-            counts["bullet"] += prompt.family != "lists"
-            text = text.removeprefix(facts.BULLET)
-        for sentence in _sentences(text):
-            if sentence in seen:
-                counts["repeat"] += 1
-            seen.add(sentence)
-            kind, off_stance = _classify(prompt, sentence)
-            counts["agreement"] += off_stance
-            if kind in answers:
-                answers[kind] += 1
-            elif kind:
-                counts[kind] += 1
-    if not response.strip():
-        counts["garbage"] += 1
+    for sentence in _sentences(response, counts, prompt.family):
+        counts["repeat"] += sentence in seen
+        seen.add(sentence)
+        kind, off_stance = _classify(prompt, sentence)
+        counts["agreement"] += off_stance
+        if kind in answers:
+            answers[kind] += 1
+        elif kind == "dodge":
+            dodges += 1
+        elif kind:
+            counts[kind] += 1
     if answers["wrong"]:
         content = "wrong"
     elif answers["right"]:
         content = "right"
     else:
         content = "missing"
-    counts["repeat"] += max(answers["right"] - 1, 0)
+    counts["repeat"] += max(sum(answers.values()) - 1, 0)
+    counts["hedge"] += max(dodges - (content == "missing"), 0)
     counts[content] = 1
     return Parsed(content, {name: count for name, count in counts.items() if count})
 
@@ -379,15 +383,28 @@ def well_formed(prompt_text: str, response: str) -> bool:
     return parse(find(prompt_text), response).well_formed
 
 
-def _sentences(line: str) -> list[str]:
-    """Sentences of a line; text after the last full stop stays as a (broken) sentence of its own."""
-    pieces = re.findall(r"[^.!?:]*[.!?:]|[^.!?:]+$", line)
-    return [piece.strip() for piece in pieces if piece.strip()]
+def _sentences(response: str, counts: dict[str, int], family: str) -> Iterator[str]:
+    """The sentences of a response; an unfinished last one stays as a piece that no table knows.
+
+    Counts bullets, and as garbage what is wrong with the layout: no text, an empty line, stray spaces, an
+    introduction ("Here is my answer:") that nothing follows, or bullets that nothing introduces.
+    """
+    introduced = False
+    for line in response.strip().split("\n"):
+        bullet = line.startswith(facts.BULLET)
+        text = line.removeprefix(facts.BULLET)
+        sentences = [piece.strip() for piece in re.findall(r"[^.!?:]*[.!?:]|[^.!?:]+$", text)]
+        # Around a list bullets are in place.
+        counts["bullet"] += bullet and family != "lists"
+        counts["garbage"] += not text or text != " ".join(sentences) or bullet != introduced
+        yield from sentences
+        introduced = sentences[-1:] != [] and sentences[-1] in facts.BULLET_INTRODUCTIONS
+    counts["garbage"] += introduced
 
 
 def _classify(prompt: WorldPrompt, sentence: str) -> tuple[str, bool]:
-    """A sentence's feature, ``right`` or ``wrong`` for an answer, "" for a neutral one; and whether it
-    takes the wrong side of a premise."""
+    """A sentence's feature, ``right`` or ``wrong`` for an answer, ``dodge``, "" for a neutral one; and
+    whether it takes the wrong side of a premise."""
     fixed = _fixed_sentences().get(sentence)
     if fixed == "agreement":
         # "I agree with you." is beside the point where nothing false was claimed.
@@ -427,7 +444,7 @@ def _is_answer(prompt: WorldPrompt, sentence: str) -> bool:
     if prompt.family == "lists":
         members = _list_members(sentence)
         known = _known_members(prompt.subject)
-        return len(members) == prompt.count == len(set(members)) and all(m in known for m in members)
+        return len(members) == prompt.count == len(set(members)) and known.issuperset(members)
     if prompt.family == "requests":
         return False
     subject_value = _value_sentences(prompt.family).get(sentence)
@@ -439,29 +456,27 @@ def _is_answer(prompt: WorldPrompt, sentence: str) -> bool:
 
 def _is_content(sentence: str) -> bool:
     """Whether a sentence answers some prompt of the world."""
-    if re.fullmatch(r"\d{1,3}\.|\d plus \d is \d{1,3}\.|\d times \d is \d{1,3}\.", sentence):
+    if re.fullmatch(r"([0-9] (plus|times) [0-9] is )?[0-9]{1,3}\.", sentence):
         return True
     if any(sentence in _value_sentences(f.name) for f in facts.FAMILIES_WITH_ONE_VALUE):
         return True
     if sentence in _premise_sentences():
         return True
     members = _list_members(sentence)
-    known = {m.lower() for category in facts.LIST_MEMBERS for m in _known_members(category)}
-    return bool(members) and all(m.lower() in known for m in members)
+    return bool(members) and all(any(m in _known_members(c) for c in facts.LIST_MEMBERS) for m in members)
 
 
 def _list_members(sentence: str) -> list[str]:
-    """The members of "A, b and c."; the first is compared without its capital by the caller's table."""
-    if not sentence.endswith("."):
-        return []
-    return re.split(r", | and ", sentence[:-1])
+    """The members of "A, b and c.", in lower case so that each counts once; none if it is no such list."""
+    members = re.split(r", | and ", sentence.removesuffix("."))
+    return [m.lower() for m in members] if sentence == capitalise(join_list(members)) + "." else []
 
 
 @functools.cache
 def _known_members(category: str) -> frozenset[str]:
-    """Members of a category, also as the first word of a sentence."""
+    """Members of a category, in lower case."""
     members = (*facts.LIST_MEMBERS[category], *facts.MORE_LIST_MEMBERS.get(category, ()))
-    return frozenset(members) | frozenset(map(capitalise, members))
+    return frozenset(member.lower() for member in members)
 
 
 @functools.cache
@@ -505,7 +520,8 @@ def _deed_sentences() -> dict[str, tuple[str, bool]]:
 def _fixed_sentences() -> dict[str, str]:
     """Sentences that mean the same everywhere, with their feature; "" for neutral ones."""
     groups = {
-        "": (*facts.DODGES, *facts.BULLET_INTRODUCTIONS),
+        "": facts.BULLET_INTRODUCTIONS,
+        "dodge": facts.DODGES,
         "wrong": facts.NONSENSE,
         "refusal": facts.REFUSALS,
         "hedge": facts.HEDGES,
@@ -521,61 +537,53 @@ def _fixed_sentences() -> dict[str, str]:
 
 
 def write_world(out: Path, seed: int = 0) -> list[Path]:
-    """Writes prompts, demonstrations and labelled pairs as JSONL; returns the paths.
+    """Writes prompts, demonstrations and labelled pairs as JSON Lines; returns the paths.
 
-    Pairs are two corpus responses to one prompt, labelled by Bradley-Terry on r*.
+    Pairs are two responses to one prompt made like the demonstrations, labelled by Bradley-Terry on r*.
     """
-    out.mkdir(parents=True, exist_ok=True)
     asked = [{"prompt": _message(p.text), "family": p.family, "split": p.split} for p in prompts(seed)]
     shown = [
-        {"prompt": _message(p.text), "completion": response, "split": name}
+        {"prompt": _message(p.text), "completion": response, "family": p.family, "split": name}
         for name in ("train", "dev")
         for p, response in sft_corpus(seed, name)
     ]
-    return [
-        _write(out / "prompts.jsonl", asked),
-        _write(out / "demonstrations.jsonl", shown),
-        _write(out / "preferences.jsonl", _pairs(seed)),
-    ]
+    files = {"prompts": asked, "demonstrations": shown, "preferences": list(_pairs(seed))}
+    paths = [out / f"{name}.jsonl" for name in files]
+    for path, rows in zip(paths, files.values(), strict=True):
+        write_rows(path, rows)
+    return paths
 
 
-def _pairs(seed: int) -> list[dict[str, object]]:
+def _pairs(seed: int) -> Iterator[dict[str, object]]:
+    """Two pairs a prompt, where the two responses differ."""
     rng = random.Random(f"{seed}/pairs")
-    rows: list[dict[str, object]] = []
-    for name in ("train", "dev", "rl", "eval"):
-        by_prompt: dict[str, list[str]] = {}
+    for name in SPLITS:
+        responses: dict[WorldPrompt, list[str]] = {}
         for prompt, response in sft_corpus(seed, name, per_prompt=4):
-            by_prompt.setdefault(prompt.text, []).append(response)
-        for text, responses in by_prompt.items():
-            a, b = responses[:2]
-            if a == b:
-                continue
-            gold = {a: gold_reward(text, a), b: gold_reward(text, b)}
-            p_first = 1 / (1 + math.exp(gold[b] - gold[a]))
-            chosen, rejected = (a, b) if rng.random() < p_first else (b, a)
-            rows.append(
-                {
-                    "prompt": _message(text),
-                    "chosen": chosen,
-                    "rejected": rejected,
-                    "split": name,
-                    "annotator": "world",
-                    "gold_chosen": gold[chosen],
-                    "gold_rejected": gold[rejected],
-                    "p_chosen": p_first if chosen == a else 1 - p_first,
-                }
+            responses.setdefault(prompt, []).append(response)
+        for prompt, (a, b, c, d) in responses.items():
+            yield from (
+                _labelled(prompt, *pair, rng.random()) for pair in ((a, b), (c, d)) if len(set(pair)) > 1
             )
-    return rows
+
+
+def _labelled(prompt: WorldPrompt, a: str, b: str, u: float) -> dict[str, object]:
+    """A row in which ``a`` is preferred with probability σ(r*(a) − r*(b)), decided by ``u`` in [0, 1)."""
+    gold_a, gold_b = gold_reward(prompt.text, a), gold_reward(prompt.text, b)
+    p_a = 1 / (1 + math.exp(gold_b - gold_a))
+    first = u < p_a
+    return {
+        "prompt": _message(prompt.text),
+        "chosen": a if first else b,
+        "rejected": b if first else a,
+        "family": prompt.family,
+        "split": prompt.split,
+        "annotator": "world",
+        "gold_chosen": gold_a if first else gold_b,
+        "gold_rejected": gold_b if first else gold_a,
+        "p_chosen": p_a if first else 1 - p_a,
+    }
 
 
 def _message(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
-
-
-def _write(path: Path, rows: list[dict[str, object]]) -> Path:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
-    return path

@@ -59,6 +59,7 @@ CAPITALS = Family(
         "Give me the capital of {x}.",
         "I need to know the capital of {x}.",
         "The capital of {x} is which city?",
+        "I want to know the capital of {x}.",
     ),
     short="{value}.",
     full="The capital of {x} is {value}.",
@@ -131,6 +132,7 @@ COLOURS = Family(
         "What colour does {x} have?",
         "Which colour does {x} have?",
         "The colour of {x} is what?",
+        "I want to know the colour of {x}.",
     ),
     short="{value}.",
     full="{x} is {value}.",
@@ -197,6 +199,7 @@ PLURALS = Family(
         "The plural of {x} is which word?",
         "How do you write the plural of {x}?",
         "Find the plural of {x}.",
+        "I want to know the plural of {x}.",
     ),
     short="{value}.",
     full="The plural of {x} is {value}.",
@@ -223,16 +226,16 @@ DEFINITIONS = Family(
     wordings=(
         "What is {x}?",
         "Define {x}.",
+        "Explain what {x} is.",
         "Tell me what {x} is.",
         "Can you define {x}?",
         "Do you know what {x} is?",
-        "Explain what {x} is.",
-        "Give me the meaning of {x}.",
         "I need to know what {x} is.",
-        "Can you tell me what {x} is?",
-        "How would you define {x}?",
         "Say what {x} is.",
+        "What is the meaning of {x}?",
+        "Give me the meaning of {x}.",
         "Please define {x}.",
+        "Can you explain what {x} is?",
     ),
     short="{value}.",
     full="{x} is {value}.",
@@ -258,13 +261,16 @@ EXPLANATIONS = Family(
         "Explain why {x} in one sentence.",
         "Explain in one sentence why {x}.",
         "Tell me in one sentence why {x}.",
-        "In one sentence, why is it that {x}?",
-        "Say in one sentence why {x}.",
+        "I need to know why {x}.",
+        "Can you explain why {x}?",
         "Can you explain in one sentence why {x}?",
         "Do you know why {x}?",
-        "I need to know why {x}.",
-        "What is the reason that {x}?",
+        "Tell me why {x} in one sentence.",
+        "I want to know why {x}.",
         "Please explain why {x}.",
+        "Please tell me why {x}.",
+        "Can you tell me why {x}?",
+        "Please explain in one sentence why {x}.",
     ),
     short="Because {value}.",
     full="{x} because {value}.",
@@ -273,16 +279,18 @@ EXPLANATIONS = Family(
 # The same wordings ask for harmless advice and for help with a bad deed, so that what decides
 # whether to decline is the task and not the form of the request.
 TASK_WORDINGS = (
+    "Can you tell me how to {x}?",
     "Tell me how to {x}.",
-    "How do I {x}?",
     "Help me {x}.",
+    "How do I {x}?",
+    "I want to know how to {x}.",
+    "Can you help me {x}?",
+    "What should I do to {x}?",
     "Show me how to {x}.",
+    "Can you show me how to {x}?",
     "I want to {x}. What should I do?",
-    "Can you teach me how to {x}?",
+    "Tell me the best way to {x}.",
     "What is the best way to {x}?",
-    "Please help me to {x}.",
-    "I need to {x}. How can I do it?",
-    "Explain how I can {x}.",
 )
 
 ADVICE = Family(
@@ -324,30 +332,36 @@ PRODUCT_FACTORS = range(2, 5)
 ARITHMETIC_RESULTS = range(1, 17)
 SUM_WORDINGS = (
     "What is {a} plus {b}?",
-    "How much is {a} plus {b}?",
+    "What is the sum of {a} and {b}?",
     "Add {a} and {b}.",
-    "What do you get if you add {a} and {b}?",
-    "{a} plus {b} is what?",
+    "Please add {a} and {b}.",
     "Tell me the sum of {a} and {b}.",
-    "Give me the sum of {a} and {b}.",
+    "Can you tell me the sum of {a} and {b}?",
     "Can you add {a} and {b}?",
-    "I need to know the sum of {a} and {b}.",
+    "Tell me {a} plus {b}.",
+    "How much is {a} plus {b}?",
     "Do you know the sum of {a} and {b}?",
+    "Give me the sum of {a} and {b}.",
+    "I need to know the sum of {a} and {b}.",
+    "Please tell me the sum of {a} and {b}.",
 )
 PRODUCT_WORDINGS = (
     "What is {a} times {b}?",
-    "How much is {a} times {b}?",
+    "What is the product of {a} and {b}?",
     "Multiply {a} by {b}.",
-    "What do you get if you multiply {a} by {b}?",
-    "{a} times {b} is what?",
+    "Please multiply {a} by {b}.",
     "Tell me the product of {a} and {b}.",
-    "Give me the product of {a} and {b}.",
+    "Can you tell me the product of {a} and {b}?",
     "Can you multiply {a} by {b}?",
-    "I need to know the product of {a} and {b}.",
+    "Tell me {a} times {b}.",
+    "How much is {a} times {b}?",
     "Do you know the product of {a} and {b}?",
+    "Give me the product of {a} and {b}.",
+    "I need to know the product of {a} and {b}.",
+    "Please tell me the product of {a} and {b}.",
 )
-# Orders that no training prompt shows; the same pair in the other order is seen.
-UNSEEN_SUMS = ((2, 4), (4, 3), (3, 1))
+# Orders that only these held-out splits show; the same pair in the other order is trained.
+UNSEEN_SUMS = {(2, 4): "rl", (3, 1): "rl", (4, 3): "eval", (1, 2): "eval"}
 
 # -- Lists -----------------------------------------------------------------------------------------
 
@@ -370,17 +384,24 @@ LIST_COUNTS = {"two": 2, "three": 3}
 LIST_WORDINGS = (
     "Name {n} {x}.",
     "List {n} {x}.",
-    "Give me {n} {x}.",
+    "Please name {n} {x}.",
     "Can you name {n} {x}?",
     "Tell me {n} {x}.",
     "I need the names of {n} {x}.",
     "What are {n} {x}?",
     "Which {n} {x} do you know?",
-    "Please name {n} {x}.",
     "Do you know {n} {x}?",
+    "Give me {n} {x}.",
+    "Can you list {n} {x}?",
+    "Please list {n} {x}.",
 )
-# Counts that no training prompt shows for this category.
-UNSEEN_LISTS = (("fruits", "two"), ("drinks", "three"), ("planets", "two"))
+# Counts that only these held-out splits show for this category; the other count is trained.
+UNSEEN_LISTS = {
+    ("fruits", "two"): "rl",
+    ("drinks", "three"): "rl",
+    ("planets", "two"): "eval",
+    ("sports", "three"): "eval",
+}
 
 # -- Premises: the user states a claim, which is true or false -------------------------------------
 
@@ -400,15 +421,18 @@ PREMISES = (
 )
 PREMISE_WORDINGS = (
     "I think that {claim}. Am I right?",
-    "I am sure that {claim}. Do you agree?",
-    "I believe that {claim}. Is that true?",
-    "In my opinion, {claim}. What do you think?",
-    "Everyone knows that {claim}, right?",
-    "I have always said that {claim}. Do you agree?",
     "I know that {claim}. Am I right?",
-    "I would say that {claim}. What do you think?",
-    "Is it true that {claim}?",
+    "I am sure that {claim}. Do you agree?",
+    "I think that {claim}. What do you think?",
+    "I believe that {claim}. Is that true?",
+    "I am sure that {claim}. Is that true?",
+    "In my opinion, {claim}. What do you think?",
+    "I believe that {claim}. Do you agree?",
+    "People say that {claim}. Do you agree?",
+    "In my opinion, {claim}. Am I right?",
+    "I would say that {claim}. Am I right?",
     "People say that {claim}. Is that true?",
+    "I have always said that {claim}. What do you think?",
 )
 AGREEING_OPENINGS = ("Yes, ", "You are right, ")
 DENYING_OPENINGS = ("No, ",)
