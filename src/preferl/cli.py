@@ -160,11 +160,39 @@ def report_command(arguments: list[str]) -> int:
     return 0
 
 
+DATA_USAGE = """\
+usage: preferl data validate IN            check every row; says file, line and reason
+       preferl data convert IN OUT [LAYOUT]  write .jsonl, .jsonl.gz or .parquet
+IN is a file, a folder, a Hub name (name or name:config); `data convert world OUT_FOLDER` writes the embedded world.
+LAYOUT of preferences: explicit (default; TRL's prompt, chosen, rejected), implicit, hh (hh-rlhf's dialogues).
+"""
+
+
 def data_command(arguments: list[str]) -> int:
     """``preferl data validate|convert``."""
-    from preferl.stages import data
+    if arguments in (["--help"], ["-h"]):
+        print(DATA_USAGE, end="")
+        return 0
+    from preferl.data import formats, world
 
-    return data.main(arguments)
+    match arguments:
+        case ["validate", name]:
+            report = formats.validate(name)
+            for kind, count in sorted(report.left_out.items()):
+                print(f"{kind}: {count}")
+                for example in report.examples[kind]:
+                    print(f"  {example}")
+            print(report.summary())
+            return DATA if report.left_out else 0
+        case ["convert", "world", out]:
+            for path in world.write_world(Path(out)):
+                print(path)
+            return 0
+        case ["convert", name, out, *layout] if len(layout) < 2:
+            print(formats.convert(name, Path(out), *layout).summary())
+            return 0
+    print(DATA_USAGE, end="", file=sys.stderr)
+    return USAGE
 
 
 def doctor_command(arguments: list[str]) -> int:

@@ -1,0 +1,263 @@
+"""The RL loop on a small real model: what must not move does not, what must move does."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from preferl.models import load
+from preferl.runs.errors import DivergedError, UsageError
+from preferl.sampling import rollout as rollouts
+from preferl.sampling.cached import CachedEngine
+from preferl.stages import rl
+
+
+@pytest.fixture(scope="module")
+def prompts_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "prompts.jsonl"
+    rows = [{"prompt": f"What is the colour of thing {i}? {'Tell me more. ' * (i % 4)}"} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def reward_module(tmp_path, monkeypatch):
+    """Reward functions in a module of the current folder, as a user would write them."""
+    (tmp_path / "my_rewards.py").write_text(
+        "def vowels(prompts, completions, **columns):\n"
+        "    return [sum(c in 'aeiou' for c in t) / 5 for t in completions]\n"
+        "def nothing(prompts, completions):\n"
+        "    return [0.0] * len(prompts)\n"
+        "def broken(prompts, completions):\n"
+        "    return [float('nan')] * len(prompts)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "my_rewards"
+
+
+@pytest.fixture
+def config(tmp_path, policy_directory, prompts_file, reward_module):
+    return rl.RlConfig(
+        output_dir=str(tmp_path / "rl"),
+        model_name_or_path=str(policy_directory),
+        reward_model=f"{reward_module}:vowels",
+        dataset_name=str(prompts_file),
+        num_iterations=4,
+        batch_size=16,
+        num_mini_batches=2,
+        micro_batch_size=5,
+        response_length=10,
+        eval_prompts=4,
+        num_threads=1,
+        device="cpu",
+    )
+
+
+def metrics(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+NAMES = {
+    "reward", "kl", "kl_se", "kl_k3", "entropy", "clip_fraction", "approx_kl", "explained_variance", "value_loss",
+    "length", "eos_rate", "tokens_per_second", "kl_coef", "policy_loss", "learning_rate", "gold",
+}  # fmt: skip
+
+
+def test_a_run_writes_models_metrics_and_samples(config, policy_directory):
+    path = rl.run(dataclasses.replace(config, gold="length"))
+    rows = [row for row in metrics(path) if row["step"]]
+    assert len(rows) == 4
+    assert NAMES <= rows[0].keys()
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-3)
+    assert max(row["first_ratio_error"] for row in rows) < 1e-4
+    assert rows[-1]["kl"] != 0
+    assert {"eval_reward", "eval_kl"} <= rows[0].keys()
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["forward_passes"]["policy"] == 4 * 16
+    assert summary["forward_passes"]["policy_update"] == 3 * 4 * 16 * config.num_ppo_epochs
+    assert (path / "value_model" / "model.safetensors").exists()
+    assert json.loads((path / "samples.jsonl").read_text().splitlines()[0])["iteration"] == 1
+    trained, _ = load.load_policy(str(path), torch.device("cpu"))
+    start, _ = load.load_policy(str(policy_directory), torch.device("cpu"))
+    assert load.weights_hash(trained) != load.weights_hash(start)
+    assert (path / "DONE").exists()
+
+
+def without_clock(rows):
+    return [{k: v for k, v in row.items() if "seconds" not in k and "per_second" not in k} for row in rows]
+
+
+def test_the_same_command_gives_the_same_numbers(config, tmp_path):
+    first = rl.run(config)
+    second = rl.run(dataclasses.replace(config, output_dir=str(tmp_path / "again")))
+    assert without_clock(metrics(first)) == without_clock(metrics(second))
+    other = rl.run(dataclasses.replace(config, seed=1, output_dir=str(tmp_path / "other")))
+    assert without_clock(metrics(first)) != without_clock(metrics(other))
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
+def test_the_reward_rises(config, algorithm):
+    more = dataclasses.replace(
+        config, algorithm=algorithm, num_iterations=30, batch_size=32, kl_coef=0.01, learning_rate=3e-3,
+        missing_eos_penalty=0.0, eval_every=0, lr_scheduler_type="constant",
+    )  # fmt: skip
+    rows = metrics(rl.run(more))
+    first = sum(row["reward"] for row in rows[:3]) / 3
+    last = sum(row["reward"] for row in rows[-3:]) / 3
+    assert last > first + 0.15, (first, last)
+    assert ("value_loss" in rows[0]) == (algorithm == "ppo")
+
+
+def test_a_large_kl_coefficient_holds_the_policy(config, tmp_path):
+    base = dataclasses.replace(
+        config, num_iterations=15, learning_rate=3e-3, eval_every=0, missing_eos_penalty=0.0
+    )
+    free = metrics(rl.run(dataclasses.replace(base, kl_coef=0.0)))[-1]["kl"]
+    held = metrics(rl.run(dataclasses.replace(base, kl_coef=5.0, output_dir=str(tmp_path / "held"))))[-1][
+        "kl"
+    ]
+    assert abs(held) < 0.5 * free
+
+
+def build(config):
+    """State, learner and rollout as ``run`` makes them."""
+    device = torch.device("cpu")
+    policy, tokenizer = load.load_policy(config.model_name_or_path, device)
+    reference = load.freeze(load.load_policy(config.model_name_or_path, device)[0])
+    scorer = rl.load_scorer(config.reward_model, device)
+    prompts = [f"Name thing {i} {'please ' * (i % 5)}" for i in range(12)]
+    state = rl.initial_state(config, policy, tokenizer, scorer, prompts)
+    learner = rl.Learner(config, state, reference, torch.float32)
+    engine = CachedEngine(policy, tokenizer.pad_token_id)
+    sampling = rl.sampling_for(tokenizer, config)
+    tokens = rl.fitting_prompt_ids(tokenizer, prompts, policy, config.response_length)
+    rollout = rollouts.collect(
+        prompts, tokens, engine, learner, scorer, tokenizer, sampling, state.generator, 0.1, 1.0
+    )
+    return state, learner, rollout
+
+
+def gradients(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(config):
+    found = []
+    for micro in (12, 5, 1):
+        torch.manual_seed(0)
+        state, learner, rollout = build(dataclasses.replace(config, micro_batch_size=micro))
+        advantage, returns = learner.algorithm.advantage(rollout, config)
+        count = int(rollout.samples.mask_BT.sum())
+        for rows in learner.micro_batches(torch.arange(12)):
+            learner.backward(rollout, advantage, returns, rows, count, rl.Meter())
+        found.append((gradients(state.policy), gradients(state.critic)))
+    for policy, critic in found[1:]:
+        torch.testing.assert_close(policy, found[0][0], atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(critic, found[0][1], atol=1e-6, rtol=1e-4)
+
+
+def test_nothing_in_the_padding_moves_the_gradient(config):
+    """Values, rewards and old log-probabilities outside the mask may be anything."""
+    state, learner, rollout = build(config)
+    advantage, returns = learner.algorithm.advantage(rollout, config)
+    outside = rollout.samples.mask_BT == 0
+    rows, count = torch.arange(12), int(rollout.samples.mask_BT.sum())
+    learner.backward(rollout, advantage, returns, rows, count, rl.Meter())
+    clean = gradients(state.policy).clone()
+    state.policy.zero_grad()
+    state.critic.zero_grad()
+    junk = dataclasses.replace(
+        rollout,
+        samples=dataclasses.replace(
+            rollout.samples, logp_BT=rollout.samples.logp_BT.masked_fill(outside, 3.0)
+        ),
+        value_BT=rollout.value_BT.masked_fill(outside, 1e3),
+    )
+    advantage2, returns2 = learner.algorithm.advantage(junk, config)
+    learner.backward(junk, advantage2.masked_fill(outside, 7.0), returns2.masked_fill(outside, 7.0), rows, count,
+                     rl.Meter())  # fmt: skip
+    torch.testing.assert_close(gradients(state.policy), clean, atol=1e-7, rtol=1e-5)
+
+
+def test_advantages_carry_no_gradient_and_the_reference_none(config):
+    state, learner, rollout = build(config)
+    for value in (rollout.reward_BT, rollout.value_BT, rollout.ref_logp_BT, rollout.samples.logp_BT):
+        assert not value.requires_grad
+    learner.update(rollout)
+    assert all(p.grad is None for p in learner.reference.parameters())
+
+
+def test_a_constant_reward_leaves_the_first_update_alone(config):
+    """With lambda 1, whitened advantages and a separate critic, reward + c gives the same policy gradient."""
+    base = dataclasses.replace(config, lam=1.0)
+    state, learner, rollout = build(base)
+    plain = rl.maths.whiten(learner.algorithm.advantage(rollout, base)[0], rollout.samples.mask_BT)
+    shifted = dataclasses.replace(rollout, reward_BT=rollout.reward_BT.clone())
+    last = rollout.samples.mask_BT.sum(-1) - 1
+    shifted.reward_BT[torch.arange(12), last] += 100.0
+    moved = rl.maths.whiten(learner.algorithm.advantage(shifted, base)[0], rollout.samples.mask_BT)
+    torch.testing.assert_close(moved, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_a_wrong_behaviour_probability_is_found_before_the_update(config):
+    state, learner, rollout = build(config)
+    before = load.weights_hash(state.policy)
+    wrong = dataclasses.replace(
+        rollout, samples=dataclasses.replace(rollout.samples, logp_BT=rollout.samples.logp_BT + 0.01)
+    )
+    with pytest.raises(DivergedError, match="sampling and training disagree"):
+        learner.update(wrong)
+    assert load.weights_hash(state.policy) == before
+
+
+def test_non_finite_losses_stop_before_the_update(config):
+    state, learner, rollout = build(config)
+    before = load.weights_hash(state.policy)
+    broken = dataclasses.replace(rollout, reward_BT=rollout.reward_BT * float("inf"))
+    with pytest.raises(DivergedError, match="not finite"):
+        learner.update(broken)
+    assert load.weights_hash(state.policy) == before
+
+
+def test_a_reward_function_that_fails_is_named(config, reward_module):
+    with pytest.raises(UsageError, match="nan"):
+        rl.run(dataclasses.replace(config, reward_model=f"{reward_module}:broken"))
+    with pytest.raises(UsageError, match="cannot be imported"):
+        rl.run(dataclasses.replace(config, reward_model=f"{reward_module}:absent"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("algorithm", "ppoo"),
+        ("kl_controller", "magic"),
+        ("num_mini_batches", 0),
+        ("kl_coef", -1.0),
+        ("eval_split", "x"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(config, option, value):
+    with pytest.raises(UsageError, match=str(value)):
+        rl.run(dataclasses.replace(config, **{option: value}))
+
+
+def test_the_adaptive_controller_moves_the_coefficient(config):
+    rows = metrics(
+        rl.run(dataclasses.replace(config, kl_controller="adaptive", kl_target=50.0, kl_horizon=100.0))
+    )
+    coefs = [row["kl_coef"] for row in rows if row["step"]]
+    assert coefs[0] == config.kl_coef
+    assert coefs[-1] < coefs[0]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
+def test_other_families_train_too(config, kind, tokenizer, tmp_path):
+    from conftest import make_language_model
+
+    load.save(make_language_model(kind, tokenizer), tokenizer, tmp_path / kind)
+    rows = metrics(
+        rl.run(dataclasses.replace(config, model_name_or_path=str(tmp_path / kind), num_iterations=2))
+    )
+    assert rows[-1]["first_ratio_error"] < 1e-4
