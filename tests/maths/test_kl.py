@@ -12,10 +12,6 @@ from preferl.maths.kl import AdaptiveKL, FixedKL, best_of_n_kl_bound, kl_estimat
 P, Q = torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([0.25, 0.75], dtype=torch.float64)
 
 
-def test_exact_kl_golden():
-    assert kl_exact(P.log(), Q.log()).item() == pytest.approx(0.14384103622589, abs=1e-14)
-
-
 @pytest.mark.parametrize(("kind", "mean"), [("k1", 0.143841), ("k2", 0.161213742), ("k3", 0.143841)])
 def test_expected_estimates_golden(kind, mean):
     assert (P * kl_estimate(P.log(), Q.log(), kind)).sum().item() == pytest.approx(mean, abs=1e-6)
@@ -28,12 +24,16 @@ def test_k2_and_k3_are_never_negative(logp, ref):
     assert kl_estimate(a, b, "k3") >= 0
 
 
-def test_exact_kl_ignores_a_constant_and_impossible_tokens():
-    logits = torch.tensor([[1.0, 2.0, float("-inf")]], dtype=torch.float64)
-    ref = torch.tensor([[0.5, 0.5, float("-inf")]], dtype=torch.float64)
-    value = kl_exact(logits, ref)
-    assert torch.isfinite(value).all()
-    torch.testing.assert_close(kl_exact(logits + 3, ref - 1), value)
+def test_exact_kl_of_equal_models_is_zero_and_a_constant_on_logits_does_nothing():
+    torch.manual_seed(0)
+    logits, ref = torch.randn(2, 2, 3, 5, dtype=torch.float64)
+    assert kl_exact(logits, logits).abs().max() == 0
+    torch.testing.assert_close(kl_exact(logits + 3, ref - 1), kl_exact(logits, ref))
+
+
+def test_exact_kl_is_infinite_where_the_reference_forbids_what_the_policy_does():
+    logits, ref = torch.tensor([[[0.0, 0.0]]]), torch.tensor([[[0.0, -torch.inf]]])
+    assert kl_exact(logits, ref).item() == math.inf
 
 
 def test_unknown_estimator_and_shapes_are_refused():
@@ -67,16 +67,44 @@ def test_adaptive_controller_golden(kl, coef):
     assert controller.coef == pytest.approx(coef, abs=1e-9)
 
 
+@pytest.mark.parametrize(("kl", "factor"), [(1e9, 1.02), (0.0, 0.98), (-5.0, 0.98), (7.2, 1.02), (6.6, 1.01)])
+def test_adaptive_controller_moves_by_at_most_a_fifth_of_the_batch_over_the_horizon(kl, factor):
+    controller = AdaptiveKL(0.3, 6.0, 1000)
+    controller.update(kl, 100)
+    assert controller.coef == pytest.approx(0.3 * factor, rel=1e-12)
+
+
 def test_controllers_keep_their_state():
-    controller, fixed = AdaptiveKL(0.2, 6.0, 1000), FixedKL(0.1)
+    controller, other = AdaptiveKL(0.2, 6.0, 1000), AdaptiveKL(9.0, 6.0, 1000)
     controller.update(0.0, 100)
-    fixed.update(1000.0, 100)
-    other = AdaptiveKL(9.0, 6.0, 1000)
     other.load_state_dict(controller.state_dict())
     assert other.coef == controller.coef < 0.2
-    assert fixed.coef == 0.1
-    with pytest.raises(ValueError, match="above 0"):
-        AdaptiveKL(0.1, 0.0, 10)
+    other.update(10.0, 100)
+    controller.update(10.0, 100)
+    assert other.coef == controller.coef
+
+
+def test_a_fixed_coefficient_stays():
+    fixed, other = FixedKL(0.1), FixedKL(0.0)
+    fixed.update(1000.0, 100)
+    other.load_state_dict(fixed.state_dict())
+    assert fixed.coef == other.coef == 0.1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: FixedKL(-0.1), "coefficient is -0.1"),
+        (lambda: AdaptiveKL(0.0, 6.0, 10), "coefficient 0.0"),
+        (lambda: AdaptiveKL(0.1, 0.0, 10), "target 0.0"),
+        (lambda: AdaptiveKL(0.1, 6.0, -1), "horizon -1"),
+        (lambda: AdaptiveKL(0.1, 6.0, 100).update(math.nan, 10), "mean KL of the batch is nan"),
+        (lambda: AdaptiveKL(0.1, 6.0, 100).update(1.0, 500), "horizon must be above 100"),
+    ],
+)
+def test_controllers_refuse_what_would_turn_the_penalty_around(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_a_controller_that_is_overshot_pushes_back():

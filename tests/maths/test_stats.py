@@ -38,7 +38,7 @@ def test_paired_bootstrap_pairs_and_repeats():
     assert mean == pytest.approx((a - b).mean())
     assert 0.47 < low < mean < high < 0.53
     assert stats.paired_bootstrap(a, b) == (mean, low, high)
-    with pytest.raises(ValueError, match="paired"):
+    with pytest.raises(ValueError, match="equally long"):
         stats.paired_bootstrap(a, b[:-1])
 
 
@@ -62,10 +62,22 @@ def test_calibration_error_by_hand():
         stats.expected_calibration_error([0.5], [1, 0])
 
 
-def test_a_perfect_models_calibration_error_at_5000_pairs():
+@pytest.mark.parametrize(("n", "expected"), [(1000, 0.031), (5000, 0.014)])
+def test_calibration_error_of_a_perfect_model_is_not_zero(n, expected):
+    """Score differences of sd 2, each pair oriented at random: what binning noise alone gives."""
     rng = np.random.default_rng(2)
-    p = rng.uniform(size=5000)
-    assert stats.expected_calibration_error(p, rng.uniform(size=5000) < p) == pytest.approx(0.014, abs=0.008)
+    errors = []
+    for _ in range(100):
+        p_N = 1 / (1 + np.exp(-rng.normal(0, 2, n)))
+        errors.append(stats.expected_calibration_error(p_N, rng.random(n) < p_N))
+    assert np.mean(errors) == pytest.approx(expected, abs=0.0015)
+
+
+def test_an_overconfident_model_is_found_out():
+    rng = np.random.default_rng(3)
+    gap_N = rng.normal(0, 2, 20_000)
+    label_N = rng.random(20_000) < 1 / (1 + np.exp(-gap_N))
+    assert stats.expected_calibration_error(1 / (1 + np.exp(-3 * gap_N)), label_N) > 0.1
 
 
 def test_bayes_accuracy():
@@ -80,8 +92,35 @@ def test_repetition_and_distinct():
     assert stats.repetition("short") == 0
     assert stats.distinct_n(["a b", "a b"], 2) == pytest.approx(0.5)
     assert stats.distinct_n([], 2) == 0
+    assert stats.distinct_n(["a a", "a b"], 1) == pytest.approx(2 / 4)
+    assert stats.repetition("No no NO", n=1) == pytest.approx(2 / 3)
+    assert stats.distinct_n(["a b c"], 3) == 1
 
 
-def test_statistics_do_not_load_torch():
-    code = "import preferl.maths.stats, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: stats.wilson_interval(1, 2, level=95), "level is 95"),
+        (lambda: stats.mean_interval([1, 2], level=1.0), "level is 1.0"),
+        (lambda: stats.mean_interval([[1.0, 2.0]]), r"shape \(1, 2\)"),
+        (lambda: stats.mean_interval([0.0, np.nan]), r"a_N\[1\] is not a finite number"),
+        (lambda: stats.paired_bootstrap([], []), "at least one value"),
+        (lambda: stats.paired_bootstrap([1, 2], [1, np.inf]), r"b_N\[1\] is not a finite number"),
+        (lambda: stats.paired_bootstrap([1, 2], [1, 2], resamples=0), "resamples is 0"),
+        (lambda: stats.expected_calibration_error([0.5], [2]), r"label_N\[0\] is 2"),
+        (lambda: stats.expected_calibration_error([np.nan], [1]), "not a finite number"),
+        (lambda: stats.expected_calibration_error([0.5], [1], bins=0), "bins is 0"),
+        (lambda: stats.bayes_accuracy([0.5, -0.1]), r"prob_N\[1\] is -0.1"),
+        (lambda: stats.repetition("a b", n=0), "n is 0"),
+    ],
+)
+def test_bad_input_says_what_and_why(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_statistics_load_nothing_heavy():
+    heavy = ("torch", "scipy", "statsmodels", "pandas", "matplotlib")
+    code = f"import preferl.maths.stats, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
