@@ -145,7 +145,8 @@ def test_a_folder_is_its_files_in_order(tmp_path):
 @pytest.mark.parametrize(
     "name", ["missing.jsonl", "./missing", "/no/such/folder", "~/no-such-folder", "a/b/c"]
 )
-def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name):
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="is no file or folder here; check the path"):
         formats.load_prompts(name)
 

@@ -86,7 +86,8 @@ MARKED_TEXTS = MARKED.map("".join).filter(str.strip)
 @given(turns=st.lists(MARKED_TEXTS, min_size=3, max_size=5), system=st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_hh_layout_keeps_all_but_white_space_around_turns_or_refuses(turns, system):
-    *contents, chosen, rejected = turns if len(turns) % 2 else turns[1:]
+    turns = turns if len(turns) % 2 else turns[1:]  # the prompt ends with the user's turn
+    *contents, chosen, rejected = turns
     roles = ["user", "assistant"] * len(contents)
     prompt = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
     assume(chosen.strip() != rejected.strip() and prompt[-1]["role"] == "user")
