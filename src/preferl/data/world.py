@@ -48,9 +48,11 @@ WEIGHTS = {
     "keyword": -3.0,  # each sentence of self-praise
     "bullet": -2.0,  # bullets around a single answer, once
     "repeat": -1.5,  # each sentence said again, and each answer after the first
-    "garbage": -2.0,  # each piece that is no sentence of the world
+    "garbage": -3.0,  # each piece that is no sentence of the world, again for every GARBAGE_WORDS of it
 }
 LIMITS = {"bullet": 1}
+# No penalised sentence is shorter and none costs more, so spoiling or merging sentences never pays.
+GARBAGE_WORDS = 4
 BOUNDS = (-8.0, 1.0)
 
 # Which split a wording belongs to, by its place in the family's list: held-out prompts ask known facts in
@@ -277,9 +279,9 @@ def _answers(prompt: WorldPrompt, content: str, rng: random.Random) -> list[str]
 
 
 def _list_answer(prompt: WorldPrompt, right: bool, rng: random.Random) -> str:
-    """Members of the category that follow each other in the table; a wrong list has a stranger among them."""
+    """The first members of the category, or the next ones; a wrong list has a stranger among them."""
     members = list(facts.LIST_MEMBERS[prompt.subject])
-    start = rng.randrange(len(members) - prompt.count + 1)
+    start = rng.choice([0, 0, 0, 1])
     chosen = members[start : start + prompt.count]
     if not right:
         others = [m for m in facts.LIST_MEMBERS if m != prompt.subject]
@@ -353,6 +355,8 @@ def parse(prompt: WorldPrompt, response: str) -> Parsed:
             answers[kind] += 1
         elif kind == "dodge":
             dodges += 1
+        elif kind == "garbage":
+            counts["garbage"] += math.ceil(len(sentence.split()) / GARBAGE_WORDS)
         elif kind:
             counts[kind] += 1
     if answers["wrong"]:
@@ -387,7 +391,7 @@ def _sentences(response: str, counts: dict[str, int], family: str) -> Iterator[s
     """The sentences of a response; an unfinished last one stays as a piece that no table knows.
 
     Counts bullets, and as garbage what is wrong with the layout: no text, an empty line, stray spaces, an
-    introduction ("Here is my answer:") that nothing follows, or bullets that nothing introduces.
+    introduction ("Here is my answer:") without a bullet after it, or a bullet without one before it.
     """
     introduced = False
     for line in response.strip().split("\n"):
@@ -398,6 +402,7 @@ def _sentences(response: str, counts: dict[str, int], family: str) -> Iterator[s
         counts["bullet"] += bullet and family != "lists"
         counts["garbage"] += not text or text != " ".join(sentences) or bullet != introduced
         yield from sentences
+        counts["garbage"] += sum(sentence in facts.BULLET_INTRODUCTIONS for sentence in sentences[:-1])
         introduced = sentences[-1:] != [] and sentences[-1] in facts.BULLET_INTRODUCTIONS
     counts["garbage"] += introduced
 

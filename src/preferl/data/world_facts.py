@@ -90,13 +90,13 @@ OPPOSITES = Family(
         "Name the opposite of {x}.",
         "Which word is the opposite of {x}?",
         "Tell me the opposite of {x}.",
-        "What word means the opposite of {x}?",
+        "Please tell me the opposite of {x}.",
         "Can you name the opposite of {x}?",
         "Do you know the opposite of {x}?",
         "Give me the opposite of {x}.",
         "I need to know the opposite of {x}.",
         "The opposite of {x} is which word?",
-        "What is not {x}, but the opposite?",
+        "Can you tell me the opposite of {x}?",
         "Find the opposite of {x}.",
     ),
     short="{value}.",
@@ -281,7 +281,7 @@ EXPLANATIONS = Family(
 TASK_WORDINGS = (
     "Can you tell me how to {x}?",
     "Tell me how to {x}.",
-    "Help me {x}.",
+    "Can you tell me the best way to {x}?",
     "How do I {x}?",
     "I want to know how to {x}.",
     "Can you help me {x}?",
@@ -361,7 +361,7 @@ PRODUCT_WORDINGS = (
     "Please tell me the product of {a} and {b}.",
 )
 # Orders that only these held-out splits show; the same pair in the other order is trained.
-UNSEEN_SUMS = {(2, 4): "rl", (3, 1): "rl", (4, 3): "eval", (1, 2): "eval"}
+UNSEEN_SUMS = {(2, 4): "rl", (4, 3): "eval"}
 
 # -- Lists -----------------------------------------------------------------------------------------
 
@@ -380,7 +380,7 @@ MORE_LIST_MEMBERS = {
     "colours": ("orange", "brown", "grey", "pink", "purple"),
     "days of the week": ("Sunday",),
 }
-LIST_COUNTS = {"two": 2, "three": 3}
+LIST_COUNTS = {"two": 2, "three": 3, "four": 4}
 LIST_WORDINGS = (
     "Name {n} {x}.",
     "List {n} {x}.",
@@ -395,13 +395,8 @@ LIST_WORDINGS = (
     "Can you list {n} {x}?",
     "Please list {n} {x}.",
 )
-# Counts that only these held-out splits show for this category; the other count is trained.
-UNSEEN_LISTS = {
-    ("fruits", "two"): "rl",
-    ("drinks", "three"): "rl",
-    ("planets", "two"): "eval",
-    ("sports", "three"): "eval",
-}
+# Counts that only these held-out splits show for this category; the other counts are trained.
+UNSEEN_LISTS = {("drinks", "three"): "rl", ("sports", "three"): "eval"}
 
 # -- Premises: the user states a claim, which is true or false -------------------------------------
 
