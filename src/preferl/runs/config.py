@@ -108,7 +108,7 @@ class Parser(ArgumentParser):
 
 def parser_for(config_class: type, prog: str, description: str) -> Parser:
     """A parser with one flag per field of ``config_class``, ``--config`` and ``--print_config``."""
-    parser = Parser(prog=prog, description=description)
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
     parser.add_class_arguments(config_class, nested_key=None)
     return parser

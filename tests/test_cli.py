@@ -1,0 +1,137 @@
+"""The command line as a person meets it: help without torch, errors in one line, exit codes."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from preferl import cli
+
+RUN = [sys.executable, "-m", "preferl"]
+
+
+def call(capsys, *arguments):
+    """Exit code, standard output and standard error of a command in this process."""
+    try:
+        code = cli.main(list(arguments))
+    except SystemExit as error:
+        code = error.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_is_quick_and_loads_no_torch():
+    check = "import sys, preferl.cli as c; c.main(['--help']); sys.exit('torch' in sys.modules)"
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert time.monotonic() - started < 5  # the aim is one second; a loaded machine may take longer
+    for command in cli.COMMANDS:
+        assert f"preferl {command}" in done.stdout
+
+
+def test_version_and_module():
+    done = subprocess.run([*RUN, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("preferl 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rewrad"], ["unknown command 'rewrad'", "did you mean 'reward'"]),
+        (["sft", "--learning_rat", "1"], ["learning_rat", "did you mean 'learning_rate'"]),
+        (["sft", "--learning_rate", "fast"], ["learning_rate"]),
+        (["run", "--config", "absent.yaml"], ["absent.yaml"]),
+        (["run", "--rl.kl_coeff", "1"], ["rl.kl_coeff", "rl.kl_coef"]),
+        (["sft", "--device", "abacus"], ["abacus", "cpu or cuda"]),
+        (["collect"], ["--model_name_or_path"]),
+        (["report", "absent"], ["absent", "not a directory"]),
+        (["rl", "--model_name_or_path", "absent/model/x", "--reward_model", "absent"], ["absent"]),
+    ],
+)
+def test_usage_errors_are_one_line_with_the_fix(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, *arguments)
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 3, err
+    for word in words:
+        assert word in err
+
+
+def test_data_errors_have_their_own_code(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, "sft", "--dataset_name", "absent.jsonl")
+    assert code == 3
+    assert "absent.jsonl" in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, _, err = call(capsys, "sft", "--dataset_name", "absent.jsonl", "--debug")
+    assert "Traceback" in err
+
+
+def test_an_interrupt_is_resumable(capsys, monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "demo", interrupted)
+    code, _, err = call(capsys, "demo")
+    assert code == 75
+    assert "same command" in err
+
+
+@pytest.mark.parametrize("command", ["sft", "collect", "reward", "rl", "evaluate", "run", "demo"])
+def test_every_command_has_help_and_prints_its_configuration(capsys, command):
+    code, out, _ = call(capsys, command, "--help")
+    assert code == 0
+    assert "--output_dir" in out
+    code, out, _ = call(capsys, command, "--print-config")
+    assert code == 0
+    assert "output_dir:" in out
+
+
+def test_flags_win_over_files_and_later_files_over_earlier(capsys, tmp_path):
+    (tmp_path / "a.yaml").write_text("learning_rate: 0.1\ntrain_batch_size: 2\nseed: 5\n")
+    (tmp_path / "b.yaml").write_text("train_batch_size: 3\n")
+    _, out, _ = call(
+        capsys, "sft", "--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml"), "--seed", "7",
+        "--print-config",
+    )  # fmt: skip
+    assert "learning_rate: 0.1" in out
+    assert "train_batch_size: 3" in out
+    assert "seed: 7" in out
+
+
+def test_validate_and_convert(capsys, tmp_path):
+    rows = [{"prompt": "q", "chosen": "a", "rejected": b} for b in ("b", "c", "")]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    code, out, _ = call(capsys, "data", "validate", str(tmp_path / "in.jsonl"))
+    assert code == 3
+    assert "empty_response: 1" in out
+    assert "in.jsonl:3" in out
+    code, _, _ = call(
+        capsys, "data", "convert", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "hh"
+    )
+    assert code == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+    code, out, _ = call(capsys, "data", "convert", "world", str(tmp_path / "world"))
+    assert code == 0
+    assert len(out.splitlines()) == 3
+    assert call(capsys, "data")[0] == 2
+
+
+def test_doctor(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("PREFERL_DATA", raising=False)
+    code, out, _ = call(capsys, "doctor")
+    assert code == 0
+    assert "torch" in out
+    assert "disk" in out
+    monkeypatch.setenv("PREFERL_DATA", str(tmp_path / "absent"))
+    code, out, _ = call(capsys, "doctor")
+    assert code == 1
+    assert "no folder" in out

@@ -1,0 +1,266 @@
+"""The whole pipeline, small: every stage, its files, going on after an interruption, and the report."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from preferl import pipeline
+from preferl.pipeline import RunConfig
+from preferl.runs.directory import StageRecord, stage_records
+from preferl.runs.errors import UsageError
+from preferl.stages import report
+from preferl.stages.collect import CollectConfig, PairCounts
+from preferl.stages.evaluate import EvaluateConfig
+from preferl.stages.reward import RewardConfig
+from preferl.stages.rl import RlConfig
+from preferl.stages.sft import SftConfig
+
+
+def small(root, **changes) -> RunConfig:
+    """The demo in a few seconds: everything is there, little is learned."""
+    config = RunConfig(
+        output_dir=str(root / "run"),
+        num_threads=1,
+        device="cpu",
+        response_length=24,
+        temperature=0.8,
+        sft=SftConfig(
+            hidden_size=32, num_heads=4, vocab_size=600, num_train_epochs=0.3, check_samples=16, num_evals=2
+        ),
+        collect=CollectConfig(pairs=PairCounts(train=96, dev=24, rl=8, eval=48)),
+        reward=RewardConfig(num_evals=2),
+        rl=RlConfig(num_iterations=2, batch_size=8, eval_prompts=4),
+        evaluate=EvaluateConfig(max_eval_prompts=24, best_of_prompts=8, best_of=[2, 4]),
+    )
+    return replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished small run."""
+    root = tmp_path_factory.mktemp("small")
+    config = small(root)
+    return config, pipeline.run(config).parent
+
+
+def test_every_stage_leaves_its_files(finished):
+    config, run = finished
+    records = dict(stage_records(run))
+    assert list(records) == ["sft", "collect", "reward", "rl", "evaluate"]
+    for name, record in records.items():
+        assert record.done, name
+        assert record.summary["seconds"] > 0
+        assert record.config["seed"] == 0
+        assert record.manifest["environment"]["packages"]["torch"]
+    for name in ("sft", "reward", "rl"):
+        assert (run / name / "model" / "model.safetensors").exists()
+    assert {p.name for p in (run / "collect" / "data").iterdir()} == {
+        f"{s}.jsonl" for s in ("train", "dev", "rl", "eval")
+    }
+    for name in ("config.yaml", "command.txt", "env.json", "report.html"):
+        assert (run / name).exists()
+    parent = records["rl"].manifest["parents"]["policy"]
+    assert parent["path"] == "../sft"
+    assert len(parent["hash"]) == 64
+
+
+def test_pairs_carry_their_provenance(finished):
+    _, run = finished
+    rows = [json.loads(line) for line in (run / "collect" / "data" / "eval.jsonl").read_text().splitlines()]
+    assert len(rows) == 48
+    for row in rows:
+        assert row["split"] == "eval"
+        assert row["annotator"] == "world"
+        assert row["chosen"] != row["rejected"]
+        p = 1 / (1 + 2.718281828459045 ** (row["gold_rejected"] - row["gold_chosen"]))
+        assert row["p_chosen"] == pytest.approx(p, abs=1e-9)
+
+
+def test_no_eval_prompt_trained_anything(finished):
+    _, run = finished
+
+    def asked(name):
+        lines = (run / "collect" / "data" / f"{name}.jsonl").read_text().splitlines()
+        return {json.loads(line)["prompt"][0]["content"] for line in lines}
+
+    evaluated = {row["prompt"] for row in StageRecord(run / "evaluate").samples}
+    sampled = {row["prompt"] for row in StageRecord(run / "rl").samples}
+    assert not evaluated & (asked("train") | asked("dev") | sampled)
+    assert not asked("eval") & (asked("train") | asked("dev"))
+
+
+def test_summaries_say_what_was_measured(finished):
+    _, run = finished
+    records = dict(stage_records(run))
+    reward, evaluate = records["reward"].summary, records["evaluate"].summary
+    assert reward["eval_pairs"] == 48
+    assert reward["eval_accuracy_low"] < reward["eval_accuracy"] < reward["eval_accuracy_high"]
+    assert reward["fraction_of_bayes"] == pytest.approx(
+        reward["expected_accuracy"] / reward["bayes_accuracy"]
+    )
+    assert records["sft"].summary["well_formed_rate"] <= records["sft"].summary["eos_rate"] <= 1
+    comparison = evaluate["comparison"]["gold"]
+    assert comparison["difference_low"] <= comparison["difference"] <= comparison["difference_high"]
+    assert comparison["n"] == 24
+    assert [row["n"] for row in evaluate["best_of"]] == [2, 4]
+    assert evaluate["best_of"][1]["score"] > evaluate["best_of"][0]["score"]
+    assert evaluate["cost"]["training"]["policy"] == 16
+
+
+def test_the_same_command_again_does_nothing(finished, capsys):
+    config, run = finished
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("DONE")}
+    pipeline.run(config)
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("DONE")} == before
+
+
+def test_an_interrupted_run_goes_on_at_its_stage(finished, tmp_path, monkeypatch):
+    config, run = finished
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, tmp_path / "copy")
+    config = small(tmp_path, output_dir=str(tmp_path / "again"))
+    pipeline.run(replace(config, stages=["sft", "collect"]))
+    calls = []
+    original = pipeline.reward.run
+
+    def stopped(options, fresh):
+        calls.append("reward")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.reward, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config)
+    sft_done = (tmp_path / "again" / "sft" / "DONE").stat().st_mtime_ns
+    monkeypatch.setattr(pipeline.reward, "run", original)
+    pipeline.run(config)
+    assert (tmp_path / "again" / "sft" / "DONE").stat().st_mtime_ns == sft_done
+    # An interrupted run ends with the same numbers as one that was not.
+    for stage in ("reward", "rl", "evaluate"):
+        first, second = StageRecord(run / stage), StageRecord(tmp_path / "again" / stage)
+        keys = [k for k in first.summary if k not in ("seconds", "peak_memory_mib", "notes")]
+        assert {k: first.summary[k] for k in keys} == {k: second.summary[k] for k in keys}, stage
+
+
+def test_other_options_on_a_finished_stage_are_refused_unless_fresh(finished, tmp_path):
+    config, run = finished
+    changed = replace(config, seed=1)
+    with pytest.raises(UsageError, match=r"seed: 0 -> 1.*--fresh"):
+        pipeline.run(changed)
+    assert (run / "sft" / "DONE").exists()
+
+
+def test_a_foreign_directory_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    with pytest.raises(UsageError, match="holds no preferl run"):
+        pipeline.run(small(tmp_path), fresh=True)
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"stages": ["sft", "dream"]}, "dream"), ({"stages": ["collect"]}, "model_name_or_path")],
+)
+def test_stages_that_cannot_run_are_refused(tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        pipeline.run(small(tmp_path, **changes))
+
+
+def test_shared_options_reach_the_stages_and_own_options_win(tmp_path):
+    config = pipeline.resolve(small(tmp_path, seed=3, rl=RlConfig(seed=9, temperature=0.5)))
+    assert (config.sft.seed, config.rl.seed) == (3, 9)
+    assert (config.sft.temperature, config.rl.temperature) == (0.8, 0.5)
+    assert config.reward.dataset_name.endswith("collect")
+    assert config.evaluate.gold == config.rl.gold == "world"
+    human = pipeline.resolve(small(tmp_path, stages=["sft", "reward", "rl"], dataset_name="people.jsonl"))
+    assert human.reward.dataset_name == human.rl.dataset_name == "people.jsonl"
+    assert human.reward.reference_policy == human.rl.model_name_or_path
+    assert human.rl.gold is None
+
+
+class Page(HTMLParser):
+    """Collects tags, text and anything that would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text, self.fetches = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href") and not (value or "").startswith("#"):
+                self.fetches.append((tag, name, value))
+            if name.startswith("on"):
+                self.fetches.append((tag, name, value))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_report_is_one_file_that_fetches_nothing(finished):
+    _, run = finished
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert len(html) < 3_000_000
+    page = Page()
+    page.feed(html)
+    assert not page.fetches
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == 7
+    assert page.tags.count("article") == 10
+    text = " ".join(page.text)
+    for words in ("held-out prompts", "win rate", "best-of-4", "Reward model", "What it cost", "KL"):
+        assert words in text
+
+
+def test_the_report_escapes_what_it_shows(finished, tmp_path):
+    _, run = finished
+    copy = tmp_path / "<b>run"
+    shutil.copytree(run, copy)
+    rows = StageRecord(copy / "evaluate").samples
+    attack = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    for row in rows:
+        row["policy"] = row["reference"] = row["prompt"] = attack
+    (copy / "evaluate" / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    page = Page()
+    page.feed(report.write(copy).read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert not page.fetches
+    assert attack in " ".join(page.text)
+
+
+def edit(record, **values):
+    record.summary["comparison"].update(values)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("proxy", "gold", "word"),
+    [((1, 2), (1, 2), "Better"), ((1, 2), (-2, -1), "Reward hacked"), ((1, 2), (-1, 1), "No clear gain"),
+     ((-2, -1), (-2, -1), "Worse"), ((1, 2), None, "Higher reward")],
+)  # fmt: skip
+def test_the_verdict_follows_the_intervals(finished, proxy, gold, word):
+    _, run = finished
+    record = StageRecord(run / "evaluate")
+    for name, bounds in (("score", proxy), ("gold", gold)):
+        if bounds is None:
+            del record.summary["comparison"][name]
+        else:
+            record.summary["comparison"][name] |= {"difference_low": bounds[0], "difference_high": bounds[1]}
+    assert report.verdict({"evaluate": record}).word == word
+
+
+def test_part_of_a_run_has_a_report_too(finished, tmp_path):
+    _, run = finished
+    (tmp_path / "part").mkdir()
+    shutil.copytree(run / "sft", tmp_path / "part" / "sft")
+    html = report.write(tmp_path / "part").read_text(encoding="utf-8")
+    assert "Not evaluated" in html
+    assert re.search(r"<svg", html)
+    with pytest.raises(UsageError, match="no finished stage"):
+        (tmp_path / "empty").mkdir()
+        report.write(tmp_path / "empty")
