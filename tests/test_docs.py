@@ -1,0 +1,60 @@
+"""Documentation that names a command, an option or a file tells the truth."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from preferl import cli
+from preferl.pipeline import RunConfig
+from preferl.stages.rl import RlConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_exist(page):
+    for command in re.findall(r"`?preferl ([a-z][\w-]*)", page.read_text(encoding="utf-8")):
+        if f"preferl {command}" in ("preferl keeps", "preferl reads", "preferl is", "preferl from"):
+            continue
+        assert command in cli.COMMANDS or command == "help", f"{page.name}: preferl {command}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_options_exist(page):
+    known = {"config", "fresh", "debug", "help", "print_config", "print-config", "version"}
+    for config in (
+        RunConfig,
+        *(type(getattr(RunConfig(), n)) for n in ("sft", "collect", "reward", "rl", "evaluate")),
+    ):
+        known |= {f.name for f in fields(config)}
+    for option in re.findall(r"--([a-z][\w-]*)", page.read_text(encoding="utf-8")):
+        assert option.split(".")[-1] in known, f"{page.name}: --{option}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_paths_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for path in re.findall(r"`((?:docs|configs|benchmarks|tests)/[\w/.-]+\w)`", text):
+        assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_the_page_for_people_from_trl_names_real_options():
+    text = (ROOT / "docs" / "from-trl.md").read_text(encoding="utf-8")
+    known = {f.name for f in fields(RlConfig)}
+    for row in re.findall(r"^\| `.*\| (.*) \|.*\|$", text, flags=re.M):
+        for name in re.findall(r"`(\w+)`", row):
+            assert name in known or name == "module", name
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configurations_parse(config):
+    command = [sys.executable, "-m", "preferl", "run", "--config", str(config), "--print-config"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
