@@ -93,6 +93,11 @@ def test_the_unit_of_the_reward_does_not_matter(scale):
     torch.testing.assert_close(maths.grpo_advantage(scale * x_BT), maths.grpo_advantage(x_BT))
 
 
+def test_small_real_differences_are_not_taken_for_rounding():
+    group_BG = torch.tensor([[1000.0, 1000.01, 1000.02, 1000.05]])
+    assert maths.grpo_advantage(group_BG).std(correction=0).item() == pytest.approx(1, rel=1e-4)
+
+
 def test_whitened_values_have_mean_zero_and_population_sd_one():
     torch.manual_seed(0)
     x_BT, mask_BT = 5 + 3 * torch.randn(4, 6, dtype=F64), torch.arange(6) < torch.tensor([[6], [3], [1], [5]])

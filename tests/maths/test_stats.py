@@ -42,6 +42,14 @@ def test_paired_bootstrap_pairs_and_repeats():
         stats.paired_bootstrap(a, b[:-1])
 
 
+@pytest.mark.parametrize(("level", "z"), [(0.95, 1.95996), (0.8, 1.28155)])
+def test_paired_bootstrap_of_many_items_is_the_normal_interval(level, z):
+    a_N = np.random.default_rng(4).normal(size=500)
+    mean, low, high = stats.paired_bootstrap(a_N, np.zeros(500), level=level)
+    half = z * a_N.std() / 500**0.5
+    assert (mean - low, high - mean) == pytest.approx((half, half), rel=0.06)
+
+
 def test_paired_bootstrap_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(1)
     hits = 0
@@ -56,6 +64,8 @@ def test_calibration_error_by_hand():
     prob, label = [0.05, 0.05, 0.95, 0.95], [0, 1, 1, 1]
     assert stats.expected_calibration_error(prob, label) == pytest.approx(0.5 * 0.45 + 0.5 * 0.05)
     assert stats.expected_calibration_error([1.0, 0.0], [1, 0]) == 0
+    # Certainty belongs to the last bin, where these two gaps cancel.
+    assert stats.expected_calibration_error([0.95, 1.0], [1.0, 0.95]) == pytest.approx(0)
     with pytest.raises(ValueError, match="must lie in"):
         stats.expected_calibration_error([1.2], [1])
     with pytest.raises(ValueError, match="equally long"):
