@@ -47,20 +47,37 @@ def make_language_model(kind: str, tokenizer):
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     if kind == "llama":
         config = LlamaConfig(
-            vocab_size=len(tokenizer), intermediate_size=64, num_key_value_heads=2,
-            max_position_embeddings=128, initializer_range=0.2, **size, **ids,
-        )  # fmt: skip
+            vocab_size=len(tokenizer),
+            intermediate_size=64,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            initializer_range=0.2,
+            **size,
+            **ids,
+        )
         return LlamaForCausalLM(config).eval()
     if kind == "gpt2":
         config = GPT2Config(
-            vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=128,
-            initializer_range=0.2, **ids,
-        )  # fmt: skip
+            vocab_size=len(tokenizer),
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=128,
+            initializer_range=0.2,
+            **ids,
+        )
         return GPT2LMHeadModel(config).eval()
     config = Qwen3Config(
-        vocab_size=len(tokenizer), intermediate_size=64, num_key_value_heads=2, head_dim=8,
-        max_position_embeddings=128, initializer_range=0.2, tie_word_embeddings=True, **size, **ids,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        intermediate_size=64,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        **size,
+        **ids,
+    )
     return Qwen3ForCausalLM(config).eval()
 
 
@@ -96,14 +113,24 @@ def encoder_directory(tmp_path_factory) -> Path:
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
         mask_token="[MASK]",
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=64, num_labels=1, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=1,
+        pad_token_id=0,
+    )
     path = tmp_path_factory.mktemp("encoder")
     BertForSequenceClassification(config).save_pretrained(path)
     tokenizer.save_pretrained(path)

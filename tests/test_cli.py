@@ -99,9 +99,16 @@ def test_flags_win_over_files_and_later_files_over_earlier(capsys, tmp_path):
     (tmp_path / "a.yaml").write_text("learning_rate: 0.1\ntrain_batch_size: 2\nseed: 5\n")
     (tmp_path / "b.yaml").write_text("train_batch_size: 3\n")
     _, out, _ = call(
-        capsys, "sft", "--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml"), "--seed", "7",
+        capsys,
+        "sft",
+        "--config",
+        str(tmp_path / "a.yaml"),
+        "--config",
+        str(tmp_path / "b.yaml"),
+        "--seed",
+        "7",
         "--print-config",
-    )  # fmt: skip
+    )
     assert "learning_rate: 0.1" in out
     assert "train_batch_size: 3" in out
     assert "seed: 7" in out

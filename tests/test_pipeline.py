@@ -48,7 +48,7 @@ def finished(tmp_path_factory):
 
 
 def test_every_stage_leaves_its_files(finished):
-    config, run = finished
+    _, run = finished
     records = dict(stage_records(run))
     assert list(records) == ["sft", "collect", "reward", "rl", "evaluate"]
     for name, record in records.items():
@@ -240,9 +240,14 @@ def edit(record, **values):
 
 @pytest.mark.parametrize(
     ("proxy", "gold", "word"),
-    [((1, 2), (1, 2), "Better"), ((1, 2), (-2, -1), "Reward hacked"), ((1, 2), (-1, 1), "No clear gain"),
-     ((-2, -1), (-2, -1), "Worse"), ((1, 2), None, "Higher reward")],
-)  # fmt: skip
+    [
+        ((1, 2), (1, 2), "Better"),
+        ((1, 2), (-2, -1), "Reward hacked"),
+        ((1, 2), (-1, 1), "No clear gain"),
+        ((-2, -1), (-2, -1), "Worse"),
+        ((1, 2), None, "Higher reward"),
+    ],
+)
 def test_the_verdict_follows_the_intervals(finished, proxy, gold, word):
     _, run = finished
     record = StageRecord(run / "evaluate")
@@ -261,6 +266,6 @@ def test_part_of_a_run_has_a_report_too(finished, tmp_path):
     html = report.write(tmp_path / "part").read_text(encoding="utf-8")
     assert "Not evaluated" in html
     assert re.search(r"<svg", html)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no finished stage"):
-        (tmp_path / "empty").mkdir()
         report.write(tmp_path / "empty")

@@ -163,7 +163,8 @@ def report_command(arguments: list[str]) -> int:
 DATA_USAGE = """\
 usage: preferl data validate IN            check every row; says file, line and reason
        preferl data convert IN OUT [LAYOUT]  write .jsonl, .jsonl.gz or .parquet
-IN is a file, a folder, a Hub name (name or name:config); `data convert world OUT_FOLDER` writes the embedded world.
+IN is a file, a folder or a Hub name (name, or name:folder of it).
+`data convert world OUT_FOLDER` writes the embedded world.
 LAYOUT of preferences: explicit (default; TRL's prompt, chosen, rejected), implicit, hh (hh-rlhf's dialogues).
 """
 

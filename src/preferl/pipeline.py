@@ -141,7 +141,7 @@ def demo_config(output_dir: str = "runs/demo", seed: int = 0) -> RunConfig:
     return RunConfig(
         output_dir=output_dir,
         seed=seed,
-        # A million parameters leave a few per cent of probability on noise; at 0.8 the policy means what it says.
+        # A million parameters leave a few per cent of probability on noise; 0.8 takes most of it away.
         temperature=0.8,
         rl=RlConfig(batch_size=64, eval_every=2),
     )

@@ -33,9 +33,15 @@ STYLE_FEATURES = {
     "keywords": {"keyword"},
 }
 STYLE_SENTENCES = (
-    *facts.HEDGES, *facts.FLATTERY, *facts.AGREEMENT, *facts.SPAM, *facts.IRRELEVANT, *facts.NONSENSE,
-    *facts.DODGES, *facts.BULLET_INTRODUCTIONS,
-)  # fmt: skip
+    *facts.HEDGES,
+    *facts.FLATTERY,
+    *facts.AGREEMENT,
+    *facts.SPAM,
+    *facts.IRRELEVANT,
+    *facts.NONSENSE,
+    *facts.DODGES,
+    *facts.BULLET_INTRODUCTIONS,
+)
 FRANCE = "What is the capital of France?"
 FISH_IN_TREES = "I think that fish live in trees. Am I right?"
 FISH_IN_WATER = "I think that fish live in water. Am I right?"
@@ -219,13 +225,30 @@ def test_the_reward_is_the_sum_of_the_weights():
 @pytest.mark.parametrize(
     "response",
     [
-        "", " ", "Paris", "The capital of France is", "The capital of France is Pa", "Here is my answer:",
-        "Here is my answer:\n-", "Here is my answer:\n- ", "Here is my answer: Paris.", "- Paris.",
-        "Here is my answer:\n\n- Paris.", "Here is my answer:\n- Paris.\n- Paris.", "Paris.  I may be wrong.",
-        "Paris.Time goes by quickly.", "Paris.\nTime goes by quickly. ...", "paris.", "PARIS.", "Paris..",
-        "London.", "Paris. asdf", "<|eos|>", "Paris.\x00",
+        "",
+        " ",
+        "Paris",
+        "The capital of France is",
+        "The capital of France is Pa",
+        "Here is my answer:",
+        "Here is my answer:\n-",
+        "Here is my answer:\n- ",
+        "Here is my answer: Paris.",
+        "- Paris.",
+        "Here is my answer:\n\n- Paris.",
+        "Here is my answer:\n- Paris.\n- Paris.",
+        "Paris.  I may be wrong.",
+        "Paris.Time goes by quickly.",
+        "Paris.\nTime goes by quickly. ...",
+        "paris.",
+        "PARIS.",
+        "Paris..",
+        "London.",
+        "Paris. asdf",
+        "<|eos|>",
+        "Paris.\x00",
     ],
-)  # fmt: skip
+)
 def test_fragments_and_loose_layout_are_not_well_formed(response):
     assert not world.well_formed(FRANCE, response)
     assert world.gold_reward(FRANCE, response) <= 1 - 3
@@ -401,9 +424,13 @@ def test_lists_need_as_many_different_members_of_the_category():
     assert content(THREE_FRUITS, "Apples, pears and plums.") == "right"
     assert content(THREE_FRUITS, "Cherries, lemons and apples.") == "right"
     for wrong in (
-        "Apples and pears.", "Apples, pears, plums and grapes.", "Apples, pears and apples.",
-        "Apples, apples and pears.", "Apples, pears and cows.", "Apples.",
-    ):  # fmt: skip
+        "Apples and pears.",
+        "Apples, pears, plums and grapes.",
+        "Apples, pears and apples.",
+        "Apples, apples and pears.",
+        "Apples, pears and cows.",
+        "Apples.",
+    ):
         assert content(THREE_FRUITS, wrong) == "wrong", wrong
     for broken in ("apples, pears and plums.", "Apples and pears and plums.", "Apples, pears, plums."):
         assert not world.well_formed(THREE_FRUITS, broken), broken

@@ -50,8 +50,11 @@ def dialogues(draw):
 def pairs(prompts):
     return st.builds(
         lambda prompt, answers, margin, columns: Preference(prompt, answers[0], answers[1], margin, columns),
-        prompts, ANSWERS, MARGINS, COLUMNS,
-    )  # fmt: skip
+        prompts,
+        ANSWERS,
+        MARGINS,
+        COLUMNS,
+    )
 
 
 round_trip = settings(
@@ -277,5 +280,9 @@ def test_what_is_written_loads_with_datasets(tmp_path):
         formats.write_preferences(path, [Preference([USER], "Hi!", "What?", 0.5, {"annotator": "ann"})])
         loaded = datasets.load_dataset(kind, data_files=str(path), cache_dir=str(tmp_path / "cache"))["train"]
         assert loaded[0] == {
-            "prompt": [USER], "chosen": "Hi!", "rejected": "What?", "margin": 0.5, "annotator": "ann",
-        }  # fmt: skip
+            "prompt": [USER],
+            "chosen": "Hi!",
+            "rejected": "What?",
+            "margin": 0.5,
+            "annotator": "ann",
+        }

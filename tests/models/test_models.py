@@ -60,8 +60,8 @@ def test_reward_models_load_with_plain_transformers_up_to_a_constant(saved, tmp_
     assert ours(PROMPTS, RESPONSES) == pytest.approx(scores.tolist(), abs=1e-5)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
     assert plain.config.num_labels == 1
-    ids, mask = pad([scored_ids(tokenizer, p, r, True, None) for p, r in zip(PROMPTS, RESPONSES, strict=True)],
-                    tokenizer.pad_token_id, "right")  # fmt: skip
+    rows = [scored_ids(tokenizer, p, r, True, None) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    ids, mask = pad(rows, tokenizer.pad_token_id, "right")
     with torch.no_grad():
         logits = plain(input_ids=ids, attention_mask=mask).logits[:, 0].numpy()
     constant = logits - scores

@@ -1,4 +1,4 @@
-"""The cached engine: same distribution as a full forward pass, exact log-probabilities, no pad, repeatable."""
+"""The cached engine: the distribution of a full forward pass, exact log-probabilities, no pad, repeatable."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from preferl.runs.errors import UsageError
 from preferl.sampling.cached import CachedEngine, draw
 from preferl.sampling.engine import Sampling
 from preferl.sampling.rollout import (
@@ -16,7 +17,6 @@ from preferl.sampling.rollout import (
     policy_logprobs,
     rows_of,
 )
-from preferl.runs.errors import UsageError
 
 PROMPTS = [[10, 11, 12, 13, 14, 15, 16], [20], [30, 31, 32]] * 8
 
@@ -161,9 +161,17 @@ def test_a_rollout_scores_the_text_and_places_the_reward(language_model, tokeniz
 
     prompts = [f"prompt {i}" for i in range(len(PROMPTS))]
     out = collect(
-        prompts, PROMPTS, engine_for(language_model, tokenizer), ZeroLearner(), scorer, tokenizer, sampling,
-        gen(), kl_coef=0.1, missing_eos_penalty=2.0,
-    )  # fmt: skip
+        prompts,
+        PROMPTS,
+        engine_for(language_model, tokenizer),
+        ZeroLearner(),
+        scorer,
+        tokenizer,
+        sampling,
+        gen(),
+        kl_coef=0.1,
+        missing_eos_penalty=2.0,
+    )
     assert seen["prompts"] == prompts
     assert out.completions == decode(tokenizer, out.samples)
     assert not any(tokenizer.eos_token in text for text in out.completions)
