@@ -65,6 +65,11 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     source = sources.load_source(**config.source())
     prompts = source.need("prompts", "eval")[: config.max_eval_prompts]
+    if len(prompts) < 2 or config.best_of_prompts < 2:
+        raise UsageError(
+            f"{len(prompts)} eval prompts and best_of_prompts {config.best_of_prompts}: "
+            f"an interval needs at least 2 of each"
+        )
     policy, tokenizer = load.load_policy(config.model_name_or_path, device)
     reference, _ = load.load_policy(config.ref_model, device)
     scorer = load_scorer(config.reward_model, device)

@@ -85,7 +85,7 @@ class RlConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     lam: float = 0.95
     """GAE's lambda."""
     whiten_rewards: bool = False
-    """Divide token rewards by their batch standard deviation."""
+    """Scale token rewards to sd 1 over the batch, their mean kept (TRL's meaning)."""
     whiten_advantages: bool = True
     """Normalise advantages over the batch to mean 0, sd 1."""
     missing_eos_penalty: float = 1.0

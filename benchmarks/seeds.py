@@ -1,0 +1,48 @@
+"""The demo over several seeds: one line each, and the worst of every figure.
+
+python benchmarks/seeds.py [--seeds 3] [--out runs/seeds]
+"""
+
+import argparse
+from pathlib import Path
+
+from preferl import pipeline
+from preferl.runs.directory import StageRecord
+
+FIGURES = ("seconds", "well-formed", "of Bayes", "gold gain", "low", "win rate", "KL", "EOS")
+
+
+def figures(run: Path) -> list[float]:
+    """The figures of a finished run, in the order of FIGURES."""
+    sft, reward, evaluate = (StageRecord(run / name).summary for name in ("sft", "reward", "evaluate"))
+    stages = ("sft", "collect", "reward", "rl", "evaluate")
+    gold, policy = evaluate["comparison"]["gold"], evaluate["policies"]["policy"]
+    return [
+        sum(StageRecord(run / name).summary["seconds"] for name in stages),
+        sft["well_formed_rate"],
+        reward["fraction_of_bayes"],
+        gold["difference"],
+        gold["difference_low"],
+        gold["win_rate"],
+        policy["kl"],
+        policy["eos_rate"],
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
+    options = parser.parse_args()
+    rows = []
+    for seed in range(options.seeds):
+        run = options.out / f"seed-{seed}"
+        pipeline.run(pipeline.demo_config(str(run), seed))
+        rows.append(figures(run))
+    print("seed  " + "  ".join(f"{name:>11}" for name in FIGURES))
+    for seed, row in enumerate(rows):
+        print(f"{seed:>4}  " + "  ".join(f"{value:>11.3f}" for value in row))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The demo as a person runs it, held to loose bounds; benchmarks/seeds.py prints three seeds."""
+
+import subprocess
+import sys
+
+import pytest
+
+from preferl.runs.directory import StageRecord
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_what_it_promises(tmp_path):
+    command = [sys.executable, "-m", "preferl", "demo", "--output_dir", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert done.stdout.strip().splitlines()[-1].endswith("report.html")
+    sft, reward, rl, evaluate = (
+        StageRecord(tmp_path / "demo" / name).summary for name in ("sft", "reward", "rl", "evaluate")
+    )
+    assert sft["well_formed_rate"] > 0.9
+    assert reward["eval_pairs"] >= 4500
+    assert reward["fraction_of_bayes"] > 0.87
+    assert rl["iterations"] == 50
+    gold = evaluate["comparison"]["gold"]
+    assert gold["difference_low"] > 0
+    assert gold["win_rate"] > 0.7
+    assert evaluate["policies"]["policy"]["eos_rate"] > 0.95
+    assert 0 < evaluate["policies"]["policy"]["kl"] < 15
+    assert max(s["peak_memory_mib"] for s in (sft, reward, rl, evaluate)) < 2048
