@@ -1,0 +1,62 @@
+"""Data sets by name: splits that share no prompt, texts cut at sentences, options that are refused."""
+
+import json
+
+import pytest
+
+from preferl.data.records import DataError, Demonstration
+from preferl.data.sources import load_source, opening
+
+
+def test_a_text_is_cut_into_opening_and_whole_sentences():
+    text = Demonstration("", 'One two three. Four five "six!" Seven eight nine ten.', {})
+    cut = opening(text, 2, 5)
+    assert (cut.prompt, cut.response) == ("One two", ' three. Four five "six!"')
+    assert opening(text, 2, None).response == ' three. Four five "six!" Seven eight nine ten.'
+    assert opening(text, 10, 5) is None
+    assert opening(text, 3, 2) is None  # no sentence ends within two words
+    assert text.response.startswith(cut.prompt + cut.response)
+
+
+def test_splits_share_no_prompt_and_lose_none(tmp_path):
+    rows = [
+        {"prompt": f"question {i % 90}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(180)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    source = load_source(str(path))
+    prompts = [p for split in source.prompts.values() for p in split]
+    assert len(prompts) == len(set(prompts)) == 90
+    assert sum(map(len, source.preferences.values())) == 180
+    for split, pairs in source.preferences.items():
+        assert {p.prompt for p in pairs} == set(source.prompts[split])
+        assert [d.response for d in source.demonstrations[split]] == [p.chosen for p in pairs]
+    short = load_source(str(path), max_rows=10)
+    assert sum(map(len, short.preferences.values())) == 10
+    none = load_source(str(path), max_prompt_words=1)
+    with pytest.raises(DataError, match="no prompts in the split 'rl'"):
+        none.need("prompts", "rl")
+
+
+def test_the_world_is_a_source():
+    source = load_source("world")
+    assert {len(v) > 100 for v in source.prompts.values()} == {True}
+    assert source.demonstrations["train"]
+    assert not source.demonstrations["eval"]
+
+
+def test_unknown_options_are_refused(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"prompt": "q"}\n')
+    with pytest.raises(DataError, match="dataset_format"):
+        load_source(str(tmp_path / "x.jsonl"), dataset_format="csv")
+    with pytest.raises(DataError, match="bad_rows"):
+        load_source(str(tmp_path / "x.jsonl"), bad_rows="ignore")
+
+
+def test_real_stories_become_openings(real_data):
+    source = load_source("roneneldan/TinyStories", opening_words=12, max_response_words=32)
+    assert len(source.demonstrations["train"]) > 2000
+    for d in source.demonstrations["train"][:200]:
+        assert len(d.prompt.split()) == 12
+        assert len(d.response.split()) <= 33
+        assert d.response.rstrip()[-1] in ".!?\"')"
