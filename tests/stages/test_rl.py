@@ -288,3 +288,18 @@ def test_other_families_train_too(config, kind, tokenizer, tmp_path):
         rl.run(dataclasses.replace(config, model_name_or_path=str(tmp_path / kind), num_iterations=2))
     )
     assert rows[-1]["first_ratio_error"] < 1e-4
+
+
+def test_values_come_from_the_critic_at_the_positions_of_the_response(config):
+    _, learner, rollout = build(config)
+    critic = learner.state.critic
+    torch.nn.init.normal_(critic.score.weight)
+    samples = rollout.samples
+    values = learner.values(samples)
+    with torch.no_grad():
+        for row in range(3):
+            one = rollouts.rows_of(samples, torch.tensor([row]))
+            expected = rl.token_values(critic, one.tokens_BS, one.attention_BS, one.prompt_width)[0]
+            torch.testing.assert_close(values[row, : len(expected)], expected, atol=1e-5, rtol=1e-4)
+    assert values[samples.mask_BT == 0].abs().max() == 0
+    assert values.abs().max() > 0.01
