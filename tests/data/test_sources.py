@@ -5,7 +5,7 @@ import json
 import pytest
 
 from preferl.data.records import DataError, Demonstration
-from preferl.data.sources import load_source, opening
+from preferl.data.sources import load_source, opening, passages
 
 
 def test_a_text_is_cut_into_opening_and_whole_sentences():
@@ -16,6 +16,20 @@ def test_a_text_is_cut_into_opening_and_whole_sentences():
     assert opening(text, 10, 5) is None
     assert opening(text, 3, 2) is None  # no sentence ends within two words
     assert text.response.startswith(cut.prompt + cut.response)
+
+
+def test_a_long_text_gives_passages_in_one_split_and_one_prompt(tmp_path):
+    story = " ".join(f"Word {i} is here now." for i in range(40))
+    pieces = passages(Demonstration("", story, {}), 5, 20)
+    assert len(pieces) == 8
+    assert {p.columns["split"] for p in pieces} == {pieces[0].columns["split"]}
+    assert " ".join(p.prompt + p.response for p in pieces) == story
+    (tmp_path / "t.txt").write_text("\n\n".join(f"Tale {i}. {story}" for i in range(40)))
+    source = load_source(str(tmp_path / "t.txt"), opening_words=5, max_response_words=20)
+    assert sum(map(len, source.prompts.values())) == 40
+    assert sum(map(len, source.demonstrations.values())) > 300
+    for split, prompts in source.prompts.items():
+        assert set(prompts) <= {d.prompt for d in source.demonstrations[split]}
 
 
 def test_splits_share_no_prompt_and_lose_none(tmp_path):
@@ -55,7 +69,7 @@ def test_unknown_options_are_refused(tmp_path):
 
 def test_real_stories_become_openings(real_data):
     source = load_source("roneneldan/TinyStories", opening_words=12, max_response_words=32)
-    assert len(source.demonstrations["train"]) > 2000
+    assert len(source.demonstrations["train"]) > 6000
     for d in source.demonstrations["train"][:200]:
         assert len(d.prompt.split()) == 12
         assert len(d.response.split()) <= 33

@@ -105,11 +105,11 @@ def load_source(
     notes.append(report.summary())
     if kind == "text":
         whole = len(demonstrations)
-        cuts = [opening(d, opening_words, max_response_words) for d in demonstrations]
-        demonstrations = [d for d in cuts if d is not None]
+        cuts = [passages(d, opening_words, max_response_words) for d in demonstrations]
+        demonstrations = [d for cut in cuts for d in cut]
         notes.append(
-            f"left out {whole - len(demonstrations)} of {whole} texts: no sentence ends in the words "
-            f"after the opening"
+            f"{whole} texts in {len(demonstrations)} passages; left out {sum(not cut for cut in cuts)} texts: "
+            f"no sentence ends in the words after the opening"
         )
     if max_prompt_words is not None:
         fitting = [d for d in demonstrations if word_count(d.prompt) <= max_prompt_words]
@@ -122,7 +122,10 @@ def load_source(
     split_rows = by_split(demonstrations)
     return Source(
         name=name,
-        prompts={split: distinct_prompts(rows) for split, rows in split_rows.items()},
+        prompts={
+            split: distinct_prompts(d for d in rows if not d.columns.get("passage"))
+            for split, rows in split_rows.items()
+        },
         demonstrations={s: [] for s in SPLITS} if kind == "prompt" else split_rows,
         preferences=by_split(preferences),
         notes=notes,
@@ -161,6 +164,21 @@ def opening(text: Demonstration, opening_words: int, max_response_words: int | N
     if not sentences:
         return None
     return Demonstration(text.response[:cut], window[: sentences[-1]], text.columns)
+
+
+def passages(text: Demonstration, opening_words: int, max_response_words: int | None) -> list[Demonstration]:
+    """A text as demonstrations one after the other, so that all of it is learnt from.
+
+    Only the first is an opening (``passage`` 0) and so a prompt for sampling; the others stay in its split.
+    """
+    found, rest, split = [], text, None
+    while (piece := opening(rest, opening_words, max_response_words)) is not None:
+        split = split or split_for(piece.prompt, text.columns, SplitFractions())
+        columns = text.columns | {"split": split, "passage": len(found)}
+        found.append(Demonstration(piece.prompt, piece.response, columns))
+        remainder = rest.response[len(piece.prompt) + len(piece.response) :].lstrip()
+        rest = Demonstration("", remainder, text.columns)
+    return found
 
 
 def word_count(prompt: Prompt) -> int:
