@@ -108,8 +108,8 @@ def load_source(
         cuts = [passages(d, opening_words, max_response_words) for d in demonstrations]
         demonstrations = [d for cut in cuts for d in cut]
         notes.append(
-            f"{whole} texts in {len(demonstrations)} passages; left out {sum(not cut for cut in cuts)} texts: "
-            f"no sentence ends in the words after the opening"
+            f"{whole} texts in {len(demonstrations)} passages; left out {sum(not cut for cut in cuts)} "
+            f"texts: no sentence ends in the words after the opening"
         )
     if max_prompt_words is not None:
         fitting = [d for d in demonstrations if word_count(d.prompt) <= max_prompt_words]
