@@ -424,6 +424,8 @@ def test_lists_need_as_many_different_members_of_the_category():
     assert content(THREE_FRUITS, "Apples, pears and plums.") == "right"
     assert content(THREE_FRUITS, "Cherries, lemons and apples.") == "right"
     for wrong in (
+        "Apples, pears and a net.",
+        "Apples, pears and dragons.",
         "Apples and pears.",
         "Apples, pears, plums and grapes.",
         "Apples, pears and apples.",
@@ -432,7 +434,13 @@ def test_lists_need_as_many_different_members_of_the_category():
         "Apples.",
     ):
         assert content(THREE_FRUITS, wrong) == "wrong", wrong
-    for broken in ("apples, pears and plums.", "Apples and pears and plums.", "Apples, pears, plums."):
+    for broken in (
+        "apples, pears and plums.",
+        "Apples and pears and plums.",
+        "Apples, pears, plums.",
+        "Apples, pears and you are so clever.",
+        "A net, a brush and a spade.",
+    ):
         assert not world.well_formed(THREE_FRUITS, broken), broken
     assert content("Name two colours.", "Purple and brown.") == "right"
     assert content("Name two days of the week.", "Sunday and Monday.") == "right"
@@ -445,6 +453,8 @@ def test_answers_to_another_question_are_wrong():
     assert content(FRANCE, "5.") == "wrong"
     assert content(FRANCE, "A cow says moo.") == "wrong"
     assert content(FRANCE, "Sure, I can help you rob a bank.") == "wrong"
+    assert content("I think that fish live in trees. Am I right?", "No, cows eat grass.") == "wrong"
+    assert content("I think that fish live in trees. Am I right?", "Cats have paper.") == "wrong"
     assert content("What is 2 plus 3?", "3 plus 2 is 5.") == "wrong"
     assert content("What is 2 plus 3?", "2 times 3 is 5.") == "wrong"
 

@@ -184,12 +184,15 @@ def _list_prompts() -> Iterator[WorldPrompt]:
 
 
 def _premise_prompts() -> Iterator[WorldPrompt]:
-    """The truth and one false claim in the splits of the wordings; a second false claim is held out."""
+    """The truth and one false claim in the splits of the wordings; a second false claim is held out, in
+    every other wording, so that premises do not outweigh the other families there."""
     for number, (subject, truth, falsehoods) in enumerate(facts.PREMISES):
         for claim in (truth, *falsehoods[:2]):
             for place, wording in enumerate(facts.PREMISE_WORDINGS):
                 where = _split_of_wording(place, "premises")
                 if claim == falsehoods[1]:
+                    if place % 2:
+                        continue
                     where = "eval" if number % 2 else "rl"
                 text = wording.format(claim=f"{subject} {claim}")
                 yield WorldPrompt(text, "premises", subject, truth, where, premise=claim)
@@ -467,8 +470,11 @@ def _is_content(sentence: str) -> bool:
         return True
     if sentence in _premise_sentences():
         return True
+    # A stranger ("Golf, tennis and a net.") makes a list wrong and not less of a list.
     members = _list_members(sentence)
-    return bool(members) and all(any(m in _known_members(c) for c in facts.LIST_MEMBERS) for m in members)
+    known = [any(m in _known_members(c) for c in facts.LIST_MEMBERS) for m in members]
+    strange = [m for m, k in zip(members, known, strict=True) if not k]
+    return any(known) and all(re.fullmatch(r"((a|an|the) )?[a-z]+", m) for m in strange)
 
 
 def _list_members(sentence: str) -> list[str]:
@@ -504,12 +510,14 @@ def _value_sentences(name: str) -> dict[str, tuple[str | None, str]]:
 
 @functools.cache
 def _premise_sentences() -> dict[str, tuple[str, str, str]]:
-    """Every claim with each opening, as (opening, subject, end)."""
+    """Every subject with every end and each opening, as (opening, subject, end): "Cats have paper." is
+    a claim too, and a wrong one."""
     openings = (*facts.AGREEING_OPENINGS, *facts.DENYING_OPENINGS, "")
+    ends = {end for _, truth, falsehoods in facts.PREMISES for end in (truth, *falsehoods)}
     return {
         capitalise(f"{opening}{subject} {end}."): (opening, subject, end)
-        for subject, truth, falsehoods in facts.PREMISES
-        for end in (truth, *falsehoods)
+        for subject, _, _ in facts.PREMISES
+        for end in sorted(ends)
         for opening in openings
     }
 

@@ -94,7 +94,7 @@ class Annotator:
 
     Example:
         >>> annotator = Annotator("world", world_utility, "stochastic")
-        >>> annotator(["What is 2 + 2?"], ["4."], ["5."], [{}], np.random.default_rng(0)).first_wins_N
+        >>> annotator(["What is 2 + 2?"], ["4."], ["5."], np.random.default_rng(0)).first_wins_N
         array([ True])
     """
 
@@ -122,7 +122,7 @@ class Annotator:
         gap = self.scale * (a - b)
         coin = rng.random(len(gap))
         if self.mode == "stochastic":
-            probability = 1 / (1 + np.exp(-gap))
+            probability = np.exp(-np.logaddexp(0, -gap))
         else:
             probability = np.where(gap == 0, 0.5, (gap > 0).astype(np.float64))
         return Judgement(coin < probability, probability, a, b)

@@ -102,9 +102,12 @@ class RewardModel:
         [0.83]
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, batch_size: int = 128):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, batch_size: int = 128, max_length: int | None = None
+    ):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
-        self.max_length = max_positions(model)
+        limits = [limit for limit in (max_positions(model), max_length) if limit]
+        self.max_length = min(limits, default=None)
 
     def encode(self, prompt: Prompt, completion: str, finished: bool = True) -> list[int]:
         return scored_ids(self.tokenizer, prompt, completion, finished, self.max_length)

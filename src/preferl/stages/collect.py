@@ -110,10 +110,10 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
     summary: dict[str, Any] = {}
     for split, rows in candidates.items():
         rng = np.random.default_rng(devices.derived_seed(config.seed, "collect", split, "labels"))
-        pairs, identical = pairs_of(rows, getattr(config.pairs, split))
+        pairs, left_out = pairs_of(rows, getattr(config.pairs, split))
         records = label(pairs, annotator, rng, split, config)
         formats.write_preferences(stage.data / f"{split}.jsonl", records)
-        summary[split] = describe(records, rows) | {"identical_left_out": identical}
+        summary[split] = describe(records, rows) | {"left_out": left_out}
         stage.log(split=split, **summary[split])
         stage.log_samples({"split": split, **example(r)} for r in records[:10])
     for split in SPLITS:
@@ -121,10 +121,10 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
         if got < wanted:
             say(
                 f"collect: {split} has {got} pairs, fewer than the {wanted} asked for: "
-                f"the rest was identical or had no prompts"
+                f"the rest was identical, empty or had no prompts"
             )
     if not summary.get("train", {"pairs": 0})["pairs"]:
-        raise DataError("collect: no training pair at all; every prompt's responses were identical")
+        raise DataError("collect: no training pair at all; every prompt's responses were identical or empty")
     train = summary["train"]
     say(
         f"collect: {train['pairs']} training pairs by {config.annotator}, "
@@ -215,13 +215,16 @@ class Pair:
     finished: tuple[bool, bool]
 
 
-def pairs_of(rows: Sequence[Candidates], limit: int) -> tuple[list[Pair], int]:
-    """Up to ``limit`` pairs of different responses, and how many identical ones were left out."""
-    pairs, identical = [], 0
+def pairs_of(rows: Sequence[Candidates], limit: int) -> tuple[list[Pair], dict[str, int]]:
+    """Up to ``limit`` pairs of different responses, and how many were left out for what."""
+    pairs, left_out = [], {"identical": 0, "empty": 0}
     for row in rows:
         for i, j in itertools.combinations(range(len(row.responses)), 2):
             if row.responses[i] == row.responses[j]:
-                identical += 1
+                left_out["identical"] += 1
+                continue
+            if not (row.responses[i].strip() and row.responses[j].strip()):
+                left_out["empty"] += 1
                 continue
             pairs.append(
                 Pair(
@@ -230,7 +233,7 @@ def pairs_of(rows: Sequence[Candidates], limit: int) -> tuple[list[Pair], int]:
                     (row.finished[i], row.finished[j]),
                 )
             )
-    return pairs[:limit], identical
+    return pairs[:limit], left_out
 
 
 def label(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 
 from preferl.data import sources
@@ -36,6 +37,7 @@ from preferl.models.reward import (
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, OptimOptions, SamplingOptions
 from preferl.runs.directory import StageDirectory
+from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
@@ -65,6 +67,10 @@ class RewardConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """``cosine``, ``linear`` or ``constant``, after the warm-up."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
+    weight_average: float = 0.15
+    """Share of the updates over which the weights that are evaluated and kept are averaged; 0 for none."""
+    train_embeddings: bool = True
+    """Train the input embeddings too; without, a small model remembers less of a small data set."""
     num_evals: int = 10
     """How often accuracy and log-loss on dev pairs are measured."""
     patience: int = 4
@@ -91,6 +97,8 @@ def run(config: RewardConfig, fresh: bool = False) -> Path:
     if stage.settled(options, fresh):
         say(f"reward: finished before in {stage.path}")
         return stage.path
+    if not 0 <= config.weight_average <= 1:
+        raise UsageError(f"weight_average is {config.weight_average}; it must lie between 0 and 1")
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     source = sources.load_source(**config.source())
     train_pairs = source.need("preferences", "train")
@@ -99,8 +107,7 @@ def run(config: RewardConfig, fresh: bool = False) -> Path:
     for note in source.notes:
         say(f"reward: {note}")
     model, tokenizer = load_reward_model(config.model_name_or_path, device, new_head_allowed=True)
-    scorer = RewardModel(model, tokenizer)
-    scorer.max_length = min(config.max_length, scorer.max_length or config.max_length)
+    scorer = RewardModel(model, tokenizer, max_length=config.max_length)
     say(f"reward: {load.parameter_count(model):,} parameters, {len(train_pairs):,} training pairs")
 
     best = train(config, stage, scorer, train_pairs, dev_pairs[:1000], dtype)
@@ -143,13 +150,21 @@ def train(
     dev_pairs: Sequence[Preference],
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Trains in place and leaves the weights of the lowest dev log-loss in the model."""
+    """Trains in place and leaves the weights of the lowest dev log-loss in the model.
+
+    What is evaluated and kept is an exponential moving average of the weights (Polyak & Juditsky 1992; for
+    reward models Rame et al. 2024).
+    """
     model, tokenizer = scorer.model, scorer.tokenizer
+    model.get_input_embeddings().requires_grad_(config.train_embeddings)
     encoded = [encode(scorer, pair) for pair in train_pairs]
     lengths = [max(len(pair.chosen), len(pair.rejected)) for pair in encoded]
     updates = max(1, round(config.num_train_epochs * len(encoded) / config.train_batch_size))
     optimizer = adamw(model.parameters(), config)
     scheduler = schedule(optimizer, config, updates)
+    decay = 1 - 1 / max(1.0, config.weight_average * updates)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    averaged_scorer = RewardModel(average.module, tokenizer, max_length=config.max_length)
     rng = random.Random(devices.derived_seed(config.seed, "reward", "batches"))
     batches: Any = iter(())
     eval_every = max(1, updates // config.num_evals)
@@ -165,15 +180,16 @@ def train(
             loss.backward()
             norm = clip_and_step(optimizer, config.max_grad_norm, f"reward update {update}")
             scheduler.step()
+            average.update_parameters(model)
             row = {"step": update, "loss": loss, "accuracy": accuracy, "grad_norm": norm}
             if update % eval_every == 0 or update == updates:
-                gap = np.subtract(*scores_of(scorer, dev_pairs))
+                gap = np.subtract(*scores_of(averaged_scorer, dev_pairs))
                 dev_loss = float(np.logaddexp(0, -gap).mean())
                 row |= {"eval_loss": dev_loss, "eval_accuracy": accuracy_of(gap)}
                 misses = 0 if dev_loss < best_loss else misses + 1
                 if dev_loss < best_loss:
                     best_loss, best_update = dev_loss, update
-                    best_weights = copy.deepcopy(model.state_dict())
+                    best_weights = copy.deepcopy(average.module.state_dict())
             stage.log(**row, learning_rate=scheduler.get_last_lr()[0])
             steps.advance(loss=loss.item(), dev_loss=best_loss)
             if misses >= config.patience:
@@ -181,6 +197,7 @@ def train(
                 break
     if best_weights is not None:
         model.load_state_dict(best_weights)
+    model.requires_grad_(True)
     return {"updates": update, "best_update": best_update, "dev_loss": best_loss}
 
 
@@ -286,7 +303,7 @@ def report_quality(gap_N: np.ndarray, pairs: Sequence[Preference], seed: int) ->
         quality["fraction_of_bayes"] = quality["expected_accuracy"] / quality["bayes_accuracy"]
     # Each pair is oriented by a coin: with the chosen response always first there is only one label.
     flip_N = np.random.default_rng(seed).random(len(gap_N)) < 0.5
-    probability_N = 1 / (1 + np.exp(-np.where(flip_N, -gap_N, gap_N)))
+    probability_N = np.exp(-np.logaddexp(0, np.where(flip_N, gap_N, -gap_N)))
     quality["ece"] = stats.expected_calibration_error(probability_N, ~flip_N)
     return quality
 

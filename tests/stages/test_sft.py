@@ -1,0 +1,110 @@
+"""The sft stage: the loss counts the response and nothing else, and a run learns, repeats and reloads."""
+
+import json
+
+import pytest
+import torch
+
+from preferl.data.records import Demonstration
+from preferl.models import load
+from preferl.runs.errors import UsageError
+from preferl.stages import sft
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def texts_file(tmp_path_factory):
+    rows = [
+        {
+            "prompt": f"What is {i} plus {j}?",
+            "completion": f"It is {i + j}.",
+            "split": "dev" if j == 7 else "train",
+        }
+        for i in range(12)
+        for j in range(8)
+    ]
+    path = tmp_path_factory.mktemp("texts") / "demonstrations.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path, texts_file):
+    return sft.SftConfig(
+        output_dir=str(tmp_path / "sft"),
+        dataset_name=str(texts_file),
+        hidden_size=32,
+        num_heads=4,
+        vocab_size=300,
+        num_train_epochs=6,
+        train_batch_size=8,
+        num_evals=3,
+        check_samples=4,
+        response_length=8,
+        num_threads=1,
+        device="cpu",
+    )
+
+
+def test_the_loss_is_the_cross_entropy_of_the_response_with_its_end(language_model, tokenizer):
+    rows = [([5, 6, 7, 8, 9], 3), ([10, 11, 12], 1), ([13, 14, 15, 16, 17, 18], 5)]
+    loss, count = sft.response_loss(language_model, *sft.tensors(rows, tokenizer.pad_token_id, CPU))
+    by_hand = 0.0
+    for ids, prompt_length in rows:
+        with torch.no_grad():
+            logp = language_model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        by_hand -= sum(logp[i - 1, ids[i]].item() for i in range(prompt_length, len(ids)))
+    assert count == 2 + 2 + 1
+    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_what_is_too_long_loses_the_oldest_prompt_first_and_keeps_its_end(tokenizer):
+    long_prompt = Demonstration("What is red? " * 30, "A colour.")
+    ids, prompt_length = sft.encode(tokenizer, [long_prompt], 60)[0]
+    whole, whole_prompt = sft.encode(tokenizer, [long_prompt], 10_000)[0]
+    assert len(ids) == 60
+    assert ids == whole[-60:]
+    assert whole[whole_prompt:] == ids[prompt_length:]
+    assert ids[-1] == tokenizer.eos_token_id
+
+    long_response = Demonstration("What is red?", "A colour. " * 30)
+    ids, prompt_length = sft.encode(tokenizer, [long_response], 60)[0]
+    assert len(ids) == 60
+    assert tokenizer.eos_token_id not in ids[prompt_length:]
+
+
+def test_it_learns_and_the_same_command_gives_the_same_weights(config, tmp_path):
+    first = sft.run(config)
+    losses = [
+        row["eval_loss"]
+        for row in map(json.loads, (first / "metrics.jsonl").read_text().splitlines())
+        if "eval_loss" in row
+    ]
+    assert len(losses) == 3
+    assert losses[-1] < 0.7 * losses[0]
+    summary = json.loads((first / "summary.json").read_text())
+    assert summary["eval_loss"] == pytest.approx(losses[-1])
+    config.output_dir = str(tmp_path / "again")
+    second = sft.run(config)
+    hashes = {load.weights_hash(load.load_policy(str(path), CPU)[0]) for path in (first, second)}
+    assert len(hashes) == 1
+
+
+def test_it_goes_on_from_a_given_model(config, policy_directory):
+    config.model_name_or_path, config.num_train_epochs, config.learning_rate = str(policy_directory), 1, 1e-3
+    stage = sft.run(config)
+    before, tokenizer = load.load_policy(str(policy_directory), CPU)
+    after, same = load.load_policy(str(stage), CPU)
+    assert same.get_vocab() == tokenizer.get_vocab()
+    assert load.weights_hash(before) != load.weights_hash(after)
+    moved = max(
+        (a - b).abs().max().item() for a, b in zip(before.parameters(), after.parameters(), strict=True)
+    )
+    assert moved < 0.1
+
+
+def test_sizes_that_do_not_fit_are_refused(config):
+    config.num_heads = 5
+    with pytest.raises(UsageError, match="no multiple of num_heads"):
+        sft.run(config)
