@@ -20,7 +20,7 @@ def test_the_demo_reaches_what_it_promises(tmp_path):
     )
     assert sft["well_formed_rate"] > 0.9
     assert reward["eval_pairs"] >= 4500
-    assert reward["fraction_of_bayes"] > 0.87
+    assert reward["fraction_of_bayes"] > 0.91
     assert rl["iterations"] == 50
     gold = evaluate["comparison"]["gold"]
     assert gold["difference_low"] > 0
