@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from preferl.data.files import Row, RowError, read_rows, write_rows
-from preferl.data.records import DataError, Demonstration, Preference, PromptRecord
+from preferl.data.records import DataError, Demonstration, Preference, PromptRecord, Ranking, ranking_of
 from preferl.data.rows import (
+    LAYOUTS,
     demonstration_row,
     preference_row,
     prompt_row,
+    ranking_row,
     to_demonstration,
     to_preference,
     to_prompt,
+    to_ranking,
 )
 
 # Damage stops the reading: something is wrong with the file. Rows that are whole but useless are left out;
@@ -31,6 +34,7 @@ POLICY = {
     "null_value": "error",
     "wrong_type": "error",
     "bad_margin": "error",
+    "bad_ranking": "error",
     "bad_role_order": "skip",
     "empty_prompt": "skip",
     "empty_response": "skip",
@@ -77,6 +81,13 @@ def load_preferences(
 ) -> tuple[list[Preference], ReadReport]:
     """Preference pairs of a data set; see ``load``."""
     return load(name, to_preference, policy, limit)
+
+
+def load_rankings(
+    name: str, policy: Mapping[str, str] | None = None, limit: int | None = None
+) -> tuple[list[Ranking], ReadReport]:
+    """Rankings of a data set; see ``load``."""
+    return load(name, to_ranking, policy, limit)
 
 
 def load_demonstrations(
@@ -152,7 +163,7 @@ def effective_policy(policy: Mapping[str, str]) -> dict[str, str]:
 
 
 def detect(name: str) -> str:
-    """``preference``, ``demonstration``, ``text`` or ``prompt``, from the columns of the first good rows.
+    """``preference``, ``ranking``, ``demonstration``, ``text`` or ``prompt``, by the first rows' columns.
 
     Raises:
         DataError: there is no good row, or the columns fit none of them.
@@ -163,6 +174,8 @@ def detect(name: str) -> str:
         raise DataError(f"data set '{name}' {reason}; `preferl data validate {name}` checks every row")
     for kind, needed in (
         ("preference", {"chosen", "rejected"}),
+        ("ranking", {"prompt", "responses"}),
+        ("ranking", {"prompt", "response_a", "response_b", "z"}),
         ("demonstration", {"messages"}),
         ("demonstration", {"prompt", "completion"}),
         ("text", {"text"}),
@@ -172,7 +185,8 @@ def detect(name: str) -> str:
             return kind
     raise DataError(
         f"data set '{name}' has the columns {', '.join(sorted(columns)) or 'none'}; preferl reads "
-        f"chosen + rejected (+ prompt), messages, prompt + completion, text, or prompt: rename the columns"
+        f"chosen + rejected (+ prompt), prompt + responses + ranks or scores, prompt + response_a + "
+        f"response_b + z, messages, prompt + completion, text, or prompt: rename the columns"
     )
 
 
@@ -197,6 +211,7 @@ def validate(name: str) -> ReadReport:
     """
     converters: dict[str, Callable[[dict[str, Any]], Any]] = {
         "preference": to_preference,
+        "ranking": to_ranking,
         "demonstration": to_demonstration,
         "text": to_demonstration,
         "prompt": to_prompt,
@@ -239,6 +254,11 @@ def write_preferences(path: Path, records: Iterable[Preference], layout: str = "
     write_rows(Path(path), [preference_row(record, layout) for record in records])
 
 
+def write_rankings(path: Path, records: Iterable[Ranking]) -> None:
+    """Writes ``prompt``, ``responses``, ``ranks`` and ``scores``; see ``write_preferences``."""
+    write_rows(Path(path), [ranking_row(record) for record in records])
+
+
 def write_demonstrations(path: Path, records: Iterable[Demonstration]) -> None:
     """Writes ``prompt`` and ``completion``, or ``text`` without a prompt; see ``write_preferences``."""
     write_rows(Path(path), [demonstration_row(record) for record in records])
@@ -250,13 +270,31 @@ def write_prompts(path: Path, records: Iterable[PromptRecord]) -> None:
 
 
 def convert(
-    name: str, out: Path, layout: str = "explicit", policy: Mapping[str, str] | None = None
+    name: str, out: Path, layout: str | None = None, policy: Mapping[str, str] | None = None
 ) -> ReadReport:
-    """Reads any format and writes ours; rows are checked as in ``load``."""
+    """Reads any format and writes ours; rows are checked as in ``load``.
+
+    Args:
+        name: what to read.
+        out: the file to write.
+        layout: of comparisons: ``ranking``, or a layout of pairs (``explicit``, ``implicit``, ``hh``), in
+            which a ranking becomes all its pairs (ties make none). Default: rankings stay rankings, pairs are
+            written in the explicit layout.
+        policy: as in ``load``.
+    """
     kind = detect(name)
-    if kind == "preference":
+    if kind == "ranking":
+        rankings, report = load_rankings(name, policy)
+        if layout in (None, "ranking"):
+            write_rankings(out, rankings)
+        else:
+            write_preferences(out, [pair for ranking in rankings for pair in ranking.pairs()], layout)
+    elif kind == "preference":
         pairs, report = load_preferences(name, policy)
-        write_preferences(out, pairs, layout)
+        if layout == "ranking":
+            write_rankings(out, [ranking_of(pair) for pair in pairs])
+        else:
+            write_preferences(out, pairs, layout or LAYOUTS[0])
     elif kind == "prompt":
         prompts, report = load_prompts(name, policy)
         write_prompts(out, prompts)

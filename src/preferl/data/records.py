@@ -6,7 +6,7 @@ along in ``columns``.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,60 @@ class Preference:
     rejected: str
     margin: float | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """2 to 9 responses to one prompt and their places: 1 is best, equal ranks are a tie.
+
+    ``scores`` are the ratings the ranks come from, where there are any; their differences are margins.
+
+    Example: ``Ranking("What is 2 + 2?", ["5.", "4.", "It is 4."], [3, 1, 1])``.
+    """
+
+    prompt: Prompt
+    responses: list[str]
+    ranks: list[int]
+    scores: list[float] | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    def best(self) -> str:
+        """The response of the best rank, the first of several."""
+        return self.responses[self.ranks.index(min(self.ranks))]
+
+    def pairs(self) -> list[Preference]:
+        """Every ordered pair, with the difference of scores as its margin; ties make none.
+
+        Columns that hold one value a response (``finished``) are told apart as ``chosen_…``, ``rejected_…``.
+        """
+        K = len(self.responses)
+        each = {k: v for k, v in self.columns.items() if isinstance(v, list) and len(v) == K}
+        rest = {k: v for k, v in self.columns.items() if k not in each}
+        out = []
+        for i in range(K):
+            for j in range(K):
+                if self.ranks[i] >= self.ranks[j]:
+                    continue
+                margin = None if self.scores is None else self.scores[i] - self.scores[j]
+                own = {f"chosen_{k}": v[i] for k, v in each.items()}
+                own |= {f"rejected_{k}": v[j] for k, v in each.items()}
+                out.append(Preference(self.prompt, self.responses[i], self.responses[j], margin, rest | own))
+        return out
+
+
+def ranking_of(pair: Preference) -> Ranking:
+    """A pair as a ranking of two; a margin becomes a difference of scores."""
+    columns = dict(pair.columns)
+    finished = [columns.pop(f"{side}_finished", True) for side in ("chosen", "rejected")]
+    scores = None if pair.margin is None else [pair.margin, 0.0]
+    return Ranking(
+        pair.prompt, [pair.chosen, pair.rejected], [1, 2], scores, columns | {"finished": finished}
+    )
+
+
+def ranks_of_scores(scores: Sequence[float]) -> list[int]:
+    """Places by score, the largest first; equal scores share the best of their places (1, 2, 2, 4)."""
+    return [1 + sum(other > score for other in scores) for score in scores]
 
 
 @dataclass(frozen=True)

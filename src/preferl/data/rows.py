@@ -3,6 +3,8 @@
 Preferences: hh-rlhf's implicit prompt (``chosen`` and ``rejected`` are whole dialogues that share everything
 but the last turn; texts or messages), TRL's explicit columns (``prompt``, ``chosen``, ``rejected``, optional
 ``margin``; texts or messages, the responses with or without the prompt's messages repeated before them).
+Rankings: ``prompt``, ``responses`` (2 to 9) and ``ranks`` (1 is best, equal is a tie) or ``scores``; or
+``prompt``, ``response_a``, ``response_b`` and ``z`` (1, -1, 0 for a tie) with an optional ``strength``.
 Demonstrations: ``messages``, ``prompt`` + ``completion``, ``text``. Prompts: ``prompt``.
 
 A defect is a ``RowError`` with a kind; what happens then is the reader's business (``formats.POLICY``).
@@ -14,7 +16,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from preferl.data.files import RowError
-from preferl.data.records import DataError, Demonstration, Messages, Preference, Prompt, PromptRecord
+from preferl.data.records import (
+    DataError,
+    Demonstration,
+    Messages,
+    Preference,
+    Prompt,
+    PromptRecord,
+    Ranking,
+    ranks_of_scores,
+)
 
 ROLES = ("system", "user", "assistant")
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -23,6 +34,10 @@ LAYOUTS = ("explicit", "implicit", "hh")
 
 # Columns that decide how a row reads back: provenance must not be written under these names.
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "margin")
+RANKING_COLUMNS = ("prompt", "responses", "ranks", "scores", "response_a", "response_b", "z")
+MOST_RESPONSES = 9
+# A strength of 1 to 3 (slightly, clearly, much better: half of a 7-point scale) is a margin in thirds.
+STRENGTHS = 3
 OTHER_COLUMNS = ("prompt", "completion", "messages", "text", "chosen", "rejected")
 
 
@@ -47,6 +62,52 @@ def to_preference(row: dict[str, Any]) -> Preference:
     if chosen == rejected:
         raise RowError("identical_pair", "chosen and rejected are the same")
     return Preference(prompt, chosen, rejected, _margin(row), _rest(row, *PREFERENCE_COLUMNS))
+
+
+def to_ranking(row: dict[str, Any]) -> Ranking:
+    """A row with ``responses`` and ``ranks`` or ``scores``, or with ``response_a``, ``response_b`` and ``z``.
+
+    Raises:
+        RowError: the row has a defect.
+    """
+    prompt = _prompt(_value(row, "prompt"))
+    columns = _rest(row, *RANKING_COLUMNS)
+    if "responses" not in row and "response_a" in row:
+        responses = [_response(_value(row, f"response_{side}"), f"response_{side}", prompt) for side in "ab"]
+        z = _number(_value(row, "z"), "z", "bad_ranking")
+        if z not in (1, 0, -1):
+            raise RowError("bad_ranking", f"z is {z:g}; it must be 1 (a is better), -1 (b is) or 0 (a tie)")
+        ranks = {1: [1, 2], -1: [2, 1], 0: [1, 1]}[int(z)]
+        margin = _margin(row)
+        scores = None if margin is None or z == 0 else [margin, 0.0] if z == 1 else [0.0, margin]
+        columns.pop("margin", None)
+    else:
+        given = _list(row, "responses")
+        responses = [_response(r, "responses", prompt) for r in given]
+        scores = None
+        if row.get("scores") is not None:
+            scores = [_number(s, "scores", "bad_ranking") for s in _list(row, "scores")]
+        if row.get("ranks") is not None:
+            ranks = [int(_number(r, "ranks", "bad_ranking")) for r in _list(row, "ranks")]
+        elif scores is not None:
+            ranks = ranks_of_scores(scores)
+        else:
+            raise RowError("missing_column", "has neither 'ranks' nor 'scores' for its responses")
+        for column, values in (("ranks", ranks), ("scores", scores)):
+            if values is not None and len(values) != len(responses):
+                raise RowError("bad_ranking", f"{len(responses)} responses but {len(values)} {column}")
+        if scores is not None:
+            worse = [(i, j) for i, r in enumerate(ranks) for j, s in enumerate(ranks) if r < s]
+            if any(scores[i] < scores[j] for i, j in worse):
+                raise RowError("bad_ranking", "ranks and scores disagree: a better rank has a lower score")
+    if not 2 <= len(responses) <= MOST_RESPONSES:
+        raise RowError("bad_ranking", f"{len(responses)} responses; a ranking has 2 to {MOST_RESPONSES}")
+    if any(not text.strip() for text in responses):
+        raise RowError("empty_response", "a response is empty")
+    by_text = dict(zip(responses, ranks, strict=True))
+    if any(by_text[text] != rank for text, rank in zip(responses, ranks, strict=True)):
+        raise RowError("identical_pair", "two equal responses have different ranks")
+    return Ranking(prompt, responses, ranks, scores, columns)
 
 
 def to_demonstration(row: dict[str, Any]) -> Demonstration:
@@ -106,17 +167,39 @@ def _rest(row: dict[str, Any], *used: str) -> dict[str, Any]:
     return {column: value for column, value in row.items() if column not in used}
 
 
-def _margin(row: dict[str, Any]) -> float | None:
-    margin = row.get("margin")
-    if margin is None:
-        return None
-    if isinstance(margin, bool) or not isinstance(margin, int | float):
-        raise RowError("bad_margin", f"margin is a {type(margin).__name__}, not a number")
+def _list(row: dict[str, Any], column: str) -> list[Any]:
+    value = _value(row, column)
+    if not isinstance(value, list):
+        raise RowError("wrong_type", f"{column} is a {type(value).__name__}, not a list")
+    return value
+
+
+def _number(value: Any, column: str, kind: str) -> float:
+    """A finite number.
+
+    Raises:
+        RowError: of this kind.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RowError(kind, f"{column} is a {type(value).__name__}, not a number")
     try:
-        number = float(margin)
+        number = float(value)
     except OverflowError:  # an integer of more than 308 digits
         number = math.inf
-    if not 0 <= number < math.inf:
+    if not math.isfinite(number):
+        raise RowError(kind, f"{column} is {number}; it must be a finite number")
+    return number
+
+
+def _margin(row: dict[str, Any]) -> float | None:
+    """The column ``margin``, else ``strength`` in thirds where it is 1, 2 or 3."""
+    if row.get("margin") is None:
+        strength = row.get("strength")
+        if isinstance(strength, int) and not isinstance(strength, bool) and 1 <= strength <= STRENGTHS:
+            return strength / STRENGTHS
+        return None
+    number = _number(row["margin"], "margin", "bad_margin")
+    if number < 0:
         raise RowError("bad_margin", f"margin is {number}; it must be a finite number, 0 or more")
     return number
 
@@ -274,6 +357,13 @@ def _hh_prompt(prompt: Messages, responses: Iterable[str]) -> str:
             "explicit layout instead"
         )
     return "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in prompt)
+
+
+def ranking_row(record: Ranking) -> dict[str, Any]:
+    """A row with ``prompt``, ``responses``, ``ranks`` and, where known, ``scores``."""
+    scores = {} if record.scores is None else {"scores": record.scores}
+    extra = provenance(record.columns, RANKING_COLUMNS)
+    return {"prompt": record.prompt, "responses": record.responses, "ranks": record.ranks, **scores, **extra}
 
 
 def demonstration_row(record: Demonstration) -> dict[str, Any]:

@@ -17,22 +17,24 @@ from preferl.data.records import (
     Demonstration,
     Preference,
     Prompt,
+    Ranking,
     SplitFractions,
     prompt_key,
     split_for,
 )
 
-KINDS = ("preference", "demonstration", "text", "prompt")
+KINDS = ("preference", "ranking", "demonstration", "text", "prompt")
 
-Record = TypeVar("Record", Demonstration, Preference)
+Record = TypeVar("Record", Demonstration, Preference, Ranking)
 
 
 @dataclass(frozen=True)
 class Source:
     """What a data set offers.
 
-    ``demonstrations`` and ``preferences`` map a split to records, ``prompts`` a split to distinct prompts;
-    ``notes`` says in sentences what was read and what was left out.
+    ``demonstrations``, ``preferences`` and ``rankings`` map a split to records, ``prompts`` a split to
+    distinct prompts; where there are rankings, ``preferences`` holds all their pairs. ``notes`` says in
+    sentences what was read and what was left out.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Source:
     demonstrations: dict[str, list[Demonstration]]
     preferences: dict[str, list[Preference]]
     notes: list[str] = field(default_factory=list)
+    rankings: dict[str, list[Ranking]] = field(default_factory=lambda: {split: [] for split in SPLITS})
 
     def need(self, kind: str, split: str) -> list:
         """The records of a kind in a split.
@@ -70,7 +73,7 @@ def load_source(
 
     Args:
         name: ``world``, a stage's directory (its ``data/``), a Hub name, a file or a folder.
-        dataset_format: ``auto``, or one of preference, demonstration, text, prompt.
+        dataset_format: ``auto``, or one of preference, ranking, demonstration, text, prompt.
         max_rows: read at most this many rows.
         opening_words: a plain text is cut into prompt and response after so many words.
         max_response_words: a plain text's response ends with the last sentence that fits.
@@ -92,11 +95,15 @@ def load_source(
     kind = formats.detect(name) if dataset_format == "auto" else dataset_format
     policy = {} if bad_rows == "default" else {"*": bad_rows}
     preferences: list[Preference] = []
+    rankings: list[Ranking] = []
     demonstrations: list[Demonstration] = []
     notes: list[str] = []
     if kind == "preference":
         preferences, report = formats.load_preferences(name, policy, max_rows)
         demonstrations = [Demonstration(p.prompt, p.chosen, p.columns) for p in preferences]
+    elif kind == "ranking":
+        rankings, report = formats.load_rankings(name, policy, max_rows)
+        demonstrations = [Demonstration(r.prompt, r.best(), r.columns) for r in rankings]
     elif kind == "prompt":
         records, report = formats.load_prompts(name, policy, max_rows)
         demonstrations = [Demonstration(r.prompt, "", r.columns) for r in records]
@@ -119,6 +126,8 @@ def load_source(
         )
         demonstrations = fitting
         preferences = [p for p in preferences if word_count(p.prompt) <= max_prompt_words]
+        rankings = [r for r in rankings if word_count(r.prompt) <= max_prompt_words]
+    preferences += [pair for ranking in rankings for pair in ranking.pairs()]
     split_rows = by_split(demonstrations)
     return Source(
         name=name,
@@ -129,6 +138,7 @@ def load_source(
         demonstrations={s: [] for s in SPLITS} if kind == "prompt" else split_rows,
         preferences=by_split(preferences),
         notes=notes,
+        rankings=by_split(rankings),
     )
 
 

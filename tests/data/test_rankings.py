@@ -1,0 +1,149 @@
+"""Rankings of several responses: every shape that is read, every defect, pairs of them, and round trips."""
+
+import json
+
+import pytest
+from example_rows import GOOD, write
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preferl.data import formats, rows, sources
+from preferl.data.files import RowError
+from preferl.data.records import DataError, Preference, Ranking, ranking_of, ranks_of_scores
+
+RANKED = {"prompt": "What is 2 + 2?", "responses": ["5.", "4.", "It is 4."], "ranks": [3, 1, 1]}
+JUDGED = {"prompt": "What is 2 + 2?", "response_a": "5.", "response_b": "4.", "z": -1}
+
+
+def test_ranks_and_ties():
+    record = rows.to_ranking({**RANKED, "annotator": "ann"})
+    assert record == Ranking(
+        "What is 2 + 2?", ["5.", "4.", "It is 4."], [3, 1, 1], None, {"annotator": "ann"}
+    )
+    assert [(p.chosen, p.rejected, p.margin) for p in record.pairs()] == [
+        ("4.", "5.", None),
+        ("It is 4.", "5.", None),
+    ]
+
+
+def test_scores_give_ranks_and_margins():
+    record = rows.to_ranking({"prompt": "p", "responses": ["a", "b", "c", "d"], "scores": [2, 7, 7, 4.5]})
+    assert record.ranks == [4, 1, 1, 3]
+    margins = {(p.chosen, p.rejected): p.margin for p in record.pairs()}
+    assert margins == {("b", "a"): 5, ("b", "d"): 2.5, ("c", "a"): 5, ("c", "d"): 2.5, ("d", "a"): 2.5}
+
+
+def test_two_responses_and_an_outcome():
+    assert rows.to_ranking(JUDGED).ranks == [2, 1]
+    assert rows.to_ranking({**JUDGED, "z": 1}).ranks == [1, 2]
+    tie = rows.to_ranking({**JUDGED, "z": 0, "strength": 2})
+    assert (tie.ranks, tie.scores, tie.pairs()) == ([1, 1], None, [])
+    strong = rows.to_ranking({**JUDGED, "strength": 2})
+    assert strong.scores == [0.0, pytest.approx(2 / 3)]
+    assert strong.pairs()[0].margin == pytest.approx(2 / 3)
+    assert strong.columns == {"strength": 2}
+
+
+@pytest.mark.parametrize(("strength", "margin"), [(1, 1 / 3), (2, 2 / 3), (3, 1.0)])
+def test_a_strength_is_a_margin_in_thirds_and_is_kept(strength, margin):
+    pair = rows.to_preference({**GOOD, "strength": strength})
+    assert pair.margin == pytest.approx(margin)
+    assert pair.columns == {"strength": strength}
+    assert rows.to_preference({**GOOD, "strength": strength, "margin": 0.1}).margin == 0.1
+
+
+@pytest.mark.parametrize("strength", [0, 4, True, "2", 1.5, None])
+def test_another_strength_is_no_margin(strength):
+    assert rows.to_preference({**GOOD, "strength": strength}).margin is None
+
+
+def test_what_belongs_to_a_response_goes_with_it():
+    record = Ranking("p", ["a", "b"], [2, 1], None, {"finished": [True, False], "annotator": "ann"})
+    (pair,) = record.pairs()
+    assert pair.columns == {"annotator": "ann", "chosen_finished": False, "rejected_finished": True}
+    assert ranking_of(pair).columns == {"annotator": "ann", "finished": [False, True]}
+    back = ranking_of(Preference("p", "a", "b", 0.5)).pairs()
+    assert [(p.chosen, p.rejected, p.margin) for p in back] == [("a", "b", 0.5)]
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
+def test_places_are_those_of_a_competition(scores):
+    ranks = ranks_of_scores(scores)
+    assert ranks == [sum(other > score for other in scores) + 1 for score in scores]
+    assert min(ranks) == 1
+    assert all(
+        (scores[i] > scores[j]) == (ranks[i] < ranks[j])
+        for i in range(len(scores))
+        for j in range(len(scores))
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("missing_column", {"prompt": "p", "responses": ["a", "b"]}),
+        ("missing_column", {"prompt": "p", "response_a": "a", "response_b": "b"}),
+        ("null_value", {**JUDGED, "response_b": None}),
+        ("wrong_type", {**RANKED, "responses": "4."}),
+        ("wrong_type", {**RANKED, "ranks": 1}),
+        ("wrong_type", {**RANKED, "responses": ["a", 3, "c"]}),
+        ("empty_response", {**RANKED, "responses": ["a", " ", "c"]}),
+        ("empty_prompt", {**RANKED, "prompt": ""}),
+        ("identical_pair", {**RANKED, "responses": ["4.", "4.", "It is 4."]}),
+        ("bad_ranking", {**RANKED, "ranks": [1, 2]}),
+        ("bad_ranking", {**RANKED, "ranks": [1, 2, "3"]}),
+        ("bad_ranking", {**RANKED, "ranks": [1, 2, float("nan")]}),
+        ("bad_ranking", {**RANKED, "responses": ["a"], "ranks": [1]}),
+        ("bad_ranking", {**RANKED, "responses": list("abcdefghij"), "ranks": [1] * 10}),
+        ("bad_ranking", {**RANKED, "ranks": [1, 2, 3], "scores": [1.0, 2.0, 3.0]}),
+        ("bad_ranking", {**JUDGED, "z": 2}),
+        ("bad_ranking", {**JUDGED, "z": "a"}),
+        ("bad_margin", {**JUDGED, "margin": -1}),
+    ],
+)
+def test_defects_are_named(tmp_path, kind, row):
+    with pytest.raises(RowError) as caught:
+        rows.to_ranking(row)
+    assert caught.value.kind == kind
+    name = write(tmp_path / "a.jsonl", RANKED, row)
+    with pytest.raises(DataError, match=rf"a\.jsonl:2: .*\({kind}\)"):
+        formats.load_rankings(name, {kind: "error"})
+    assert formats.validate(write(tmp_path / "b.jsonl", RANKED, RANKED, row)).left_out == {kind: 1}
+
+
+def test_both_shapes_are_found_by_their_columns(tmp_path):
+    assert formats.detect(write(tmp_path / "a.jsonl", RANKED)) == "ranking"
+    assert formats.detect(write(tmp_path / "b.jsonl", JUDGED)) == "ranking"
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_what_is_written_reads_back(tmp_path, ending):
+    records = [
+        Ranking("p", ["a", "b", "c"], [2, 1, 2], None, {"annotator": "ann"}),
+        Ranking([{"role": "user", "content": "q"}], ["x", "y"], [1, 2], None, {"annotator": "bea"}),
+    ]
+    if ending == ".parquet":
+        records = records[:1]
+    formats.write_rankings(tmp_path / f"r{ending}", records)
+    assert formats.load_rankings(str(tmp_path / f"r{ending}"))[0] == records
+
+
+def test_conversion_to_pairs_and_to_rankings(tmp_path):
+    ranked = write(tmp_path / "ranked.jsonl", RANKED)
+    formats.convert(ranked, tmp_path / "same.jsonl")
+    assert formats.load_rankings(str(tmp_path / "same.jsonl"))[0] == [rows.to_ranking(RANKED)]
+    formats.convert(ranked, tmp_path / "pairs.jsonl", "explicit")
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert [(p["chosen"], p["rejected"]) for p in pairs] == [("4.", "5."), ("It is 4.", "5.")]
+    formats.convert(str(tmp_path / "pairs.jsonl"), tmp_path / "two.jsonl", "ranking")
+    two = formats.load_rankings(str(tmp_path / "two.jsonl"))[0]
+    assert [(r.responses, r.ranks) for r in two] == [(["4.", "5."], [1, 2]), (["It is 4.", "5."], [1, 2])]
+
+
+def test_a_source_of_rankings_offers_their_pairs_too(tmp_path):
+    named = [{**RANKED, "prompt": f"p{i}", "split": ("train", "eval")[i % 2]} for i in range(6)]
+    source = sources.load_source(write(tmp_path / "a.jsonl", *named))
+    assert [len(source.rankings[s]) for s in ("train", "dev", "rl", "eval")] == [3, 0, 0, 3]
+    assert len(source.preferences["train"]) == 6
+    assert len(source.prompts["train"]) == 3
+    assert {d.response for d in source.demonstrations["train"]} == {"4."}
