@@ -43,17 +43,45 @@ def plackett_luce_loss(score_BK, mask_BK=None):
     return np.array(losses)
 
 
-def balanced_pairwise_loss(score_BK, mask_BK=None, rank_BK=None):
+def balanced_pairwise_loss(score_BK, mask_BK=None, rank_BK=None, margin_BKK=None, label_smoothing=0.0):
     score_BK = np.asarray(score_BK, dtype=np.float64)
     mask_BK = np.ones_like(score_BK) if mask_BK is None else mask_BK
     rank_BK = np.tile(np.arange(score_BK.shape[1]), (len(score_BK), 1)) if rank_BK is None else rank_BK
+    if margin_BKK is None:
+        margin_BKK = np.zeros((*score_BK.shape, score_BK.shape[1]))
     losses = []
-    for score_K, mask_K, rank_K in rows(score_BK, mask_BK, rank_BK):
+    for score_K, mask_K, rank_K, margin_KK in rows(score_BK, mask_BK, rank_BK, margin_BKK):
         there = [k for k in range(len(score_K)) if mask_K[k]]
-        pairs = [(i, j) for i in there for j in there if rank_K[i] < rank_K[j]]
-        total = sum(-log_sigmoid(score_K[i] - score_K[j]) for i, j in pairs)
+        total, pairs = 0.0, [(i, j) for i in there for j in there if rank_K[i] < rank_K[j]]
+        for i, j in pairs:
+            x = score_K[i] - score_K[j] - margin_KK[i, j]
+            total -= (1 - label_smoothing) * log_sigmoid(x) + label_smoothing * log_sigmoid(-x)
         losses.append(total / len(pairs) if pairs else 0.0)
     return np.array(losses)
+
+
+def _pairs_of_rows(score_BK, mask_BK):
+    for score_K, mask_K in rows(score_BK, mask_BK):
+        there = [k for k in range(len(score_K)) if mask_K[k]]
+        yield score_K, [(i, j) for i in there for j in there if i < j]
+
+
+def rao_kupper_ranking_loss(score_BK, mask_BK, rank_BK, tie_margin):
+    losses = []
+    for (score_K, pairs), rank_K in zip(_pairs_of_rows(score_BK, mask_BK), rank_BK, strict=True):
+        outcomes = [(rank_K[i] < rank_K[j]) * 1 - (rank_K[i] > rank_K[j]) * 1 for i, j in pairs]
+        first, second = [score_K[i] for i, _ in pairs], [score_K[j] for _, j in pairs]
+        losses.append(rao_kupper_loss(first, second, outcomes, tie_margin).mean() if pairs else 0.0)
+    return np.array(losses)
+
+
+def centre_penalty(score_BK, mask_BK):
+    return np.array(
+        [
+            sum((score_K[i] + score_K[j]) ** 2 for i, j in pairs) / len(pairs) if pairs else 0.0
+            for score_K, pairs in _pairs_of_rows(score_BK, mask_BK)
+        ]
+    )
 
 
 def rao_kupper_loss(score_a_B, score_b_B, outcome_B, tie_margin):

@@ -14,6 +14,7 @@ A_B, B_B, C_B, D_B, E_B, F_B = RNG.normal(size=(6, 5))
 SCORE_BK = RNG.normal(size=(3, 4))
 MASK_BK = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]])
 RANK_BK = np.array([[0, 0, 1, 2], [0, 1, 1, 9], [0, 1, 9, 9]])
+MARGIN_BKK = RNG.random(size=(3, 4, 4))
 OUTCOME_B = np.array([1, 0, -1, 0, 1])
 X_BT, Y_BT, Z_BT = RNG.normal(size=(3, 3, 4))
 # Some ratios inside the clip range, some outside, none on its edge.
@@ -28,6 +29,15 @@ CASES = [
     (preference, "plackett_luce_loss", [SCORE_BK, MASK_BK], {}, [0]),
     (preference, "balanced_pairwise_loss", [SCORE_BK, MASK_BK], {}, [0]),
     (preference, "balanced_pairwise_loss", [SCORE_BK, MASK_BK, RANK_BK], {}, [0]),
+    (
+        preference,
+        "balanced_pairwise_loss",
+        [SCORE_BK, MASK_BK, RANK_BK, MARGIN_BKK],
+        {"label_smoothing": 0.1},
+        [0, 3],
+    ),
+    (preference, "rao_kupper_ranking_loss", [SCORE_BK, MASK_BK, RANK_BK], {"tie_margin": 0.4}, [0]),
+    (preference, "centre_penalty", [SCORE_BK, MASK_BK], {}, [0]),
     (preference, "rao_kupper_loss", [A_B, B_B, OUTCOME_B], {"tie_margin": 0.4}, [0, 1]),
     (preference, "dpo_loss", [A_B, B_B, C_B, D_B], {"beta": 0.3}, [0, 1, 2, 3]),
     (preference, "dpo_loss", [A_B, B_B, C_B, D_B], {"beta": 0.3, "label_smoothing": 0.2}, [0, 1]),

@@ -42,6 +42,10 @@ PER_TOKEN = {
 PER_ROW = {
     "masked_sum": lambda x, y, s, mask: policy.masked_sum(x, mask),
     "plackett_luce_loss": lambda x, y, s, mask: preference.plackett_luce_loss(x, mask),
+    "rao_kupper_ranking_loss": lambda x, y, s, mask: preference.rao_kupper_ranking_loss(
+        x, mask, (y > 0).long(), 0.3
+    ),
+    "centre_penalty": lambda x, y, s, mask: preference.centre_penalty(x, mask),
     "balanced_pairwise_loss": lambda x, y, s, mask: preference.balanced_pairwise_loss(x, mask),
 }
 WHOLE_BATCH = {

@@ -69,6 +69,8 @@ def balanced_pairwise_loss(
     score_BK: torch.Tensor,
     mask_BK: torch.Tensor | None = None,
     rank_BK: torch.Tensor | None = None,
+    margin_BKK: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Mean Bradley-Terry loss over the ordered pairs of a ranking (Ouyang et al. 2022, eq. 1).
 
@@ -76,24 +78,72 @@ def balanced_pairwise_loss(
         score_BK: scores, columns best first.
         mask_BK: 1 where there is a candidate; what the other cells hold changes nothing.
         rank_BK: ranks, smaller is better; pairs of equal rank are left out. Default: the column's number.
+        margin_BKK: subtracted inside sigma; row i, column j for i preferred to j.
+        label_smoothing: probability that the order of a pair is wrong; as in ``bradley_terry_loss``.
 
     Returns:
         ``loss_B``; 0 where no pair is ordered.
 
     Raises:
-        ValueError: shapes differ or a tensor is empty.
+        ValueError: shapes differ, a tensor is empty, or ``label_smoothing`` is not in [0, 0.5].
     """
-    if mask_BK is None:
-        mask_BK = torch.ones_like(score_BK)
-    if rank_BK is None:
-        rank_BK = torch.arange(score_BK.shape[-1], device=score_BK.device).expand_as(score_BK)
+    score_BK, ordered_BKK = _ordered(score_BK, mask_BK, rank_BK)
+    _require_smoothing(label_smoothing)
+    gap_BKK = score_BK[..., :, None] - score_BK[..., None, :]
+    if margin_BKK is not None:
+        require_same_shape(gap_BKK=gap_BKK, margin_BKK=margin_BKK)
+        gap_BKK = gap_BKK - margin_BKK
+    loss_BKK = _smoothed_logistic(gap_BKK, label_smoothing) * ordered_BKK
+    return loss_BKK.sum((-2, -1)) / ordered_BKK.sum((-2, -1)).clamp(min=1)
+
+
+def ordered_pairs(
+    score_BK: torch.Tensor, mask_BK: torch.Tensor | None = None, rank_BK: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``ordered_BKK``: whether candidate i (row) is ranked before candidate j (column).
+
+    Arguments and errors as in ``balanced_pairwise_loss``.
+    """
+    return _ordered(score_BK, mask_BK, rank_BK)[1]
+
+
+def rao_kupper_ranking_loss(
+    score_BK: torch.Tensor, mask_BK: torch.Tensor, rank_BK: torch.Tensor, tie_margin: float
+) -> torch.Tensor:
+    """Mean ``rao_kupper_loss`` over all pairs of a ranking, tied ones too.
+
+    Returns:
+        ``loss_B``; 0 where there are fewer than two candidates.
+
+    Raises:
+        ValueError: as in ``rao_kupper_loss``.
+    """
     require_same_shape(score_BK=score_BK, mask_BK=mask_BK, rank_BK=rank_BK)
     present_BK = mask_BK != 0
     score_BK = score_BK.masked_fill(~present_BK, 0.0)
-    ordered_BKK = rank_BK[..., :, None] < rank_BK[..., None, :]
-    ordered_BKK = ordered_BKK & present_BK[..., :, None] & present_BK[..., None, :]
-    loss_BKK = -logsigmoid(score_BK[..., :, None] - score_BK[..., None, :]) * ordered_BKK
-    return loss_BKK.sum((-2, -1)) / ordered_BKK.sum((-2, -1)).clamp(min=1)
+    outcome_BKK = (rank_BK[..., None, :] - rank_BK[..., :, None]).sign()
+    both_BKK = (present_BK[..., :, None] & present_BK[..., None, :]).triu(1)
+    first_BKK = score_BK[..., :, None].expand_as(outcome_BKK)
+    loss_BKK = rao_kupper_loss(first_BKK, first_BKK.transpose(-2, -1), outcome_BKK, tie_margin) * both_BKK
+    return loss_BKK.sum((-2, -1)) / both_BKK.sum((-2, -1)).clamp(min=1)
+
+
+def centre_penalty(score_BK: torch.Tensor, mask_BK: torch.Tensor) -> torch.Tensor:
+    """Mean squared sum of two scores over the pairs of a ranking: holds scores near 0, which Bradley-Terry
+    leaves free (Eisenstein et al. 2023, eq. 2).
+
+    Returns:
+        ``penalty_B``; 0 where there are fewer than two candidates.
+
+    Raises:
+        ValueError: shapes differ or a tensor is empty.
+    """
+    require_same_shape(score_BK=score_BK, mask_BK=mask_BK)
+    present_BK = mask_BK != 0
+    score_BK = score_BK.masked_fill(~present_BK, 0.0)
+    both_BKK = (present_BK[..., :, None] & present_BK[..., None, :]).triu(1)
+    sum_BKK = score_BK[..., :, None] + score_BK[..., None, :]
+    return (sum_BKK**2 * both_BKK).sum((-2, -1)) / both_BKK.sum((-2, -1)).clamp(min=1)
 
 
 def rao_kupper_loss(
@@ -212,6 +262,21 @@ def rebel_loss(
     )
     gap_B = (logp_a_B - old_logp_a_B) - (logp_b_B - old_logp_b_B)
     return (gap_B / eta - (reward_a_B - reward_b_B)) ** 2
+
+
+def _ordered(
+    score_BK: torch.Tensor, mask_BK: torch.Tensor | None, rank_BK: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores, 0 where there is no candidate, and which candidate is ranked before which."""
+    if mask_BK is None:
+        mask_BK = torch.ones_like(score_BK)
+    if rank_BK is None:
+        rank_BK = torch.arange(score_BK.shape[-1], device=score_BK.device).expand_as(score_BK)
+    require_same_shape(score_BK=score_BK, mask_BK=mask_BK, rank_BK=rank_BK)
+    present_BK = mask_BK != 0
+    ordered_BKK = rank_BK[..., :, None] < rank_BK[..., None, :]
+    ordered_BKK = ordered_BKK & present_BK[..., :, None] & present_BK[..., None, :]
+    return score_BK.masked_fill(~present_BK, 0.0), ordered_BKK
 
 
 def _smoothed_logistic(gap_B: torch.Tensor, label_smoothing: float) -> torch.Tensor:
