@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from preferl.judging.annotators import Annotator, load_utility
+from preferl.judging.annotators import Annotator
 from preferl.judging.scorers import load_scorer
 from preferl.runs.errors import UsageError
 
@@ -28,7 +28,7 @@ def test_stochastic_labels_follow_bradley_terry():
 
 
 def test_deterministic_labels_follow_the_larger_utility_and_ties_a_coin():
-    annotator = Annotator("length", load_utility("length", CPU), "deterministic")
+    annotator = Annotator("length", load_scorer("length", CPU), "deterministic")
     judged = annotator(
         ["p"] * 3, ["long text", "a", "bb"], ["short", "long text", "aa"], np.random.default_rng(0)
     )
@@ -39,29 +39,29 @@ def test_deterministic_labels_follow_the_larger_utility_and_ties_a_coin():
 
 
 def test_the_scale_multiplies_the_gap():
-    annotator = Annotator("length", load_utility("length", CPU), scale=50.0)
+    annotator = Annotator("length", load_scorer("length", CPU), scale=50.0)
     judged = annotator(["p"], ["ab"], ["a"], np.random.default_rng(0))
     assert judged.probability_N[0] == pytest.approx(1 / (1 + np.exp(-0.5)))
 
 
 def test_utilities_by_name():
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    assert load_utility("world", CPU)([question], ["Paris."]) == [1.0]
-    assert load_utility("length", CPU)(["p"], ["x" * 250]) == [2.5]
-    assert load_utility("keyword:please,thanks", CPU)(["p"] * 2, ["Thanks, please!", "unpleased"]) == [
+    assert load_scorer("world", CPU)([question], ["Paris."]) == [1.0]
+    assert load_scorer("length", CPU)(["p"], ["x" * 250]) == [2.5]
+    assert load_scorer("keyword:please,thanks", CPU)(["p"] * 2, ["Thanks, please!", "unpleased"]) == [
         1.0,
         0.0,
     ]
-    good, bad = load_utility("sentiment", CPU)(["p"] * 2, ["I love this happy day.", "I hate this sad day."])
+    good, bad = load_scorer("sentiment", CPU)(["p"] * 2, ["I love this happy day.", "I hate this sad day."])
     assert good > 1 > -1 > bad
 
 
 @pytest.mark.parametrize("name", ["keyword:", "magic", "absent_module:f", "math:pi"])
 def test_names_that_are_nothing_are_refused(name):
     with pytest.raises(UsageError):
-        load_utility(name, CPU)
+        load_scorer(name, CPU)
     with pytest.raises(UsageError, match="stochastic or deterministic"):
-        Annotator("x", load_utility("length", CPU), "random")
+        Annotator("x", load_scorer("length", CPU), "random")
 
 
 def test_functions_get_the_columns_that_they_take(tmp_path, monkeypatch):

@@ -1,15 +1,19 @@
 """The reward stage on a small real model: its loss, what it keeps, and what it says about itself."""
 
+import dataclasses
 import json
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
 
-from preferl.data.records import Preference
+from preferl.data.records import SPLITS, DataError, Preference, Ranking, ranking_of
+from preferl.data.sources import Source
+from preferl.judging.scorers import load_scorer
 from preferl.models import load
-from preferl.models.reward import RewardModel, load_reward_model, raw_scores
+from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs.errors import UsageError
 from preferl.stages import reward
 
@@ -48,36 +52,238 @@ def metrics(stage) -> list[dict]:
     return [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_loss_is_bradley_terry_with_margins_and_reaches_the_trunk(policy_directory):
+def scored_by_new_model(*rankings: Ranking, policy_directory):
     model, tokenizer = load_reward_model(str(policy_directory), CPU, new_head_allowed=True)
     scorer = RewardModel(model, tokenizer)
-    records = [
-        Preference("What is red?", "A colour.", "Go away, I will not say.", 0.7),
-        Preference("Tell me of the sea.", "It is big.", "No."),
-    ]
-    pairs = [reward.encode(scorer, record) for record in records]
-    loss, accuracy = reward.pair_loss(model, tokenizer, pairs)
-    by_hand, right = [], []
-    for record, encoded in zip(records, pairs, strict=True):
-        chosen, rejected = (
-            raw_scores(model, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)).item()
-            for ids in (encoded.chosen, encoded.rejected)
-        )
-        by_hand.append(math.log1p(math.exp(-(chosen - rejected - (record.margin or 0)))))
-        right.append(chosen > rejected)
-    assert loss.item() == pytest.approx(sum(by_hand) / 2, abs=1e-5)
-    assert accuracy.item() == sum(right) / 2
+    encoded = [reward.encode(scorer, ranking, random.Random(0)) for ranking in rankings]
+    return scorer, reward.scores_of_batch(model, tokenizer, encoded)
+
+
+THREE = Ranking(
+    "What is red?", ["No.", "A colour.", "It is the colour of blood."], [3, 1, 2], [0.5, 4.0, 3.0]
+)
+TWO = Ranking("Tell me of the sea.", ["It is big.", "Go away."], [1, 2])
+TIED = Ranking("Tell me of the sky.", ["It is blue.", "It is high.", "No."], [1, 1, 2])
+
+
+def test_a_batch_holds_every_response_once_with_its_place(policy_directory):
+    scorer, scored = scored_by_new_model(THREE, TWO, TIED, policy_directory=policy_directory)
+    assert scored.mask_GK.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 1]]
+    assert scored.rank_GK.tolist() == [[1, 2, 3], [1, 2, 0], [1, 1, 2]]
+    best_first = [["A colour.", "It is the colour of blood.", "No."], TWO.responses]
+    for g, (ranking, responses) in enumerate(zip((THREE, TWO), best_first, strict=True)):
+        alone = scorer([ranking.prompt] * len(responses), responses)
+        assert scored.score_GK[g, : len(responses)].tolist() == pytest.approx(alone, abs=1e-5)
+    assert scored.margin_GKK[0].tolist() == [[0, 1, 3.5], [-1, 0, 2.5], [-3.5, -2.5, 0]]
+    assert scored.margin_GKK[1].abs().sum() == 0
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+@pytest.mark.parametrize("name", sorted(reward.LOSSES))
+def test_every_loss_is_its_formula_and_reaches_the_whole_trunk(name, policy_directory):
+    rankings = [THREE, TWO] if name == "plackett_luce" else [THREE, TWO, TIED]
+    scorer, scored = scored_by_new_model(*rankings, policy_directory=policy_directory)
+    config = reward.RewardConfig(margin_scale=0.4, tie_margin=0.7, center_rewards_coefficient=0.1)
+    loss, accuracy = reward.batch_loss(name, scored, config)
+    by_hand, centre, right = [], [], []
+    for g, ranking in enumerate(rankings):
+        K = len(ranking.responses)
+        s = scored.score_GK[g, :K].tolist()
+        rank = scored.rank_GK[g, :K].tolist()
+        all_pairs = [(i, j) for i in range(K) for j in range(i + 1, K)]
+        ordered = [(i, j) for i, j in all_pairs if rank[i] < rank[j]]
+        right += [s[i] > s[j] for i, j in ordered]
+        centre.append(sum((s[i] + s[j]) ** 2 for i, j in all_pairs) / len(all_pairs))
+        if name == "plackett_luce":
+            terms = [math.log(sum(math.exp(x) for x in s[k:])) - s[k] for k in range(K)]
+            by_hand.append(sum(terms))
+        elif name == "rao_kupper":
+            theta, total = math.exp(0.7), 0.0
+            for i, j in all_pairs:
+                a, b = math.exp(s[i]), math.exp(s[j])
+                win, lose = a / (a + theta * b), b / (b + theta * a)
+                total -= math.log(win if rank[i] < rank[j] else 1 - win - lose)
+            by_hand.append(total / len(all_pairs))
+        else:
+            margin = 0.4 * scored.margin_GKK[g] if name == "margin" else torch.zeros(K, K)
+            by_hand.append(
+                sum(softplus(s[j] - s[i] + float(margin[i, j])) for i, j in ordered) / len(ordered)
+            )
+    expected = sum(by_hand) / len(by_hand) + 0.1 * sum(centre) / len(centre)
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+    assert accuracy.item() == pytest.approx(sum(right) / len(right))
     loss.backward()
-    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    still = [n for n, p in scorer.model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not still
+
+
+def test_label_smoothing_is_the_probability_of_a_wrong_label(policy_directory):
+    _, scored = scored_by_new_model(TWO, policy_directory=policy_directory)
+    gap = (scored.score_GK[0, 0] - scored.score_GK[0, 1]).item()
+    loss, _ = reward.batch_loss("bradley_terry", scored, reward.RewardConfig(label_smoothing=0.2))
+    assert loss.item() == pytest.approx(0.8 * softplus(-gap) + 0.2 * softplus(gap), abs=1e-5)
 
 
 def test_a_response_that_was_cut_off_is_read_without_its_end(policy_directory):
     scorer = RewardModel(*load_reward_model(str(policy_directory), CPU, new_head_allowed=True))
-    record = Preference("What is red?", "A", "B", columns={"chosen_finished": False})
-    encoded = reward.encode(scorer, record)
-    assert encoded.chosen[-1] != scorer.tokenizer.eos_token_id
-    assert encoded.rejected[-1] == scorer.tokenizer.eos_token_id
+    pair = Preference("What is red?", "A", "B", columns={"chosen_finished": False})
+    encoded = reward.encode(scorer, ranking_of(pair), random.Random(0))
+    assert encoded.rows[0][-1] != scorer.tokenizer.eos_token_id
+    assert encoded.rows[1][-1] == scorer.tokenizer.eos_token_id
+
+
+def source_of(rankings) -> Source:
+    pairs = [pair for ranking in rankings for pair in ranking.pairs()]
+    empty = {split: [] for split in SPLITS}
+    return Source("x", empty, empty, empty | {"train": pairs}, [], empty | {"train": rankings})
+
+
+def test_each_loss_gets_the_comparisons_that_it_can_learn_from():
+    all_tied = Ranking("p", ["a", "b"], [1, 1])
+    source = source_of([THREE, TIED, all_tied])
+
+    def shapes(loss):
+        name, rankings, notes = reward.comparisons_for(reward.RewardConfig(loss=loss), source)
+        return name, [len(r.responses) for r in rankings], " ".join(notes)
+
+    assert shapes("auto")[:2] == shapes("balanced")[:2] == ("balanced", [3, 3])
+    assert shapes("bradley_terry")[:2] == ("bradley_terry", [2, 2, 2, 2, 2])
+    assert shapes("rao_kupper")[:2] == ("rao_kupper", [3, 3, 2])
+    assert "left out 1 comparisons: all responses tie" in shapes("balanced")[2]
+    assert "1 rankings have ties" in shapes("plackett_luce")[2]
+    assert "margins that loss balanced does not use" in shapes("balanced")[2]
+    assert shapes("margin")[2].count("margins") == 0
+    pairs = reward.comparisons_for(reward.RewardConfig(), source_of([TWO]))
+    assert pairs[0] == "bradley_terry"
+    with pytest.raises(DataError, match="no margin, strength or scores"):
+        reward.comparisons_for(reward.RewardConfig(loss="margin"), source_of([TWO]))
+    with pytest.raises(DataError, match="no comparison"):
+        reward.comparisons_for(reward.RewardConfig(), source_of([all_tied]))
+
+
+@pytest.fixture(scope="module")
+def rankings_file(tmp_path_factory):
+    """Friendly before neutral before rude; neutral ones tie now and then."""
+    rows = []
+    for i in range(150):
+        noun = NOUNS[i % len(NOUNS)]
+        responses = [f"Thanks, the {noun} is nice.", f"The {noun} is there.", f"Shut up! The {noun} is bad."]
+        split = "train" if i < 100 else "dev" if i < 115 else "eval"
+        scores = [2.0, 1.0, 0.0] if i % 3 else [1.0, 1.0, 0.0]
+        rows.append(
+            {"prompt": f"Tell me of {noun} {i}.", "responses": responses, "scores": scores, "split": split}
+        )
+    path = tmp_path_factory.mktemp("rankings") / "rankings.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(reward.LOSSES))
+def test_every_loss_learns_rankings(name, config, rankings_file):
+    config.dataset_name, config.loss, config.num_train_epochs = str(rankings_file), name, 4
+    summary = json.loads((reward.run(config) / "summary.json").read_text())
+    assert summary["loss_name"] == name
+    assert summary["eval_accuracy"] > 0.95
+
+
+def test_mean_pooling_learns_and_reloads_under_a_name_of_its_own(config):
+    config.pooling, config.num_train_epochs = "mean", 2
+    stage = reward.run(config)
+    assert json.loads((stage / "summary.json").read_text())["eval_accuracy"] > 0.95
+    assert json.loads((stage / "model" / "config.json").read_text())["model_type"] == "preferl-mean-pooled"
+    scorer = RewardModel(*load_reward_model(str(stage), CPU))
+    prompts, texts = ["Tell me of apple 3.", "Hello"], ["Thanks, the apple is nice.", "No."]
+    together = scorer(prompts, texts)
+    for prompt, text, score in zip(prompts, texts, together, strict=True):
+        ids = torch.tensor([scorer.encode(prompt, text)])
+        with torch.no_grad():
+            hidden = scorer.model.model(input_ids=ids).last_hidden_state[0]
+            by_hand = (hidden @ scorer.model.score.weight[0]).mean() - scorer.model.config.reward_mean
+        assert score == pytest.approx(by_hand.item(), abs=1e-5)
+    again = dataclasses.replace(config, output_dir=config.output_dir + "-2", model_name_or_path=str(stage))
+    with pytest.raises(UsageError, match="mean pooling"):
+        reward.run(dataclasses.replace(again, pooling="last"))
+    reward.run(again)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_lora_trains_little_and_adapter_and_merged_model_agree(config, policy_directory, pooling):
+    config.lora_r, config.learning_rate, config.num_train_epochs, config.pooling = 4, 5e-3, 4, pooling
+    stage = reward.run(config)
+    summary = json.loads((stage / "summary.json").read_text())
+    assert summary["trained_parameters"] < summary["parameters"] / 2
+    assert summary["eval_accuracy"] > 0.95
+    merged = RewardModel(*load_reward_model(str(stage), CPU))
+    rebuilt = RewardModel(*load_reward_model(str(stage / "adapter"), CPU))
+    prompts, texts = ["Tell me of apple 3.", "Hello"], ["Thanks, the apple is nice.", "Shut up!"]
+    assert rebuilt(prompts, texts) == pytest.approx(merged(prompts, texts), abs=1e-4)
+    before, _ = load.load_policy(str(policy_directory), CPU)
+    trunk = merged.model.model
+    assert torch.equal(before.get_input_embeddings().weight, trunk.get_input_embeddings().weight)
+
+
+def test_encoders_learn_from_their_own_tokenizer(config, encoder_directory):
+    config.model_name_or_path, config.num_train_epochs = str(encoder_directory), 4
+    stage = reward.run(config)
+    assert json.loads((stage / "summary.json").read_text())["eval_accuracy"] > 0.95
+
+
+def test_an_ensemble_has_members_of_its_own_and_is_their_mean(config, tmp_path):
+    config.num_members, config.member_share = 2, 0.8
+    stage = reward.run(config)
+    summary = json.loads((stage / "summary.json").read_text())
+    assert len(summary["member_accuracies"]) == 2
+    members = [RewardModel(*load_reward_model(str(stage / f"member-{m}"), CPU)) for m in range(2)]
+    assert load.weights_hash(members[0].model) != load.weights_hash(members[1].model)
+    prompts, texts = ["Tell me of apple 3."], ["Thanks, the apple is nice."]
+    first, second = (member(prompts, texts)[0] for member in members)
+    assert load_scorer(str(stage), CPU)(prompts, texts) == [pytest.approx((first + second) / 2)]
+    assert load_scorer(f"min({stage})", CPU)(prompts, texts) == [pytest.approx(min(first, second))]
+    spread = abs(first - second) / 2
+    assert load_scorer(f"mean-2sd({stage})", CPU)(prompts, texts) == [
+        pytest.approx((first + second) / 2 - 2 * spread)
+    ]
+    trained = [
+        json.loads((stage / f"member-{m}" / "summary.json").read_text())["comparisons"] for m in range(2)
+    ]
+    assert all(80 < count < 160 for count in trained)
+
+
+def test_an_interrupted_ensemble_goes_on_at_its_member(config, monkeypatch):
+    config.num_members = 2
+    train, calls = reward.train, []
+
+    def once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(*arguments)
+
+    monkeypatch.setattr(reward, "train", once)
+    with pytest.raises(KeyboardInterrupt):
+        reward.run(config)
+    reward.run(config)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("loss", "hinge", "unknown; use auto"),
+        ("weight_average", 1.5, "between 0 and 1"),
+        ("label_smoothing", 0.7, "between 0 and 0.5"),
+        ("tie_margin", 0, "above 0"),
+        ("num_members", 0, "start at 1"),
+        ("pooling", "max", "last or mean"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(config, option, value, message):
+    setattr(config, option, value)
+    with pytest.raises(UsageError, match=message):
+        reward.run(config)
 
 
 def test_it_learns_keeps_the_best_weights_and_normalises(config, pairs_file):
@@ -184,9 +390,3 @@ def test_the_length_baseline_takes_its_side_from_the_training_pairs():
     short, long = Preference("p", "a", "bbb"), Preference("p", "aaa", "b")
     assert reward.length_baseline([short, short, long], [short, long, long]) == pytest.approx(1 / 3)
     assert reward.length_baseline([long], [short, long, long]) == pytest.approx(2 / 3)
-
-
-def test_an_average_over_more_than_everything_is_refused(config):
-    config.weight_average = 1.5
-    with pytest.raises(UsageError, match="between 0 and 1"):
-        reward.run(config)

@@ -51,6 +51,12 @@ WEIGHTS = {
     "garbage": -3.0,  # each piece that is no sentence of the world, again for every GARBAGE_WORDS of it
 }
 LIMITS = {"bullet": 1}
+# Which features an aspect of the reward looks at; together they are all of them.
+ASPECTS = {
+    "helpful": ("right", "wrong", "missing", "refusal"),
+    "honest": ("agreement", "hedge", "flattery", "keyword"),
+    "concise": ("irrelevant", "bullet", "repeat", "garbage"),
+}
 # No penalised sentence is shorter and none costs more, so spoiling or merging sentences never pays.
 GARBAGE_WORDS = 4
 BOUNDS = (-8.0, 1.0)
@@ -374,14 +380,15 @@ def parse(prompt: WorldPrompt, response: str) -> Parsed:
     return Parsed(content, {name: count for name, count in counts.items() if count})
 
 
-def gold_reward(prompt_text: str, response: str) -> float:
-    """r*(prompt, response), within BOUNDS.
+def gold_reward(prompt_text: str, response: str, aspect: str | None = None) -> float:
+    """r*(prompt, response), within BOUNDS; what one aspect contributes to it where one is named.
 
     Raises:
         ValueError: the prompt is not in the world.
     """
     counts = parse(find(prompt_text), response).counts
-    total = sum(WEIGHTS[name] * min(count, LIMITS.get(name, count)) for name, count in counts.items())
+    seen = [name for name in counts if aspect is None or name in ASPECTS[aspect]]
+    total = sum(WEIGHTS[name] * min(counts[name], LIMITS.get(name, counts[name])) for name in seen)
     return min(max(total, BOUNDS[0]), BOUNDS[1])
 
 

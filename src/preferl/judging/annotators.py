@@ -5,77 +5,14 @@ directory or ``module:function`` (TRL's signature ``f(prompts, completions, **co
 Labels are drawn from Bradley-Terry on r* (``stochastic``) or follow the larger utility (``deterministic``).
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 
-from preferl.data import world
-from preferl.data.records import Prompt, prompt_text
-from preferl.judging.scorers import Scorer, load_scorer
+from preferl.data.records import Prompt
+from preferl.judging.scorers import Scorer
 from preferl.runs.errors import UsageError
-
-
-def length_utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
-    """Characters of the response / 100: the classic hackable reward."""
-    return [len(text) / 100 for text in completions]
-
-
-def world_utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
-    """The embedded world's gold reward."""
-    return [world.gold_reward(prompt_text(p), c) for p, c in zip(prompts, completions, strict=True)]
-
-
-def keyword_utility(words: str) -> Scorer:
-    """Share of the comma-separated words that occur in the response, whole words, any case."""
-    wanted = [w.strip().lower() for w in words.split(",") if w.strip()]
-    if not wanted:
-        raise UsageError("the keyword annotator needs words: keyword:please,thanks")
-
-    def utility(prompts: Sequence[Prompt], completions: Sequence[str], **c: Any) -> list[float]:
-        found = [set(re.findall(r"[\w']+", text.lower())) for text in completions]
-        return [sum(w in words_in for w in wanted) / len(wanted) for words_in in found]
-
-    return utility
-
-
-def sentiment_utility() -> Scorer:
-    """VADER's compound sentiment (Hutto & Gilbert 2014), -1 to 1, times 4: BT labels of useful noise."""
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
-    analyser = SentimentIntensityAnalyzer()
-
-    def utility(prompts: Sequence[Prompt], completions: Sequence[str], **c: Any) -> list[float]:
-        return [4.0 * analyser.polarity_scores(text)["compound"] for text in completions]
-
-    return utility
-
-
-def load_utility(name: str, device: torch.device) -> Scorer:
-    """The utility function of an annotator's name.
-
-    Raises:
-        UsageError: no annotator, directory or function of that name.
-    """
-    fixed: dict[str, Callable[[], Scorer]] = {
-        "length": lambda: length_utility,
-        "world": lambda: world_utility,
-        "sentiment": sentiment_utility,
-    }
-    if name in fixed:
-        return fixed[name]()
-    if name.startswith("keyword:"):
-        return keyword_utility(name.removeprefix("keyword:"))
-    try:
-        return load_scorer(name, device)
-    except UsageError as error:
-        raise UsageError(
-            f"annotator '{name}' is none of {', '.join(sorted(fixed))}, keyword:<words>, "
-            f"and no scorer: {error}"
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,152 @@
-"""Scorers: reward-model directories and Python functions behind one call.
+"""Scorers: reward models, ensembles, mixtures, named utilities and Python functions behind one call.
 
 A scorer is TRL's reward function: ``f(prompts, completions, **columns) -> list[float]``. preferl passes
-``finished`` (whether each response ended with EOS) among the columns.
+``finished`` (whether each response ended with EOS) among the columns. What a scorer is made of is written as
+
+    runs/demo/reward                          a reward model (or an ensemble: the mean of its members)
+    my_rewards:politeness                     a function of yours
+    length, world, sentiment, keyword:please  named utilities
+    min(runs/a, runs/b), mean-1.5sd(runs/a)   members put together in another way
+    0.7*runs/helpful + 0.3*concise            a weighted sum; " + " with spaces
 """
 
 import importlib
 import inspect
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from preferl.data.records import Prompt
+from preferl.judging.utilities import NAMED, Scorer, named_utility
 from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs.errors import UsageError
 
-Scorer = Callable[..., list[float]]
+MEMBER = "member-"  # the directories of an ensemble's members
+WEIGHTED = re.compile(r"\s*([+-]?\d*\.?\d+(?:e-?\d+)?)\s*\*\s*(.+)")
+COMBINED = re.compile(r"(mean|min|mean-(\d*\.?\d+)sd)\((.+)\)")
 
 
-def load_scorer(name: str, device: torch.device) -> Scorer:
-    """A scorer from ``module:function`` or from a reward model's directory or Hub name.
+class Ensemble:
+    """Several scorers of the same thing as one (Coste et al. 2023).
+
+    ``how``: ``mean``, ``min`` (worst case), or ``mean-<k>sd``, the mean minus k standard deviations over the
+    members (uncertainty-weighted).
+    """
+
+    def __init__(self, members: Mapping[str, Scorer], how: str = "mean"):
+        self.members, self.how = dict(members), how
+        found = re.fullmatch(r"mean-(\d*\.?\d+)sd", how)
+        if how not in ("mean", "min") and not found:
+            raise UsageError(f"'{how}' does not put members together; use mean, min or mean-<k>sd")
+        self.penalty = float(found[1]) if found else 0.0
+        self.last_parts: dict[str, list[float]] = {}
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+        self.last_parts = {n: list(f(prompts, completions, **columns)) for n, f in self.members.items()}
+        score_MN = np.array(list(self.last_parts.values()), dtype=np.float64)
+        if self.how == "min":
+            return score_MN.min(0).tolist()
+        return (score_MN.mean(0) - self.penalty * score_MN.std(0)).tolist()
+
+
+class Mixture:
+    """A weighted sum of scorers, for several objectives at once."""
+
+    def __init__(self, parts: Mapping[str, tuple[float, Scorer]]):
+        self.parts = dict(parts)
+        self.last_parts: dict[str, list[float]] = {}
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+        self.last_parts = {n: list(f(prompts, completions, **columns)) for n, (_, f) in self.parts.items()}
+        weight_P = np.array([weight for weight, _ in self.parts.values()])
+        return (weight_P @ np.array(list(self.last_parts.values()), dtype=np.float64)).tolist()
+
+
+def load_scorer(spec: str, device: torch.device) -> Scorer:
+    """The scorer that a text describes, as this module's docstring has it.
 
     Raises:
-        UsageError: neither can be loaded.
+        UsageError: a part of it cannot be loaded.
     """
-    if ":" in name and not Path(name).exists():
-        return load_function(name)
+    terms = spec.split(" + ")
+    weighted = [WEIGHTED.fullmatch(term) for term in terms]
+    if any(weighted):
+        if not all(weighted):
+            bare = next(t for t, w in zip(terms, weighted, strict=True) if not w)
+            raise UsageError(f"'{bare.strip()}' in '{spec}' has no weight; write 1*{bare.strip()}")
+        parts: dict[str, tuple[float, Scorer]] = {}
+        for found in weighted:
+            assert found is not None
+            name = found[2].strip()
+            if name in parts:
+                raise UsageError(f"'{name}' is twice in '{spec}'; add up its weights")
+            parts[name] = (float(found[1]), load_one(name, device))
+        return Mixture(parts)
+    return load_one(spec.strip(), device)
+
+
+def load_one(name: str, device: torch.device) -> Scorer:
+    """A scorer without weights: members together, a utility, a function, a directory or a Hub name."""
+    combined = COMBINED.fullmatch(name)
+    if combined:
+        how, inside = combined[1], combined[3]
+        members: dict[str, Scorer] = {}
+        for part in (piece.strip() for piece in inside.split(",")):
+            scorer = load_one(part, device)
+            own = scorer.members if isinstance(scorer, Ensemble) else {part: scorer}
+            members |= {key if key not in members else f"{part}/{key}": m for key, m in own.items()}
+        return Ensemble(members, how)
+    if not Path(name).exists():
+        utility = named_utility(name)
+        if utility is not None:
+            return utility
+        if ":" in name:
+            return load_function(name)
+    inner = sorted(Path(name).glob(f"{MEMBER}*/model/config.json"), key=_member_number)
+    if inner:
+        return Ensemble(
+            {
+                path.parent.parent.name: RewardModel(*load_reward_model(str(path.parent.parent), device))
+                for path in inner
+            }
+        )
     if not Path(model_directory(name)).exists() and name.count("/") != 1:
         raise UsageError(
-            f"reward '{name}' is neither a directory nor module:function; "
-            f"give the directory of a reward stage, a Hub name, or module:function"
+            f"reward '{name}' is neither a directory nor module:function nor one of "
+            f"{', '.join(sorted(NAMED))}; give the directory of a reward stage, a Hub name, or "
+            f"module:function"
         )
     return RewardModel(*load_reward_model(name, device))
+
+
+def _member_number(path: Path) -> int:
+    number = path.parent.parent.name.removeprefix(MEMBER)
+    return int(number) if number.isdigit() else sys.maxsize
+
+
+def parts_of(scorer: Scorer) -> Iterator[tuple[str, Scorer]]:
+    """The simple scorers inside a scorer, with their names ("reward" for one that is simple itself)."""
+    if isinstance(scorer, Ensemble):
+        inside: Mapping[str, Scorer] = scorer.members
+    elif isinstance(scorer, Mixture):
+        inside = {name: part for name, (_, part) in scorer.parts.items()}
+    else:
+        yield "reward", scorer
+        return
+    for name, part in inside.items():
+        for below, simple in parts_of(part):
+            yield (name if below == "reward" else f"{name}/{below}"), simple
+
+
+def reward_models(scorer: Scorer) -> dict[str, RewardModel]:
+    """The reward models inside a scorer, by name."""
+    return {name: part for name, part in parts_of(scorer) if isinstance(part, RewardModel)}
 
 
 def load_function(name: str) -> Scorer:

@@ -1,48 +1,140 @@
 """Reward models: any encoder or decoder of transformers with one scalar output.
 
 score(x, y) = ``logits[:, 0]`` of ``AutoModelForSequenceClassification(num_labels=1)``, minus ``reward_mean``
-from its configuration. Decoders read the last real token (EOS where the response is finished).
+from its configuration. Decoders read the last real token (EOS where the response is finished), mean-pooled
+models all of them. A directory of LoRA weights stands for its base model with them merged in.
 """
 
-from collections.abc import Sequence
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from preferl.data.chat import pad, scored_ids
 from preferl.data.records import Prompt
-from preferl.models.load import ensure_pad_token, load_pretrained, load_tokenizer, max_positions
+from preferl.models.load import (
+    ensure_pad_token,
+    load_pretrained,
+    load_tokenizer,
+    max_positions,
+    model_directory,
+)
+from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
 from preferl.runs.errors import UsageError
 
 HEADS = ("score", "classifier")
+POOLINGS = ("last", "mean")
+ADAPTER_FILE, ADAPTER_NOTES = "adapter_config.json", "preferl.json"
 
 
 def load_reward_model(
-    name_or_path: str, device: torch.device, new_head_allowed: bool = False
+    name_or_path: str, device: torch.device, new_head_allowed: bool = False, pooling: str = "last"
 ) -> tuple[PreTrainedModel, Any]:
     """A scalar-head model in evaluation mode and its tokenizer.
 
     With ``new_head_allowed`` the directory may hold a language model: its trunk is kept and a head with
-    standard deviation 1/sqrt(d + 1) is added (Stiennon et al. 2020, appendix B.1).
+    standard deviation 1/sqrt(d + 1) is added (Stiennon et al. 2020, appendix B.1), on the last real token or,
+    with ``pooling`` ``mean``, on the mean of all of them. A saved reward model keeps the pooling it has.
 
     Raises:
-        UsageError: weights are missing that would otherwise load as random numbers.
+        UsageError: weights are missing that would otherwise load as random numbers, or the pooling is
+            unknown.
     """
+    if pooling not in POOLINGS:
+        raise UsageError(f"pooling '{pooling}' is unknown; use {' or '.join(POOLINGS)}")
+    source = Path(model_directory(name_or_path))
+    if (source / ADAPTER_FILE).exists():
+        return _load_adapter(source, device)
     tokenizer = load_tokenizer(name_or_path)
-    allowed = HEADS if new_head_allowed else ()
-    model, missing = load_pretrained(AutoModelForSequenceClassification, name_or_path, allowed, num_labels=1)
-    if missing:
-        weight = scalar_head(model).weight
-        torch.nn.init.normal_(weight, std=(weight.shape[-1] + 1) ** -0.5)
+    saved_pooling = _saved_pooling(source)
+    if new_head_allowed and pooling == "mean" and saved_pooling is None:
+        trunk, _ = load_pretrained(AutoModel, name_or_path, ("pooler",))
+        model: PreTrainedModel = mean_pooled(trunk)
+    elif new_head_allowed and saved_pooling not in (None, pooling):
+        raise UsageError(
+            f"'{name_or_path}' is a reward model with {saved_pooling} pooling; give --pooling {saved_pooling}"
+        )
+    else:
+        allowed = HEADS if new_head_allowed else ()
+        model, missing = load_pretrained(
+            AutoModelForSequenceClassification, name_or_path, allowed, num_labels=1
+        )
+        if missing:
+            weight = scalar_head(model).weight
+            torch.nn.init.normal_(weight, std=(weight.shape[-1] + 1) ** -0.5)
     ensure_pad_token(tokenizer, model)
     return model.to(device).eval(), tokenizer
+
+
+def _saved_pooling(source: Path) -> str | None:
+    """How a saved reward model pools; None for a language model, an encoder's trunk or a Hub name."""
+    if not (source / "config.json").exists():
+        return None
+    config = json.loads((source / "config.json").read_text())
+    if config.get("model_type") == MeanPooledRewardModel.config_class.model_type:
+        return "mean"
+    architectures = config.get("architectures") or [""]
+    return "last" if architectures[0].endswith("ForSequenceClassification") else None
+
+
+def _load_adapter(source: Path, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """The base model of a directory of LoRA weights with them merged in, and its mean score."""
+    from peft import PeftConfig, PeftModel
+
+    base = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
+    notes = json.loads((source / ADAPTER_NOTES).read_text())
+    model, tokenizer = load_reward_model(str(base), device, True, notes["pooling"])
+    with quiet_peft():
+        merged = PeftModel.from_pretrained(model, str(source)).merge_and_unload()
+    merged.config.reward_mean = notes["reward_mean"]
+    return merged.to(device).eval(), tokenizer
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """peft asks transformers for an attribute by its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
+
+
+def with_lora(model: PreTrainedModel, base: str, r: int, alpha: float, dropout: float) -> Any:
+    """The model with trainable LoRA weights (Hu et al. 2021) on every linear layer and a trainable head."""
+    from peft import LoraConfig, get_peft_model
+
+    head = next(name for name in HEADS if hasattr(model, name))
+    config = LoraConfig(
+        r=r,
+        lora_alpha=int(alpha),
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        exclude_modules=[head],
+        modules_to_save=[head],
+    )
+    with quiet_peft():
+        adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = base  # peft knows no name of a new model
+    return adapted
+
+
+def save_adapter(adapted: Any, path: Path, pooling: str) -> None:
+    """Writes LoRA weights and head, and beside them what ``load_reward_model`` needs to put them together."""
+    adapted.save_pretrained(str(path))
+    notes = {"pooling": pooling, "reward_mean": reward_mean(adapted)}
+    (path / ADAPTER_NOTES).write_text(json.dumps(notes) + "\n", encoding="utf-8")
 
 
 def scalar_head(model: PreTrainedModel) -> torch.nn.Linear:
     """The linear layer that makes the score."""
     for name in HEADS:
         head = getattr(model, name, None)
+        if hasattr(head, "modules_to_save"):  # LoRA trains a copy
+            head = head.modules_to_save["default"]
         if isinstance(head, torch.nn.Linear):
             return head
         if head is not None and isinstance(getattr(head, "out_proj", None), torch.nn.Linear):
@@ -51,13 +143,16 @@ def scalar_head(model: PreTrainedModel) -> torch.nn.Linear:
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
-    """Decoders carry a bare ``score`` head on the trunk's last hidden state."""
+    """Decoders carry a bare ``score`` head on the trunk's last hidden state.
+
+    A mean-pooled decoder is one too: its score is the mean of what the head says at every position.
+    """
     return isinstance(getattr(model, "score", None), torch.nn.Linear)
 
 
 def raw_scores(model: PreTrainedModel, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
     """Scores ``score_B`` (float32, mean not subtracted) of right-padded rows; gradients flow."""
-    if not is_decoder(model):
+    if isinstance(model, MeanPooledRewardModel) or not is_decoder(model):
         return model(input_ids=ids_BS, attention_mask=mask_BS).logits[:, 0].float()
     hidden_BSD = model.base_model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
     last_B = mask_BS.sum(-1) - 1

@@ -95,10 +95,7 @@ def hash_directory(path: Path) -> str:
 
 
 class StageDirectory:
-    """The directory of one stage, open for writing.
-
-    Use ``StageDirectory.open``; ``begin`` clears unfinished work, ``finish`` writes DONE.
-    """
+    """The directory of one stage: ``begin`` clears unfinished work, ``finish`` writes DONE."""
 
     def __init__(self, path: Path, name: str):
         self.path = Path(path)
@@ -137,16 +134,21 @@ class StageDirectory:
             )
         return True
 
-    def begin(self, config: dict[str, Any], parents: dict[str, str | None]) -> None:
+    def begin(self, config: dict[str, Any], parents: dict[str, str | None], keep: str | None = None) -> None:
         """Clears what an interrupted run left here and writes configuration and manifest.
 
-        Of ``parents`` (role to model or data set) the manifest keeps path and hash of local directories.
+        Directories whose names begin with ``keep`` (stages inside this one) stay. Of ``parents`` (role to
+        model or data set) the manifest keeps path and hash of local directories.
         """
         if self.path.exists():
             if any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
                 raise UsageError(f"{self.path} holds no preferl stage; it is left as it is")
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+            for path in self.path.iterdir():
+                if path.is_dir() and not (keep and path.name.startswith(keep)):
+                    shutil.rmtree(path)
+                elif not path.is_dir():
+                    path.unlink()
+        self.path.mkdir(parents=True, exist_ok=True)
         self.started = time.time()
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "config.yaml", text)

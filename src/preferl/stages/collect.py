@@ -25,7 +25,8 @@ from preferl.data.records import (
     prompt_text,
     split_for,
 )
-from preferl.judging.annotators import Annotator, load_utility
+from preferl.judging.annotators import Annotator
+from preferl.judging.scorers import load_scorer
 from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
@@ -91,7 +92,7 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     annotator = Annotator(
         config.annotator,
-        load_utility(config.annotator, device),
+        load_scorer(config.annotator, device),
         config.label_mode,
         config.label_scale,
     )

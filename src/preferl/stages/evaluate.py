@@ -16,12 +16,10 @@ from transformers import PreTrainedModel
 
 from preferl.data import sources
 from preferl.data.records import Prompt, prompt_text
-from preferl.judging.annotators import load_utility
-from preferl.judging.scorers import Scorer, load_scorer
+from preferl.judging.scorers import Scorer, load_scorer, reward_models
 from preferl.maths import stats
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.models import load
-from preferl.models.reward import RewardModel
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
 from preferl.runs.directory import StageDirectory, StageRecord
@@ -73,7 +71,7 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
     policy, tokenizer = load.load_policy(config.model_name_or_path, device)
     reference, _ = load.load_policy(config.ref_model, device)
     scorer = load_scorer(config.reward_model, device)
-    gold = load_utility(config.gold, device) if config.gold else None
+    gold = load_scorer(config.gold, device) if config.gold else None
     stage.begin(
         options,
         {
@@ -100,7 +98,7 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
         for measure in ("score", "gold")
         if getattr(rl, measure) is not None
     }
-    ways = best_of_ways(config, pool, sft) if pool is not None else []
+    ways = best_of_ways(config, pool, sft, len(reward_models(scorer))) if pool is not None else []
     say_result(policies, comparison)
     stage.finish(
         prompts=len(prompts),
@@ -108,7 +106,7 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
         policies=policies,
         comparison=comparison,
         best_of=ways,
-        cost=cost(config, scorer),
+        cost=cost(config),
         gold=config.gold,
         peak_memory_mib=devices.peak_memory_mib(device),
         notes=source.notes,
@@ -216,7 +214,9 @@ def compare(a_N: np.ndarray, b_N: np.ndarray) -> dict[str, float]:
     }
 
 
-def best_of_ways(config: EvaluateConfig, pool: Responses, sft: Responses) -> list[dict[str, Any]]:
+def best_of_ways(
+    config: EvaluateConfig, pool: Responses, sft: Responses, reward_models: int = 1
+) -> list[dict[str, Any]]:
     """Best-of-N for each N, all from one pool: its max(N) responses make max(N) // N draws of N."""
     size = max(config.best_of)
     score_PK = pool.score.reshape(-1, size)
@@ -233,7 +233,7 @@ def best_of_ways(config: EvaluateConfig, pool: Responses, sft: Responses) -> lis
             "kl_bound": best_of_n_kl_bound(n),
             "forward_passes_per_response": {
                 "policy": n,
-                "reward": n,
+                "reward": n * reward_models,
             },
             "prompts": len(score_P),
         }
@@ -248,7 +248,7 @@ def best_of_ways(config: EvaluateConfig, pool: Responses, sft: Responses) -> lis
     return rows
 
 
-def cost(config: EvaluateConfig, scorer: Scorer) -> dict[str, Any]:
+def cost(config: EvaluateConfig) -> dict[str, Any]:
     """Language-model forward passes: of the policy's training, by model, and of each response."""
     training: dict[str, int] = {}
     directory = Path(config.model_name_or_path)
@@ -258,7 +258,6 @@ def cost(config: EvaluateConfig, scorer: Scorer) -> dict[str, Any]:
         "training": training,
         "training_total": sum(training.values()),
         "policy_per_response": 1,
-        "reward_is_model": isinstance(scorer, RewardModel),
     }
 
 

@@ -1,15 +1,17 @@
-"""reward: a reward model from preferences, by Bradley-Terry through the whole trunk.
+"""reward: a reward model from comparisons, trained through the whole trunk.
 
-Loss -log sigma(r(x, chosen) - r(x, rejected)) (Bradley & Terry 1952; Stiennon et al. 2020, eq. 1), both
-responses in one forward pass. The weights with the lowest dev log-loss are kept, scores are normalised to
-mean 0 and sd 1 on reference samples, and quality is reported on the eval split.
+A comparison is a ranking of two to nine responses; a pair is one of two. All of a comparison's responses go
+through one forward pass, each once, and a loss of ``LOSSES`` reads their scores: Bradley-Terry
+-log sigma(r(x, chosen) - r(x, rejected)) (Bradley & Terry 1952; Stiennon et al. 2020, eq. 1) or a relative.
+The weights with the lowest dev log-loss are kept, scores are normalised to mean 0 and sd 1 on reference
+samples, and quality is reported on the eval split.
 """
 
 import copy
 import dataclasses
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +23,25 @@ from transformers import PreTrainedModel
 
 from preferl.data import sources
 from preferl.data.chat import length_buckets, pad
-from preferl.data.records import Preference, prompt_key, prompt_text
+from preferl.data.records import DataError, Preference, Ranking, prompt_key, prompt_text, ranking_of
 from preferl.data.sources import Source
-from preferl.maths import stats
-from preferl.maths.preference import bradley_terry_loss
+from preferl.judging.scorers import MEMBER, Scorer, load_scorer
+from preferl.maths import preference, stats
 from preferl.models import load
 from preferl.models.optim import adamw, clip_and_step, schedule
 from preferl.models.reward import (
     RewardModel,
     fold_normalisation,
     load_reward_model,
+    quiet_peft,
     raw_scores,
     reward_mean,
+    save_adapter,
+    with_lora,
 )
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, OptimOptions, SamplingOptions
-from preferl.runs.directory import StageDirectory
+from preferl.runs.directory import StageDirectory, StageRecord
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling.cached import CachedEngine
@@ -53,12 +58,36 @@ class RewardConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Preferences: a collect stage, a Hub name (``name`` or ``name:config``), or local files."""
     reference_policy: str | None = None
     """Normalise on samples of this policy; without it on the responses of the training pairs."""
+    loss: str = "auto"
+    """``bradley_terry`` (every pair for itself), ``balanced`` (all pairs of a ranking together, their mean),
+    ``margin`` (balanced, minus margins), ``plackett_luce`` or ``rao_kupper`` (with ties). ``auto``: balanced
+    where there are rankings of three or more, else bradley_terry."""
+    margin_scale: float = 1.0
+    """``margin``: multiplies the margins of the data; 0 is the binarised comparison."""
+    tie_margin: float = 0.5
+    """``rao_kupper``: the difference of scores (nats) within which a tie is likely."""
+    label_smoothing: float = 0.0
+    """Probability that a label is wrong, 0 to 0.5 (``bradley_terry``, ``balanced``, ``margin``)."""
+    center_rewards_coefficient: float = 0.0
+    """Weight of the squared sum of a pair's scores, which holds them near 0 (TRL's name; 0.01 is usual)."""
+    pooling: str = "last"
+    """What a new head reads: the ``last`` real token, or the ``mean`` of all of them."""
+    lora_r: int = 0
+    """Rank of LoRA weights to train instead of the whole trunk; 0 for none."""
+    lora_alpha: float = 16.0
+    """LoRA's scale is alpha / r."""
+    lora_dropout: float = 0.0
+    """Dropout before LoRA's weights."""
+    num_members: int = 1
+    """Members of an ensemble, each with a seed of its own, in ``member-0/``, ``member-1/``, …"""
+    member_share: float = 1.0
+    """Share of the training prompts that each member of an ensemble sees."""
     max_length: int = 512
     """Longest (prompt + response) in tokens; a prompt loses its oldest tokens first."""
     num_train_epochs: float = 1.0
     """Passes over the training pairs."""
     train_batch_size: int = 16
-    """Pairs in one update."""
+    """Comparisons in one update."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW (1e-5 suits a pretrained model)."""
     adam_beta2: float = 0.99
@@ -82,39 +111,90 @@ class RewardConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
 
 
 @dataclass(frozen=True)
-class EncodedPair:
-    """A preference as token ids."""
+class Encoded:
+    """A comparison as token ids, best response first. ``ranks`` and ``scores`` as in ``Ranking``."""
 
-    chosen: list[int]
-    rejected: list[int]
-    margin: float
+    rows: list[list[int]]
+    ranks: list[int]
+    scores: list[float] | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of a batch of comparisons, padded: what a loss reads. G comparisons of at most K responses."""
+
+    score_GK: torch.Tensor
+    mask_GK: torch.Tensor
+    rank_GK: torch.Tensor
+    margin_GKK: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A row of the table: ``per_comparison`` gives ``loss_G``; ``whole`` keeps rankings together, ``ties``
+    learns from comparisons in which nothing is better than anything."""
+
+    per_comparison: Callable[[Scored, RewardConfig], torch.Tensor]
+    whole: bool = True
+    ties: bool = False
+
+
+def pairwise(scored: Scored, config: RewardConfig) -> torch.Tensor:
+    return preference.balanced_pairwise_loss(
+        scored.score_GK, scored.mask_GK, scored.rank_GK, label_smoothing=config.label_smoothing
+    )
+
+
+def with_margins(scored: Scored, config: RewardConfig) -> torch.Tensor:
+    margin_GKK = config.margin_scale * scored.margin_GKK
+    return preference.balanced_pairwise_loss(
+        scored.score_GK, scored.mask_GK, scored.rank_GK, margin_GKK, config.label_smoothing
+    )
+
+
+def plackett_luce(scored: Scored, config: RewardConfig) -> torch.Tensor:
+    return preference.plackett_luce_loss(scored.score_GK, scored.mask_GK)
+
+
+def rao_kupper(scored: Scored, config: RewardConfig) -> torch.Tensor:
+    return preference.rao_kupper_ranking_loss(
+        scored.score_GK, scored.mask_GK, scored.rank_GK, config.tie_margin
+    )
+
+
+LOSSES = {
+    "bradley_terry": Loss(pairwise, whole=False),
+    "balanced": Loss(pairwise),
+    "margin": Loss(with_margins),
+    "plackett_luce": Loss(plackett_luce),
+    "rao_kupper": Loss(rao_kupper, ties=True),
+}
 
 
 def run(config: RewardConfig, fresh: bool = False) -> Path:
-    """Trains, normalises, saves ``model/`` and reports; returns the stage's directory."""
+    """Trains, normalises, saves ``model/`` and reports; returns the stage's directory.
+
+    With ``num_members`` each member is such a directory below this one, and this one holds what they say
+    together.
+    """
     stage = StageDirectory(Path(config.output_dir), "reward")
     options = dataclasses.asdict(config)
     if stage.settled(options, fresh):
         say(f"reward: finished before in {stage.path}")
         return stage.path
-    if not 0 <= config.weight_average <= 1:
-        raise UsageError(f"weight_average is {config.weight_average}; it must lie between 0 and 1")
+    check_options(config)
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     source = sources.load_source(**config.source())
+    eval_pairs = source.need("preferences", "eval")[: config.max_eval_pairs]
     train_pairs = source.need("preferences", "train")
-    dev_pairs, eval_pairs = source.need("preferences", "dev"), source.need("preferences", "eval")
-    stage.begin(options, {"model": config.model_name_or_path, "preferences": config.dataset_name})
+    parents = {"model": config.model_name_or_path, "preferences": config.dataset_name}
+    stage.begin(options, parents, keep=None if fresh else MEMBER)
     for note in source.notes:
         say(f"reward: {note}")
-    model, tokenizer = load_reward_model(config.model_name_or_path, device, new_head_allowed=True)
-    scorer = RewardModel(model, tokenizer, max_length=config.max_length)
-    say(f"reward: {load.parameter_count(model):,} parameters, {len(train_pairs):,} training pairs")
-
-    best = train(config, stage, scorer, train_pairs, dev_pairs[:1000], dtype)
-    mean, sd = normalise(config, scorer, source, device, dtype)
-    load.save(model, tokenizer, stage.model)
-
-    eval_pairs = eval_pairs[: config.max_eval_pairs]
+    if config.num_members > 1:
+        scorer, sd, summary = train_members(config, stage, source, device, fresh)
+    else:
+        scorer, sd, summary = train_one(config, stage, source, device, dtype)
     chosen, rejected = scores_of(scorer, eval_pairs)
     quality = report_quality((chosen - rejected) * sd, eval_pairs, config.seed)
     quality["length_baseline_accuracy"] = length_baseline(train_pairs, eval_pairs)
@@ -130,23 +210,156 @@ def run(config: RewardConfig, fresh: bool = False) -> Path:
     )
     say_quality(quality)
     stage.finish(
-        parameters=load.parameter_count(model),
         train_pairs=len(train_pairs),
-        reference_mean=mean,
-        reference_sd=sd,
         peak_memory_mib=devices.peak_memory_mib(device),
         notes=source.notes,
-        **best,
+        **summary,
         **quality,
     )
     return stage.path
 
 
+def check_options(config: RewardConfig) -> None:
+    """Refuses what cannot work, before anything is loaded."""
+    if config.loss not in ("auto", *LOSSES):
+        raise UsageError(f"loss '{config.loss}' is unknown; use auto, {', '.join(LOSSES)}")
+    for name, low, high in (("weight_average", 0, 1), ("label_smoothing", 0, 0.5), ("member_share", 0, 1)):
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise UsageError(f"{name} is {value}; it must lie between {low} and {high}")
+    if config.label_smoothing and config.loss in ("plackett_luce", "rao_kupper"):
+        raise UsageError(f"label_smoothing is of the pairwise losses; {config.loss} has none")
+    if not config.tie_margin > 0:
+        raise UsageError(f"tie_margin is {config.tie_margin}; it must be above 0, or a tie cannot happen")
+    if config.num_members < 1 or config.lora_r < 0:
+        raise UsageError(
+            f"num_members is {config.num_members} and lora_r {config.lora_r}; they start at 1 and at 0"
+        )
+
+
+def train_one(
+    config: RewardConfig, stage: StageDirectory, source: Source, device: torch.device, dtype: torch.dtype
+) -> tuple[RewardModel, float, dict[str, Any]]:
+    """Trains, normalises and saves one model; returns its scorer, the sd of its raw scores and a summary."""
+    loss, comparisons, notes = comparisons_for(config, source)
+    for note in notes:
+        say(f"reward: {note}")
+    model, tokenizer = load_reward_model(config.model_name_or_path, device, True, config.pooling)
+    if not config.lora_r:
+        model.get_input_embeddings().requires_grad_(config.train_embeddings)
+    adapted = None
+    if config.lora_r:
+        base = config.model_name_or_path
+        model = adapted = with_lora(model, base, config.lora_r, config.lora_alpha, config.lora_dropout)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    say(
+        f"reward: {load.parameter_count(model):,} parameters, {trainable:,} trained; "
+        f"{len(comparisons):,} comparisons, loss {loss}"
+    )
+    scorer = RewardModel(model, tokenizer, max_length=config.max_length)
+    dev_pairs = source.need("preferences", "dev")[:1000]
+    best = train(config, loss, stage, scorer, comparisons, dev_pairs, dtype)
+    mean, sd = reference_scores(config, scorer, source, device, dtype)
+    mean += reward_mean(model)
+    fold_normalisation(model, mean, sd)
+    if adapted is not None:
+        save_adapter(adapted, stage.path / "adapter", config.pooling)
+        with quiet_peft():
+            scorer.model = adapted.merge_and_unload()
+    load.save(scorer.model, tokenizer, stage.model)
+    return (
+        scorer,
+        sd,
+        best
+        | {
+            "parameters": load.parameter_count(scorer.model),
+            "trained_parameters": trainable,
+            "comparisons": len(comparisons),
+            "loss_name": loss,
+            "reference_mean": mean,
+            "reference_sd": sd,
+        },
+    )
+
+
+def train_members(
+    config: RewardConfig, stage: StageDirectory, source: Source, device: torch.device, fresh: bool
+) -> tuple[Scorer, float, dict[str, Any]]:
+    """Trains each member in a directory of its own; returns their mean, whose sd is taken for 1."""
+    for member in range(config.num_members):
+        own = dataclasses.replace(
+            config,
+            num_members=1,
+            seed=config.seed + member,
+            output_dir=str(stage.path / f"{MEMBER}{member}"),
+        )
+        say(f"reward: member {member + 1} of {config.num_members}")
+        run(own, fresh)
+    scorer = load_scorer(str(stage.path), device)
+    records = [StageRecord(stage.path / f"{MEMBER}{m}").summary for m in range(config.num_members)]
+    # Unit-sd scores become log-odds again by the members' own scale.
+    sd = float(np.mean([record["reference_sd"] for record in records]))
+    return (
+        scorer,
+        sd,
+        {
+            "members": config.num_members,
+            "member_accuracies": [record["eval_accuracy"] for record in records],
+            "parameters": sum(record["parameters"] for record in records),
+            "reference_sd": sd,
+        },
+    )
+
+
+def comparisons_for(config: RewardConfig, source: Source) -> tuple[str, list[Ranking], list[str]]:
+    """The loss to use, the training comparisons in the shape that it takes, and notes on what was left out.
+
+    Raises:
+        DataError: nothing is left, or the loss needs margins and there are none.
+    """
+    notes = []
+    rankings = source.rankings["train"] or [ranking_of(p) for p in source.need("preferences", "train")]
+    if config.member_share < 1:
+        rng = random.Random(devices.derived_seed(config.seed, "reward", "member"))
+        share = {prompt_key(r.prompt): rng.random() < config.member_share for r in rankings}
+        rankings = [r for r in rankings if share[prompt_key(r.prompt)]]
+    largest = max(map(len, (r.responses for r in rankings)), default=0)
+    loss = config.loss if config.loss != "auto" else "balanced" if largest > 2 else "bradley_terry"
+    row = LOSSES[loss]
+    if not row.ties:
+        tied = sum(len(set(r.ranks)) == 1 for r in rankings)
+        rankings = [r for r in rankings if len(set(r.ranks)) > 1]
+        if tied:
+            notes.append(
+                f"left out {tied} comparisons: all responses tie (--loss rao_kupper learns from ties)"
+            )
+    if not row.whole and largest > 2:
+        rankings = [ranking_of(pair) for ranking in rankings for pair in ranking.pairs()]
+    if loss == "plackett_luce":
+        broken = sum(len(set(r.ranks)) < len(r.ranks) for r in rankings)
+        if broken:
+            notes.append(
+                f"{broken} rankings have ties; Plackett-Luce knows none: tied responses in random order"
+            )
+    has_margins = any(r.scores is not None for r in rankings)
+    if loss == "margin" and not has_margins:
+        raise DataError(
+            f"'{config.dataset_name}' has no margin, strength or scores; "
+            f"use --loss bradley_terry, or give such a column"
+        )
+    if has_margins and loss not in ("margin",):
+        notes.append(f"the comparisons have margins that loss {loss} does not use (--loss margin does)")
+    if not rankings:
+        raise DataError(f"'{config.dataset_name}' has no comparison that loss {loss} can learn from")
+    return loss, rankings, notes
+
+
 def train(
     config: RewardConfig,
+    loss_name: str,
     stage: StageDirectory,
     scorer: RewardModel,
-    train_pairs: Sequence[Preference],
+    comparisons: Sequence[Ranking],
     dev_pairs: Sequence[Preference],
     dtype: torch.dtype,
 ) -> dict[str, Any]:
@@ -156,16 +369,15 @@ def train(
     reward models Rame et al. 2024).
     """
     model, tokenizer = scorer.model, scorer.tokenizer
-    model.get_input_embeddings().requires_grad_(config.train_embeddings)
-    encoded = [encode(scorer, pair) for pair in train_pairs]
-    lengths = [max(len(pair.chosen), len(pair.rejected)) for pair in encoded]
+    rng = random.Random(devices.derived_seed(config.seed, "reward", "batches"))
+    encoded = [encode(scorer, ranking, rng) for ranking in comparisons]
+    lengths = [max(map(len, comparison.rows)) for comparison in encoded]
     updates = max(1, round(config.num_train_epochs * len(encoded) / config.train_batch_size))
     optimizer = adamw(model.parameters(), config)
     scheduler = schedule(optimizer, config, updates)
     decay = 1 - 1 / max(1.0, config.weight_average * updates)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     averaged_scorer = RewardModel(average.module, tokenizer, max_length=config.max_length)
-    rng = random.Random(devices.derived_seed(config.seed, "reward", "batches"))
     batches: Any = iter(())
     eval_every = max(1, updates // config.num_evals)
     best_loss, best_update, best_weights, misses = math.inf, 0, None, 0
@@ -176,7 +388,8 @@ def train(
                 batches = length_buckets(lengths, config.train_batch_size, rng)
                 rows = next(batches)
             with devices.autocast(model.device, dtype):
-                loss, accuracy = pair_loss(model, tokenizer, [encoded[i] for i in rows])
+                scored = scores_of_batch(model, tokenizer, [encoded[i] for i in rows])
+            loss, accuracy = batch_loss(loss_name, scored, config)
             loss.backward()
             norm = clip_and_step(optimizer, config.max_grad_norm, f"reward update {update}")
             scheduler.step()
@@ -201,30 +414,51 @@ def train(
     return {"updates": update, "best_update": best_update, "dev_loss": best_loss}
 
 
-def encode(scorer: RewardModel, pair: Preference) -> EncodedPair:
-    """Token ids of both responses; one that was cut off while sampling carries no EOS."""
-    done = [pair.columns.get(f"{side}_finished", True) for side in ("chosen", "rejected")]
-    return EncodedPair(
-        chosen=scorer.encode(pair.prompt, pair.chosen, done[0]),
-        rejected=scorer.encode(pair.prompt, pair.rejected, done[1]),
-        margin=pair.margin or 0.0,
+def encode(scorer: RewardModel, ranking: Ranking, rng: random.Random) -> Encoded:
+    """Token ids of all responses, best first; one that was cut off while sampling carries no EOS."""
+    finished = ranking.columns.get("finished") or [True] * len(ranking.responses)
+    order = list(range(len(ranking.responses)))
+    rng.shuffle(order)  # tied responses in no particular order
+    order.sort(key=lambda i: ranking.ranks[i])
+    return Encoded(
+        rows=[scorer.encode(ranking.prompt, ranking.responses[i], finished[i]) for i in order],
+        ranks=[ranking.ranks[i] for i in order],
+        scores=None if ranking.scores is None else [ranking.scores[i] for i in order],
     )
 
 
-def pair_loss(
-    model: PreTrainedModel, tokenizer: Any, pairs: Sequence[EncodedPair]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean Bradley-Terry loss and accuracy of a batch: 2B rows, chosen first, in one forward pass."""
-    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    ids_BS, mask_BS = pad(rows, tokenizer.pad_token_id, "right")
-    score_B = raw_scores(model, ids_BS.to(model.device), mask_BS.to(model.device))
-    chosen_B, rejected_B = score_B.chunk(2)
-    margin_B = torch.tensor([pair.margin for pair in pairs], device=model.device)
-    loss = bradley_terry_loss(chosen_B, rejected_B, margin_B).mean()
-    return loss, (chosen_B > rejected_B).float().mean()
+def scores_of_batch(model: PreTrainedModel, tokenizer: Any, comparisons: Sequence[Encoded]) -> Scored:
+    """Scores of all responses of all comparisons, each in one forward pass of the whole batch."""
+    ids_BS, attention_BS = pad([row for c in comparisons for row in c.rows], tokenizer.pad_token_id, "right")
+    score_B = raw_scores(model, ids_BS.to(model.device), attention_BS.to(model.device))
+    G, K = len(comparisons), max(len(c.rows) for c in comparisons)
+    mask_GK = torch.tensor([[int(k < len(c.rows)) for k in range(K)] for c in comparisons])
+    rank_GK = torch.zeros(G, K, dtype=torch.long)
+    margin_GKK = torch.zeros(G, K, K)
+    for g, comparison in enumerate(comparisons):
+        rank_GK[g, : len(comparison.ranks)] = torch.tensor(comparison.ranks)
+        if comparison.scores is not None:
+            rating_K = torch.tensor(comparison.scores)
+            margin_GKK[g, : len(rating_K), : len(rating_K)] = rating_K[:, None] - rating_K
+    mask_GK = mask_GK.to(score_B.device)
+    score_GK = torch.zeros(G, K, device=score_B.device).masked_scatter(mask_GK.bool(), score_B)
+    return Scored(score_GK, mask_GK, rank_GK.to(score_B.device), margin_GKK.to(score_B.device))
 
 
-def scores_of(scorer: RewardModel, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
+def batch_loss(name: str, scored: Scored, config: RewardConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean loss of the comparisons of a batch, and the share of ordered pairs that are scored in order."""
+    loss = LOSSES[name].per_comparison(scored, config).mean()
+    if config.center_rewards_coefficient:
+        penalty = preference.centre_penalty(scored.score_GK, scored.mask_GK).mean()
+        loss = loss + config.center_rewards_coefficient * penalty
+    with torch.no_grad():
+        ordered_GKK = preference.ordered_pairs(scored.score_GK, scored.mask_GK, scored.rank_GK)
+        right_GKK = scored.score_GK[:, :, None] > scored.score_GK[:, None, :]
+        accuracy = (right_GKK & ordered_GKK).sum() / ordered_GKK.sum().clamp(min=1)
+    return loss, accuracy
+
+
+def scores_of(scorer: Scorer, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the chosen and of the rejected responses; equal responses are scored once."""
     keys = [
         (prompt_key(p.prompt), text, p.columns.get(f"{side}_finished", True))
@@ -237,21 +471,21 @@ def scores_of(scorer: RewardModel, pairs: Sequence[Preference]) -> tuple[np.ndar
     scores = scorer(
         [prompt_of[key] for key in distinct],
         [key[1] for key in distinct],
-        [key[2] for key in distinct],
+        finished=[key[2] for key in distinct],
     )
     by_key = dict(zip(distinct, scores, strict=True))
     both = np.array([by_key[key] for key in keys], dtype=np.float64).reshape(-1, 2)
     return both[:, 0], both[:, 1]
 
 
-def normalise(
+def reference_scores(
     config: RewardConfig,
     scorer: RewardModel,
     source: Source,
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[float, float]:
-    """Folds mean and sd of the reference samples into the model; returns what they were."""
+    """Mean and standard deviation of the scores of reference samples."""
     count = config.normalise_samples
     if config.reference_policy:
         policy, tokenizer = load.load_policy(config.reference_policy, device)
@@ -268,9 +502,7 @@ def normalise(
         scores = np.array(scorer(made.prompts, made.completions, made.finished))
     else:
         scores = np.concatenate(scores_of(scorer, source.preferences["train"][: count // 2]))
-    mean, sd = float(scores.mean()), float(scores.std())
-    fold_normalisation(scorer.model, mean + reward_mean(scorer.model), sd)
-    return mean, sd
+    return float(scores.mean()), float(scores.std())
 
 
 def accuracy_of(gap_N: np.ndarray) -> float:

@@ -20,13 +20,11 @@ from transformers import PreTrainedModel
 
 from preferl.data import sources
 from preferl.data.records import Prompt, prompt_text
-from preferl.judging.annotators import load_utility
-from preferl.judging.scorers import Scorer, load_scorer
+from preferl.judging.scorers import Scorer, load_scorer, reward_models
 from preferl.maths import kl as kl_maths
 from preferl.maths import policy as maths
 from preferl.models import load
 from preferl.models.optim import adamw, clip_and_step, schedule
-from preferl.models.reward import RewardModel
 from preferl.models.value import critic_from_policy, critic_from_reward_model, token_values
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, OptimOptions, SamplingOptions
@@ -344,7 +342,7 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     source = sources.load_source(**config.source())
     scorer = load_scorer(config.reward_model, device)
-    gold = load_utility(config.gold, device) if config.gold else None
+    gold = load_scorer(config.gold, device) if config.gold else None
     policy, tokenizer = load.load_policy(config.model_name_or_path, device)
     reference = load.freeze(load.load_policy(config.model_name_or_path, device)[0])
     train_prompts, held_out = source.need("prompts", "rl"), source.prompts[config.eval_split]
@@ -354,9 +352,8 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
     learner = Learner(config, state, reference, dtype)
     engine = CachedEngine(policy, tokenizer.pad_token_id, config.sampling_batch_size, dtype)
     sampling = sampling_for(tokenizer, config)
-    frozen = {"reference": reference} | (
-        {"reward model": scorer.model} if isinstance(scorer, RewardModel) else {}
-    )
+    judges = {f"reward model {name}": judge.model for name, judge in reward_models(scorer).items()}
+    frozen = {"reference": reference, **judges}
     hashes = {name: load.weights_hash(model) for name, model in frozen.items()}
     say(
         f"rl: {config.algorithm} on {len(train_prompts):,} prompts, {config.num_iterations} iterations of "
@@ -432,8 +429,8 @@ def initial_state(
     """Policy, critic, optimisers and everything that moves, at iteration 0."""
     critic = None
     if ALGORITHMS[config.algorithm].critic:
-        if isinstance(scorer, RewardModel):
-            critic = critic_from_reward_model(scorer.model, scorer.tokenizer, tokenizer)
+        for judge in reward_models(scorer).values():
+            critic = critic or critic_from_reward_model(judge.model, judge.tokenizer, tokenizer)
         if critic is None:
             say("rl: the reward is no decoder over the policy's tokens; the critic starts from the policy")
             critic = critic_from_policy(config.model_name_or_path, policy.device)
@@ -500,9 +497,11 @@ def iterate(
     )
     sampled = time.perf_counter()
     state.forward_passes["policy"] += len(prompts)
-    if isinstance(scorer, RewardModel):
-        state.forward_passes["reward"] += len(prompts)
-    row = describe(rollout, gold)
+    state.forward_passes["reward"] += len(prompts) * len(reward_models(scorer))
+    row = describe(rollout, gold) | {
+        f"reward/{name}": sum(scores) / len(scores)
+        for name, scores in getattr(scorer, "last_parts", {}).items()
+    }
     if state.iteration == 1 and abs(row["kl"]) > MAX_FIRST_KL[dtype]:
         raise DivergedError(
             f"rl: the KL of the first batch is {row['kl']:.2e} nats per response and must be 0: policy and "

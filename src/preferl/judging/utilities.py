@@ -1,0 +1,83 @@
+"""Utilities by name: functions of (prompt, response) that need no model.
+
+They are TRL's reward functions, ``f(prompts, completions, **columns) -> list[float]``, and serve as rewards,
+as what an annotator judges by, and as parts of mixtures.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from preferl.data import world
+from preferl.data.records import Prompt, prompt_text
+from preferl.runs.errors import UsageError
+
+Scorer = Callable[..., list[float]]
+
+
+def length_utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+    """Characters of the response / 100: the classic hackable reward."""
+    return [len(text) / 100 for text in completions]
+
+
+def concise_utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+    """Minus the words of the response / 10."""
+    return [-len(text.split()) / 10 for text in completions]
+
+
+def world_utility(aspect: str | None = None) -> Scorer:
+    """The embedded world's gold reward, or what one aspect of it contributes (``world.ASPECTS``)."""
+    if aspect is not None and aspect not in world.ASPECTS:
+        raise UsageError(f"world:{aspect} is unknown; the world's aspects are {', '.join(world.ASPECTS)}")
+
+    def utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+        return [
+            world.gold_reward(prompt_text(p), c, aspect) for p, c in zip(prompts, completions, strict=True)
+        ]
+
+    return utility
+
+
+def keyword_utility(words: str) -> Scorer:
+    """Share of the comma-separated words that occur in the response, whole words, any case."""
+    wanted = [w.strip().lower() for w in words.split(",") if w.strip()]
+    if not wanted:
+        raise UsageError("the keyword annotator needs words: keyword:please,thanks")
+
+    def utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+        found = [set(re.findall(r"[\w']+", text.lower())) for text in completions]
+        return [sum(w in words_in for w in wanted) / len(wanted) for words_in in found]
+
+    return utility
+
+
+def sentiment_utility() -> Scorer:
+    """VADER's compound sentiment (Hutto & Gilbert 2014), -1 to 1, times 4: BT labels of useful noise."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    analyser = SentimentIntensityAnalyzer()
+
+    def utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+        return [4.0 * analyser.polarity_scores(text)["compound"] for text in completions]
+
+    return utility
+
+
+# Name -> function of what follows the colon (None where nothing does).
+NAMED: dict[str, Callable[[str | None], Scorer]] = {
+    "length": lambda rest: length_utility,
+    "concise": lambda rest: concise_utility,
+    "world": world_utility,
+    "sentiment": lambda rest: sentiment_utility(),
+    "keyword": lambda rest: keyword_utility(rest or ""),
+}
+
+
+def named_utility(name: str) -> Scorer | None:
+    """The utility called ``length``, ``world:helpful``, ``keyword:please``, …; None for another name.
+
+    Raises:
+        UsageError: the name is known and what follows it is not.
+    """
+    head, _, rest = name.partition(":")
+    return NAMED[head](rest or None) if head in NAMED else None
