@@ -60,7 +60,11 @@ def test_another_strength_is_no_margin(strength):
 def test_what_belongs_to_a_response_goes_with_it():
     record = Ranking("p", ["a", "b"], [2, 1], None, {"finished": [True, False], "annotator": "ann"})
     (pair,) = record.pairs()
-    assert pair.columns == {"annotator": "ann", "chosen_finished": False, "rejected_finished": True}
+    assert pair.columns == {
+        "annotator": "ann",
+        "finished_chosen": False,
+        "finished_rejected": True,
+    }
     assert ranking_of(pair).columns == {"annotator": "ann", "finished": [False, True]}
     back = ranking_of(Preference("p", "a", "b", 0.5)).pairs()
     assert [(p.chosen, p.rejected, p.margin) for p in back] == [("a", "b", 0.5)]

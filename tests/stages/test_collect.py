@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from preferl.data.records import DataError
+from preferl.data.records import DataError, known_probability
 from preferl.data.sources import load_source
 from preferl.judging.annotators import Annotator
 from preferl.runs.errors import UsageError
@@ -56,6 +56,62 @@ def test_stochastic_labels_follow_bradley_terry_and_deterministic_ones_the_large
         assert {record.chosen for record in certain} == {"three"}
 
 
+def test_rankings_hold_every_different_response_once_with_what_is_known_of_it():
+    rows = [
+        Candidates("p", ["long long", "short", "short", " ", "mid one"], [True, False, True, True, True]),
+        Candidates("q", ["same", "same"], [True, True]),
+    ]
+
+    def length(prompts, completions, **columns):
+        return [float(len(text)) for text in completions]
+
+    annotator = Annotator("mine", length, "deterministic")
+    rankings, left_out = collect.rank(rows, annotator, np.random.default_rng(0), "train", CollectConfig())
+    assert [(r.responses, r.ranks) for r in rankings] == [(["long long", "short", "mid one"], [1, 3, 2])]
+    assert rankings[0].columns["finished"] == [True, False, True]
+    assert rankings[0].columns["gold"] == [9, 5, 7]
+    assert left_out == {"identical": 2, "empty": 1}
+    best, *_ = rankings[0].pairs()
+    assert (best.columns["gold_chosen"], best.columns["gold_rejected"]) == (9, 5)
+    assert best.columns["finished_rejected"] is False
+
+
+def test_the_probability_of_a_ranked_pair_is_that_of_its_utilities():
+    rows = [Candidates(f"p{i}", ["abc", "a"], [True, True]) for i in range(3)]
+
+    def length(prompts, completions, **columns):
+        return [float(len(text)) for text in completions]
+
+    annotator = Annotator("mine", length, "stochastic", 0.4)
+    rankings, _ = collect.rank(rows, annotator, np.random.default_rng(0), "train", CollectConfig())
+    for ranking in rankings:
+        (pair,) = ranking.pairs()
+        gap = len(pair.chosen) - len(pair.rejected)
+        assert known_probability(pair) == pytest.approx(1 / (1 + np.exp(-0.4 * gap)))
+
+
+def test_rankings_from_a_file_are_collected_and_read_back(tmp_path):
+    rows = [{"prompt": f"Number {i}", "responses": ["short", "rather long", "longer"]} for i in range(40)]
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = collect.run(
+        CollectConfig(
+            output_dir=str(tmp_path / "collect"),
+            responses_file=str(tmp_path / "responses.jsonl"),
+            annotator="length",
+            label_mode="deterministic",
+            layout="rankings",
+            tie_policy="tie",
+            tie_width=0.015,
+            pairs=PairCounts(train=10, dev=2, rl=2, eval=2),
+            device="cpu",
+            num_threads=1,
+        )
+    )
+    source = load_source(str(stage))
+    assert len(source.rankings["train"]) == 10
+    assert all(r.ranks == [2, 1, 2] for part in source.rankings.values() for r in part)
+
+
 def test_prompts_are_visited_in_rounds():
     order = collect.rounds(["a", "b", "c"], 0, "train")
     first, second = ([next(order) for _ in range(3)] for _ in range(2))
@@ -104,5 +160,11 @@ def test_rows_that_are_no_candidates_are_named(tmp_path, line):
 def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(UsageError, match="needs 2 or more"):
         collect.run(CollectConfig(output_dir=str(tmp_path / "a"), num_generations=1))
+    with pytest.raises(UsageError, match="layout 'groups' is unknown"):
+        collect.run(CollectConfig(output_dir=str(tmp_path / "a"), layout="groups"))
+    with pytest.raises(UsageError, match="needs --layout rankings"):
+        collect.run(CollectConfig(output_dir=str(tmp_path / "a"), tie_policy="tie"))
+    with pytest.raises(UsageError, match="for --layout pairs"):
+        collect.run(CollectConfig(output_dir=str(tmp_path / "a"), layout="rankings", tie_policy="skip"))
     with pytest.raises(UsageError, match="responses_file"):
         collect.run(CollectConfig(output_dir=str(tmp_path / "b"), model_name_or_path=None))

@@ -6,6 +6,7 @@ along in ``columns``.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,23 @@ class Preference:
     columns: dict[str, Any] = field(default_factory=dict)
 
 
+def known_probability(pair: Preference) -> float | None:
+    """P(chosen is preferred) by the annotator's true utility, or None where it is not known.
+
+    The column ``p_chosen``, else Bradley-Terry on ``gold_chosen`` and ``gold_rejected`` times
+    ``label_scale``.
+    """
+    own = pair.columns.get("p_chosen")
+    if isinstance(own, float):
+        return own
+    numbers = [pair.columns.get(k) for k in ("gold_chosen", "gold_rejected", "label_scale")]
+    if not all(isinstance(x, int | float) for x in numbers):
+        return None
+    better, worse, scale = map(float, numbers)  # type: ignore[arg-type]
+    gap = scale * (better - worse)
+    return 1 / (1 + math.exp(-gap)) if gap >= 0 else 1 - 1 / (1 + math.exp(gap))
+
+
 @dataclass(frozen=True)
 class Ranking:
     """2 to 9 responses to one prompt and their places: 1 is best, equal ranks are a tie.
@@ -75,7 +93,8 @@ class Ranking:
     def pairs(self) -> list[Preference]:
         """Every ordered pair, with the difference of scores as its margin; ties make none.
 
-        Columns that hold one value a response (``finished``) are told apart as ``chosen_…``, ``rejected_…``.
+        Columns that hold one value a response (``finished``) become ``finished_chosen`` and
+        ``finished_rejected``.
         """
         K = len(self.responses)
         each = {k: v for k, v in self.columns.items() if isinstance(v, list) and len(v) == K}
@@ -86,20 +105,22 @@ class Ranking:
                 if self.ranks[i] >= self.ranks[j]:
                     continue
                 margin = None if self.scores is None else self.scores[i] - self.scores[j]
-                own = {f"chosen_{k}": v[i] for k, v in each.items()}
-                own |= {f"rejected_{k}": v[j] for k, v in each.items()}
+                own = {f"{k}_chosen": v[i] for k, v in each.items()}
+                own |= {f"{k}_rejected": v[j] for k, v in each.items()}
                 out.append(Preference(self.prompt, self.responses[i], self.responses[j], margin, rest | own))
         return out
 
 
 def ranking_of(pair: Preference) -> Ranking:
-    """A pair as a ranking of two; a margin becomes a difference of scores."""
+    """A pair as a ranking of two; a margin becomes a difference of scores, ``…_chosen`` and ``…_rejected``
+    one column."""
     columns = dict(pair.columns)
-    finished = [columns.pop(f"{side}_finished", True) for side in ("chosen", "rejected")]
+    names = [k.removesuffix("_chosen") for k in columns if k.endswith("_chosen")]
+    for name in names:
+        if f"{name}_rejected" in columns:
+            columns[name] = [columns.pop(f"{name}_{side}") for side in ("chosen", "rejected")]
     scores = None if pair.margin is None else [pair.margin, 0.0]
-    return Ranking(
-        pair.prompt, [pair.chosen, pair.rejected], [1, 2], scores, columns | {"finished": finished}
-    )
+    return Ranking(pair.prompt, [pair.chosen, pair.rejected], [1, 2], scores, columns)
 
 
 def ranks_of_scores(scores: Sequence[float]) -> list[int]:

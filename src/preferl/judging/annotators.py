@@ -14,15 +14,19 @@ from preferl.data.records import Prompt
 from preferl.judging.scorers import Scorer
 from preferl.runs.errors import UsageError
 
+TIE_POLICIES = ("coin", "tie", "skip")
+
 
 @dataclass(frozen=True)
 class Judgement:
-    """Labels of a batch of pairs. ``first_wins_N`` is z = 1; ``probability_N`` is P(first is preferred)."""
+    """Labels of a batch of pairs. ``first_wins_N`` is z = 1; ``probability_N`` is P(first is preferred);
+    ``tied_N`` where the annotator could not tell."""
 
     first_wins_N: np.ndarray
     probability_N: np.ndarray
     utility_a_N: np.ndarray
     utility_b_N: np.ndarray
+    tied_N: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,22 @@ class Annotator:
     utility: Scorer
     mode: str = "stochastic"
     scale: float = 1.0
+    error_rate: float = 0.0
+    position_bias: float = 0.0
+    tie_policy: str = "coin"
+    tie_width: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.mode not in ("stochastic", "deterministic"):
-            raise UsageError(f"label mode '{self.mode}' is unknown; use stochastic or deterministic")
+        for name, value, known in (
+            ("label mode", self.mode, ("stochastic", "deterministic")),
+            ("tie policy", self.tie_policy, TIE_POLICIES),
+        ):
+            if value not in known:
+                raise UsageError(f"{name} '{value}' is unknown; use {' or '.join(known)}")
+        if not 0 <= self.error_rate <= 0.5:
+            raise UsageError(f"error_rate is {self.error_rate}; it must lie between 0 and 0.5")
+        if not self.tie_width >= 0:
+            raise UsageError(f"tie_width is {self.tie_width}; it must be 0 or more")
 
     def __call__(
         self,
@@ -53,13 +69,47 @@ class Annotator:
         finished_a: Sequence[bool] | None = None,
         finished_b: Sequence[bool] | None = None,
     ) -> Judgement:
-        """z ~ Bernoulli(sigma(scale * (r*(a) - r*(b)))), or z = [r*(a) > r*(b)] with ties by a fair coin."""
+        """z ~ Bernoulli(sigma(scale * (r*(a) - r*(b)))), or z = [r*(a) > r*(b)] with ties by a fair coin.
+
+        ``position_bias`` adds to the first response's utility, ``error_rate`` turns a label round;
+        ``probability_N`` is what an annotator without either would say.
+        """
         a = np.asarray(self.utility(prompts, responses_a, finished=finished_a), dtype=np.float64)
         b = np.asarray(self.utility(prompts, responses_b, finished=finished_b), dtype=np.float64)
-        gap = self.scale * (a - b)
-        coin = rng.random(len(gap))
+        coin, slip = rng.random((2, len(a)))
+        first_wins = coin < self.probability(a + self.position_bias, b)
+        return Judgement(first_wins ^ (slip < self.error_rate), self.probability(a, b), a, b, self.tied(a, b))
+
+    def probability(self, a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
+        """P(first is preferred) from two utilities."""
+        gap_N = self.scale * (a_N - b_N)
         if self.mode == "stochastic":
-            probability = np.exp(-np.logaddexp(0, -gap))
-        else:
-            probability = np.where(gap == 0, 0.5, (gap > 0).astype(np.float64))
-        return Judgement(coin < probability, probability, a, b)
+            return np.exp(-np.logaddexp(0, -gap_N))
+        return np.where(gap_N == 0, 0.5, (gap_N > 0).astype(np.float64))
+
+    def tied(self, a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
+        """Whether the utilities are too close for this annotator to tell apart (never with ``coin``)."""
+        return (np.abs(a_N - b_N) <= self.tie_width) & (self.tie_policy != "coin")
+
+    def rank(self, utility_K: np.ndarray, rng: np.random.Generator) -> list[int]:
+        """Places of K responses shown in this order, 1 the best.
+
+        Stochastic: Gumbel noise on the scaled utilities and sorting, which is Plackett-Luce, so that any two
+        are ordered as Bradley-Terry has it (Yellott 1977). With probability 2 * ``error_rate`` the order is a
+        random one (two responses: ``error_rate`` turns them round). With ``tie_policy`` ``tie``, neighbours
+        whose utilities differ by at most ``tie_width`` share a place.
+        """
+        shown_K = self.scale * (utility_K + self.position_bias * (np.arange(len(utility_K)) == 0))
+        noise_K, shuffle_K = rng.gumbel(size=len(shown_K)), rng.random(len(shown_K))
+        if self.mode == "stochastic":
+            shown_K = shown_K + noise_K
+        slipped = rng.random() < 2 * self.error_rate
+        order = np.lexsort((shuffle_K, shuffle_K if slipped else -shown_K))
+        ranks = [0] * len(order)
+        for place, i in enumerate(order):
+            ranks[i] = place + 1
+            if place and self.tie_policy == "tie":
+                before = order[place - 1]
+                if abs(utility_K[i] - utility_K[before]) <= self.tie_width:
+                    ranks[i] = ranks[before]
+        return ranks

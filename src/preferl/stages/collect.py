@@ -21,10 +21,13 @@ from preferl.data.records import (
     DataError,
     Preference,
     Prompt,
+    Ranking,
     SplitFractions,
+    known_probability,
     prompt_text,
     split_for,
 )
+from preferl.data.rows import MOST_RESPONSES
 from preferl.judging.annotators import Annotator
 from preferl.judging.scorers import load_scorer
 from preferl.models import load
@@ -65,10 +68,21 @@ class CollectConfig(SamplingOptions, DataOptions, DeviceOptions):
     """``stochastic``: Bradley-Terry on the annotator's utility; ``deterministic``: the larger one wins."""
     label_scale: float = 1.0
     """Multiplies utilities before Bradley-Terry: larger means fewer errors."""
+    error_rate: float = 0.0
+    """Probability, 0 to 0.5, that a label is turned round by mistake."""
+    position_bias: float = 0.0
+    """Added to the utility of the response that is shown first."""
+    tie_policy: str = "coin"
+    """Responses within ``tie_width``: a ``coin`` decides, the pair is left out (``skip``), or they share a
+    place (``tie``, with ``layout`` ``rankings``)."""
+    tie_width: float = 0.0
+    """Largest difference of utilities that the annotator cannot tell."""
+    layout: str = "pairs"
+    """``pairs``: every two responses are compared by themselves; ``rankings``: all K are ranked at once."""
     num_generations: int = 2
-    """Responses to each prompt, K >= 2; every pair of different ones is compared."""
+    """Responses to each prompt, K >= 2."""
     pairs: PairCounts = field(default_factory=PairCounts)
-    """Comparisons in each split."""
+    """Comparisons (pairs, or rankings) in each split."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +101,17 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
     if stage.settled(options, fresh):
         say(f"collect: finished before in {stage.path}")
         return stage.path
-    if config.num_generations < 2:
-        raise UsageError(f"num_generations is {config.num_generations}; a comparison needs 2 or more")
+    check_options(config)
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     annotator = Annotator(
         config.annotator,
         load_scorer(config.annotator, device),
         config.label_mode,
         config.label_scale,
+        config.error_rate,
+        config.position_bias,
+        config.tie_policy,
+        config.tie_width,
     )
     if config.responses_file:
         candidates = read_candidates(Path(config.responses_file))
@@ -111,28 +128,60 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
     summary: dict[str, Any] = {}
     for split, rows in candidates.items():
         rng = np.random.default_rng(devices.derived_seed(config.seed, "collect", split, "labels"))
-        pairs, left_out = pairs_of(rows, getattr(config.pairs, split))
-        records = label(pairs, annotator, rng, split, config)
-        formats.write_preferences(stage.data / f"{split}.jsonl", records)
-        summary[split] = describe(records, rows) | {"left_out": left_out}
+        limit, path = getattr(config.pairs, split), stage.data / f"{split}.jsonl"
+        if config.layout == "rankings":
+            rankings, left_out = rank(rows[:limit], annotator, rng, split, config)
+            formats.write_rankings(path, rankings)
+            records = [pair for ranking in rankings for pair in ranking.pairs()]
+            summary[split] = describe(records, rows) | {"rankings": len(rankings), "left_out": left_out}
+        else:
+            pairs, left_out = pairs_of(rows, limit)
+            records = label(pairs, annotator, rng, split, config)
+            left_out["tied"] = len(pairs) - len(records)
+            formats.write_preferences(path, records)
+            summary[split] = describe(records, rows) | {"left_out": left_out}
         stage.log(split=split, **summary[split])
         stage.log_samples({"split": split, **example(r)} for r in records[:10])
     for split in SPLITS:
-        wanted, got = getattr(config.pairs, split), summary.get(split, {"pairs": 0})["pairs"]
+        counted = summary.get(split, {"pairs": 0})
+        wanted, got = getattr(config.pairs, split), counted.get("rankings", counted["pairs"])
         if got < wanted:
             say(
-                f"collect: {split} has {got} pairs, fewer than the {wanted} asked for: "
+                f"collect: {split} has {got} {config.layout}, fewer than the {wanted} asked for: "
                 f"the rest was identical, empty or had no prompts"
             )
     if not summary.get("train", {"pairs": 0})["pairs"]:
         raise DataError("collect: no training pair at all; every prompt's responses were identical or empty")
     train = summary["train"]
     say(
-        f"collect: {train['pairs']} training pairs by {config.annotator}, "
-        f"{train['first_wins_rate']:.1%} won by the first response"
+        f"collect: {train['pairs']} training pairs by {config.annotator}"
+        + (
+            f" from {train['rankings']} rankings"
+            if "rankings" in train
+            else f", {train['first_wins_rate']:.1%} won by the first response"
+        )
     )
     stage.finish(splits=summary, annotator=config.annotator)
     return stage.path
+
+
+def check_options(config: CollectConfig) -> None:
+    """Refuses what cannot work, before anything is loaded."""
+    if not 2 <= config.num_generations <= MOST_RESPONSES:
+        raise UsageError(
+            f"num_generations is {config.num_generations}; a comparison needs 2 or more responses and has "
+            f"at most {MOST_RESPONSES}"
+        )
+    if config.layout not in ("pairs", "rankings"):
+        raise UsageError(f"layout '{config.layout}' is unknown; use pairs or rankings")
+    if config.layout == "pairs" and config.tie_policy == "tie":
+        raise UsageError(
+            "tie_policy tie needs --layout rankings: a pair has no place for a tie; use coin or skip"
+        )
+    if config.layout == "rankings" and config.tie_policy == "skip":
+        raise UsageError(
+            "tie_policy skip is for --layout pairs; a ranking keeps ties (tie) or breaks them (coin)"
+        )
 
 
 def sample_candidates(
@@ -140,7 +189,7 @@ def sample_candidates(
 ) -> dict[str, list[Candidates]]:
     """Visits the prompts of each split in rounds until there are responses for the pairs asked for."""
     K = config.num_generations
-    per_visit = K * (K - 1) // 2
+    per_visit = K * (K - 1) // 2 if config.layout == "pairs" else 1
     # A tenth more than needed, because identical responses make no pair.
     visits = {
         split: -(-int(1.1 * getattr(config.pairs, split)) // per_visit) if prompts[split] else 0
@@ -257,6 +306,8 @@ def label(
     )
     records = []
     for i, pair in enumerate(pairs):
+        if judged.tied_N[i] and config.tie_policy == "skip":
+            continue
         won = 0 if judged.first_wins_N[i] else 1
         utility = (float(judged.utility_a_N[i]), float(judged.utility_b_N[i]))
         p_first = float(judged.probability_N[i])
@@ -265,8 +316,8 @@ def label(
             "annotator": annotator.name,
             "source": config.responses_file or config.model_name_or_path,
             "chosen_position": won,
-            "chosen_finished": pair.finished[won],
-            "rejected_finished": pair.finished[1 - won],
+            "finished_chosen": pair.finished[won],
+            "finished_rejected": pair.finished[1 - won],
             "gold_chosen": utility[won],
             "gold_rejected": utility[1 - won],
             "p_chosen": p_first if won == 0 else 1 - p_first,
@@ -275,18 +326,51 @@ def label(
     return records
 
 
+def rank(
+    rows: Sequence[Candidates],
+    annotator: Annotator,
+    rng: np.random.Generator,
+    split: str,
+    config: CollectConfig,
+) -> tuple[list[Ranking], dict[str, int]]:
+    """The annotator's ranking of every prompt's different responses, and how many were left out for what."""
+    rankings, left_out = [], {"identical": 0, "empty": 0}
+    for row in rows:
+        first = {text: i for i, text in reversed(list(enumerate(row.responses))) if text.strip()}
+        left_out["empty"] += sum(not text.strip() for text in row.responses)
+        left_out["identical"] += sum(bool(t.strip()) for t in row.responses) - len(first)
+        kept = sorted(first.values())
+        if len(kept) < 2:
+            continue
+        texts, finished = [row.responses[i] for i in kept], [row.finished[i] for i in kept]
+        utility_K = np.asarray(annotator.utility([row.prompt] * len(kept), texts, finished=finished), float)
+        columns = {
+            "split": split,
+            "annotator": annotator.name,
+            "source": config.responses_file or config.model_name_or_path,
+            "finished": finished,
+            "gold": utility_K.tolist(),
+        }
+        if annotator.mode == "stochastic":
+            columns["label_scale"] = annotator.scale
+        rankings.append(Ranking(row.prompt, texts, annotator.rank(utility_K, rng), None, columns))
+    return rankings, left_out
+
+
 def describe(records: Sequence[Preference], rows: Sequence[Candidates]) -> dict[str, Any]:
     """Counts and utilities of a split."""
     if not records:
         return {"pairs": 0, "prompts": 0}
-    p = np.array([r.columns["p_chosen"] for r in records])
+    known = [p for p in map(known_probability, records) if p is not None]
+    p = np.array(known)
     gold = np.array([[r.columns["gold_chosen"], r.columns["gold_rejected"]] for r in records])
     finished = [f for row in rows for f in row.finished]
+    positions = [r.columns["chosen_position"] for r in records if "chosen_position" in r.columns]
     return {
         "pairs": len(records),
         "prompts": len({prompt_text(r.prompt) for r in records}),
-        "first_wins_rate": float(np.mean([r.columns["chosen_position"] == 0 for r in records])),
-        "bayes_accuracy": float(np.maximum(p, 1 - p).mean()),
+        "first_wins_rate": float(np.mean([p == 0 for p in positions])) if positions else None,
+        "bayes_accuracy": float(np.maximum(p, 1 - p).mean()) if known else None,
         "gold_mean": float(gold.mean()),
         "gold_sd": float(gold.std()),
         "eos_rate": sum(finished) / len(finished),

@@ -23,7 +23,15 @@ from transformers import PreTrainedModel
 
 from preferl.data import sources
 from preferl.data.chat import length_buckets, pad
-from preferl.data.records import DataError, Preference, Ranking, prompt_key, prompt_text, ranking_of
+from preferl.data.records import (
+    DataError,
+    Preference,
+    Ranking,
+    known_probability,
+    prompt_key,
+    prompt_text,
+    ranking_of,
+)
 from preferl.data.sources import Source
 from preferl.judging.scorers import MEMBER, Scorer, load_scorer
 from preferl.maths import preference, stats
@@ -461,7 +469,7 @@ def batch_loss(name: str, scored: Scored, config: RewardConfig) -> tuple[torch.T
 def scores_of(scorer: Scorer, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the chosen and of the rejected responses; equal responses are scored once."""
     keys = [
-        (prompt_key(p.prompt), text, p.columns.get(f"{side}_finished", True))
+        (prompt_key(p.prompt), text, p.columns.get(f"finished_{side}", True))
         for p in pairs
         for side, text in (("chosen", p.chosen), ("rejected", p.rejected))
     ]
@@ -526,8 +534,8 @@ def report_quality(gap_N: np.ndarray, pairs: Sequence[Preference], seed: int) ->
         "eval_accuracy_high": high,
         "eval_loss": float(np.logaddexp(0, -gap_N).mean()),
     }
-    known = [p.columns.get("p_chosen") for p in pairs]
-    if all(isinstance(p, float) for p in known):
+    known = [known_probability(pair) for pair in pairs]
+    if all(p is not None for p in known):
         p_N = np.array(known, dtype=np.float64)
         expected = np.where(gap_N > 0, p_N, np.where(gap_N < 0, 1 - p_N, 0.5))
         quality["expected_accuracy"] = float(expected.mean())
