@@ -48,6 +48,8 @@ def test_version_and_module():
         (["sft", "--device", "abacus"], ["abacus", "cpu or cuda"]),
         (["collect"], ["--model_name_or_path"]),
         (["report", "absent"], ["absent", "not a directory"]),
+        (["sweep", "--sweep.gird", "{}"], ["sweep.gird", "did you mean 'sweep.grid'"]),
+        (["sweep"], ["nothing varies", "sweep.grid"]),
         (["rl", "--model_name_or_path", "absent/model/x", "--reward_model", "absent"], ["absent"]),
     ],
 )
@@ -85,7 +87,7 @@ def test_an_interrupt_is_resumable(capsys, monkeypatch):
     assert "same command" in err
 
 
-@pytest.mark.parametrize("command", ["sft", "collect", "reward", "rl", "evaluate", "run", "demo"])
+@pytest.mark.parametrize("command", ["sft", "collect", "reward", "rl", "evaluate", "run", "demo", "sweep"])
 def test_every_command_has_help_and_prints_its_configuration(capsys, command):
     code, out, _ = call(capsys, command, "--help")
     assert code == 0

@@ -11,6 +11,7 @@ import pytest
 from preferl import cli
 from preferl.pipeline import RunConfig
 from preferl.stages.rl import RlConfig
+from preferl.sweep import SweepOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
@@ -32,6 +33,7 @@ def test_options_exist(page):
         *(type(getattr(RunConfig(), n)) for n in ("sft", "collect", "reward", "rl", "evaluate")),
     ):
         known |= {f.name for f in fields(config)}
+    known |= {f.name for f in fields(SweepOptions)}
     for option in re.findall(r"--([a-z][\w-]*)", page.read_text(encoding="utf-8")):
         assert option.split(".")[-1] in known, f"{page.name}: --{option}"
 

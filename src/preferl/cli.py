@@ -15,6 +15,7 @@ preferl {__version__}: RLHF, from preferences to policy.
 
   preferl demo                     the whole pipeline on the embedded world, in minutes on a laptop
   preferl run --config F.yaml      the same pipeline on any model and data set
+  preferl sweep --config F.yaml    a grid over any keys, several seeds: one table and one report
 
 One stage at a time (each takes the previous stage's directory):
   preferl sft                      fine-tune a language model on demonstrations
@@ -127,6 +128,24 @@ def run_command(arguments: list[str]) -> int:
     return 0
 
 
+def sweep_command(arguments: list[str]) -> int:
+    """``preferl sweep``: a run for every point and every seed."""
+    from preferl import sweep
+    from preferl.runs.config import instantiate, parser_for
+
+    arguments, fresh = take_flag(arguments, "--fresh")
+    parser = parser_for(sweep.SweepConfig, "preferl sweep", (sweep.__doc__ or "").strip())
+    config = instantiate(parser, sweep.SweepConfig, parser.parse_args(arguments))
+    outcome = sweep.run(config, fresh=fresh)
+    if not outcome.errors:
+        return 0
+    return fail(
+        f"{len(outcome.errors)} of {outcome.runs} runs failed (first: {outcome.errors[0]}); "
+        f"the same command tries them again",
+        outcome.exit_code,
+    )
+
+
 def demo_command(arguments: list[str]) -> int:
     """``preferl demo``: the embedded world. Takes the same options as ``run``."""
     from preferl import pipeline
@@ -206,6 +225,7 @@ def doctor_command(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": demo_command,
     "run": run_command,
+    "sweep": sweep_command,
     **{name: stage_command(name) for name in ("sft", "collect", "reward", "rl", "evaluate")},
     "report": report_command,
     "data": data_command,

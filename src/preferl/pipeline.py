@@ -126,10 +126,8 @@ def resolve(config: RunConfig) -> RunConfig:
     if "collect" in present:
         fill("reward", dataset_name=at("collect"))
     else:
-        shared["reward"] = inherit(
-            dataclasses.replace(shared["reward"], dataset_name=config.dataset_name), config, DATA
-        )
-        fill("reward", reference_policy=base)
+        fill("reward", dataset_name=config.dataset_name, reference_policy=base)
+        shared["reward"] = inherit(shared["reward"], config, DATA)
     fill("rl", model_name_or_path=base, reward_model=at("reward"), gold=annotator)
     policy = at("rl") if "rl" in present else base
     fill("evaluate", model_name_or_path=policy, ref_model=base, reward_model=at("reward"), gold=annotator)

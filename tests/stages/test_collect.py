@@ -1,13 +1,16 @@
 """The collect stage: which pairs are made, how they are labelled, and files of responses."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import torch
 
 from preferl.data.records import DataError, known_probability
 from preferl.data.sources import load_source
 from preferl.judging.annotators import Annotator
+from preferl.models import load
 from preferl.runs.errors import UsageError
 from preferl.stages import collect
 from preferl.stages.collect import Candidates, CollectConfig, Pair, PairCounts
@@ -168,3 +171,29 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         collect.run(CollectConfig(output_dir=str(tmp_path / "a"), layout="rankings", tie_policy="skip"))
     with pytest.raises(UsageError, match="responses_file"):
         collect.run(CollectConfig(output_dir=str(tmp_path / "b"), model_name_or_path=None))
+
+
+def test_a_language_model_labels_pairs_and_knows_no_truth(tmp_path, policy_directory):
+    rows = [{"prompt": f"Number {i}", "responses": ["short", "rather long"]} for i in range(24)]
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, tokenizer = load.load_policy(str(policy_directory), torch.device("cpu"))
+    model.config.max_position_embeddings = 2048
+    load.save(model, tokenizer, tmp_path / "judge")
+    config = CollectConfig(
+        output_dir=str(tmp_path / "collect"),
+        responses_file=str(tmp_path / "responses.jsonl"),
+        annotator=f"judge:{tmp_path}/judge?mode=logprob&criteria=it is short",
+        pairs=PairCounts(train=6, dev=1, rl=1, eval=1),
+        device="cpu",
+        num_threads=1,
+    )
+    with pytest.raises(UsageError, match="a judge errs by itself"):
+        collect.run(dataclasses.replace(config, error_rate=0.1))
+    stage = collect.run(config)
+    summary = json.loads((stage / "summary.json").read_text())
+    assert summary["judge"]["judged"] == sum(part["pairs"] for part in summary["splits"].values())
+    assert summary["splits"]["train"]["bayes_accuracy"] is None
+    for pair in load_source(str(stage)).preferences["train"]:
+        assert 0 < pair.columns["judged_probability"] < 1
+        assert known_probability(pair) is None
+        assert "gold_chosen" not in pair.columns

@@ -7,6 +7,7 @@ A scorer is TRL's reward function: ``f(prompts, completions, **columns) -> list[
     my_rewards:politeness                     a function of yours
     length, world, sentiment, keyword:please  named utilities
     min(runs/a, runs/b), mean-1.5sd(runs/a)   members put together in another way
+    judge:http://localhost:8000/v1#model      a language model's score of each response (judging/judges.py)
     0.7*runs/helpful + 0.3*concise            a weighted sum; " + " with spaces
 """
 
@@ -27,6 +28,7 @@ from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs.errors import UsageError
 
+JUDGE = "judge:"
 MEMBER = "member-"  # the directories of an ensemble's members
 WEIGHTED = re.compile(r"\s*([+-]?\d*\.?\d+(?:e-?\d+)?)\s*\*\s*(.+)")
 COMBINED = re.compile(r"(mean|min|mean-(\d*\.?\d+)sd)\((.+)\)")
@@ -93,6 +95,10 @@ def load_scorer(spec: str, device: torch.device) -> Scorer:
 
 def load_one(name: str, device: torch.device) -> Scorer:
     """A scorer without weights: members together, a utility, a function, a directory or a Hub name."""
+    if name.startswith(JUDGE):
+        from preferl.judging.judges import load_pointwise_judge  # which labels, and so imports this file
+
+        return load_pointwise_judge(name, device)
     combined = COMBINED.fullmatch(name)
     if combined:
         how, inside = combined[1], combined[3]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from preferl.data import formats, sources
 from preferl.data.records import (
@@ -29,7 +30,9 @@ from preferl.data.records import (
 )
 from preferl.data.rows import MOST_RESPONSES
 from preferl.judging.annotators import Annotator
-from preferl.judging.scorers import load_scorer
+from preferl.judging.backends import JudgeConfig
+from preferl.judging.judges import JudgedPairs, PairwiseJudge, load_pairwise_judge
+from preferl.judging.scorers import JUDGE, load_scorer
 from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
@@ -38,6 +41,9 @@ from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
+
+
+GOLD = ("gold_chosen", "gold_rejected")
 
 
 @dataclass(kw_only=True)
@@ -63,7 +69,8 @@ class CollectConfig(SamplingOptions, DataOptions, DeviceOptions):
     responses_file: str | None = None
     """JSONL of {"prompt": …, "responses": […]} to label instead of sampling."""
     annotator: str = "world"
-    """``world``, ``sentiment``, ``length``, ``keyword:<words>``, a reward model or ``module:function``."""
+    """``world``, ``sentiment``, ``length``, ``keyword:<words>``, ``judge:<model>``, a reward model,
+    ``module:function`` or a mixture of them."""
     label_mode: str = "stochastic"
     """``stochastic``: Bradley-Terry on the annotator's utility; ``deterministic``: the larger one wins."""
     label_scale: float = 1.0
@@ -103,16 +110,7 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
         return stage.path
     check_options(config)
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
-    annotator = Annotator(
-        config.annotator,
-        load_scorer(config.annotator, device),
-        config.label_mode,
-        config.label_scale,
-        config.error_rate,
-        config.position_bias,
-        config.tie_policy,
-        config.tie_width,
-    )
+    annotator = load_annotator(config, device)
     if config.responses_file:
         candidates = read_candidates(Path(config.responses_file))
         stage.begin(options, {})
@@ -129,7 +127,7 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
     for split, rows in candidates.items():
         rng = np.random.default_rng(devices.derived_seed(config.seed, "collect", split, "labels"))
         limit, path = getattr(config.pairs, split), stage.data / f"{split}.jsonl"
-        if config.layout == "rankings":
+        if isinstance(annotator, Annotator) and config.layout == "rankings":
             rankings, left_out = rank(rows[:limit], annotator, rng, split, config)
             formats.write_rankings(path, rankings)
             records = [pair for ranking in rankings for pair in ranking.pairs()]
@@ -137,7 +135,7 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
         else:
             pairs, left_out = pairs_of(rows, limit)
             records = label(pairs, annotator, rng, split, config)
-            left_out["tied"] = len(pairs) - len(records)
+            left_out["tied or unreadable"] = len(pairs) - len(records)
             formats.write_preferences(path, records)
             summary[split] = describe(records, rows) | {"left_out": left_out}
         stage.log(split=split, **summary[split])
@@ -161,8 +159,34 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
             else f", {train['first_wins_rate']:.1%} won by the first response"
         )
     )
-    stage.finish(splits=summary, annotator=config.annotator)
+    counts = {}
+    if isinstance(annotator, PairwiseJudge):
+        counts = {"judge": dataclasses.asdict(annotator.counts)}
+        say("collect: the judge: " + ", ".join(f"{n} {name}" for name, n in counts["judge"].items()))
+    stage.finish(splits=summary, annotator=config.annotator, **counts)
     return stage.path
+
+
+def load_annotator(config: CollectConfig, device: torch.device) -> Annotator | PairwiseJudge:
+    """Who labels: a language model that compares two responses, or a simulated annotator with a utility."""
+    if config.annotator.startswith(JUDGE) and config.layout == "pairs":
+        if (config.error_rate, config.position_bias, config.tie_width, config.label_scale) != (0, 0, 0, 1):
+            raise UsageError(
+                "error_rate, position_bias, tie_width and label_scale belong to simulated annotators; "
+                "a judge errs by itself"
+            )
+        options = JudgeConfig(seed=config.seed, label_mode=config.label_mode, unparsable="skip")
+        return load_pairwise_judge(config.annotator, device, options)
+    return Annotator(
+        config.annotator,
+        load_scorer(config.annotator, device),
+        config.label_mode,
+        config.label_scale,
+        config.error_rate,
+        config.position_bias,
+        config.tie_policy,
+        config.tie_width,
+    )
 
 
 def check_options(config: CollectConfig) -> None:
@@ -288,7 +312,7 @@ def pairs_of(rows: Sequence[Candidates], limit: int) -> tuple[list[Pair], dict[s
 
 def label(
     pairs: Sequence[Pair],
-    annotator: Annotator,
+    annotator: Annotator | PairwiseJudge,
     rng: np.random.Generator,
     split: str,
     config: CollectConfig,
@@ -304,9 +328,10 @@ def label(
         [p.finished[0] for p in pairs],
         [p.finished[1] for p in pairs],
     )
+    kept_N = judged.kept_N if isinstance(judged, JudgedPairs) else np.ones(len(pairs), bool)
     records = []
     for i, pair in enumerate(pairs):
-        if judged.tied_N[i] and config.tie_policy == "skip":
+        if not kept_N[i] or (judged.tied_N[i] and config.tie_policy == "skip"):
             continue
         won = 0 if judged.first_wins_N[i] else 1
         utility = (float(judged.utility_a_N[i]), float(judged.utility_b_N[i]))
@@ -318,10 +343,12 @@ def label(
             "chosen_position": won,
             "finished_chosen": pair.finished[won],
             "finished_rejected": pair.finished[1 - won],
-            "gold_chosen": utility[won],
-            "gold_rejected": utility[1 - won],
-            "p_chosen": p_first if won == 0 else 1 - p_first,
         }
+        p_chosen = p_first if won == 0 else 1 - p_first
+        if isinstance(annotator, PairwiseJudge):  # it knows no truth, only what it thinks
+            columns["judged_probability"] = p_chosen
+        else:
+            columns |= {"gold_chosen": utility[won], "gold_rejected": utility[1 - won], "p_chosen": p_chosen}
         records.append(Preference(pair.prompt, pair.responses[won], pair.responses[1 - won], None, columns))
     return records
 
@@ -363,7 +390,7 @@ def describe(records: Sequence[Preference], rows: Sequence[Candidates]) -> dict[
         return {"pairs": 0, "prompts": 0}
     known = [p for p in map(known_probability, records) if p is not None]
     p = np.array(known)
-    gold = np.array([[r.columns["gold_chosen"], r.columns["gold_rejected"]] for r in records])
+    gold = np.array([r.columns[k] for r in records for k in GOLD if k in r.columns])
     finished = [f for row in rows for f in row.finished]
     positions = [r.columns["chosen_position"] for r in records if "chosen_position" in r.columns]
     return {
@@ -371,8 +398,8 @@ def describe(records: Sequence[Preference], rows: Sequence[Candidates]) -> dict[
         "prompts": len({prompt_text(r.prompt) for r in records}),
         "first_wins_rate": float(np.mean([p == 0 for p in positions])) if positions else None,
         "bayes_accuracy": float(np.maximum(p, 1 - p).mean()) if known else None,
-        "gold_mean": float(gold.mean()),
-        "gold_sd": float(gold.std()),
+        "gold_mean": float(gold.mean()) if len(gold) else None,
+        "gold_sd": float(gold.std()) if len(gold) else None,
         "eos_rate": sum(finished) / len(finished),
     }
 

@@ -15,7 +15,9 @@ import torch
 from transformers import PreTrainedModel
 
 from preferl.data import sources
-from preferl.data.records import Prompt, prompt_text
+from preferl.data.records import DataError, Prompt, prompt_text
+from preferl.judging.backends import JudgeConfig
+from preferl.judging.judges import load_pairwise_judge
 from preferl.judging.scorers import Scorer, load_scorer, reward_models
 from preferl.maths import stats
 from preferl.maths.kl import best_of_n_kl_bound
@@ -43,6 +45,8 @@ class EvaluateConfig(SamplingOptions, DataOptions, DeviceOptions):
     """The reward: a reward model's directory, or ``module:function``."""
     gold: str | None = None
     """An annotator's utility that nothing was trained on directly (``world``, ``sentiment``, …)."""
+    judge: str | None = None
+    """A language model that compares the policies' responses: ``judge:<model>``, ``judge:<url>#<model>``."""
     max_eval_prompts: int = 512
     """Most eval prompts."""
     best_of: list[int] = field(default_factory=lambda: [4, 16])
@@ -98,6 +102,8 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
         for measure in ("score", "gold")
         if getattr(rl, measure) is not None
     }
+    if config.judge:
+        comparison["judge"] = judged_win_rate(config, device, prompts, rl, sft)
     ways = best_of_ways(config, pool, sft, len(reward_models(scorer))) if pool is not None else []
     say_result(policies, comparison)
     stage.finish(
@@ -214,6 +220,33 @@ def compare(a_N: np.ndarray, b_N: np.ndarray) -> dict[str, float]:
     }
 
 
+def judged_win_rate(
+    config: EvaluateConfig, device: torch.device, prompts: Sequence[Prompt], rl: Responses, sft: Responses
+) -> dict[str, Any]:
+    """The policy's win rate by a language model that was asked in both orders; unreadable ones left out."""
+    assert config.judge is not None
+    judge = load_pairwise_judge(config.judge, device, JudgeConfig(seed=config.seed, unparsable="skip"))
+    judged = judge(
+        prompts,
+        rl.made.completions,
+        sft.made.completions,
+        np.random.default_rng(devices.derived_seed(config.seed, "evaluate", "judge")),
+        rl.made.finished,
+        sft.made.finished,
+    )
+    probability_N = judged.probability_N[judged.kept_N]
+    if not len(probability_N):
+        raise DataError(f"evaluate: no verdict of '{config.judge}' was readable; look at what it replies")
+    rate, low, high = stats.mean_interval(probability_N)
+    return {
+        "win_rate": rate,
+        "win_rate_low": low,
+        "win_rate_high": high,
+        "n": len(probability_N),
+        **dataclasses.asdict(judge.counts),
+    }
+
+
 def best_of_ways(
     config: EvaluateConfig, pool: Responses, sft: Responses, reward_models: int = 1
 ) -> list[dict[str, Any]]:
@@ -293,6 +326,13 @@ def say_result(policies: dict[str, dict[str, Any]], comparison: dict[str, Any]) 
                 f"[{c['difference_low']:+.2f}, {c['difference_high']:+.2f}], win rate "
                 f"{c['win_rate']:.1%} [{c['win_rate_low']:.1%}, {c['win_rate_high']:.1%}]"
             )
+    if "judge" in comparison:
+        c = comparison["judge"]
+        say(
+            f"evaluate: win rate by the judge {c['win_rate']:.1%} [{c['win_rate_low']:.1%}, "
+            f"{c['win_rate_high']:.1%}] on {c['n']} pairs; {c['inconsistent']} verdicts changed with the "
+            f"order, {c['unparsable']} replies were unreadable"
+        )
     p = policies["policy"]
     say(
         f"evaluate: KL {p['kl']:.2f} ± {p['kl_se']:.2f} nats per response, EOS {p['eos_rate']:.1%}, "

@@ -112,6 +112,8 @@ class RewardConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """How often accuracy and log-loss on dev pairs are measured."""
     patience: int = 4
     """Stop after so many measurements without a lower dev log-loss."""
+    max_train_comparisons: int | None = None
+    """Use at most so many training comparisons, the first ones of a seeded order."""
     max_eval_pairs: int = 10_000
     """Most pairs of the eval split that are scored."""
     normalise_samples: int = 1024
@@ -239,6 +241,8 @@ def check_options(config: RewardConfig) -> None:
         raise UsageError(f"label_smoothing is of the pairwise losses; {config.loss} has none")
     if not config.tie_margin > 0:
         raise UsageError(f"tie_margin is {config.tie_margin}; it must be above 0, or a tie cannot happen")
+    if config.max_train_comparisons is not None and config.max_train_comparisons < 1:
+        raise UsageError(f"max_train_comparisons is {config.max_train_comparisons}; it starts at 1")
     if config.num_members < 1 or config.lora_r < 0:
         raise UsageError(
             f"num_members is {config.num_members} and lora_r {config.lora_r}; they start at 1 and at 0"
@@ -331,6 +335,10 @@ def comparisons_for(config: RewardConfig, source: Source) -> tuple[str, list[Ran
         rng = random.Random(devices.derived_seed(config.seed, "reward", "member"))
         share = {prompt_key(r.prompt): rng.random() < config.member_share for r in rankings}
         rankings = [r for r in rankings if share[prompt_key(r.prompt)]]
+    if config.max_train_comparisons is not None and len(rankings) > config.max_train_comparisons:
+        # A larger number holds the comparisons of a smaller one.
+        order = random.Random(devices.derived_seed(config.seed, "reward", "subset"))
+        rankings = order.sample(rankings, len(rankings))[: config.max_train_comparisons]
     largest = max(map(len, (r.responses for r in rankings)), default=0)
     loss = config.loss if config.loss != "auto" else "balanced" if largest > 2 else "bradley_terry"
     row = LOSSES[loss]

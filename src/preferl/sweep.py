@@ -1,0 +1,442 @@
+"""sweep: one run for every point of a grid and every seed; one table and one report.
+
+Each run is what ``preferl run`` would do, except that runs share stages: a stage is stored under the swept
+keys that reach it, its own and those of the stages it reads from. In a sweep over ``reward.learning_rate``
+sft and collect lie in ``base/seed-0/`` and are made once, the reward models in
+``reward.learning_rate=0.001/seed-0/`` and so on. A directory's name follows from keys and values alone, so a
+sweep that grows finds again what it made.
+
+preferl sweep --config configs/sweeps/reward_data_size.yaml
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib
+import itertools
+import json
+import math
+import re
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from preferl import pipeline
+from preferl.data.records import DataError
+from preferl.pipeline import RunConfig
+from preferl.runs.config import instantiate, parser_for, to_yaml
+from preferl.runs.directory import StageDirectory, write_atomically, write_run_files
+from preferl.runs.errors import DATA, UsageError
+from preferl.runs.progress import say
+from preferl.stages import report
+from preferl.sweep_report import Row, print_table, write_report, write_tables
+
+# Metrics of a sweep that names none: those of its stages, as far as the summaries have them.
+DEFAULT_METRICS = {
+    "sft": {"sft_loss": "sft.eval_loss"},
+    "reward": {
+        "accuracy": "reward.eval_accuracy",
+        "fraction_of_bayes": "reward.fraction_of_bayes",
+        "log_loss": "reward.eval_loss",
+        "calibration_error": "reward.ece",
+    },
+    "evaluate": {
+        "gold_win_rate": "evaluate.comparison.gold.win_rate",
+        "gold_gain": "evaluate.comparison.gold.difference",
+        "reward_gain": "evaluate.comparison.score.difference",
+        "kl": "evaluate.policies.policy.kl",
+    },
+}
+BASE = "base"  # the name of the point that changes nothing
+MISPLACED = "directories follow from the points; give one output_dir for the sweep"
+
+
+@dataclass(kw_only=True)
+class SweepOptions:
+    """What varies and what is read off."""
+
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """Dotted key of a run -> values; every combination is a point."""
+    points: list[dict[str, Any]] = field(default_factory=list)
+    """Further points, each with the keys it sets; {} is the base configuration."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Every point is run with each of these seeds."""
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Name -> stage and path in its summary.json, as reward.eval_accuracy; by default those of the stages."""
+
+
+@dataclass(kw_only=True)
+class SweepConfig(RunConfig):
+    """A sweep: a run's configuration, and under ``sweep`` what varies."""
+
+    output_dir: str = "runs/sweep"
+    """The sweep's directory; runs lie in <point>/seed-<n>/ in it."""
+    sweep: SweepOptions = field(default_factory=SweepOptions)
+    """The grid, the seeds and the metrics."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of the swept keys: its own keys, and the value of every key of the sweep."""
+
+    keys: dict[str, Any]
+    settings: dict[str, Any]
+    config: RunConfig
+    name: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A point with a seed: where each of its stages lies, what they read from, and their options."""
+
+    point: Point
+    seed: int
+    path: Path
+    where: dict[str, Path]
+    needs: dict[str, list[str]]
+    config: RunConfig
+
+    def options(self, stage: str) -> Any:
+        return getattr(self.config, stage)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep left; ``exit_code`` is that of the first error, 0 without one."""
+
+    report: Path
+    runs: int
+    errors: list[str]
+    exit_code: int
+
+
+def run(config: SweepConfig, fresh: bool = False) -> Outcome:
+    """Runs what is missing, then writes ``table.csv``, ``table.json`` and ``report.html``.
+
+    A run that fails is recorded in its directory as ``error.txt`` and in the tables; the sweep goes on.
+
+    Raises:
+        UsageError: a key, value, metric or directory cannot be used; found before anything runs, save for
+            a metric that no summary has.
+    """
+    root = Path(config.output_dir)
+    points = points_of(config)
+    runs = [plan(root, point, seed) for point in points for seed in config.sweep.seeds]
+    metrics = metrics_of(config, runs)
+    check_directory(root)
+    for run_ in runs:
+        for stage, path in run_.where.items():
+            StageDirectory(path, stage).settled(dataclasses.asdict(run_.options(stage)), fresh)
+    write_run_files(root, to_yaml(config))
+    say(f"sweep: {len(points)} points x {len(config.sweep.seeds)} seeds in {root}; {shared(runs)}")
+    made: set[Path] = set()
+    broken: dict[Path, Exception] = {}
+    errors: dict[tuple[str, int], Exception] = {}
+    for number, run_ in enumerate(runs, 1):
+        say(f"sweep: run {number}/{len(runs)}: {run_.point.name}, seed {run_.seed}")
+        note = run_.path / "error.txt"
+        try:
+            run_stages(run_, fresh, made, broken)
+            note.unlink(missing_ok=True)
+        except Exception as error:  # noqa: BLE001 - recorded, shown in the table, said by the exit code
+            errors[run_.point.name, run_.seed] = error
+            write_atomically(note, f"{said(error)}\n\n{traceback.format_exc()}")
+            say(f"sweep: failed: {said(error)}")
+        write_tables(root, rows_of(points, runs, metrics, errors), metrics)
+    rows = rows_of(points, runs, metrics, errors)
+    shown = {name: path for name, path in metrics.items() if any(row.values[name] for row in rows)}
+    page = write_report(root, to_yaml(config), rows, shown, config.sweep.seeds, shared(runs))
+    print_table(rows, shown, len(config.sweep.seeds))
+    say(f"sweep: {page}")
+    missing = [
+        missing_metric(name, metrics[name], runs) for name in config.sweep.metrics if name not in shown
+    ]
+    if missing and not errors:
+        raise UsageError(missing[0])
+    return Outcome(page, len(runs), [f"{p}/seed-{s}: {said(e)}" for (p, s), e in errors.items()],
+                   next((exit_code_of(error) for error in errors.values()), 0))  # fmt: skip
+
+
+def said(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def exit_code_of(error: Exception) -> int:
+    return getattr(error, "exit_code", DATA if isinstance(error, DataError) else 1)
+
+
+def run_stages(run_: Run, fresh: bool, made: set[Path], broken: dict[Path, Exception]) -> None:
+    """Runs the stages of one run that no run before has made. What reads from a stage that was made anew is
+    made anew too; a stage that failed is not tried again by the runs that share it."""
+    write_run_files(run_.path, to_yaml(run_.config))
+    for name, path in run_.where.items():
+        if path in broken:
+            raise broken[path]
+        redo = path not in made and (fresh or any(run_.where[need] in made for need in run_.needs[name]))
+        options = run_.options(name)
+        if StageDirectory(path, name).settled(dataclasses.asdict(options), redo):
+            continue
+        try:
+            importlib.import_module(f"preferl.stages.{name}").run(options, fresh=redo)
+        except Exception as error:
+            broken[path] = error
+            raise
+        made.add(path)
+    own = [path for path in run_.where.values() if path.parent == run_.path]
+    stale = not made.isdisjoint(own) or not (run_.path / "report.html").exists()
+    if "report" in run_.config.stages and own and stale:
+        report.write(run_.path)
+
+
+# ------------------------------------------------------------------------------------------------ planning
+
+
+def points_of(config: SweepConfig) -> list[Point]:
+    """The grid's points and the explicit ones, each with its whole configuration, typed and checked.
+
+    Raises:
+        UsageError: an unknown key (the nearest known one is named), a key that a sweep cannot vary, a value
+            of the wrong type, or nothing to run.
+    """
+    sweep, base = config.sweep, base_of(config)
+    parser = parser_for(RunConfig, "preferl sweep", "")
+    parser.error = refuse  # type: ignore[method-assign]
+    names = parser.keys()
+    fixed = ("config", "help", "print_config")
+    known = [n for n in names if n not in fixed and not any(o.startswith(n + ".") for o in names)]
+    keys = list(dict.fromkeys([*sweep.grid, *(key for point in sweep.points for key in point)]))
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"; did you mean '{near[0]}'?" if near else "; `preferl run --help` lists the keys"
+            raise UsageError(f"sweep: unknown key '{key}'{hint}")
+        if key == "seed" or key.endswith("output_dir"):
+            raise UsageError(
+                f"sweep: {key}: " + ("list seeds in sweep.seeds" if key == "seed" else MISPLACED)
+            )
+    empty = [key for key, values in sweep.grid.items() if not values]
+    if empty:
+        raise UsageError(f"sweep.grid: {empty[0]} has no values; list at least one")
+    if not (sweep.grid or sweep.points):
+        raise UsageError("sweep: nothing varies; give sweep.grid (key -> values) or sweep.points")
+    if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
+        raise UsageError(f"sweep.seeds is {sweep.seeds}; list different seeds, at least one")
+    grid = itertools.product(*sweep.grid.values()) if sweep.grid else []
+    points: dict[str, Point] = {}
+    for wanted in [*(dict(zip(sweep.grid, values, strict=True)) for values in grid), *sweep.points]:
+        raw = functools.reduce(lambda c, item: with_key(c, *item), wanted.items(), base)
+        typed = instantiate(parser, RunConfig, parser.parse_object(dataclasses.asdict(raw)))
+        own = {key: value_at(typed, key) for key in keys if key in wanted}
+        point = Point(own, {key: value_at(typed, key) for key in keys}, typed, name_of(own))
+        if points.setdefault(point.name, point).keys != own:
+            raise UsageError(f"sweep: {own} and {points[point.name].keys} have the same name {point.name}")
+    return list(points.values())
+
+
+def refuse(message: str, ex: Exception | None = None) -> NoReturn:
+    """What a parser does with a value of the wrong type."""
+    raise UsageError("sweep: " + " ".join(str(message).split())) from ex
+
+
+def base_of(config: SweepConfig) -> RunConfig:
+    """The sweep's configuration as a run's."""
+    return RunConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)})
+
+
+def with_key(config: Any, key: str, value: Any) -> Any:
+    """A configuration with one dotted key set."""
+    head, _, rest = key.partition(".")
+    return dataclasses.replace(
+        config, **{head: with_key(getattr(config, head), rest, value) if rest else value}
+    )
+
+
+def value_at(config: Any, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), config)
+
+
+def name_of(keys: dict[str, Any]) -> str:
+    """A directory's name for some settings: readable, without separators of paths, one for each value.
+
+    Example:
+        >>> name_of({"reward.learning_rate": 0.001, "rl.kl_coef": 0.1})
+        'reward.learning_rate=0.001,rl.kl_coef=0.1'
+    """
+    texts = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in keys.items()}
+    exact = ",".join(f"{key}={text}" for key, text in texts.items())
+    name = ",".join(f"{k}=" + re.sub(r"[^\w.+-]+", "-", t, flags=re.A) for k, t in texts.items())
+    if name != exact or name != name.lower() or len(name) > 120:
+        name = f"{name[:120]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+    return name or BASE
+
+
+def plan(root: Path, point: Point, seed: int) -> Run:
+    """Resolves a run as ``preferl run`` would, then moves every stage to the directory of the keys that reach
+    it.
+
+    Which keys reach a stage is found by resolving the run with a mark in their place.
+    """
+    path = root / point.name / f"seed-{seed}"
+    config = dataclasses.replace(point.config, output_dir=str(path), seed=seed)
+    resolved = pipeline.resolve(config)
+    stages = [name for name in pipeline.STAGES if name in config.stages and name != "report"]
+    usual = {str(path / name): name for name in stages}
+    needs = {
+        s: [usual[t] for t in texts_of(getattr(resolved, s)) if t in usual and usual[t] != s] for s in stages
+    }
+    mark = "\0swept"
+    reach: dict[str, set[str]] = {name: set() for name in stages}
+    for key in [*point.keys, "seed"]:
+        marked = resolved if key == "stages" else pipeline.resolve(with_key(config, key, mark))
+        for name in stages:
+            if key == "stages" or mark in texts_of(getattr(marked, name)):
+                reach[name].add(key)
+    unread = [key for key in point.keys if not any(key in keys for keys in reach.values())]
+    if unread:
+        raise UsageError(
+            f"sweep: {unread[0]} changes nothing in the stages of this run ({', '.join(stages)}); "
+            f"leave it out, or add the stage that reads it"
+        )
+    where = {}
+    for name in stages:
+        reach[name] |= {key for need in needs[name] for key in reach[need]}
+        keys = {key: value for key, value in point.keys.items() if key in reach[name]}
+        where[name] = (
+            root / name_of(keys) / (f"seed-{seed}" if "seed" in reach[name] else "every-seed") / name
+        )
+    moves = {old: str(where[name]) for old, name in usual.items()}
+    return Run(point, seed, path, where, needs, moved(resolved, moves))
+
+
+def texts_of(options: Any) -> list[str]:
+    """Every text in a stage's options, however deep."""
+    if isinstance(options, str):
+        return [options]
+    if dataclasses.is_dataclass(options):
+        options = vars(options)
+    parts = options.values() if isinstance(options, dict) else options
+    return [text for part in parts for text in texts_of(part)] if isinstance(parts, Iterable) else []
+
+
+def moved(options: Any, moves: dict[str, str]) -> Any:
+    """Options in which every path of ``moves`` is replaced."""
+    if isinstance(options, str):
+        return moves.get(options, options)
+    if isinstance(options, list):
+        return [moved(value, moves) for value in options]
+    if isinstance(options, dict):
+        return {key: moved(value, moves) for key, value in options.items()}
+    if dataclasses.is_dataclass(options) and not isinstance(options, type):
+        return dataclasses.replace(options, **{k: moved(v, moves) for k, v in vars(options).items()})
+    return options
+
+
+def check_directory(root: Path) -> None:
+    """A directory that holds something else than a sweep is left alone."""
+    stored = root / "config.yaml"
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        content = yaml.safe_load(stored.read_text(encoding="utf-8")) if stored.is_file() else None
+        if not isinstance(content, dict) or "sweep" not in content:
+            raise UsageError(f"{root} holds something else than a sweep; choose another --output_dir")
+
+
+def metrics_of(config: SweepConfig, runs: Sequence[Run]) -> dict[str, str]:
+    """The metrics asked for, or the usual ones of the stages that the swept keys reach."""
+    stages = list(dict.fromkeys(name for run_ in runs for name in run_.where))
+    for name, path in config.sweep.metrics.items():
+        stage = path.split(".")[0]
+        if stage not in stages or "." not in path:
+            near = difflib.get_close_matches(stage, stages, n=1, cutoff=0.5)
+            hint = f"; did you mean '{near[0]}'?" if near and near[0] != stage else ""
+            raise UsageError(
+                f"sweep.metrics: {name}: '{path}' must be a stage of this run ({', '.join(stages)}) and "
+                f"a path into its summary.json, as reward.eval_accuracy{hint}"
+            )
+    if config.sweep.metrics:
+        return config.sweep.metrics
+    varied = {name for run_ in runs for name, path in run_.where.items() if path.parent.parent.name != BASE}
+    usual = [DEFAULT_METRICS[s] for s in stages if s in DEFAULT_METRICS and s in (varied or stages)]
+    if not usual:
+        raise UsageError(
+            f"sweep: no usual metrics for the stages that vary ({', '.join(varied or stages)}); "
+            f"name some in sweep.metrics, as cost: {stages[0] if stages else 'reward'}.seconds"
+        )
+    return {name: path for metrics in usual for name, path in metrics.items()}
+
+
+def shared(runs: Sequence[Run]) -> str:
+    """How many of each stage there are: ``3 sft, 3 collect, 15 reward``."""
+    stages = dict.fromkeys(name for run_ in runs for name in run_.where)
+    counts = {s: len({run_.where[s] for run_ in runs if s in run_.where}) for s in stages}
+    return ", ".join(f"{count} {stage}" for stage, count in counts.items())
+
+
+# ------------------------------------------------------------------------------------------------- numbers
+
+
+def rows_of(
+    points: Sequence[Point],
+    runs: Sequence[Run],
+    metrics: dict[str, str],
+    errors: dict[tuple[str, int], Exception],
+) -> list[Row]:
+    """One row for each point, from the summaries of the stages that are finished."""
+    empty = [Row(p.name, p.settings, {m: {} for m in metrics}, {m: {} for m in metrics}, {}) for p in points]
+    rows = {row.point: row for row in empty}
+    for run_ in runs:
+        row, seed = rows[run_.point.name], run_.seed
+        if (row.point, seed) in errors:
+            row.errors[seed] = said(errors[row.point, seed])
+        found = {stage: summary_of(path) for stage, path in run_.where.items()}
+        for metric, path in metrics.items():
+            value = number_at(found, path)
+            if value is not None:
+                row.values[metric][seed] = value
+                low, high = number_at(found, path + "_low"), number_at(found, path + "_high")
+                if low is not None and high is not None:
+                    row.bounds[metric][seed] = (low, high)
+    return list(rows.values())
+
+
+def summary_of(path: Path) -> dict[str, Any]:
+    """A finished stage's ``summary.json``."""
+    if not (path / "DONE").exists():
+        return {}
+    return json.loads((path / "summary.json").read_text(encoding="utf-8"))
+
+
+def number_at(tree: Any, path: str) -> float | None:
+    """The finite number at a dotted path (a list's parts by their index), or None."""
+    for part in path.split("."):
+        if isinstance(tree, list) and part.isdigit() and int(part) < len(tree):
+            tree = tree[int(part)]
+        elif isinstance(tree, dict) and part in tree:
+            tree = tree[part]
+        else:
+            return None
+    number = isinstance(tree, int | float) and not isinstance(tree, bool) and math.isfinite(tree)
+    return float(tree) if number else None
+
+
+def missing_metric(name: str, path: str, runs: Sequence[Run]) -> str:
+    """Says that no summary has a metric, and which number comes nearest."""
+
+    def paths(tree: Any, start: str) -> list[str]:
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+        inner = [p for key, value in items for p in paths(value, f"{start}.{key}")]
+        return inner if number_at({"": tree}, "") is None else [start]
+
+    stage = path.split(".")[0]
+    known = [p for r in runs if stage in r.where for p in paths(summary_of(r.where[stage]), stage)]
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+    return (
+        f"sweep.metrics: {name}: no summary.json of this sweep has a number '{path}'"
+        + (f"; the nearest is '{near[0]}'" if near else "")
+        + ". No run is lost: with the right path the same command makes the table"
+    )

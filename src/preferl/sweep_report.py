@@ -1,0 +1,362 @@
+"""What a sweep shows: its table on the terminal and as files, and one page with a plot for each metric.
+
+The page is the template of ``stages/report.py`` with other content; plots are inline SVG, nothing is fetched.
+"""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from rich import box
+from rich.table import Table as TerminalTable
+from rich.text import Text
+
+from preferl import __version__
+from preferl.runs.directory import write_atomically
+from preferl.runs.progress import console, say
+from preferl.stages.report import Plot, Table, Verdict, draw
+
+# Okabe and Ito's palette without its yellow, which is faint on white; markers differ too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#777777")
+MARKERS = "osD^vP*X"
+# Units by the last part of a key or of a metric's path.
+UNITS = {
+    "difference": "sd of the reward",
+    "ece": "probability",
+    "eos_rate": "share",
+    "eval_accuracy": "share of pairs",
+    "eval_loss": "nats",
+    "expected_accuracy": "share of pairs",
+    "fraction_of_bayes": "share",
+    "kl": "nats per response",
+    "length": "tokens",
+    "max_length": "tokens",
+    "num_train_epochs": "epochs",
+    "peak_memory_mib": "MiB",
+    "response_length": "tokens",
+    "seconds": "s",
+    "train": "pairs",
+    "train_batch_size": "rows",
+    "win_rate": "share of prompts",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point's numbers.
+
+    ``values`` maps a metric to seed -> value, ``bounds`` to seed -> 95 % interval where the stage gave one.
+
+    Example: ``Row("rl.kl_coef=0.1", {"rl.kl_coef": 0.1}, {"kl": {0: 3.1}}, {"kl": {}}, {1: "Diverged"})``:
+    seed 0 gave a KL of 3.1 without an interval, seed 1 failed.
+    """
+
+    point: str
+    settings: dict[str, Any]
+    values: dict[str, dict[int, float]]
+    bounds: dict[str, dict[int, tuple[float, float]]]
+    errors: dict[int, str]
+
+    def numbers(self, metric: str) -> dict[str, Any]:
+        """Mean, sd over seeds (n - 1) and n; of a single seed its interval, where the stage gave one."""
+        found = list(self.values[metric].values())
+        bounds = self.bounds[metric]
+        low, high = next(iter(bounds.values())) if len(found) == 1 and bounds else (None, None)
+        return {
+            "mean": statistics.fmean(found) if found else None,
+            "sd": statistics.stdev(found) if len(found) > 1 else None,
+            "n": len(found),
+            "low": low,
+            "high": high,
+        }
+
+    def cell(self, metric: str) -> str:
+        """``0.71 ± 0.02`` over seeds, ``0.71 [0.68, 0.74]`` of one seed, empty without a number."""
+        n = self.numbers(metric)
+        if n["mean"] is None:
+            return "–"
+        if n["sd"] is not None:
+            return f"{form(n['mean'], n['sd'])} ± {form(n['sd'], n['sd'])}"
+        if n["low"] is None:
+            return form(n["mean"], 0.0)
+        width = (n["high"] - n["low"]) / 2
+        return f"{form(n['mean'], width)} [{form(n['low'], width)}, {form(n['high'], width)}]"
+
+
+def form(value: float, error: float) -> str:
+    """A number with as many decimals as two digits of its error have."""
+    if error <= 0:
+        return f"{value:.4g}".replace("-", "−")
+    decimals = min(8, max(0, 1 - math.floor(math.log10(error))))
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def plain_value(value: Any) -> str:
+    """A setting as a table shows it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def table_of(rows: Sequence[Row], metrics: dict[str, str], seeds: int) -> tuple[list[str], list[list[str]]]:
+    """Head and cells of the table that a person reads."""
+    failures = any(row.errors for row in rows)
+    head = ["", *rows[0].settings, *(title(m) for m in metrics), *(["failed"] if failures else [])]
+    cells = []
+    for number, row in enumerate(rows, 1):
+        settings = [plain_value(value) for value in row.settings.values()]
+        failed = [f"{len(row.errors)} of {seeds}" if row.errors else ""] if failures else []
+        cells.append([str(number), *settings, *(row.cell(m) for m in metrics), *failed])
+    return head, cells
+
+
+def title(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def print_table(rows: Sequence[Row], metrics: dict[str, str], seeds: int) -> None:
+    """The table on the terminal; aligned text where the output is no terminal."""
+    head, cells = table_of(rows, metrics, seeds)
+    if console.is_terminal:
+        table = TerminalTable(box=box.SIMPLE_HEAD)
+        for name in head:
+            table.add_column(Text(name))
+        for row in cells:
+            table.add_row(*map(Text, row))
+        console.print(table, soft_wrap=False)
+    else:
+        widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+        for row in [head, *cells]:
+            say("  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip())
+    for row in rows:
+        for seed, error in row.errors.items():
+            say(f"failed: {row.point}, seed {seed}: {error}")
+
+
+def write_tables(root: Path, rows: Sequence[Row], metrics: dict[str, str]) -> None:
+    """``table.csv`` and ``table.json``: one row for each point, at full precision."""
+    keys, parts = list(rows[0].settings), ("mean", "sd", "n", "low", "high")
+    buffer, found = io.StringIO(), []
+    out = csv.writer(buffer, lineterminator="\n")
+    out.writerow(["point", *keys, *(f"{m}_{p}" for m in metrics for p in parts), "failed", "errors"])
+    for row in rows:
+        numbers = {m: row.numbers(m) for m in metrics}
+        cells = [numbers[m][p] for m in metrics for p in parts]
+        errors = "; ".join(f"seed {seed}: {error}" for seed, error in row.errors.items())
+        out.writerow([row.point, *row.settings.values(), *cells, len(row.errors), errors])
+        each = {m: n | {"values": row.values[m]} for m, n in numbers.items()}
+        found.append({"point": row.point, "settings": row.settings, "metrics": each, "errors": row.errors})
+    write_atomically(root / "table.csv", buffer.getvalue())
+    table = {"keys": keys, "metrics": metrics, "rows": found}
+    write_atomically(root / "table.json", json.dumps(table, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_report(
+    root: Path, config: str, rows: Sequence[Row], metrics: dict[str, str], seeds: Sequence[int], stages: str
+) -> Path:
+    """Writes ``report.html``.
+
+    Args:
+        root: the sweep's directory.
+        config: its configuration as YAML.
+        rows: one for each point.
+        metrics: name -> path, those that have a number.
+        seeds: of every point.
+        stages: how many of each stage were made, in words.
+    """
+    failed = sum(len(row.errors) for row in rows)
+    count = len(rows) * len(seeds)
+    keys = " and ".join(rows[0].settings) or "nothing"
+    text = (
+        f"This sweep varies {keys}: {len(rows)} points with {len(seeds)} "
+        f"{'seed' if len(seeds) == 1 else 'seeds'} each. Runs share what no swept key reaches: there are "
+        f"{stages} stages in all."
+    )
+    word = f"{failed} of {count} runs failed" if failed else f"All {count} runs finished"
+    head, cells = table_of(rows, metrics, len(seeds))
+    first = 1 + len(rows[0].settings)  # numbers stay on one line
+    cells = [row[:first] + [text.replace(" ", "\u00a0") for text in row[first:]] for row in cells]
+    note = (
+        "Mean ± standard deviation over seeds. "
+        if len(seeds) > 1
+        else "One seed; intervals are 95 %, over the data that the stage was measured on. "
+    ) + "; ".join(f"{title(name)}: {path}" for name, path in metrics.items())
+    tables = [Table("Points", head, cells, note + ".")]
+    if failed:
+        errors = [[row.point, str(seed), error] for row in rows for seed, error in row.errors.items()]
+        tables.append(Table("Failed runs", ["point", "seed", "error"], errors))
+    environment = Environment(loader=PackageLoader("preferl.stages", "."), autoescape=True)
+    html = environment.get_template("report.html").render(
+        name=root.resolve().name,
+        version=__version__,
+        verdict=Verdict(word, "bad" if failed else "good", text),
+        facts=[("points", str(len(rows)), "rows of the table"), ("seeds", str(len(seeds)), "each point"),
+               ("runs finished", str(count - failed), f"of {count}")],
+        plots=[plot(rows, name, path) for name, path in metrics.items()],
+        tables=tables,
+        examples=[],
+        notes=[],
+        configs=[("sweep", config)],
+        stage_names=[f"{len(rows)} points x {len(seeds)} seeds"],
+    )  # fmt: skip
+    path = root / "report.html"
+    write_atomically(path, html)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------- plots
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points that belong together: (position on the x axis, row), and a label for the legend."""
+
+    label: str
+    points: list[tuple[float, Row]]
+
+
+def plot(rows: Sequence[Row], metric: str, path: str) -> Plot:
+    """A metric over the first swept key, one line for each value of the others."""
+    scale, ticks, lines = lines_of(rows, metric)
+    places = [x for x, _ in ticks]
+
+    def paint(axes: Any) -> None:
+        if scale == "log":
+            axes.set_xscale("log")
+        elif scale == "symlog":
+            axes.set_xscale("symlog", linthresh=min(x for x in places if x > 0))
+        for i, line in enumerate(lines):
+            aside = (i - (len(lines) - 1) / 2) / 80  # of the axis, so that error bars do not hide each other
+            x = [beside(at, aside, scale, places) for at, _ in line.points]
+            numbers = [row.numbers(metric) for _, row in line.points]
+            axes.errorbar(
+                x,
+                [n["mean"] for n in numbers],
+                yerr=list(zip(*(error_of(n) for n in numbers), strict=True)),
+                color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=4,
+                capsize=3,
+                linewidth=1.2,
+                linestyle="none" if scale in ("category", "rows") else "-",
+                label=literal(short(line.label, 40)) if line.label else None,
+            )
+        if len(ticks) <= (16 if scale == "rows" else 8) or scale == "category":
+            turned = scale == "category" and sum(len(text) for _, text in ticks) > 40
+            turn = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+            axes.set_xticks(places, [literal(text) for _, text in ticks], **turn)
+            axes.set_xticks([], minor=True)
+
+    key = next(iter(rows[0].settings), "point")
+    x_label = "point (row of the table)" if scale == "rows" else with_unit(key, key)
+    svg = draw(paint, literal(x_label), literal(short(with_unit(title(metric), path), 36)))
+    return Plot(title(metric), svg, reading(rows, metric))
+
+
+def beside(x: float, aside: float, scale: str, places: Sequence[float]) -> float:
+    """A position moved by a fraction of the axis."""
+    low, high = min(places), max(places)
+    if scale == "log":
+        return x * (high / low) ** aside
+    return x if scale == "symlog" else x + aside * max(high - low, 1.0 if scale == "category" else 0.0)
+
+
+def lines_of(rows: Sequence[Row], metric: str) -> tuple[str, list[tuple[float, str]], list[Line]]:
+    """The kind of x axis, its ticks, and the lines; rows without a number are left out.
+
+    Where lines would be too many or have one point each, the x axis counts the ``rows`` of the table.
+    """
+    keys = list(rows[0].settings)
+    there = [row for row in rows if row.values[metric]]
+    groups: dict[str, list[Row]] = {}
+    for row in there:
+        rest = ", ".join(f"{k.split('.')[-1]} = {short(plain_value(row.settings[k]))}" for k in keys[1:])
+        groups.setdefault(rest, []).append(row)
+    if not keys or len(groups) > len(COLOURS) or (len(groups) > 1 and len(groups) == len(there)):
+        at = {row.point: float(i) for i, row in enumerate(rows, 1)}
+        line = Line("", [(at[row.point], row) for row in there])
+        return "rows", [(x, f"{x:.0f}") for x in at.values()], [line]
+    values = list(dict.fromkeys(plain_value(row.settings[keys[0]]) for row in there))
+    raw = [row.settings[keys[0]] for row in there]
+    scale = scale_of(raw)
+    if scale == "category":
+        position = {text: float(i) for i, text in enumerate(values)}
+    else:
+        position = {plain_value(value): float(value) for value in raw}
+    lines = []
+    for label, members in groups.items():
+        placed = [(position[plain_value(row.settings[keys[0]])], row) for row in members]
+        lines.append(Line(label, placed if scale == "category" else sorted(placed, key=lambda p: p[0])))
+    return scale, sorted((x, short(text)) for text, x in position.items()), lines
+
+
+def scale_of(values: Sequence[Any]) -> str:
+    """``linear``, ``log`` for positive numbers over more than a decade, ``symlog`` with a zero among them,
+    ``category`` for everything that is no number."""
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        return "category"
+    positive = [v for v in values if v > 0]
+    if min(values) < 0 or not positive or max(positive) <= 10 * min(positive):
+        return "linear"
+    return "log" if len(positive) == len(values) else "symlog"
+
+
+def error_of(n: dict[str, Any]) -> tuple[float, float]:
+    """How far the error bar goes down and up."""
+    if n["sd"] is not None:
+        return n["sd"], n["sd"]
+    return (
+        (0.0, 0.0) if n["low"] is None else (max(0.0, n["mean"] - n["low"]), max(0.0, n["high"] - n["mean"]))
+    )
+
+
+def reading(rows: Sequence[Row], metric: str) -> str:
+    """Lowest and highest point, how far they are apart, and what the bars are."""
+    there = [row for row in rows if row.values[metric]]
+    order = sorted(there, key=lambda row: row.numbers(metric)["mean"])
+    if len(there) == 1:
+        text = f"{order[0].cell(metric)} at {where(order[0])}"
+    else:
+        low, high = order[0], order[-1]
+        gap = high.numbers(metric)["mean"] - low.numbers(metric)["mean"]
+        text = f"Lowest at {where(low)}: {low.cell(metric)}; highest at {where(high)}: {high.cell(metric)}"
+        spread = [n["sd"] for row in there if (n := row.numbers(metric))["sd"] is not None]
+        pooled = math.sqrt(statistics.fmean(sd**2 for sd in spread)) if spread else 0.0
+        if pooled:
+            text += f". They differ by {form(gap, pooled)}, {gap / pooled:.1f} standard deviations over seeds"
+    counts = sorted({row.numbers(metric)["n"] for row in there})
+    if counts[-1] > 1:
+        number = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
+        text += f". Bars: ± 1 standard deviation over {number} seeds"
+    elif any(row.bounds[metric] for row in there):
+        text += ". Bars: 95 % intervals of one seed"
+    missing = len(rows) - len(there)
+    return text + (f". {missing} of {len(rows)} points have no number." if missing else ".")
+
+
+def where(row: Row) -> str:
+    """``kl_coef = 0.1, gamma = 1``."""
+    return (
+        ", ".join(f"{k.split('.')[-1]} = {short(plain_value(v))}" for k, v in row.settings.items()) or "base"
+    )
+
+
+def with_unit(name: str, key: str) -> str:
+    unit = UNITS.get(key.split(".")[-1])
+    return f"{name} ({unit})" if unit else name
+
+
+def short(text: str, limit: int = 24) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib shows as it stands, not as mathematics."""
+    return text.replace("$", r"\$")
