@@ -3,7 +3,7 @@
 Preferences come from Bradley-Terry on a linear utility of d features. The excess log-loss of maximum
 likelihood over the truth tends to d / (2n) with n pairs, so 2n * excess / d tends to 1; what the trainer of
 ``preferl reward`` reaches is printed beside it. The model is a table of frozen features, one token a
-response, under the trainable head; everything else (batches, loss, optimiser, schedule, averaging) is the stage's.
+response, under the trainable head; batches, loss, optimiser, schedule and averaging are the stage's.
 
 python benchmarks/linear_bt.py [--replications 20]
 """
@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from preferl.data.records import Preference, Ranking
+from preferl.data.records import Ranking
 from preferl.models.reward import RewardModel
 from preferl.runs.directory import StageDirectory
 from preferl.stages import reward

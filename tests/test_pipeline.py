@@ -209,10 +209,10 @@ def test_the_report_is_one_file_that_fetches_nothing(finished):
     page.feed(html)
     assert not page.fetches
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 8
     assert page.tags.count("article") == 10
     text = " ".join(page.text)
-    for words in ("held-out prompts", "win rate", "best-of-4", "Reward model", "What it cost", "KL"):
+    for words in ("held-out prompts", "win rate", "best-of-4", "Reward model, audited", "What it cost", "KL"):
         assert words in text
 
 
@@ -224,6 +224,10 @@ def test_the_report_escapes_what_it_shows(finished, tmp_path):
     attack = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     for row in rows:
         row["policy"] = row["reference"] = row["prompt"] = attack
+    found = json.loads((copy / "reward" / "audit.json").read_text())
+    for row in found["disagreements"]:
+        row["prompt"] = row["chosen"] = row["rejected"] = attack
+    (copy / "reward" / "audit.json").write_text(json.dumps(found))
     (copy / "evaluate" / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     page = Page()
     page.feed(report.write(copy).read_text(encoding="utf-8"))

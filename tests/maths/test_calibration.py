@@ -10,6 +10,8 @@ from preferl.maths.calibration import (
     calibration_error_floor,
     cluster_bootstrap,
     clustered_proportion,
+    excess_preference,
+    holm,
     logistic_coefficients,
     partial_correlation,
     reliability_curve,
@@ -55,6 +57,8 @@ def test_cluster_bootstrap_is_wide_by_the_spread_of_cluster_means():
 
 def test_cluster_bootstrap_weighs_values_not_clusters():
     assert cluster_bootstrap([1.0, 1.0, 1.0, 5.0], [0, 0, 0, 1])[0] == 2
+    # Whatever prompts are drawn, the mean of ones is one.
+    assert cluster_bootstrap(np.ones(6), [0, 0, 0, 0, 1, 2]) == (1, 1, 1)
     assert cluster_bootstrap([1.0, 2.0], ["a", "a"]) == (1.5, -np.inf, np.inf)
     with pytest.raises(ValueError, match="resamples is 0"):
         cluster_bootstrap([1.0, 2.0], [0, 1], resamples=0)
@@ -220,7 +224,7 @@ def test_calibration_slope_of_an_overconfident_model():
 @pytest.mark.parametrize("scale", [1, 1e4])
 def test_labels_that_the_differences_determine_have_no_slope(scale):
     gap_N = scale * np.linspace(0.1, 3, 50)
-    with pytest.raises(UndefinedStatistic, match="determine every label"):
+    with pytest.raises(UndefinedStatistic, match="without a rest"):
         logistic_coefficients(gap_N[:, None], np.ones(50), np.arange(50))
     with pytest.raises(UndefinedStatistic, match="follows from the others"):
         logistic_coefficients(np.column_stack([gap_N, 2 * gap_N]), np.ones(50), np.arange(50))
@@ -258,3 +262,104 @@ def test_calibration_error_of_a_perfect_model_is_the_floor():
     errors = [stats.expected_calibration_error(prob_N, rng.random(800) < prob_N) for _ in range(300)]
     assert calibration_error_floor(prob_N) == pytest.approx(np.mean(errors), rel=0.04)
     assert calibration_error_floor([0.0, 1.0]) == 0
+
+
+# -- excess preference
+
+
+def simulated_preferences(rng, n, bias=0.0, confidence=1.0, noise=0.0):
+    """Labels reward quality and a little the feature; the score adds ``bias`` for it."""
+    quality_N, feature_N = rng.normal(size=n), rng.integers(-3, 4, size=n).astype(float)
+    utility_N = quality_N + 0.3 * feature_N
+    label_N = (rng.random(n) < sigmoid(utility_N)).astype(float)
+    gap_N = confidence * (utility_N + bias * feature_N + noise * rng.normal(size=n))
+    return gap_N, feature_N, label_N
+
+
+def test_excess_preference_of_a_calibrated_model_by_hand():
+    """Slope 1 by construction (a pair counts once with each label in its share), so nothing is rescaled."""
+    gap_N = np.log([3.0, 3.0, 3.0, 3.0, 1 / 3, 1 / 3, 1 / 3, 1 / 3])
+    label_N = np.array([1, 1, 1, 0, 0, 0, 0, 1.0])
+    feature_N = np.array([2, 2, 2, 0, 0, 5, -1, -1.0])
+    # P - label on the side with more: 3 * (0.75 - 1), 0.25 - 0, then sides turned: 0.75 - 1 and 0.75 - 0.
+    excess = excess_preference(gap_N, feature_N, label_N, np.arange(8))
+    assert excess.value == pytest.approx((3 * -0.25 + 0.25 - 0.25 + 0.75) / 6)
+
+
+@pytest.mark.parametrize("confidence", [0.3, 1.0, 3.0])
+def test_an_unbiased_model_is_not_accused_whatever_its_confidence(confidence):
+    rng = np.random.default_rng(12)
+    p_values = [
+        excess_preference(
+            *simulated_preferences(rng, 400, confidence=confidence), np.arange(400) // 2
+        ).p_value
+        for _ in range(200)
+    ]
+    # Uniform p-values: neither too many small ones nor too few.
+    assert distributions.kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_confidence_changes_no_excess():
+    gap_N, feature_N, label_N = simulated_preferences(np.random.default_rng(16), 600, bias=0.2)
+    once, thrice = (excess_preference(c * gap_N, feature_N, label_N, range(600)) for c in (1, 3))
+    assert (thrice.value, thrice.low, thrice.high) == pytest.approx(
+        (once.value, once.low, once.high), abs=1e-5
+    )
+
+
+def test_interval_of_an_excess_is_as_wide_as_excesses_spread():
+    """Where the feature is most of the utility, fitting the slope takes most of the spread away."""
+    rng = np.random.default_rng(17)
+    found = []
+    for _ in range(300):
+        feature_N = rng.normal(size=300)
+        gap_N = 1.5 * feature_N + 0.5 * rng.normal(size=300)
+        label_N = rng.random(300) < sigmoid(gap_N)
+        found.append(excess_preference(gap_N, feature_N, label_N, range(300)))
+    spread = np.std([excess.value for excess in found])
+    assert np.mean([excess.high - excess.value for excess in found]) == pytest.approx(1.96 * spread, rel=0.12)
+
+
+def test_excess_preference_has_the_sign_of_the_bias():
+    rng = np.random.default_rng(13)
+    over = excess_preference(*simulated_preferences(rng, 3000, bias=0.3), np.arange(3000))
+    under = excess_preference(*simulated_preferences(rng, 3000, bias=-0.3), np.arange(3000))
+    assert over.low > 0.03
+    assert under.high < -0.03
+    assert max(over.p_value, under.p_value) < 1e-6
+    # Turning pairs around changes nothing.
+    gap_N, feature_N, label_N = simulated_preferences(rng, 500, bias=0.3)
+    flip_N = rng.choice([-1.0, 1.0], size=500)
+    turned = excess_preference(
+        gap_N * flip_N, feature_N * flip_N, np.where(flip_N > 0, label_N, 1 - label_N), range(500)
+    )
+    assert turned.value == pytest.approx(excess_preference(gap_N, feature_N, label_N, range(500)).value)
+
+
+def test_a_score_that_is_nothing_but_the_feature_is_accused():
+    """Its slope on labels that ignore the feature is about 0, which must not hide it."""
+    rng = np.random.default_rng(14)
+    feature_N = rng.normal(size=1000)
+    excess = excess_preference(feature_N, feature_N, rng.random(1000) < 0.5, np.arange(1000))
+    assert excess.low > 0.1
+
+
+def test_undefined_excess_says_why():
+    ones = np.ones(20)
+    with pytest.raises(UndefinedStatistic, match="no pair differs"):
+        excess_preference(ones, 0 * ones, ones, range(20))
+    with pytest.raises(UndefinedStatistic, match="without a rest"):
+        excess_preference(ones, ones, ones, range(20))
+    with pytest.raises(UndefinedStatistic, match="0 in every pair"):
+        excess_preference(0 * ones, ones, ones, range(20))
+
+
+def test_holm_is_that_of_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
+    p_value_N = np.random.default_rng(15).random(12) ** 4
+    p_value_N[3] = p_value_N[7]
+    expected_N = np.asarray(multipletests(p_value_N, method="holm")[1])
+    assert holm(p_value_N) == pytest.approx(expected_N)
+    # By hand: 3 * 0.01, 2 * 0.02, and never less than one before.
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])

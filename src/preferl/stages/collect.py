@@ -42,7 +42,6 @@ from preferl.runs.progress import Steps, say
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
 
-
 GOLD = ("gold_chosen", "gold_rejected")
 
 

@@ -5,6 +5,7 @@ when their data exists. Plots are inline SVG, everything shown is escaped, and n
 """
 
 import io
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -228,6 +229,8 @@ def reward_plot(stages: Stages) -> Plot | None:
         return None
     record = stages["reward"]
     step, accuracy = series(record, "eval_accuracy")
+    if not step:
+        return None  # an ensemble: its members have the curves
     bayes = record.summary.get("bayes_accuracy")
     length = record.summary["length_baseline_accuracy"]
 
@@ -245,6 +248,58 @@ def reward_plot(stages: Stages) -> Plot | None:
     if bayes:
         reading += f", and nothing could expect more than {percent(bayes)}"
     return Plot("Reward model: held-out accuracy", draw(paint, "update", "accuracy"), reading + ".")
+
+
+def audit_in(stages: Stages) -> dict[str, Any] | None:
+    """The reward stage's audit, where it wrote one."""
+    if "reward" not in stages or not (stages["reward"].path / "audit.json").exists():
+        return None
+    return json.loads((stages["reward"].path / "audit.json").read_text(encoding="utf-8"))
+
+
+def estimate(row: dict[str, Any] | None, form: Callable[[float], str]) -> str:
+    """An audit's estimate with its interval, or a dash."""
+    if row is None or row["value"] is None:
+        return "–"
+    ends = [form(row[end]) if row[end] is not None else "…" for end in ("low", "high")]
+    return f"{form(row['value'])} [{ends[0]}, {ends[1]}]"
+
+
+def calibration_plot(stages: Stages) -> Plot | None:
+    found = audit_in(stages)
+    if found is None:
+        return None
+    calibration = found["calibration"]
+    bins = [b for b in calibration["reliability"] if b["count"]]
+    said, seen = [b["mean_probability"] for b in bins], [b["observed"] for b in bins]
+    below = [b["observed"] - b["observed_low"] for b in bins]
+    above = [b["observed_high"] - b["observed"] for b in bins]
+
+    def paint(axes: Any) -> None:
+        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="perfect")
+        axes.errorbar(
+            said, seen, yerr=[below, above], color=BLUE, marker="o", ms=4, lw=1.4, label="reward model"
+        )
+        axes.legend()
+
+    slope = calibration["slope"]
+    reading = (
+        f"The expected calibration error is {calibration['ece']:.3f}; a perfect model would show about "
+        f"{calibration['ece_floor']:.3f} on so many pairs."
+    )
+    if slope["value"] is not None:
+        tone = "overconfident" if slope["value"] < 1 else "underconfident"
+        sure = (
+            slope["low"] is not None and slope["high"] is not None and not slope["low"] <= 1 <= slope["high"]
+        )
+        reading += f" The slope is {estimate(slope, two)}: " + (
+            f"it is {tone}." if sure else "1 lies within it."
+        )
+    return Plot(
+        "Reward model: calibration",
+        draw(paint, "predicted P(first is preferred)", "share that was"),
+        reading,
+    )
 
 
 def rl_reward_plot(stages: Stages) -> Plot | None:
@@ -377,6 +432,7 @@ PLOTS = (
     rl_length_plot,
     rl_health_plot,
     reward_plot,
+    calibration_plot,
     sft_plot,
 )
 
@@ -487,7 +543,8 @@ def work_of(name: str, s: dict[str, Any]) -> str:
         counts = ", ".join(f"{row['pairs']:,} {split}" for split, row in s["splits"].items())
         return f"pairs by {s['annotator']}: {counts}"
     if name == "reward":
-        return f"{s['train_pairs']:,} pairs, {s['updates']:,} updates"
+        made = f"{s['updates']:,} updates" if "updates" in s else f"{s['members']} members"
+        return f"{s['train_pairs']:,} pairs, {made}"
     if name == "rl":
         return f"{s['iterations']} iterations, {s['episodes']:,} episodes"
     if name == "evaluate":
@@ -504,7 +561,111 @@ def checks_table(stages: Stages) -> Table | None:
     return Table("Checked in the run itself", ["stage", "what held"], rows) if rows else None
 
 
-TABLES = (policies_table, reward_table, cost_table, checks_table)
+def audit_table(stages: Stages) -> Table | None:
+    """Intervals over prompts, seen against unseen pairs, and what simple rules reach."""
+    found = audit_in(stages)
+    if found is None:
+        return None
+    unseen, seen = found["calibration"]["unseen"], found["calibration"]["seen"]
+    rows = [
+        ["held-out pairs", estimate(unseen["accuracy"], percent), estimate(unseen["mean_margin"], two), ""]
+    ]
+    if seen is not None:
+        rows.append(
+            ["training pairs", estimate(seen["accuracy"], percent), estimate(seen["mean_margin"], two), ""]
+        )
+    for row in (found.get("by_category") or {"rows": []})["rows"]:
+        shown = [estimate(row["accuracy"], percent), two(row["mean_margin"]), ""]
+        rows.append([f"held-out, {row['category']}", *shown])
+    rows += [
+        [
+            f"baseline: {row['baseline']}",
+            estimate(row["accuracy"], percent),
+            "",
+            estimate(row["model_minus_baseline"], signed_percent),
+        ]
+        for row in (found.get("baselines") or {"rows": []})["rows"]
+    ]
+    for name, part in (("its six demonstration pairs", "seen"), ("four more", "unseen")):
+        summary = found["demonstration"][part]
+        if summary is not None:
+            rows.append(
+                [
+                    f"preferl's own: {name}",
+                    estimate(summary["accuracy"], percent),
+                    estimate(summary["mean_margin"], two),
+                    "",
+                ]
+            )
+    return Table(
+        "Reward model, audited",
+        ["pairs", "accuracy", "mean margin (log-odds)", "model minus baseline"],
+        rows,
+        "95 % intervals, over prompts where a prompt has several pairs.",
+    )
+
+
+def bias_table(stages: Stages) -> Table | None:
+    """What the reward model prefers beyond what the labels say."""
+    found = audit_in(stages)
+    if found is None:
+        return None
+    rows = [
+        [
+            row["feature"],
+            f"{row['differing']:,}",
+            estimate(row["given_label"], two),
+            estimate(row["model_prefers_more"], percent),
+            estimate(row["labels_prefer_more"], percent),
+            row["verdict"] or "–",
+        ]
+        for row in found["bias"]["features"]
+        if row["verdict"] is not None
+    ]
+    accused = found["bias"]["over_rewarded"]
+    note = (
+        f"Partial correlation of the score with more of a feature, given the {found['bias']['control']}; how "
+        f"often the model, and the labels, prefer the response with more of it. "
+        + (f"Over-rewarded: {', '.join(accused)}." if accused else "Nothing is over-rewarded.")
+    )
+    head = [
+        "feature",
+        "pairs that differ",
+        "partial correlation",
+        "model prefers more",
+        "labels prefer more",
+        "",
+    ]
+    return Table("Reward model: what it likes", head, rows, note) if rows else None
+
+
+def disagreement_table(stages: Stages) -> Table | None:
+    """The pairs on which reward model and label disagree most."""
+    found = audit_in(stages)
+    if found is None or not found["disagreements"]:
+        return None
+    rows = [
+        [
+            short(row["prompt"]),
+            short(row["chosen"]),
+            short(row["rejected"]),
+            two(row["score_rejected"] - row["score_chosen"]),
+        ]
+        for row in found["disagreements"][:8]
+    ]
+    head = ["prompt", "the label prefers", "the model prefers", "by (log-odds)"]
+    return Table("Where reward model and label disagree most", head, rows)
+
+
+TABLES = (
+    policies_table,
+    reward_table,
+    audit_table,
+    bias_table,
+    disagreement_table,
+    cost_table,
+    checks_table,
+)
 
 
 # ---------------------------------------------------------------------------------------------- examples
@@ -555,6 +716,10 @@ def percent(value: float) -> str:
 
 def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
+
+
+def signed_percent(value: float) -> str:
+    return f"{100 * value:+.1f} %".replace("-", "−")
 
 
 def two(value: float) -> str:

@@ -33,7 +33,9 @@ from preferl.data.records import (
     ranking_of,
 )
 from preferl.data.sources import Source
-from preferl.judging.scorers import MEMBER, Scorer, load_scorer
+from preferl.judging.audit import ScoredPairs, audit
+from preferl.judging.pairs import ANALYSIS_PAIRS, UNSEEN_PAIRS, score_pairs
+from preferl.judging.scorers import MEMBER, Scorer, load_scorer, reward_models
 from preferl.maths import preference, stats
 from preferl.models import load
 from preferl.models.optim import adamw, clip_and_step, schedule
@@ -114,6 +116,8 @@ class RewardConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Stop after so many measurements without a lower dev log-loss."""
     max_train_comparisons: int | None = None
     """Use at most so many training comparisons, the first ones of a seeded order."""
+    audit: bool = True
+    """Write ``audit.json``: intervals, calibration, biases, baselines, disagreements."""
     max_eval_pairs: int = 10_000
     """Most pairs of the eval split that are scored."""
     normalise_samples: int = 1024
@@ -219,6 +223,9 @@ def run(config: RewardConfig, fresh: bool = False) -> Path:
         for p, c, r in list(zip(eval_pairs, chosen, rejected, strict=True))[:200]
     )
     say_quality(quality)
+    if config.audit:
+        unseen = ScoredPairs(eval_pairs, chosen * sd, rejected * sd)
+        stage.write_json("audit.json", audit_of(scorer, unseen, train_pairs, sd, config.seed))
     stage.finish(
         train_pairs=len(train_pairs),
         peak_memory_mib=devices.peak_memory_mib(device),
@@ -554,6 +561,42 @@ def report_quality(gap_N: np.ndarray, pairs: Sequence[Preference], seed: int) ->
     probability_N = np.exp(-np.logaddexp(0, np.where(flip_N, gap_N, -gap_N)))
     quality["ece"] = stats.expected_calibration_error(probability_N, ~flip_N)
     return quality
+
+
+def audit_of(
+    scorer: Scorer,
+    unseen: ScoredPairs,
+    train_pairs: Sequence[Preference],
+    sd: float,
+    seed: int,
+    most_seen: int = 1000,
+) -> dict[str, Any]:
+    """The audit of ``judging/audit.py`` on seen and unseen pairs, and on preferl's own demonstration pairs.
+
+    ``sd`` brings normalised scores back to the scale of the loss, where a difference is a log-odds.
+    """
+
+    seen_pairs = train_pairs[:most_seen]
+    chosen_N, rejected_N = scores_of(scorer, seen_pairs)
+    members = list(reward_models(scorer).values())
+    of_members = {}
+    if len(members) > 1:
+        scores_M2N = np.array([scores_of(member, unseen.pairs) for member in members]) * sd
+        of_members = {
+            "member_score_chosen_MN": scores_M2N[:, 0],
+            "member_score_rejected_MN": scores_M2N[:, 1],
+        }
+    found = audit(
+        unseen,
+        train_pairs,
+        ScoredPairs(seen_pairs, chosen_N * sd, rejected_N * sd),
+        seed=seed,
+        **of_members,
+    )
+    return found | {
+        "demonstration": score_pairs(scorer),
+        "analysis": score_pairs(scorer, ANALYSIS_PAIRS + UNSEEN_PAIRS),
+    }
 
 
 def length_baseline(train: Sequence[Preference], held_out: Sequence[Preference]) -> float:

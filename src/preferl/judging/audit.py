@@ -1,0 +1,613 @@
+"""The audit of a reward model: accuracy, calibration, biases, baselines and where it contradicts the labels.
+
+Scores are at the scale of the loss, so that score(chosen) - score(rejected) is a log-odds. Every function
+returns plain dictionaries without NaN. A number with its interval is ``{"value", "low", "high"}``; where the
+data do not determine it the three are None and ``reason`` says why. Pairs of one prompt are one cluster:
+intervals are Wilson's where every prompt has one pair, at the effective sample size or by resampling prompts
+elsewhere.
+
+A response's features are counted, not judged. For each, four questions:
+1. ``correlation``: do score and feature go together? (through the origin: the order of a pair is arbitrary)
+2. ``given_label``, ``given_label_and_length``: still so between pairs whose gold reward, or label, is the
+   same? Against a gold reward this is bias; against labels alone it may be quality that the label shows only
+   in part.
+3. ``model_prefers_more``, ``labels_prefer_more``: how often does each take the side with more of it? A good
+   model is more decided than noisy labels, so a difference alone is no bias.
+4. ``excess``: P(side with more), as the model states it, minus what the labels say. This one decides
+   ``verdict``, with p-values corrected for the number of features (Holm 1979). The model's confidence is
+   set right first, so a weak model often counts as ``under-rewarded``: the labels hold more of the feature
+   than its noisy scores show, however strong their ``correlation`` with it is. Features of one text go
+   together: where longer answers are over-rewarded, so may be lists.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from preferl.data.records import Preference, dialogue_text, prompt_key
+from preferl.maths import calibration as maths
+from preferl.maths import stats
+
+Row = dict[str, Any]
+
+PHRASES: dict[str, tuple[str, ...]] = {
+    name: tuple(phrases.split(" | "))
+    for name, phrases in {
+        "hedging": "it depends | might | maybe | perhaps | possibly | it seems | i think | i believe | "
+        "i'm not sure | i am not sure | i may be wrong | hard to say | in some cases | generally speaking",
+        "flattery": "great question | good question | excellent question | what a wonderful | brilliant | "
+        "you're absolutely right | you are absolutely right | you're so right | so glad you asked | "
+        "happy to help | i hope this helps",
+        "refusal": "i cannot help | i can't help | i cannot assist | i can't assist | i'm sorry, but | "
+        "i am sorry, but | i'm unable to | i am unable to | as an ai",
+    }.items()
+}
+"""Phrases counted as whole words in any case; `bias_audit` takes more, or others under the same name."""
+
+FEATURES: dict[str, Callable[[str], float]] = {
+    "characters": len,
+    "words": lambda text: len(text.split()),
+    "list_lines": lambda text: len(re.findall(r"^\s*(?:[-*+•]|\d+[.)])\s", text, re.MULTILINE)),
+    "headings": lambda text: len(re.findall(r"^#{1,6}\s", text, re.MULTILINE)),
+    "bold": lambda text: len(re.findall(r"\*\*\S(?:.*?\S)?\*\*|__\S(?:.*?\S)?__", text)),
+    "code_fences": lambda text: len(re.findall(r"^\s*```", text, re.MULTILINE)) / 2,
+    "exclamation_marks": lambda text: text.count("!"),
+    "repetition": stats.repetition,
+}
+LENGTH_FEATURES = ("characters", "words")
+CATEGORY_COLUMNS = ("subset", "category", "family", "aspect", "source")
+MIN_DIFFERING = 10
+"""Fewest pairs that must differ in a feature before anything is estimated about it."""
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Pairs with their scores, at the scale of the loss.
+
+    Example: ``ScoredPairs([Preference("2 + 2?", "4.", "5.")], np.array([1.3]), np.array([-0.2]))``.
+    """
+
+    pairs: Sequence[Preference]
+    score_chosen_N: np.ndarray
+    score_rejected_N: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in ("score_chosen_N", "score_rejected_N"):
+            score_N = np.asarray(getattr(self, name), dtype=np.float64)
+            object.__setattr__(self, name, score_N)
+            if score_N.shape != (len(self.pairs),) or not len(self.pairs):
+                raise ValueError(f"{name} has shape {score_N.shape} for {len(self.pairs)} pairs")
+            if not np.isfinite(score_N).all():
+                raise ValueError(f"{name}[{int(np.argmin(np.isfinite(score_N)))}] is not a finite number")
+
+    @cached_property
+    def gap_N(self) -> np.ndarray:
+        """The log-odds that the chosen response is preferred."""
+        return self.score_chosen_N - self.score_rejected_N
+
+    @cached_property
+    def correct_N(self) -> np.ndarray:
+        """1 where the chosen response scores higher, 0.5 at a tie."""
+        return (1 + np.sign(self.gap_N)) / 2
+
+    @cached_property
+    def prompt_N(self) -> np.ndarray:
+        """Which pairs share a prompt, numbered from 0."""
+        number: dict[str, int] = {}
+        return np.array([number.setdefault(prompt_key(p.prompt), len(number)) for p in self.pairs])
+
+    def accuracy(self, level: float, mask_N: np.ndarray | None = None) -> Row:
+        """Accuracy, of all pairs or of some, with an interval."""
+        mask_N = np.ones(len(self.pairs), dtype=bool) if mask_N is None else mask_N
+        return _estimate(*maths.clustered_proportion(self.correct_N[mask_N], self.prompt_N[mask_N], level))
+
+    def where(self, mask_N: np.ndarray) -> "ScoredPairs":
+        kept = [pair for pair, keep in zip(self.pairs, mask_N, strict=True) if keep]
+        return ScoredPairs(kept, self.score_chosen_N[mask_N], self.score_rejected_N[mask_N])
+
+
+def audit(
+    scored: ScoredPairs,
+    train_pairs: Sequence[Preference] = (),
+    seen: ScoredPairs | None = None,
+    member_score_chosen_MN: np.ndarray | None = None,
+    member_score_rejected_MN: np.ndarray | None = None,
+    category_column: str | None = None,
+    phrases: Mapping[str, Sequence[str]] | None = None,
+    disagreement_count: int = 20,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Row:
+    """Everything there is data for; ``left_out`` says what is missing and why.
+
+    Args:
+        scored: held-out pairs with scores.
+        train_pairs: what the baselines learn from; needs no scores.
+        seen: training pairs with scores (some of them will do), for calibration on seen pairs.
+        member_score_chosen_MN: scores of M members of an ensemble, for the same pairs.
+        member_score_rejected_MN: the same, of the rejected responses.
+        category_column: the column that names a pair's category; found among the usual names where None.
+        phrases: more phrase lists, added to `PHRASES`.
+        disagreement_count: most rows of ``disagreements``.
+        level: confidence of all intervals.
+        resamples: of the bootstrap over prompts.
+        seed: of bootstrap and orientation.
+    """
+    bootstrap = {"level": level, "resamples": resamples, "seed": seed}
+    report: Row = {
+        "accuracy": accuracy_with_interval(scored, **bootstrap),
+        "calibration": calibration(scored, seen, **bootstrap),
+        "by_margin": accuracy_by_margin(scored, level=level),
+        "by_category": accuracy_by_category(scored, category_column, level),
+        "bias": bias_audit(scored, phrases, **bootstrap),
+        "disagreements": disagreements(scored, disagreement_count),
+    }
+    left_out = {}
+    if report["by_category"] is None:
+        del report["by_category"]
+        left_out["by_category"] = (
+            f"no column {category_column or ' / '.join(CATEGORY_COLUMNS)} tells pairs apart"
+        )
+    if train_pairs:
+        report["baselines"] = baselines(train_pairs, scored, **bootstrap)
+    else:
+        left_out["baselines"] = "no training pairs to learn from"
+    if member_score_chosen_MN is not None and member_score_rejected_MN is not None:
+        report["members"] = member_agreement(
+            scored, member_score_chosen_MN, member_score_rejected_MN, level=level
+        )
+    else:
+        left_out["members"] = "no scores of ensemble members"
+    return report | {"left_out": left_out}
+
+
+def accuracy_with_interval(
+    scored: ScoredPairs, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Row:
+    """Share of pairs whose chosen response scores higher (a tie counts half), and log-loss, with intervals.
+
+    Log-loss is -log sigma(gap), which at the scale of the loss is what training minimises. Accuracy's
+    interval is Wilson's where every prompt has one pair and resamples prompts elsewhere.
+    """
+    prompt_N, correct_N = scored.prompt_N, scored.correct_N
+    prompts = int(prompt_N.max()) + 1
+    # Where all pairs agree, resampling would give an interval of no width.
+    resampled = prompts < len(correct_N) and 0 < correct_N.mean() < 1
+    if resampled:
+        accuracy = maths.cluster_bootstrap(correct_N, prompt_N, level, resamples, seed)
+    else:
+        accuracy = maths.clustered_proportion(correct_N, prompt_N, level)
+    loss_N = np.logaddexp(0, -scored.gap_N)
+    return {
+        "pairs": len(correct_N),
+        "prompts": prompts,
+        "ties": int((scored.gap_N == 0).sum()),
+        "level": level,
+        "accuracy": _estimate(*accuracy),
+        "accuracy_interval": "bootstrap over prompts" if resampled else "Wilson",
+        "log_loss": _estimate(*maths.cluster_bootstrap(loss_N, prompt_N, level, resamples, seed)),
+    }
+
+
+def score_summary(scored: ScoredPairs, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Row:
+    """Mean score of preferred and of rejected responses, mean margin and accuracy."""
+    margin = maths.cluster_bootstrap(scored.gap_N, scored.prompt_N, level, resamples, seed)
+    return {
+        "pairs": len(scored.pairs),
+        "mean_chosen": float(scored.score_chosen_N.mean()),
+        "mean_rejected": float(scored.score_rejected_N.mean()),
+        "mean_margin": _estimate(*margin),
+        "accuracy": scored.accuracy(level),
+    }
+
+
+def calibration(
+    scored: ScoredPairs,
+    seen: ScoredPairs | None = None,
+    bins: int = 10,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Row:
+    """Scores of unseen and seen pairs, reliability curve, calibration error and slope on the unseen ones.
+
+    Each pair is oriented by a seeded coin, so that both labels occur. ``ece_floor`` is what a perfect model
+    would show at this number of pairs. ``slope`` is 1 for a calibrated model and below 1 for an
+    overconfident one.
+    """
+    summary = {"level": level, "resamples": resamples, "seed": seed}
+    gap_N, prompt_N = scored.gap_N, scored.prompt_N
+    flip_N = np.random.default_rng(seed).random(len(gap_N)) < 0.5
+    prob_N = np.exp(-np.logaddexp(0, np.where(flip_N, gap_N, -gap_N)))
+    label_N = ~flip_N
+    curve = maths.reliability_curve(prob_N, label_N, bins, level, prompt_N)
+    return {
+        "unseen": score_summary(scored, **summary),
+        "seen": score_summary(seen, **summary) if seen else None,
+        "reliability": [asdict(row) for row in curve],
+        "ece": stats.expected_calibration_error(prob_N, label_N, bins),
+        "ece_floor": maths.calibration_error_floor(prob_N, bins),
+        "slope": _defined(lambda: _coefficient(_slope(scored, level))),
+    }
+
+
+def accuracy_by_margin(scored: ScoredPairs, bins: int = 5, level: float = 0.95) -> Row:
+    """Accuracy in bins of how clear a pair is.
+
+    Clear by the gap in gold reward, the label's probability (|2p - 1|) or the label's margin, whichever is
+    known of every pair and varies, else by the model's own score gap. Bins hold about equally many pairs;
+    a basis of few distinct values has one bin a value. ``low`` and ``high`` of a bin are the smallest and
+    largest value in it.
+    """
+    basis, clear_N = _clearness(scored)
+    distinct = np.unique(clear_N)
+    if len(distinct) <= bins:
+        bin_N = np.searchsorted(distinct, clear_N)
+    else:
+        edges = np.unique(np.quantile(clear_N, np.linspace(0, 1, bins + 1)[1:-1]))
+        bin_N = np.searchsorted(edges, clear_N, side="right")
+    rows = []
+    for b in np.unique(bin_N):
+        inside_N = bin_N == b
+        rows.append(
+            {
+                "low": float(clear_N[inside_N].min()),
+                "high": float(clear_N[inside_N].max()),
+                "pairs": int(inside_N.sum()),
+                "accuracy": scored.accuracy(level, inside_N),
+            }
+        )
+    return {"basis": basis, "rows": rows}
+
+
+def accuracy_by_category(scored: ScoredPairs, column: str | None = None, level: float = 0.95) -> Row | None:
+    """Accuracy by a column's values, as in RewardBench (Lambert et al. 2024).
+
+    Without ``column`` it is the first of `CATEGORY_COLUMNS` that names every pair and tells pairs apart.
+    None where there is no such column. ``mean_of_categories`` weighs every category alike.
+    """
+    found = column if column else next((c for c in CATEGORY_COLUMNS if _tells_apart(scored.pairs, c)), None)
+    values = [pair.columns.get(found) for pair in scored.pairs] if found else []
+    if all(value is None for value in values):
+        return None
+    category_N = np.array(["(none)" if value is None else str(value) for value in values])
+    rows = []
+    for category in np.unique(category_N):
+        inside_N = category_N == category
+        rows.append(
+            {
+                "category": str(category),
+                "pairs": int(inside_N.sum()),
+                "accuracy": scored.accuracy(level, inside_N),
+                "mean_margin": float(scored.gap_N[inside_N].mean()),
+            }
+        )
+    mean = float(np.mean([row["accuracy"]["value"] for row in rows]))
+    return {"column": found, "rows": rows, "mean_of_categories": mean}
+
+
+def feature_functions(
+    phrases: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Callable[[str], float]]:
+    """`FEATURES` and a count for every phrase list of `PHRASES` and ``phrases``."""
+
+    def counter(words: Sequence[str]) -> Callable[[str], float]:
+        joined = "|".join(re.escape(w.lower()) for w in sorted(words, key=len, reverse=True))
+        pattern = re.compile(rf"(?<!\w)(?:{joined})(?!\w)")
+        # Typographic apostrophes are as common as plain ones.
+        return lambda text: len(pattern.findall(text.lower().replace("’", "'")))
+
+    lists = PHRASES | dict(phrases or {})
+    return FEATURES | {name: counter(words) for name, words in lists.items() if words}
+
+
+def bias_audit(
+    scored: ScoredPairs,
+    phrases: Mapping[str, Sequence[str]] | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Row:
+    """What the scores have to do with features of the text, and whether labels reward them as much."""
+    prompt_N, gap_N = scored.prompt_N, scored.gap_N
+    control, control_NK, label_N = _label_controls(scored)
+    length_N = np.array([len(p.chosen) - len(p.rejected) for p in scored.pairs], dtype=np.float64)
+
+    def correlation(feature_N: np.ndarray, *controls: np.ndarray) -> Row:
+        columns_NK = np.column_stack(controls) if controls else None
+        return _defined(
+            lambda: _estimate(*maths.partial_correlation(gap_N, feature_N, columns_NK, prompt_N, level))
+        )
+
+    rows = []
+    for name, count in feature_functions(phrases).items():
+        chosen_N, rejected_N = (
+            np.array([count(text) for text in texts], dtype=np.float64)
+            for texts in ([p.chosen for p in scored.pairs], [p.rejected for p in scored.pairs])
+        )
+        feature_N = chosen_N - rejected_N
+        differs_N = feature_N != 0
+        row: Row = {
+            "feature": name,
+            "mean_chosen": float(chosen_N.mean()),
+            "mean_rejected": float(rejected_N.mean()),
+            "differing": int(differs_N.sum()),
+        }
+        if row["differing"] < MIN_DIFFERING:
+            reason = f"{row['differing']} pairs differ in it; {MIN_DIFFERING} are needed"
+            rows.append(row | {"verdict": None, "reason": reason})
+            continue
+        row["correlation"] = correlation(feature_N)
+        row["given_label"] = correlation(feature_N, control_NK)
+        if name not in LENGTH_FEATURES:
+            row["given_label_and_length"] = correlation(feature_N, control_NK, length_N)
+        toward_N = (np.sign(gap_N) * np.sign(feature_N))[differs_N]
+        model_N, labels_N = (1 + toward_N) / 2, (feature_N > 0)[differs_N].astype(np.float64)
+        inside_N = prompt_N[differs_N]
+        row["model_prefers_more"] = _estimate(*maths.clustered_proportion(model_N, inside_N, level))
+        row["labels_prefer_more"] = _estimate(*maths.clustered_proportion(labels_N, inside_N, level))
+        difference = maths.cluster_bootstrap(model_N - labels_N, inside_N, level, resamples, seed)
+        row["difference"] = _estimate(*difference)
+        row["excess"] = _defined(
+            lambda f=feature_N: _coefficient(maths.excess_preference(gap_N, f, label_N, prompt_N, level))
+        )
+        rows.append(row)
+    _judge(rows, level)
+    over = [row["feature"] for row in rows if row["verdict"] == "over-rewarded"]
+    return {"control": control, "features": rows, "over_rewarded": over, "position": position(scored, level)}
+
+
+def position(scored: ScoredPairs, level: float = 0.95) -> Row:
+    """How often the first response shown was preferred, from ``chosen_position`` (0 = first)."""
+    shown = [p.columns.get("chosen_position") for p in scored.pairs]
+    known_N = np.array([not isinstance(place, bool) and place in (0, 1) for place in shown])
+    if not known_N.any():
+        return {"pairs": 0, "first_wins": _undefined("no pair has a column chosen_position of 0 or 1")}
+    first_N = np.array([place == 0 for place, known in zip(shown, known_N, strict=True) if known])
+    share = maths.clustered_proportion(first_N, scored.prompt_N[known_N], level)
+    return {"pairs": int(known_N.sum()), "first_wins": _estimate(*share)}
+
+
+def baselines(
+    train_pairs: Sequence[Preference],
+    scored: ScoredPairs,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Row:
+    """Length and words alone against the reward model, on the same held-out pairs.
+
+    ``shared_prompts`` counts held-out prompts that occur in training; it should be 0.
+    """
+    train_keys = {prompt_key(p.prompt) for p in train_pairs}
+    rows = []
+    for name, fit in (("length", fit_length), ("bag of words", fit_bag_of_words)):
+        try:
+            gap_N, detail = fit(train_pairs, scored.pairs)
+        except maths.UndefinedStatistic as error:
+            nothing = _undefined(str(error))
+            rows.append({"baseline": name, "accuracy": nothing, "model_minus_baseline": nothing})
+            continue
+        correct_N = (gap_N > 0) + 0.5 * (gap_N == 0)
+        accuracy = maths.clustered_proportion(correct_N, scored.prompt_N, level)
+        gain_N = scored.correct_N - correct_N
+        gain = maths.cluster_bootstrap(gain_N, scored.prompt_N, level, resamples, seed)
+        row = {"accuracy": _estimate(*accuracy), "model_minus_baseline": _estimate(*gain)}
+        rows.append({"baseline": name} | row | detail)
+    return {
+        "train_pairs": len(train_pairs),
+        "shared_prompts": len(train_keys & {prompt_key(p.prompt) for p in scored.pairs}),
+        "rows": rows,
+    }
+
+
+def fit_length(train: Sequence[Preference], held_out: Sequence[Preference]) -> tuple[np.ndarray, Row]:
+    """Gaps of always preferring the longer, or the shorter, response, as training labels have it."""
+    wins = sum(int(np.sign(len(p.chosen) - len(p.rejected))) for p in train)
+    sign = 1.0 if wins >= 0 else -1.0
+    gap_N = np.array([len(p.chosen) - len(p.rejected) for p in held_out], dtype=np.float64)
+    return sign * gap_N, {"prefers": "longer" if sign > 0 else "shorter"}
+
+
+def fit_bag_of_words(
+    train: Sequence[Preference],
+    held_out: Sequence[Preference],
+    inverse_penalties: Sequence[float] = (0.3, 3, 30),
+) -> tuple[np.ndarray, Row]:
+    """Gaps of a logistic regression on differences of TF-IDF vectors, without intercept.
+
+    The L2 penalty is chosen by 3-fold cross-validation over the training prompts, so that the baseline is
+    not weak for want of tuning.
+
+    Raises:
+        UndefinedStatistic: there are fewer than two training pairs, or no words in them.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+
+    texts = [p.chosen for p in train] + [p.rejected for p in train]
+    if len(train) < 2 or not any(re.search(r"\w", text) for text in texts):
+        raise maths.UndefinedStatistic("a bag of words needs two training pairs or more, with words in them")
+    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True).fit(texts)
+
+    def differences(pairs: Sequence[Preference]) -> Any:
+        chosen, rejected = ([p.chosen for p in pairs], [p.rejected for p in pairs])
+        return (vectorizer.transform(chosen) - vectorizer.transform(rejected)).tocsr()
+
+    # Without intercept a pair's order does not matter to the loss; two classes are needed all the same.
+    x_NV, label_N = differences(train), np.arange(len(train)) % 2
+    x_NV = x_NV.multiply((2 * label_N - 1)[:, None]).tocsr()
+    prompts = [prompt_key(p.prompt) for p in train]
+
+    def fit(inverse_penalty: float, rows: Any) -> Any:
+        model = LogisticRegression(C=inverse_penalty, fit_intercept=False, max_iter=1000)
+        return model.fit(x_NV[rows], label_N[rows])
+
+    best = inverse_penalties[len(inverse_penalties) // 2]
+    if len(set(prompts)) >= 30:
+        loss = dict.fromkeys(inverse_penalties, 0.0)
+        for fit_rows, test_rows in GroupKFold(3).split(x_NV, groups=prompts):
+            for inverse_penalty in inverse_penalties:
+                log_odds_N = fit(inverse_penalty, fit_rows).decision_function(x_NV[test_rows])
+                loss[inverse_penalty] += float(
+                    np.logaddexp(0, -log_odds_N * (2 * label_N[test_rows] - 1)).sum()
+                )
+        best = min(loss, key=loss.__getitem__)
+    model = fit(best, np.arange(len(train)))
+    gap_N = np.asarray(model.decision_function(differences(held_out)), dtype=np.float64)
+    return gap_N, {"words": len(vectorizer.vocabulary_), "inverse_penalty": best}
+
+
+def disagreements(scored: ScoredPairs, count: int = 20) -> list[Row]:
+    """Pairs whose rejected response scores higher, the clearest first."""
+    rows = []
+    for i in np.argsort(scored.gap_N, kind="stable")[:count]:
+        if scored.gap_N[i] >= 0:
+            break
+        pair = scored.pairs[i]
+        known = {
+            c: v for c in ("gold_chosen", "gold_rejected", "p_chosen") if _is_number(v := pair.columns.get(c))
+        }
+        rows.append(
+            {
+                "index": int(i),
+                "prompt": dialogue_text(pair.prompt),
+                "chosen": pair.chosen,
+                "rejected": pair.rejected,
+                "score_chosen": float(scored.score_chosen_N[i]),
+                "score_rejected": float(scored.score_rejected_N[i]),
+                **known,
+            }
+        )
+    return rows
+
+
+def member_agreement(
+    scored: ScoredPairs, score_chosen_MN: np.ndarray, score_rejected_MN: np.ndarray, level: float = 0.95
+) -> Row:
+    """How far members of an ensemble agree, and whether their agreement means anything.
+
+    A tie agrees half with a preference. ``unanimous`` pairs are those that all members order alike; on them
+    accuracy is that of the common order, on ``divided`` ones that of ``scored``.
+    """
+    chosen_MN, rejected_MN = (np.asarray(s, dtype=np.float64) for s in (score_chosen_MN, score_rejected_MN))
+    members, n = chosen_MN.shape if chosen_MN.ndim == 2 else (0, 0)
+    if rejected_MN.shape != chosen_MN.shape or n != len(scored.pairs) or members < 2:
+        raise ValueError(
+            f"member scores have shapes {chosen_MN.shape} and {rejected_MN.shape}; two members or more and "
+            f"{len(scored.pairs)} pairs are needed"
+        )
+    prefer_MN = (1 + np.sign(chosen_MN - rejected_MN)) / 2
+    agree_MM = 1 - np.abs(prefer_MN[:, None] - prefer_MN[None]).mean(-1)
+    unanimous_N = (prefer_MN == prefer_MN[0]).all(0)
+    groups: Row = {}
+    for name, inside_N, correct_N in (
+        ("unanimous", unanimous_N, prefer_MN[0]),
+        ("divided", ~unanimous_N, scored.correct_N),
+    ):
+        accuracy = _undefined(f"no pair is {name}")
+        if inside_N.any():
+            accuracy = _estimate(
+                *maths.clustered_proportion(correct_N[inside_N], scored.prompt_N[inside_N], level)
+            )
+        groups[name] = {"pairs": int(inside_N.sum()), "share": float(inside_N.mean()), "accuracy": accuracy}
+    return {
+        "members": members,
+        "member_accuracy": prefer_MN.mean(1).tolist(),
+        "agreement": agree_MM.tolist(),
+        "mean_agreement": float(agree_MM[np.triu_indices(members, 1)].mean()),
+        "mean_score_sd": float(np.concatenate([chosen_MN, rejected_MN], axis=1).std(0, ddof=1).mean()),
+        "mean_gap_sd": float((chosen_MN - rejected_MN).std(0, ddof=1).mean()),
+        **groups,
+    }
+
+
+def _judge(rows: list[Row], level: float) -> None:
+    """Adds ``verdict`` to every row, with Holm's correction over the features that have an excess."""
+    tested = [row for row in rows if row.get("excess", {}).get("value") is not None]
+    corrected = maths.holm([row["excess"]["p_value"] for row in tested]).tolist() if tested else []
+    for row, p_value in zip(tested, corrected, strict=True):
+        row["excess"]["p_holm"] = p_value
+        sign = "over-rewarded" if row["excess"]["value"] > 0 else "under-rewarded"
+        row["verdict"] = sign if p_value < 1 - level else "none"
+    for row in rows:
+        row.setdefault("verdict", None)
+
+
+def _label_controls(scored: ScoredPairs) -> tuple[str, np.ndarray, np.ndarray]:
+    """What stands for the label: its name, the control column chosen - rejected, and P(chosen)."""
+    n = len(scored.pairs)
+    p_N = _column(scored.pairs, "p_chosen")
+    label_N = np.ones(n) if p_N is None or p_N.min() < 0 or p_N.max() > 1 else p_N
+    chosen_N, rejected_N = (_column(scored.pairs, f"gold_{side}") for side in ("chosen", "rejected"))
+    if chosen_N is not None and rejected_N is not None and (chosen_N != rejected_N).any():
+        return "gold reward", chosen_N - rejected_N, label_N
+    # Chosen - rejected of a label that is 1 or 0: the constant 1.
+    return "label", np.ones(n), label_N
+
+
+def _tells_apart(pairs: Sequence[Preference], column: str) -> bool:
+    values = [pair.columns.get(column) for pair in pairs]
+    return all(isinstance(value, str) for value in values) and 2 <= len(set(values)) <= 100
+
+
+def _clearness(scored: ScoredPairs) -> tuple[str, np.ndarray]:
+    chosen_N, rejected_N = (_column(scored.pairs, f"gold_{side}") for side in ("chosen", "rejected"))
+    p_N, margin_N = _column(scored.pairs, "p_chosen"), _row([p.margin for p in scored.pairs])
+    for basis, clear_N in (
+        (
+            "gold reward gap",
+            None if chosen_N is None or rejected_N is None else np.abs(chosen_N - rejected_N),
+        ),
+        ("label probability", None if p_N is None else np.abs(2 * p_N - 1)),
+        ("label margin", None if margin_N is None else np.abs(margin_N)),
+    ):
+        if clear_N is not None and np.ptp(clear_N) > 0:
+            return basis, clear_N
+    return "score gap", np.abs(scored.gap_N)
+
+
+def _column(pairs: Sequence[Preference], name: str) -> np.ndarray | None:
+    return _row([p.columns.get(name) for p in pairs])
+
+
+def _row(values: Sequence[Any]) -> np.ndarray | None:
+    """The values as numbers, or None unless all of them are finite numbers."""
+    return np.array(values, dtype=np.float64) if all(map(_is_number, values)) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _slope(scored: ScoredPairs, level: float) -> maths.Coefficient:
+    label_N = _label_controls(scored)[2]
+    return maths.logistic_coefficients(scored.gap_N[:, None], label_N, scored.prompt_N, level)[0]
+
+
+def _estimate(value: float, low: float, high: float) -> Row:
+    """A number with its interval; an infinite bound, where one cluster says nothing, is None."""
+    bounds = {"low": low, "high": high}
+    return {"value": value} | {k: b if math.isfinite(b) else None for k, b in bounds.items()}
+
+
+def _coefficient(found: maths.Coefficient) -> Row:
+    return _estimate(found.value, found.low, found.high) | {"p_value": found.p_value}
+
+
+def _undefined(reason: str) -> Row:
+    return {"value": None, "low": None, "high": None, "reason": reason}
+
+
+def _defined(estimate: Callable[[], Row]) -> Row:
+    try:
+        return estimate()
+    except maths.UndefinedStatistic as error:
+        return _undefined(str(error))
