@@ -263,6 +263,37 @@ def test_the_verdict_follows_the_intervals(finished, proxy, gold, word):
     assert report.verdict({"evaluate": record}).word == word
 
 
+def test_a_run_of_an_ensemble_against_a_worst_case_has_its_report(finished, tmp_path):
+    config, run = finished
+    ensemble = replace(
+        config,
+        output_dir=str(tmp_path / "run"),
+        stages=["reward", "rl", "evaluate", "report"],
+        model_name_or_path=str(run / "sft"),
+        reward=replace(config.reward, num_members=2, dataset_name=str(run / "collect"), lora_r=2),
+        rl=replace(
+            config.rl, reward_model=f"1*min({tmp_path}/run/reward) + 0.1*concise", gold="world:helpful"
+        ),
+        evaluate=replace(config.evaluate, reward_model=f"mean-1sd({tmp_path}/run/reward)"),
+    )
+    text = pipeline.run(ensemble).read_text(encoding="utf-8")
+    assert "Reward model, audited" in text
+    record = StageRecord(tmp_path / "run" / "rl")
+    steps = [row for row in record.metrics if "reward" in row]
+    parts = [name for name in steps[0] if name.startswith("reward/")]
+    assert len(parts) == 2
+    for row in steps:
+        low, concise = (row[name] for name in sorted(parts, key=lambda name: "concise" in name))
+        assert row["reward"] == pytest.approx(low + 0.1 * concise, abs=1e-5)
+    assert [name.rsplit("/", 1)[-1] for name in record.summary["frozen_hashes"]] == [
+        "reference",
+        "member-0",
+        "member-1",
+    ]
+    found = json.loads((tmp_path / "run" / "reward" / "audit.json").read_text())
+    assert found["members"]["members"] == 2
+
+
 def test_part_of_a_run_has_a_report_too(finished, tmp_path):
     _, run = finished
     (tmp_path / "part").mkdir()

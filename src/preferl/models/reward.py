@@ -118,13 +118,15 @@ def with_lora(model: PreTrainedModel, base: str, r: int, alpha: float, dropout: 
     )
     with quiet_peft():
         adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = base  # peft knows no name of a new model
+    # peft knows no name of a new model, and no stage directories.
+    adapted.peft_config["default"].base_model_name_or_path = model_directory(base)
     return adapted
 
 
 def save_adapter(adapted: Any, path: Path, pooling: str) -> None:
     """Writes LoRA weights and head, and beside them what ``load_reward_model`` needs to put them together."""
-    adapted.save_pretrained(str(path))
+    # Embeddings are those of the base; without a word peft would ask the Hub whether they are.
+    adapted.save_pretrained(str(path), save_embedding_layers=False)
     notes = {"pooling": pooling, "reward_mean": reward_mean(adapted)}
     (path / ADAPTER_NOTES).write_text(json.dumps(notes) + "\n", encoding="utf-8")
 
