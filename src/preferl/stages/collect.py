@@ -61,6 +61,8 @@ class PairCounts:
 
 @dataclass(kw_only=True)
 class CollectConfig(SamplingOptions, DataOptions, DeviceOptions):
+    """Options of the collect stage."""
+
     output_dir: str = "runs/collect"
     """Where the stage is written."""
     model_name_or_path: str | None = None

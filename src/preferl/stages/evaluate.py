@@ -35,6 +35,8 @@ from preferl.sampling.texts import Generated, fitting_prompt_ids, generate, samp
 
 @dataclass(kw_only=True)
 class EvaluateConfig(SamplingOptions, DataOptions, DeviceOptions):
+    """Options of the evaluate stage."""
+
     output_dir: str = "runs/evaluate"
     """Where the stage is written."""
     model_name_or_path: str = "runs/rl"

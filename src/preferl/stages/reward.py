@@ -60,6 +60,8 @@ from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
 
 @dataclass(kw_only=True)
 class RewardConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
+    """Options of the reward stage."""
+
     output_dir: str = "runs/reward"
     """Where the stage is written."""
     model_name_or_path: str = "runs/sft"

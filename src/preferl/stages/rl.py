@@ -44,6 +44,8 @@ MAX_FIRST_KL = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 @dataclass(kw_only=True)
 class RlConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
+    """Options of the rl stage."""
+
     output_dir: str = "runs/rl"
     """Where the stage is written."""
     algorithm: str = "ppo"

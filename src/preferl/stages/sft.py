@@ -34,6 +34,8 @@ IGNORED = -100  # label of positions that carry no loss
 
 @dataclass(kw_only=True)
 class SftConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
+    """Options of the sft stage."""
+
     output_dir: str = "runs/sft"
     """Where the stage is written."""
     model_name_or_path: str | None = None
