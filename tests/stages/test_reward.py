@@ -129,7 +129,7 @@ def test_label_smoothing_is_the_probability_of_a_wrong_label(policy_directory):
 
 def test_a_response_that_was_cut_off_is_read_without_its_end(policy_directory):
     scorer = RewardModel(*load_reward_model(str(policy_directory), CPU, new_head_allowed=True))
-    pair = Preference("What is red?", "A", "B", columns={"finished_chosen": False})
+    pair = Preference("What is red?", "A", "B", columns={"finished_chosen": False, "finished_rejected": True})
     encoded = reward.encode(scorer, ranking_of(pair), random.Random(0))
     assert encoded.rows[0][-1] != scorer.tokenizer.eos_token_id
     assert encoded.rows[1][-1] == scorer.tokenizer.eos_token_id
