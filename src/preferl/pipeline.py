@@ -22,6 +22,7 @@ from preferl.stages.rl import RlConfig
 from preferl.stages.sft import SftConfig
 
 STAGES = ("sft", "collect", "reward", "rl", "evaluate", "report")
+RUNNERS: dict[str, Any] = {"sft": sft, "collect": collect, "reward": reward, "rl": rl, "evaluate": evaluate}
 SHARED = tuple(f.name for f in dataclasses.fields(DeviceOptions))
 DATA = tuple(f.name for f in dataclasses.fields(DataOptions))
 SAMPLING = ("temperature", "response_length")
@@ -64,13 +65,6 @@ def run(config: RunConfig, fresh: bool = False) -> Path:
     config = resolve(config)
     check_foreign(root)
     write_run_files(root, to_yaml(config))
-    runners: dict[str, Any] = {
-        "sft": sft,
-        "collect": collect,
-        "reward": reward,
-        "rl": rl,
-        "evaluate": evaluate,
-    }
     redo = fresh
     for name in config.stages:
         if name == "report":
@@ -79,7 +73,7 @@ def run(config: RunConfig, fresh: bool = False) -> Path:
         stage = StageDirectory(Path(options.output_dir), name)
         # What follows a stage that was done again is done again too: it was made from what is gone.
         done_before = stage.settled(dataclasses.asdict(options), redo)
-        runners[name].run(options, fresh=redo)
+        RUNNERS[name].run(options, fresh=redo)
         redo = redo or not done_before
     result = report.write(root) if "report" in config.stages else root
     say(f"run: {clock(time.monotonic() - started)} minutes; {result}")

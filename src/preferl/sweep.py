@@ -13,7 +13,6 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import importlib
 import itertools
 import json
 import math
@@ -183,7 +182,7 @@ def run_stages(run_: Run, fresh: bool, made: set[Path], broken: dict[Path, Excep
         if StageDirectory(path, name).settled(dataclasses.asdict(options), redo):
             continue
         try:
-            importlib.import_module(f"preferl.stages.{name}").run(options, fresh=redo)
+            pipeline.RUNNERS[name].run(options, fresh=redo)
         except Exception as error:
             broken[path] = error
             raise

@@ -1,7 +1,6 @@
 """Simulated annotators: a utility r*(prompt, response) and a way to turn two utilities into a label.
 
-A utility is named ``world``, ``sentiment``, ``length``, ``keyword:<word>[,<word>]``, a reward model's
-directory or ``module:function`` (TRL's signature ``f(prompts, completions, **columns) -> list[float]``).
+A utility is any scorer of ``scorers.py``.
 Labels are drawn from Bradley-Terry on r* (``stochastic``) or follow the larger utility (``deterministic``).
 """
 

@@ -207,6 +207,16 @@ def score_summary(scored: ScoredPairs, level: float = 0.95, resamples: int = 200
     }
 
 
+def oriented(gap_N: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """P(first is preferred) and whether it was, with each pair turned by a seeded coin.
+
+    ``gap_N`` is score(chosen) - score(rejected); with the chosen response always first there would be only
+    one label.
+    """
+    flip_N = np.random.default_rng(seed).random(len(gap_N)) < 0.5
+    return np.exp(-np.logaddexp(0, np.where(flip_N, gap_N, -gap_N))), ~flip_N
+
+
 def calibration(
     scored: ScoredPairs,
     seen: ScoredPairs | None = None,
@@ -217,15 +227,13 @@ def calibration(
 ) -> Row:
     """Scores of unseen and seen pairs, reliability curve, calibration error and slope on the unseen ones.
 
-    Each pair is oriented by a seeded coin, so that both labels occur. ``ece_floor`` is what a perfect model
+    ``ece_floor`` is what a perfect model
     would show at this number of pairs. ``slope`` is 1 for a calibrated model and below 1 for an
     overconfident one.
     """
     summary = {"level": level, "resamples": resamples, "seed": seed}
     gap_N, prompt_N = scored.gap_N, scored.prompt_N
-    flip_N = np.random.default_rng(seed).random(len(gap_N)) < 0.5
-    prob_N = np.exp(-np.logaddexp(0, np.where(flip_N, gap_N, -gap_N)))
-    label_N = ~flip_N
+    prob_N, label_N = oriented(gap_N, seed)
     curve = maths.reliability_curve(prob_N, label_N, bins, level, prompt_N)
     return {
         "unseen": score_summary(scored, **summary),

@@ -10,6 +10,7 @@ their GenRM-CoT. The judged texts stand between delimiters with a code that they
     judge(prompts, responses_a, responses_b, rng).probability_N
 """
 
+import abc
 import dataclasses
 import hashlib
 import json
@@ -156,7 +157,7 @@ class JudgedPairs(Judgement):
     counts: JudgeCounts
 
 
-class Judge:
+class Judge(abc.ABC):
     """What pairwise and pointwise judging share: asking, and counting what came back.
 
     ``counts`` is the sum over all calls.
@@ -191,8 +192,9 @@ class Judge:
             answers.append(float(np.exp(yes - total)) if math.isfinite(total) else None)
         return answers, [f"no {' or '.join(question.choices)} among the likeliest tokens"] * len(answers)
 
+    @abc.abstractmethod
     def read(self, reply: str) -> float | None:
-        raise NotImplementedError
+        """The answer in a reply, in [0, 1]; None where it is unreadable."""
 
     def record(self, counts: JudgeCounts, endings: Sequence[str]) -> None:
         """Adds counts; with ``unparsable="error"`` nothing may have been dropped."""

@@ -119,10 +119,8 @@ def rao_kupper_ranking_loss(
         ValueError: as in ``rao_kupper_loss``.
     """
     require_same_shape(score_BK=score_BK, mask_BK=mask_BK, rank_BK=rank_BK)
-    present_BK = mask_BK != 0
-    score_BK = score_BK.masked_fill(~present_BK, 0.0)
+    score_BK, both_BKK = _unordered(score_BK, mask_BK)
     outcome_BKK = (rank_BK[..., None, :] - rank_BK[..., :, None]).sign()
-    both_BKK = (present_BK[..., :, None] & present_BK[..., None, :]).triu(1)
     first_BKK = score_BK[..., :, None].expand_as(outcome_BKK)
     loss_BKK = rao_kupper_loss(first_BKK, first_BKK.transpose(-2, -1), outcome_BKK, tie_margin) * both_BKK
     return loss_BKK.sum((-2, -1)) / both_BKK.sum((-2, -1)).clamp(min=1)
@@ -139,9 +137,7 @@ def centre_penalty(score_BK: torch.Tensor, mask_BK: torch.Tensor) -> torch.Tenso
         ValueError: shapes differ or a tensor is empty.
     """
     require_same_shape(score_BK=score_BK, mask_BK=mask_BK)
-    present_BK = mask_BK != 0
-    score_BK = score_BK.masked_fill(~present_BK, 0.0)
-    both_BKK = (present_BK[..., :, None] & present_BK[..., None, :]).triu(1)
+    score_BK, both_BKK = _unordered(score_BK, mask_BK)
     sum_BKK = score_BK[..., :, None] + score_BK[..., None, :]
     return (sum_BKK**2 * both_BKK).sum((-2, -1)) / both_BKK.sum((-2, -1)).clamp(min=1)
 
@@ -277,6 +273,13 @@ def _ordered(
     ordered_BKK = rank_BK[..., :, None] < rank_BK[..., None, :]
     ordered_BKK = ordered_BKK & present_BK[..., :, None] & present_BK[..., None, :]
     return score_BK.masked_fill(~present_BK, 0.0), ordered_BKK
+
+
+def _unordered(score_BK: torch.Tensor, mask_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores, 0 where there is no candidate, and every pair of candidates once."""
+    present_BK = mask_BK != 0
+    both_BKK = present_BK[..., :, None] & present_BK[..., None, :]
+    return score_BK.masked_fill(~present_BK, 0.0), both_BKK.triu(1)
 
 
 def _smoothed_logistic(gap_B: torch.Tensor, label_smoothing: float) -> torch.Tensor:

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,12 @@ class StageRecord:
         self.metrics = read_jsonl(path / "metrics.jsonl")
         self.samples = read_jsonl(path / "samples.jsonl")
         self.done = (path / "DONE").exists()
+
+    @cached_property
+    def audit(self) -> dict[str, Any] | None:
+        """The reward stage's ``audit.json``, where it wrote one."""
+        path = self.path / "audit.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def stage_records(run: Path) -> Iterator[tuple[str, StageRecord]]:

@@ -362,26 +362,36 @@ def rank(
     config: CollectConfig,
 ) -> tuple[list[Ranking], dict[str, int]]:
     """The annotator's ranking of every prompt's different responses, and how many were left out for what."""
-    rankings, left_out = [], {"identical": 0, "empty": 0}
+    different, left_out = [], {"identical": 0, "empty": 0}
     for row in rows:
         first = {text: i for i, text in reversed(list(enumerate(row.responses))) if text.strip()}
         left_out["empty"] += sum(not text.strip() for text in row.responses)
         left_out["identical"] += sum(bool(t.strip()) for t in row.responses) - len(first)
         kept = sorted(first.values())
-        if len(kept) < 2:
-            continue
-        texts, finished = [row.responses[i] for i in kept], [row.finished[i] for i in kept]
-        utility_K = np.asarray(annotator.utility([row.prompt] * len(kept), texts, finished=finished), float)
+        if len(kept) > 1:
+            texts, finished = [row.responses[i] for i in kept], [row.finished[i] for i in kept]
+            different.append(Candidates(row.prompt, texts, finished))
+    # All at once: a utility may be a model.
+    utilities = iter(
+        annotator.utility(
+            [row.prompt for row in different for _ in row.responses],
+            [text for row in different for text in row.responses],
+            finished=[done for row in different for done in row.finished],
+        )
+    )
+    rankings = []
+    for row in different:
+        utility_K = np.array(list(itertools.islice(utilities, len(row.responses))), dtype=np.float64)
         columns = {
             "split": split,
             "annotator": annotator.name,
             "source": config.responses_file or config.model_name_or_path,
-            "finished": finished,
+            "finished": row.finished,
             "gold": utility_K.tolist(),
         }
         if annotator.mode == "stochastic":
             columns["label_scale"] = annotator.scale
-        rankings.append(Ranking(row.prompt, texts, annotator.rank(utility_K, rng), None, columns))
+        rankings.append(Ranking(row.prompt, row.responses, annotator.rank(utility_K, rng), None, columns))
     return rankings, left_out
 
 

@@ -5,7 +5,6 @@ when their data exists. Plots are inline SVG, everything shown is escaped, and n
 """
 
 import io
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -252,9 +251,7 @@ def reward_plot(stages: Stages) -> Plot | None:
 
 def audit_in(stages: Stages) -> dict[str, Any] | None:
     """The reward stage's audit, where it wrote one."""
-    if "reward" not in stages or not (stages["reward"].path / "audit.json").exists():
-        return None
-    return json.loads((stages["reward"].path / "audit.json").read_text(encoding="utf-8"))
+    return stages["reward"].audit if "reward" in stages else None
 
 
 def estimate(row: dict[str, Any] | None, form: Callable[[float], str]) -> str:

@@ -33,7 +33,7 @@ from preferl.data.records import (
     ranking_of,
 )
 from preferl.data.sources import Source
-from preferl.judging.audit import ScoredPairs, audit
+from preferl.judging.audit import ScoredPairs, audit, fit_length, oriented
 from preferl.judging.pairs import ANALYSIS_PAIRS, UNSEEN_PAIRS, score_pairs
 from preferl.judging.scorers import MEMBER, Scorer, load_scorer, reward_models
 from preferl.maths import preference, stats
@@ -266,12 +266,11 @@ def train_one(
     for note in notes:
         say(f"reward: {note}")
     model, tokenizer = load_reward_model(config.model_name_or_path, device, True, config.pooling)
-    if not config.lora_r:
-        model.get_input_embeddings().requires_grad_(config.train_embeddings)
-    adapted = None
     if config.lora_r:
         base = config.model_name_or_path
-        model = adapted = with_lora(model, base, config.lora_r, config.lora_alpha, config.lora_dropout)
+        model = with_lora(model, base, config.lora_r, config.lora_alpha, config.lora_dropout)
+    else:
+        model.get_input_embeddings().requires_grad_(config.train_embeddings)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(
         f"reward: {load.parameter_count(model):,} parameters, {trainable:,} trained; "
@@ -283,10 +282,10 @@ def train_one(
     mean, sd = reference_scores(config, scorer, source, device, dtype)
     mean += reward_mean(model)
     fold_normalisation(model, mean, sd)
-    if adapted is not None:
-        save_adapter(adapted, stage.path / "adapter", config.pooling)
+    if config.lora_r:
+        save_adapter(model, stage.path / "adapter", config.pooling)
         with quiet_peft():
-            scorer.model = adapted.merge_and_unload()
+            scorer.model = model.merge_and_unload()
     load.save(scorer.model, tokenizer, stage.model)
     return (
         scorer,
@@ -372,7 +371,7 @@ def comparisons_for(config: RewardConfig, source: Source) -> tuple[str, list[Ran
             f"'{config.dataset_name}' has no margin, strength or scores; "
             f"use --loss bradley_terry, or give such a column"
         )
-    if has_margins and loss not in ("margin",):
+    if has_margins and loss != "margin":
         notes.append(f"the comparisons have margins that loss {loss} does not use (--loss margin does)")
     if not rankings:
         raise DataError(f"'{config.dataset_name}' has no comparison that loss {loss} can learn from")
@@ -490,8 +489,7 @@ def scores_of(scorer: Scorer, pairs: Sequence[Preference]) -> tuple[np.ndarray, 
         for p in pairs
         for side, text in (("chosen", p.chosen), ("rejected", p.rejected))
     ]
-    prompt_of = {key: p.prompt for key, p in zip(keys[::2], pairs, strict=True)}
-    prompt_of |= {key: p.prompt for key, p in zip(keys[1::2], pairs, strict=True)}
+    prompt_of = dict(zip(keys, (p.prompt for p in pairs for _ in range(2)), strict=True))
     distinct = list(prompt_of)
     scores = scorer(
         [prompt_of[key] for key in distinct],
@@ -558,10 +556,7 @@ def report_quality(gap_N: np.ndarray, pairs: Sequence[Preference], seed: int) ->
         quality["expected_accuracy"] = float(expected.mean())
         quality["bayes_accuracy"] = stats.bayes_accuracy(p_N)
         quality["fraction_of_bayes"] = quality["expected_accuracy"] / quality["bayes_accuracy"]
-    # Each pair is oriented by a coin: with the chosen response always first there is only one label.
-    flip_N = np.random.default_rng(seed).random(len(gap_N)) < 0.5
-    probability_N = np.exp(-np.logaddexp(0, np.where(flip_N, gap_N, -gap_N)))
-    quality["ece"] = stats.expected_calibration_error(probability_N, ~flip_N)
+    quality["ece"] = stats.expected_calibration_error(*oriented(gap_N, seed))
     return quality
 
 
@@ -603,12 +598,7 @@ def audit_of(
 
 def length_baseline(train: Sequence[Preference], held_out: Sequence[Preference]) -> float:
     """Accuracy of always preferring the longer (or always the shorter, as in training) response."""
-
-    def gaps(pairs: Sequence[Preference]) -> np.ndarray:
-        return np.array([len(p.chosen) - len(p.rejected) for p in pairs], dtype=np.float64)
-
-    sign = 1 if accuracy_of(gaps(train)) >= 0.5 else -1
-    return accuracy_of(sign * gaps(held_out))
+    return accuracy_of(fit_length(train, held_out)[0])
 
 
 def say_quality(quality: dict[str, Any]) -> None:
