@@ -7,8 +7,9 @@ import pytest
 
 from preferl.data.records import Preference, prompt_key
 from preferl.judging import audit as auditing
-from preferl.judging.audit import ScoredPairs
-from preferl.judging.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS, score_pairs
+from preferl.judging.audit import score_pairs
+from preferl.judging.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
+from preferl.judging.scored import ScoredPairs
 from preferl.maths import stats
 
 WORDS = ["river", "stone", "cloud", "paper", "window", "garden", "silver", "bread", "music", "table"]

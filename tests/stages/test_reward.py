@@ -11,6 +11,7 @@ import torch
 
 from preferl.data.records import SPLITS, DataError, Preference, Ranking, ranking_of
 from preferl.data.sources import Source
+from preferl.judging.scored import quality_of
 from preferl.judging.scorers import load_scorer
 from preferl.models import load
 from preferl.models.reward import RewardModel, load_reward_model
@@ -366,7 +367,7 @@ def test_quality_against_the_known_truth():
         Preference("p", "a", "b", columns={"p_chosen": p, "gold_chosen": 0.0, "gold_rejected": 0.0})
         for p in (0.9, 0.2, 0.6, 0.5)
     ]
-    quality = reward.report_quality(np.array([2.0, 1.0, -1.0, 0.0]), records, seed=0)
+    quality = quality_of(np.array([2.0, 1.0, -1.0, 0.0]), records, seed=0)
     # Expected accuracy of the choices: 0.9, 0.2, 1 - 0.6, and a coin; the best choices: 0.9, 0.8, 0.6, 0.5.
     assert quality["expected_accuracy"] == pytest.approx((0.9 + 0.2 + 0.4 + 0.5) / 4)
     assert quality["bayes_accuracy"] == pytest.approx((0.9 + 0.8 + 0.6 + 0.5) / 4)
@@ -382,8 +383,8 @@ def test_calibration_is_that_of_scores_that_are_log_odds():
     first_wins = rng.random(20_000) < 1 / (1 + np.exp(-logit))
     gap = np.where(first_wins, logit, -logit)
     records = [Preference("p", "a", "b")] * len(gap)
-    assert reward.report_quality(gap, records, seed=0)["ece"] < 0.02
-    assert reward.report_quality(3 * gap, records, seed=0)["ece"] > 0.05
+    assert quality_of(gap, records, seed=0)["ece"] < 0.02
+    assert quality_of(3 * gap, records, seed=0)["ece"] > 0.05
 
 
 def test_the_length_baseline_takes_its_side_from_the_training_pairs():

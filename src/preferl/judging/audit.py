@@ -23,17 +23,17 @@ A response's features are counted, not judged. For each, four questions:
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from preferl.data.records import Preference, dialogue_text, prompt_key
+from preferl.data.records import Preference, dialogue_text, prompt_key, prompt_text
+from preferl.judging.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
+from preferl.judging.scored import Row, ScoredPairs, estimate, oriented, scores_of
+from preferl.judging.scorers import Scorer, accept_columns, reward_models
 from preferl.maths import calibration as maths
 from preferl.maths import stats
-
-Row = dict[str, Any]
 
 PHRASES: dict[str, tuple[str, ...]] = {
     name: tuple(phrases.split(" | "))
@@ -63,52 +63,6 @@ LENGTH_FEATURES = ("characters", "words")
 CATEGORY_COLUMNS = ("subset", "category", "family", "aspect", "source")
 MIN_DIFFERING = 10
 """Fewest pairs that must differ in a feature before anything is estimated about it."""
-
-
-@dataclass(frozen=True)
-class ScoredPairs:
-    """Pairs with their scores, at the scale of the loss.
-
-    Example: ``ScoredPairs([Preference("2 + 2?", "4.", "5.")], np.array([1.3]), np.array([-0.2]))``.
-    """
-
-    pairs: Sequence[Preference]
-    score_chosen_N: np.ndarray
-    score_rejected_N: np.ndarray
-
-    def __post_init__(self) -> None:
-        for name in ("score_chosen_N", "score_rejected_N"):
-            score_N = np.asarray(getattr(self, name), dtype=np.float64)
-            object.__setattr__(self, name, score_N)
-            if score_N.shape != (len(self.pairs),) or not len(self.pairs):
-                raise ValueError(f"{name} has shape {score_N.shape} for {len(self.pairs)} pairs")
-            if not np.isfinite(score_N).all():
-                raise ValueError(f"{name}[{int(np.argmin(np.isfinite(score_N)))}] is not a finite number")
-
-    @cached_property
-    def gap_N(self) -> np.ndarray:
-        """The log-odds that the chosen response is preferred."""
-        return self.score_chosen_N - self.score_rejected_N
-
-    @cached_property
-    def correct_N(self) -> np.ndarray:
-        """1 where the chosen response scores higher, 0.5 at a tie."""
-        return (1 + np.sign(self.gap_N)) / 2
-
-    @cached_property
-    def prompt_N(self) -> np.ndarray:
-        """Which pairs share a prompt, numbered from 0."""
-        number: dict[str, int] = {}
-        return np.array([number.setdefault(prompt_key(p.prompt), len(number)) for p in self.pairs])
-
-    def accuracy(self, level: float, mask_N: np.ndarray | None = None) -> Row:
-        """Accuracy, of all pairs or of some, with an interval."""
-        mask_N = np.ones(len(self.pairs), dtype=bool) if mask_N is None else mask_N
-        return _estimate(*maths.clustered_proportion(self.correct_N[mask_N], self.prompt_N[mask_N], level))
-
-    def where(self, mask_N: np.ndarray) -> "ScoredPairs":
-        kept = [pair for pair, keep in zip(self.pairs, mask_N, strict=True) if keep]
-        return ScoredPairs(kept, self.score_chosen_N[mask_N], self.score_rejected_N[mask_N])
 
 
 def audit(
@@ -167,6 +121,40 @@ def audit(
     return report | {"left_out": left_out}
 
 
+def audit_scorer(
+    scorer: Scorer,
+    unseen: ScoredPairs,
+    train_pairs: Sequence[Preference],
+    scale: float = 1.0,
+    seed: int = 0,
+    category_column: str | None = None,
+    most_seen: int = 1000,
+) -> Row:
+    """`audit` of a scorer and of its members, on seen and unseen pairs, and on preferl's own pairs.
+
+    ``scale`` brings scores to the scale of the loss, where a difference is a log-odds; those of ``unseen``
+    are there already.
+    """
+    seen_pairs = train_pairs[:most_seen]
+    seen = None
+    if seen_pairs:
+        chosen_N, rejected_N = scores_of(scorer, seen_pairs)
+        seen = ScoredPairs(seen_pairs, chosen_N * scale, rejected_N * scale)
+    members = list(reward_models(scorer).values())
+    of_members = {}
+    if len(members) > 1:
+        scores_M2N = np.array([scores_of(member, unseen.pairs) for member in members]) * scale
+        of_members = {
+            "member_score_chosen_MN": scores_M2N[:, 0],
+            "member_score_rejected_MN": scores_M2N[:, 1],
+        }
+    found = audit(unseen, train_pairs, seen, category_column=category_column, seed=seed, **of_members)
+    return found | {
+        "demonstration": score_pairs(scorer),
+        "analysis": score_pairs(scorer, ANALYSIS_PAIRS + UNSEEN_PAIRS),
+    }
+
+
 def accuracy_with_interval(
     scored: ScoredPairs, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Row:
@@ -189,9 +177,9 @@ def accuracy_with_interval(
         "prompts": prompts,
         "ties": int((scored.gap_N == 0).sum()),
         "level": level,
-        "accuracy": _estimate(*accuracy),
+        "accuracy": estimate(*accuracy),
         "accuracy_interval": "bootstrap over prompts" if resampled else "Wilson",
-        "log_loss": _estimate(*maths.cluster_bootstrap(loss_N, prompt_N, level, resamples, seed)),
+        "log_loss": estimate(*maths.cluster_bootstrap(loss_N, prompt_N, level, resamples, seed)),
     }
 
 
@@ -202,19 +190,9 @@ def score_summary(scored: ScoredPairs, level: float = 0.95, resamples: int = 200
         "pairs": len(scored.pairs),
         "mean_chosen": float(scored.score_chosen_N.mean()),
         "mean_rejected": float(scored.score_rejected_N.mean()),
-        "mean_margin": _estimate(*margin),
+        "mean_margin": estimate(*margin),
         "accuracy": scored.accuracy(level),
     }
-
-
-def oriented(gap_N: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """P(first is preferred) and whether it was, with each pair turned by a seeded coin.
-
-    ``gap_N`` is score(chosen) - score(rejected); with the chosen response always first there would be only
-    one label.
-    """
-    flip_N = np.random.default_rng(seed).random(len(gap_N)) < 0.5
-    return np.exp(-np.logaddexp(0, np.where(flip_N, gap_N, -gap_N))), ~flip_N
 
 
 def calibration(
@@ -300,6 +278,45 @@ def accuracy_by_category(scored: ScoredPairs, column: str | None = None, level: 
     return {"column": found, "rows": rows, "mean_of_categories": mean}
 
 
+def score_pairs(
+    scorer: Scorer, pairs: Sequence[Preference] = DEMONSTRATION_PAIRS + UNSEEN_PAIRS, level: float = 0.95
+) -> Row:
+    """Mean score of preferred and of rejected responses, margin and accuracy, for seen and unseen pairs.
+
+    Example:
+        >>> score_pairs(lambda prompts, completions: [-len(c) for c in completions])["unseen"]["accuracy"]
+        {'value': 1.0, 'low': 0.5101091635454027, 'high': 1.0}
+
+    Returns:
+        ``seen`` and ``unseen`` (None where there are no such pairs), ``by_category`` and ``rows``.
+    """
+    prompts = [pair.prompt for pair in pairs for _ in range(2)]
+    completions = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    scores = accept_columns(scorer)(
+        prompts=prompts, completions=completions, finished=[True] * len(completions)
+    )
+    score_N2 = np.asarray(scores, dtype=np.float64).reshape(-1, 2)
+    scored = ScoredPairs(pairs, score_N2[:, 0], score_N2[:, 1])
+    seen_N = np.array([bool(pair.columns.get("seen")) for pair in pairs])
+    return {
+        "seen": score_summary(scored.where(seen_N), level) if seen_N.any() else None,
+        "unseen": score_summary(scored.where(~seen_N), level) if not seen_N.all() else None,
+        "by_category": accuracy_by_category(scored, "category", level),
+        "rows": [
+            {
+                "prompt": prompt_text(pair.prompt),
+                "chosen": pair.chosen,
+                "rejected": pair.rejected,
+                "category": pair.columns.get("category"),
+                "seen": bool(pair.columns.get("seen")),
+                "score_chosen": float(chosen),
+                "score_rejected": float(rejected),
+            }
+            for pair, (chosen, rejected) in zip(pairs, score_N2, strict=True)
+        ],
+    }
+
+
 def feature_functions(
     phrases: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Callable[[str], float]]:
@@ -330,7 +347,7 @@ def bias_audit(
     def correlation(feature_N: np.ndarray, *controls: np.ndarray) -> Row:
         columns_NK = np.column_stack(controls) if controls else None
         return _defined(
-            lambda: _estimate(*maths.partial_correlation(gap_N, feature_N, columns_NK, prompt_N, level))
+            lambda: estimate(*maths.partial_correlation(gap_N, feature_N, columns_NK, prompt_N, level))
         )
 
     rows = []
@@ -358,10 +375,10 @@ def bias_audit(
         toward_N = (np.sign(gap_N) * np.sign(feature_N))[differs_N]
         model_N, labels_N = (1 + toward_N) / 2, (feature_N > 0)[differs_N].astype(np.float64)
         inside_N = prompt_N[differs_N]
-        row["model_prefers_more"] = _estimate(*maths.clustered_proportion(model_N, inside_N, level))
-        row["labels_prefer_more"] = _estimate(*maths.clustered_proportion(labels_N, inside_N, level))
+        row["model_prefers_more"] = estimate(*maths.clustered_proportion(model_N, inside_N, level))
+        row["labels_prefer_more"] = estimate(*maths.clustered_proportion(labels_N, inside_N, level))
         difference = maths.cluster_bootstrap(model_N - labels_N, inside_N, level, resamples, seed)
-        row["difference"] = _estimate(*difference)
+        row["difference"] = estimate(*difference)
         row["excess"] = _defined(
             lambda f=feature_N: _coefficient(maths.excess_preference(gap_N, f, label_N, prompt_N, level))
         )
@@ -379,7 +396,7 @@ def position(scored: ScoredPairs, level: float = 0.95) -> Row:
         return {"pairs": 0, "first_wins": _undefined("no pair has a column chosen_position of 0 or 1")}
     first_N = np.array([place == 0 for place, known in zip(shown, known_N, strict=True) if known])
     share = maths.clustered_proportion(first_N, scored.prompt_N[known_N], level)
-    return {"pairs": int(known_N.sum()), "first_wins": _estimate(*share)}
+    return {"pairs": int(known_N.sum()), "first_wins": estimate(*share)}
 
 
 def baselines(
@@ -406,7 +423,7 @@ def baselines(
         accuracy = maths.clustered_proportion(correct_N, scored.prompt_N, level)
         gain_N = scored.correct_N - correct_N
         gain = maths.cluster_bootstrap(gain_N, scored.prompt_N, level, resamples, seed)
-        row = {"accuracy": _estimate(*accuracy), "model_minus_baseline": _estimate(*gain)}
+        row = {"accuracy": estimate(*accuracy), "model_minus_baseline": estimate(*gain)}
         rows.append({"baseline": name} | row | detail)
     return {
         "train_pairs": len(train_pairs),
@@ -522,7 +539,7 @@ def member_agreement(
     ):
         accuracy = _undefined(f"no pair is {name}")
         if inside_N.any():
-            accuracy = _estimate(
+            accuracy = estimate(
                 *maths.clustered_proportion(correct_N[inside_N], scored.prompt_N[inside_N], level)
             )
         groups[name] = {"pairs": int(inside_N.sum()), "share": float(inside_N.mean()), "accuracy": accuracy}
@@ -600,14 +617,8 @@ def _slope(scored: ScoredPairs, level: float) -> maths.Coefficient:
     return maths.logistic_coefficients(scored.gap_N[:, None], label_N, scored.prompt_N, level)[0]
 
 
-def _estimate(value: float, low: float, high: float) -> Row:
-    """A number with its interval; an infinite bound, where one cluster says nothing, is None."""
-    bounds = {"low": low, "high": high}
-    return {"value": value} | {k: b if math.isfinite(b) else None for k, b in bounds.items()}
-
-
 def _coefficient(found: maths.Coefficient) -> Row:
-    return _estimate(found.value, found.low, found.high) | {"p_value": found.p_value}
+    return estimate(found.value, found.low, found.high) | {"p_value": found.p_value}
 
 
 def _undefined(reason: str) -> Row:

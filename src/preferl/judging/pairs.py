@@ -6,14 +6,7 @@ ones a demonstration trains on (True) and which it only ranks (False). A model t
 data has seen none of them.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-
-from preferl.data.records import Preference, prompt_text
-from preferl.judging.audit import ScoredPairs, accuracy_by_category, score_summary
-from preferl.judging.scorers import Scorer, accept_columns
+from preferl.data.records import Preference
 
 
 def _pair(prompt: str, chosen: str, rejected: str, category: str, seen: bool) -> Preference:
@@ -179,42 +172,3 @@ ANALYSIS_PAIRS: tuple[Preference, ...] = (
         True,
     ),
 )
-
-
-def score_pairs(
-    scorer: Scorer, pairs: Sequence[Preference] = DEMONSTRATION_PAIRS + UNSEEN_PAIRS, level: float = 0.95
-) -> dict[str, Any]:
-    """Mean score of preferred and of rejected responses, margin and accuracy, for seen and unseen pairs.
-
-    Example:
-        >>> score_pairs(lambda prompts, completions: [-len(c) for c in completions])["unseen"]["accuracy"]
-        {'value': 1.0, 'low': 0.5101091635454027, 'high': 1.0}
-
-    Returns:
-        ``seen`` and ``unseen`` (None where there are no such pairs), ``by_category`` and ``rows``.
-    """
-    prompts = [pair.prompt for pair in pairs for _ in range(2)]
-    completions = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
-    scores = accept_columns(scorer)(
-        prompts=prompts, completions=completions, finished=[True] * len(completions)
-    )
-    score_N2 = np.asarray(scores, dtype=np.float64).reshape(-1, 2)
-    scored = ScoredPairs(pairs, score_N2[:, 0], score_N2[:, 1])
-    seen_N = np.array([bool(pair.columns.get("seen")) for pair in pairs])
-    return {
-        "seen": score_summary(scored.where(seen_N), level) if seen_N.any() else None,
-        "unseen": score_summary(scored.where(~seen_N), level) if not seen_N.all() else None,
-        "by_category": accuracy_by_category(scored, "category", level),
-        "rows": [
-            {
-                "prompt": prompt_text(pair.prompt),
-                "chosen": pair.chosen,
-                "rejected": pair.rejected,
-                "category": pair.columns.get("category"),
-                "seen": bool(pair.columns.get("seen")),
-                "score_chosen": float(chosen),
-                "score_rejected": float(rejected),
-            }
-            for pair, (chosen, rejected) in zip(pairs, score_N2, strict=True)
-        ],
-    }

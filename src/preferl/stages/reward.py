@@ -27,16 +27,15 @@ from preferl.data.records import (
     DataError,
     Preference,
     Ranking,
-    known_probability,
     prompt_key,
     prompt_text,
     ranking_of,
 )
 from preferl.data.sources import Source
-from preferl.judging.audit import ScoredPairs, audit, fit_length, oriented
-from preferl.judging.pairs import ANALYSIS_PAIRS, UNSEEN_PAIRS, score_pairs
-from preferl.judging.scorers import MEMBER, Scorer, load_scorer, reward_models
-from preferl.maths import preference, stats
+from preferl.judging.audit import audit_scorer, fit_length
+from preferl.judging.scored import ScoredPairs, accuracy_of, quality_of, scores_of
+from preferl.judging.scorers import MEMBER, Scorer, load_scorer
+from preferl.maths import preference
 from preferl.models import load
 from preferl.models.optim import adamw, clip_and_step, schedule
 from preferl.models.reward import (
@@ -212,7 +211,7 @@ def run(config: RewardConfig, fresh: bool = False) -> Path:
     else:
         scorer, sd, summary = train_one(config, stage, source, device, dtype)
     chosen, rejected = scores_of(scorer, eval_pairs)
-    quality = report_quality((chosen - rejected) * sd, eval_pairs, config.seed)
+    quality = quality_of((chosen - rejected) * sd, eval_pairs, config.seed)
     quality["length_baseline_accuracy"] = length_baseline(train_pairs, eval_pairs)
     stage.log_samples(
         {
@@ -227,7 +226,7 @@ def run(config: RewardConfig, fresh: bool = False) -> Path:
     say_quality(quality)
     if config.audit:
         unseen = ScoredPairs(eval_pairs, chosen * sd, rejected * sd)
-        stage.write_json("audit.json", audit_of(scorer, unseen, train_pairs, sd, config.seed))
+        stage.write_json("audit.json", audit_scorer(scorer, unseen, train_pairs, sd, config.seed))
     stage.finish(
         train_pairs=len(train_pairs),
         peak_memory_mib=devices.peak_memory_mib(device),
@@ -482,25 +481,6 @@ def batch_loss(name: str, scored: Scored, config: RewardConfig) -> tuple[torch.T
     return loss, accuracy
 
 
-def scores_of(scorer: Scorer, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the chosen and of the rejected responses; equal responses are scored once."""
-    keys = [
-        (prompt_key(p.prompt), text, p.columns.get(f"finished_{side}", True))
-        for p in pairs
-        for side, text in (("chosen", p.chosen), ("rejected", p.rejected))
-    ]
-    prompt_of = dict(zip(keys, (p.prompt for p in pairs for _ in range(2)), strict=True))
-    distinct = list(prompt_of)
-    scores = scorer(
-        [prompt_of[key] for key in distinct],
-        [key[1] for key in distinct],
-        finished=[key[2] for key in distinct],
-    )
-    by_key = dict(zip(distinct, scores, strict=True))
-    both = np.array([by_key[key] for key in keys], dtype=np.float64).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
-
-
 def reference_scores(
     config: RewardConfig,
     scorer: RewardModel,
@@ -526,74 +506,6 @@ def reference_scores(
     else:
         scores = np.concatenate(scores_of(scorer, source.preferences["train"][: count // 2]))
     return float(scores.mean()), float(scores.std())
-
-
-def accuracy_of(gap_N: np.ndarray) -> float:
-    """Share of pairs in which the chosen response scores higher; a tie counts half."""
-    return float(((gap_N > 0) + 0.5 * (gap_N == 0)).mean())
-
-
-def report_quality(gap_N: np.ndarray, pairs: Sequence[Preference], seed: int) -> dict[str, Any]:
-    """Accuracy, log-loss and calibration on held-out pairs; against r* where the annotator has one.
-
-    ``gap_N`` is score(chosen) - score(rejected) at the scale of the loss, where it is a log-odds. With
-    p = P(first is preferred) known, the expected accuracy of the scorer's choice is p where it prefers the
-    first and 1 - p elsewhere; the best possible is E[max(p, 1 - p)].
-    """
-    accuracy = accuracy_of(gap_N)
-    low, high = stats.wilson_interval(round(accuracy * len(gap_N)), len(gap_N))
-    quality: dict[str, Any] = {
-        "eval_pairs": len(gap_N),
-        "eval_accuracy": accuracy,
-        "eval_accuracy_low": low,
-        "eval_accuracy_high": high,
-        "eval_loss": float(np.logaddexp(0, -gap_N).mean()),
-    }
-    known = [known_probability(pair) for pair in pairs]
-    if all(p is not None for p in known):
-        p_N = np.array(known, dtype=np.float64)
-        expected = np.where(gap_N > 0, p_N, np.where(gap_N < 0, 1 - p_N, 0.5))
-        quality["expected_accuracy"] = float(expected.mean())
-        quality["bayes_accuracy"] = stats.bayes_accuracy(p_N)
-        quality["fraction_of_bayes"] = quality["expected_accuracy"] / quality["bayes_accuracy"]
-    quality["ece"] = stats.expected_calibration_error(*oriented(gap_N, seed))
-    return quality
-
-
-def audit_of(
-    scorer: Scorer,
-    unseen: ScoredPairs,
-    train_pairs: Sequence[Preference],
-    sd: float,
-    seed: int,
-    most_seen: int = 1000,
-) -> dict[str, Any]:
-    """The audit of ``judging/audit.py`` on seen and unseen pairs, and on preferl's own demonstration pairs.
-
-    ``sd`` brings normalised scores back to the scale of the loss, where a difference is a log-odds.
-    """
-
-    seen_pairs = train_pairs[:most_seen]
-    chosen_N, rejected_N = scores_of(scorer, seen_pairs)
-    members = list(reward_models(scorer).values())
-    of_members = {}
-    if len(members) > 1:
-        scores_M2N = np.array([scores_of(member, unseen.pairs) for member in members]) * sd
-        of_members = {
-            "member_score_chosen_MN": scores_M2N[:, 0],
-            "member_score_rejected_MN": scores_M2N[:, 1],
-        }
-    found = audit(
-        unseen,
-        train_pairs,
-        ScoredPairs(seen_pairs, chosen_N * sd, rejected_N * sd),
-        seed=seed,
-        **of_members,
-    )
-    return found | {
-        "demonstration": score_pairs(scorer),
-        "analysis": score_pairs(scorer, ANALYSIS_PAIRS + UNSEEN_PAIRS),
-    }
 
 
 def length_baseline(train: Sequence[Preference], held_out: Sequence[Preference]) -> float:

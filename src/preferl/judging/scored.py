@@ -1,0 +1,129 @@
+"""Pairs with their scores, and the few figures that say how good a scorer is on them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from preferl.data.records import Preference, known_probability, prompt_key
+from preferl.judging.scorers import Scorer
+from preferl.maths import calibration as maths
+from preferl.maths import stats
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Pairs with their scores, at the scale of the loss.
+
+    Example: ``ScoredPairs([Preference("2 + 2?", "4.", "5.")], np.array([1.3]), np.array([-0.2]))``.
+    """
+
+    pairs: Sequence[Preference]
+    score_chosen_N: np.ndarray
+    score_rejected_N: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in ("score_chosen_N", "score_rejected_N"):
+            score_N = np.asarray(getattr(self, name), dtype=np.float64)
+            object.__setattr__(self, name, score_N)
+            if score_N.shape != (len(self.pairs),) or not len(self.pairs):
+                raise ValueError(f"{name} has shape {score_N.shape} for {len(self.pairs)} pairs")
+            if not np.isfinite(score_N).all():
+                raise ValueError(f"{name}[{int(np.argmin(np.isfinite(score_N)))}] is not a finite number")
+
+    @cached_property
+    def gap_N(self) -> np.ndarray:
+        """The log-odds that the chosen response is preferred."""
+        return self.score_chosen_N - self.score_rejected_N
+
+    @cached_property
+    def correct_N(self) -> np.ndarray:
+        """1 where the chosen response scores higher, 0.5 at a tie."""
+        return (1 + np.sign(self.gap_N)) / 2
+
+    @cached_property
+    def prompt_N(self) -> np.ndarray:
+        """Which pairs share a prompt, numbered from 0."""
+        number: dict[str, int] = {}
+        return np.array([number.setdefault(prompt_key(p.prompt), len(number)) for p in self.pairs])
+
+    def accuracy(self, level: float, mask_N: np.ndarray | None = None) -> Row:
+        """Accuracy, of all pairs or of some, with an interval."""
+        mask_N = np.ones(len(self.pairs), dtype=bool) if mask_N is None else mask_N
+        return estimate(*maths.clustered_proportion(self.correct_N[mask_N], self.prompt_N[mask_N], level))
+
+    def where(self, mask_N: np.ndarray) -> "ScoredPairs":
+        kept = [pair for pair, keep in zip(self.pairs, mask_N, strict=True) if keep]
+        return ScoredPairs(kept, self.score_chosen_N[mask_N], self.score_rejected_N[mask_N])
+
+
+def estimate(value: float, low: float, high: float) -> Row:
+    """A number with its interval; an infinite bound, where one cluster says nothing, is None."""
+    bounds = {"low": low, "high": high}
+    return {"value": value} | {k: b if math.isfinite(b) else None for k, b in bounds.items()}
+
+
+def scores_of(scorer: Scorer, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the chosen and of the rejected responses; equal responses are scored once."""
+    keys = [
+        (prompt_key(p.prompt), text, p.columns.get(f"finished_{side}", True))
+        for p in pairs
+        for side, text in (("chosen", p.chosen), ("rejected", p.rejected))
+    ]
+    prompt_of = dict(zip(keys, (p.prompt for p in pairs for _ in range(2)), strict=True))
+    distinct = list(prompt_of)
+    scores = scorer(
+        [prompt_of[key] for key in distinct],
+        [key[1] for key in distinct],
+        finished=[key[2] for key in distinct],
+    )
+    by_key = dict(zip(distinct, scores, strict=True))
+    both = np.array([by_key[key] for key in keys], dtype=np.float64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def accuracy_of(gap_N: np.ndarray) -> float:
+    """Share of pairs in which the chosen response scores higher; a tie counts half."""
+    return float(((gap_N > 0) + 0.5 * (gap_N == 0)).mean())
+
+
+def oriented(gap_N: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """P(first is preferred) and whether it was, with each pair turned by a seeded coin.
+
+    ``gap_N`` is score(chosen) - score(rejected); with the chosen response always first there would be only
+    one label.
+    """
+    flip_N = np.random.default_rng(seed).random(len(gap_N)) < 0.5
+    return np.exp(-np.logaddexp(0, np.where(flip_N, gap_N, -gap_N))), ~flip_N
+
+
+def quality_of(gap_N: np.ndarray, pairs: Sequence[Preference], seed: int) -> dict[str, Any]:
+    """Accuracy, log-loss and calibration on held-out pairs; against r* where the annotator has one.
+
+    ``gap_N`` is score(chosen) - score(rejected) at the scale of the loss, where it is a log-odds. With
+    p = P(first is preferred) known, the expected accuracy of the scorer's choice is p where it prefers the
+    first and 1 - p elsewhere; the best possible is E[max(p, 1 - p)].
+    """
+    accuracy = accuracy_of(gap_N)
+    low, high = stats.wilson_interval(round(accuracy * len(gap_N)), len(gap_N))
+    quality: dict[str, Any] = {
+        "eval_pairs": len(gap_N),
+        "eval_accuracy": accuracy,
+        "eval_accuracy_low": low,
+        "eval_accuracy_high": high,
+        "eval_loss": float(np.logaddexp(0, -gap_N).mean()),
+    }
+    known = [known_probability(pair) for pair in pairs]
+    if all(p is not None for p in known):
+        p_N = np.array(known, dtype=np.float64)
+        expected = np.where(gap_N > 0, p_N, np.where(gap_N < 0, 1 - p_N, 0.5))
+        quality["expected_accuracy"] = float(expected.mean())
+        quality["bayes_accuracy"] = stats.bayes_accuracy(p_N)
+        quality["fraction_of_bayes"] = quality["expected_accuracy"] / quality["bayes_accuracy"]
+    quality["ece"] = stats.expected_calibration_error(*oriented(gap_N, seed))
+    return quality
