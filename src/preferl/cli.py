@@ -22,6 +22,7 @@ One stage at a time (each takes the previous stage's directory):
   preferl collect                  sample responses and let an annotator compare them
   preferl reward                   train a reward model on preferences
   preferl rl                       fine-tune the policy against the reward (ppo, reinforce)
+  preferl audit                    any reward on labelled pairs: RewardBench, RM-Bench, LLMBar, your own
   preferl evaluate                 compare the policy with its SFT model and with best-of-N
   preferl report RUN               one HTML file from a run's files
 
@@ -226,7 +227,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": demo_command,
     "run": run_command,
     "sweep": sweep_command,
-    **{name: stage_command(name) for name in ("sft", "collect", "reward", "rl", "evaluate")},
+    **{name: stage_command(name) for name in ("sft", "collect", "reward", "audit", "rl", "evaluate")},
     "report": report_command,
     "data": data_command,
     "doctor": doctor_command,

@@ -151,3 +151,64 @@ def test_a_source_of_rankings_offers_their_pairs_too(tmp_path):
     assert len(source.preferences["train"]) == 6
     assert len(source.prompts["train"]) == 3
     assert {d.response for d in source.demonstrations["train"]} == {"4."}
+
+
+# -------------------------------------------------------------------------------------- benchmarks' columns
+
+
+def test_llmbar_names_the_better_output():
+    row = {"subset": "Natural", "input": "2 + 2?", "output_1": "5.", "output_2": "4.", "label": 2}
+    record = rows.to_ranking(row)
+    assert record == Ranking("2 + 2?", ["5.", "4."], [2, 1], None, {"subset": "Natural"})
+
+
+@pytest.mark.parametrize(("preference", "ranks"), [(1, [1, 2]), (2.0, [2, 1]), (0, [1, 1]), (1.5, [1, 1])])
+def test_alpaca_eval_has_instruction_context_and_draws(preference, ranks):
+    row = {"instruction": "Sum up.", "input": "A text.", "output_1": "a", "output_2": "b"}
+    record = rows.to_ranking({**row, "preference": preference, "generator_1": "x"})
+    assert (record.prompt, record.ranks) == ("Sum up.\n\nA text.", ranks)
+    assert record.columns == {"generator_1": "x"}
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"preference": None}, "null_value"),
+        ({"preference": 3}, "bad_ranking"),
+        ({"output_2": ""}, "empty_response"),
+    ],
+)
+def test_alpaca_eval_rows_without_a_verdict_have_a_defect(change, kind):
+    row = {"instruction": "Sum up.", "output_1": "a", "output_2": "b", "preference": 1}
+    with pytest.raises(RowError) as caught:
+        rows.to_ranking(row | change)
+    assert caught.value.kind == kind
+
+
+def test_rm_bench_lists_become_nine_pairs_with_styles(tmp_path):
+    row = {"prompt": "p", "chosen": ["a", "bb", "ccc"], "rejected": ["x", "yy", "zzz"], "domain": "chat"}
+    path = write(tmp_path / "bench.jsonl", row)
+    assert formats.detect(path) == "ranking"
+    source = sources.load_source(path)
+    pairs = [pair for split in source.preferences.values() for pair in split]
+    assert len(pairs) == 9
+    styles = {(p.chosen, p.rejected): (p.columns["style_chosen"], p.columns["style_rejected"]) for p in pairs}
+    assert styles["a", "zzz"] == (0, 2)
+    assert styles["ccc", "x"] == (2, 0)
+    assert {p.columns["domain"] for p in pairs} == {"chat"}
+
+
+def test_one_better_and_three_worse_responses():
+    record = rows.to_ranking({"prompt": "p", "chosen": ["a"], "rejected": ["b", "c", "d"]})
+    assert (record.ranks, record.columns) == ([1, 2, 2, 2], {})
+    assert {(p.chosen, p.rejected) for p in record.pairs()} == {("a", "b"), ("a", "c"), ("a", "d")}
+
+
+def test_plain_prompts_are_read_as_dialogue_where_asked(tmp_path):
+    path = write(tmp_path / "pairs.jsonl", GOOD)
+    plain, chat = (sources.load_source(path, as_dialogue=on) for on in (False, True))
+    found = [pair.prompt for split in plain.preferences.values() for pair in split]
+    assert found == ["What is 2 + 2?"]
+    found = [pair.prompt for split in chat.preferences.values() for pair in split]
+    assert found == [[{"role": "user", "content": "What is 2 + 2?"}]]
+    assert [d.prompt for split in chat.demonstrations.values() for d in split] == found

@@ -221,6 +221,30 @@ def test_category_columns():
     assert auditing.accuracy_by_category(scored_gaps([1, 1])) is None
 
 
+def test_rewardbench_sections_weigh_mathematics_as_much_as_all_code():
+    subset = ["math-prm"] + ["hep-cpp"] * 3 + ["hep-go"] + ["donotanswer"] * 2
+    found = auditing.audit(scored_gaps([1, -1, 1, -1, 1, 1, -1], subset=subset))["by_section"]
+    assert [(row["section"], row["subsets"], row["pairs"]) for row in found] == [
+        ("Safety", 1, 2),
+        ("Reasoning", 3, 5),
+    ]
+    assert found[0]["accuracy"] == pytest.approx(1 / 2)
+    assert found[1]["accuracy"] == pytest.approx((1 + (1 / 3 * 3 + 1) / 4) / 2)
+    assert "by_section" not in auditing.audit(scored_gaps([1, 1], subset=["a", "b"]))
+
+
+def test_a_plain_response_against_an_elaborate_one_is_the_hard_case():
+    styles = {"style_chosen": [0, 2, 1, 0], "style_rejected": [2, 0, 1, 1]}
+    found = auditing.accuracy_by_style(scored_gaps([-1, 1, 1, 1], **styles))
+    assert found is not None
+    assert {row["category"]: (row["pairs"], row["accuracy"]["value"]) for row in found} == {
+        "easy": (1, 1.0),
+        "hard": (2, 0.5),
+        "normal": (1, 1.0),
+    }
+    assert auditing.accuracy_by_style(scored_gaps([1, 1], style_chosen=[0, 0])) is None
+
+
 # -- biases
 
 

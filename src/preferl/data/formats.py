@@ -168,14 +168,19 @@ def detect(name: str) -> str:
     Raises:
         DataError: there is no good row, or the columns fit none of them.
     """
-    columns, first_error = _first_columns(name)
-    if columns is None:
+    rows, first_error = _first_rows(name)
+    if not rows:
         reason = f"has no good row; {first_error}" if first_error else "has no rows"
         raise DataError(f"data set '{name}' {reason}; `preferl data validate {name}` checks every row")
+    columns = set().union(*rows)
+    if all(_several_texts(row.get(column)) for row in rows for column in ("chosen", "rejected")):
+        return "ranking"
     for kind, needed in (
         ("preference", {"chosen", "rejected"}),
         ("ranking", {"prompt", "responses"}),
         ("ranking", {"prompt", "response_a", "response_b", "z"}),
+        ("ranking", {"output_1", "output_2", "label"}),
+        ("ranking", {"output_1", "output_2", "preference"}),
         ("demonstration", {"messages"}),
         ("demonstration", {"prompt", "completion"}),
         ("text", {"text"}),
@@ -186,12 +191,17 @@ def detect(name: str) -> str:
     raise DataError(
         f"data set '{name}' has the columns {', '.join(sorted(columns)) or 'none'}; preferl reads "
         f"chosen + rejected (+ prompt), prompt + responses + ranks or scores, prompt + response_a + "
-        f"response_b + z, messages, prompt + completion, text, or prompt: rename the columns"
+        f"response_b + z, output_1 + output_2 + label or preference, messages, prompt + completion, text, or "
+        f"prompt: rename the columns"
     )
 
 
-def _first_columns(name: str, rows: int = 20) -> tuple[set[str] | None, str]:
-    """The columns of the first good rows (None: there are no such rows) and the first bad row's defect."""
+def _several_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+
+
+def _first_rows(name: str, rows: int = 20) -> tuple[list[dict[str, Any]], str]:
+    """The first good rows, and the first bad row's defect."""
     good, first_error = [], ""
     for row in read_rows(name):
         if isinstance(row.value, dict):
@@ -200,7 +210,7 @@ def _first_columns(name: str, rows: int = 20) -> tuple[set[str] | None, str]:
             first_error = first_error or f"{row.where}: {row.value}"
         if len(good) == rows:
             break
-    return (set().union(*good) if good else None), first_error
+    return good, first_error
 
 
 def validate(name: str) -> ReadReport:
@@ -216,9 +226,9 @@ def validate(name: str) -> ReadReport:
         "text": to_demonstration,
         "prompt": to_prompt,
     }
-    columns, first_error = _first_columns(name)
+    rows, first_error = _first_rows(name)
     # Where no row can be read, none is converted, and the report is about that.
-    kind = "prompt" if columns is None and first_error else detect(name)
+    kind = "prompt" if not rows and first_error else detect(name)
     report = ReadReport(name)
     for row in read_rows(name):
         report.read += 1

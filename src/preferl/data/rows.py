@@ -4,7 +4,9 @@ Preferences: hh-rlhf's implicit prompt (``chosen`` and ``rejected`` are whole di
 but the last turn; texts or messages), TRL's explicit columns (``prompt``, ``chosen``, ``rejected``, optional
 ``margin``; texts or messages, the responses with or without the prompt's messages repeated before them).
 Rankings: ``prompt``, ``responses`` (2 to 9) and ``ranks`` (1 is best, equal is a tie) or ``scores``; or
-``prompt``, ``response_a``, ``response_b`` and ``z`` (1, -1, 0 for a tie) with an optional ``strength``.
+``prompt``, ``response_a``, ``response_b`` and ``z`` (1, -1, 0 for a tie) with an optional ``strength``; or
+columns of benchmarks: ``output_1`` and ``output_2`` with ``label`` or ``preference`` (LLMBar, AlpacaEval),
+lists in ``chosen`` and ``rejected`` (RM-Bench, RewardBench 2).
 Demonstrations: ``messages``, ``prompt`` + ``completion``, ``text``. Prompts: ``prompt``.
 
 A defect is a ``RowError`` with a kind; what happens then is the reader's business (``formats.POLICY``).
@@ -35,6 +37,8 @@ LAYOUTS = ("explicit", "implicit", "hh")
 # Columns that decide how a row reads back: provenance must not be written under these names.
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "margin")
 RANKING_COLUMNS = ("prompt", "responses", "ranks", "scores", "response_a", "response_b", "z")
+# What a benchmark's number says about its first output: better, worse, a draw.
+OUTCOMES = {1: 1, 2: -1, 0: 0, 1.5: 0}
 MOST_RESPONSES = 9
 # A strength of 1 to 3 (slightly, clearly, much better: half of a 7-point scale) is a margin in thirds.
 STRENGTHS = 3
@@ -65,11 +69,16 @@ def to_preference(row: dict[str, Any]) -> Preference:
 
 
 def to_ranking(row: dict[str, Any]) -> Ranking:
-    """A row with ``responses`` and ``ranks`` or ``scores``, or with ``response_a``, ``response_b`` and ``z``.
+    """A row with ``responses`` and ``ranks`` or ``scores``, with ``response_a``, ``response_b`` and ``z``, or
+    in the columns of a benchmark.
 
     Raises:
         RowError: the row has a defect.
     """
+    if "responses" not in row and "output_1" in row:
+        row = _two_outputs(row)
+    elif "responses" not in row and "chosen" in row:
+        row = _better_and_worse(row)
     prompt = _prompt(_value(row, "prompt"))
     columns = _rest(row, *RANKING_COLUMNS)
     if "responses" not in row and "response_a" in row:
@@ -108,6 +117,34 @@ def to_ranking(row: dict[str, Any]) -> Ranking:
     if any(by_text[text] != rank for text, rank in zip(responses, ranks, strict=True)):
         raise RowError("identical_pair", "two equal responses have different ranks")
     return Ranking(prompt, responses, ranks, scores, columns)
+
+
+def _two_outputs(row: dict[str, Any]) -> dict[str, Any]:
+    """LLMBar's and AlpacaEval's columns as ``response_a``, ``response_b`` and ``z``.
+
+    The prompt is ``prompt``, or ``instruction`` with what stands in ``input`` below it, or ``input``.
+    """
+    asked = [row[c] for c in ("instruction", "input") if isinstance(row.get(c), str) and row[c].strip()]
+    prompt = row["prompt"] if "prompt" in row else "\n\n".join(asked)
+    column = "label" if "label" in row else "preference"
+    verdict = _number(_value(row, column), column, "bad_ranking")
+    if verdict not in OUTCOMES:
+        raise RowError("bad_ranking", f"{column} is {verdict:g}; 1 or 2 names the better output, 0 is a draw")
+    used = ("prompt", "instruction", "input", "output_1", "output_2", column)
+    sides = {"response_a": _value(row, "output_1"), "response_b": _value(row, "output_2")}
+    return _rest(row, *used) | {"prompt": prompt, "z": OUTCOMES[verdict]} | sides
+
+
+def _better_and_worse(row: dict[str, Any]) -> dict[str, Any]:
+    """Lists in ``chosen`` and ``rejected`` as a ranking of two places.
+
+    In RM-Bench a response's place in its list is its ``style``, from concise to elaborate.
+    """
+    better, worse = _list(row, "chosen"), _list(row, "rejected")
+    ranking = {"responses": better + worse, "ranks": [1] * len(better) + [2] * len(worse)}
+    if len(better) == len(worse) > 1:
+        ranking["style"] = [*range(len(better)), *range(len(worse))]
+    return _rest(row, "chosen", "rejected") | ranking
 
 
 def to_demonstration(row: dict[str, Any]) -> Demonstration:

@@ -4,6 +4,7 @@ Each stage loads the source for itself; splits come from a hash of the prompt, s
 handing files around. ``world`` is the embedded world; everything else is read by ``formats``.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ def load_source(
     opening_words: int = 12,
     max_response_words: int | None = None,
     max_prompt_words: int | None = None,
+    as_dialogue: bool = False,
     bad_rows: str = "default",
     seed: int = 0,
 ) -> Source:
@@ -78,6 +80,7 @@ def load_source(
         opening_words: a plain text is cut into prompt and response after so many words.
         max_response_words: a plain text's response ends with the last sentence that fits.
         max_prompt_words: leave longer prompts out.
+        as_dialogue: read a plain-text prompt as the user's turn.
         bad_rows: ``default``, ``skip`` or ``error``.
         seed: of the embedded world.
 
@@ -127,6 +130,10 @@ def load_source(
         demonstrations = fitting
         preferences = [p for p in preferences if word_count(p.prompt) <= max_prompt_words]
         rankings = [r for r in rankings if word_count(r.prompt) <= max_prompt_words]
+    if as_dialogue:
+        demonstrations = [dialogue(d) for d in demonstrations]
+        preferences = [dialogue(p) for p in preferences]
+        rankings = [dialogue(r) for r in rankings]
     preferences += [pair for ranking in rankings for pair in ranking.pairs()]
     split_rows = by_split(demonstrations)
     return Source(
@@ -189,6 +196,13 @@ def passages(text: Demonstration, opening_words: int, max_response_words: int | 
         remainder = rest.response[len(piece.prompt) + len(piece.response) :].lstrip()
         rest = Demonstration("", remainder, text.columns)
     return found
+
+
+def dialogue(record: Record) -> Record:
+    """A record whose plain-text prompt became the user's turn."""
+    if not isinstance(record.prompt, str):
+        return record
+    return dataclasses.replace(record, prompt=[{"role": "user", "content": record.prompt}])
 
 
 def word_count(prompt: Prompt) -> int:

@@ -61,6 +61,17 @@ FEATURES: dict[str, Callable[[str], float]] = {
 }
 LENGTH_FEATURES = ("characters", "words")
 CATEGORY_COLUMNS = ("subset", "category", "family", "aspect", "source")
+REWARDBENCH_SECTIONS = {
+    section: subsets.split()
+    for section, subsets in {
+        "Chat": "alpacaeval-easy alpacaeval-length alpacaeval-hard mt-bench-easy mt-bench-med",
+        "Chat Hard": "mt-bench-hard llmbar-natural llmbar-adver-neighbor llmbar-adver-GPTInst "
+        "llmbar-adver-GPTOut llmbar-adver-manual",
+        "Safety": "refusals-dangerous refusals-offensive xstest-should-refuse xstest-should-respond "
+        "donotanswer",
+        "Reasoning": "math-prm hep-cpp hep-go hep-java hep-js hep-python hep-rust",
+    }.items()
+}
 MIN_DIFFERING = 10
 """Fewest pairs that must differ in a feature before anything is estimated about it."""
 
@@ -99,10 +110,15 @@ def audit(
         "calibration": calibration(scored, seen, **bootstrap),
         "by_margin": accuracy_by_margin(scored, level=level),
         "by_category": accuracy_by_category(scored, category_column, level),
+        "by_style": accuracy_by_style(scored, level),
         "bias": bias_audit(scored, phrases, **bootstrap),
         "disagreements": disagreements(scored, disagreement_count),
     }
     left_out = {}
+    report["by_section"] = accuracy_by_section(report["by_category"])
+    for name in ("by_style", "by_section"):
+        if report[name] is None:
+            del report[name]
     if report["by_category"] is None:
         del report["by_category"]
         left_out["by_category"] = (
@@ -262,20 +278,55 @@ def accuracy_by_category(scored: ScoredPairs, column: str | None = None, level: 
     values = [pair.columns.get(found) for pair in scored.pairs] if found else []
     if all(value is None for value in values):
         return None
-    category_N = np.array(["(none)" if value is None else str(value) for value in values])
+    rows = _by_value(scored, ["(none)" if value is None else str(value) for value in values], level)
+    mean = float(np.mean([row["accuracy"]["value"] for row in rows]))
+    return {"column": found, "rows": rows, "mean_of_categories": mean}
+
+
+def accuracy_by_style(scored: ScoredPairs, level: float = 0.95) -> list[Row] | None:
+    """Accuracy where the better response is plainer than the worse one (hard), as elaborate (normal) or more
+    elaborate (easy), by the columns ``style_chosen`` and ``style_rejected`` (RM-Bench, Liu et al. 2025).
+
+    None where a pair lacks them.
+    """
+    styles = [tuple(p.columns.get(f"style_{side}") for side in ("chosen", "rejected")) for p in scored.pairs]
+    if not all(isinstance(a, int) and isinstance(b, int) for a, b in styles):
+        return None
+    names = {-1: "hard", 0: "normal", 1: "easy"}
+    return _by_value(scored, [names[int(np.sign(a - b))] for a, b in styles], level)
+
+
+def accuracy_by_section(by_category: Row | None) -> list[Row] | None:
+    """RewardBench's four sections from its subsets (Lambert et al. 2024): means over pairs, except that
+    mathematics weighs as much as all code together. None where the categories are not RewardBench's."""
+    known = {row["category"]: row for row in by_category["rows"]} if by_category else {}
     rows = []
-    for category in np.unique(category_N):
-        inside_N = category_N == category
+    for section, subsets in REWARDBENCH_SECTIONS.items():
+        found = [known[subset] for subset in subsets if subset in known]
+        if not found:
+            continue
+        code = sum(row["pairs"] for row in found if row["category"].startswith("hep-"))
+        weight = [code if row["category"] == "math-prm" and code else row["pairs"] for row in found]
+        accuracy = np.average([row["accuracy"]["value"] for row in found], weights=weight)
+        pairs = sum(row["pairs"] for row in found)
+        rows.append({"section": section, "subsets": len(found), "pairs": pairs, "accuracy": float(accuracy)})
+    return rows or None
+
+
+def _by_value(scored: ScoredPairs, values: Sequence[str], level: float) -> list[Row]:
+    value_N = np.array(values)
+    rows = []
+    for value in np.unique(value_N):
+        inside_N = value_N == value
         rows.append(
             {
-                "category": str(category),
+                "category": str(value),
                 "pairs": int(inside_N.sum()),
                 "accuracy": scored.accuracy(level, inside_N),
                 "mean_margin": float(scored.gap_N[inside_N].mean()),
             }
         )
-    mean = float(np.mean([row["accuracy"]["value"] for row in rows]))
-    return {"column": found, "rows": rows, "mean_of_categories": mean}
+    return rows
 
 
 def score_pairs(

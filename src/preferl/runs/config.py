@@ -44,6 +44,8 @@ class DataOptions:
     """Plain-text corpora: the response ends with the last sentence within so many words."""
     max_prompt_words: int | None = None
     """Leave out prompts longer than this (counted in the report)."""
+    as_dialogue: bool = False
+    """Read a plain-text prompt as the user's turn of a dialogue, for models with a chat template."""
     bad_rows: str = "default"
     """``default`` (each kind of defect has its own policy), ``skip`` (leave them out) or ``error``."""
 

@@ -109,6 +109,13 @@ def verdict(stages: Stages) -> Verdict:
             f"and it wins {percent(proxy['win_rate'])} {interval(proxy, 'win_rate', percent)} of the "
             f"comparisons by that reward. No gold reward is known here, so hacking cannot be ruled out. "
         )
+    judge = summary["comparison"].get("judge")
+    if judge:
+        text += (
+            f"A language model that judged {judge['n']} pairs in both orders prefers it in "
+            f"{percent(judge['win_rate'])} {interval(judge, 'win_rate', percent)} ({judge['inconsistent']} "
+            f"verdicts changed with the order, {judge['unparsable']} were unreadable). "
+        )
     text += (
         f"This moved it {after['kl']:.1f} ± {after['kl_se']:.1f} nats per response away from the SFT model; "
         f"{percent(after['eos_rate'])} of its responses end by themselves, "
@@ -250,8 +257,18 @@ def reward_plot(stages: Stages) -> Plot | None:
 
 
 def audit_in(stages: Stages) -> dict[str, Any] | None:
-    """The reward stage's audit, where it wrote one."""
-    return stages["reward"].audit if "reward" in stages else None
+    """The reward stage's audit, or else that of an audit stage."""
+    found = [stages["reward"].audit] if "reward" in stages else []
+    return next((audit for audit in (*found, *benchmarks_in(stages).values()) if audit), None)
+
+
+def benchmarks_in(stages: Stages) -> dict[str, dict[str, Any]]:
+    """The audits on other data sets, by stage."""
+    return {
+        name: record.audit
+        for name, record in stages.items()
+        if record.manifest["stage"] == "audit" and record.audit
+    }
 
 
 def estimate(row: dict[str, Any] | None, form: Callable[[float], str]) -> str:
@@ -571,9 +588,7 @@ def audit_table(stages: Stages) -> Table | None:
         rows.append(
             ["training pairs", estimate(seen["accuracy"], percent), estimate(seen["mean_margin"], two), ""]
         )
-    for row in (found.get("by_category") or {"rows": []})["rows"]:
-        shown = [estimate(row["accuracy"], percent), two(row["mean_margin"]), ""]
-        rows.append([f"held-out, {row['category']}", *shown])
+    rows += [[f"held-out, {row[0]}", *row[1:], ""] for row in category_rows(found)]
     rows += [
         [
             f"baseline: {row['baseline']}",
@@ -600,6 +615,26 @@ def audit_table(stages: Stages) -> Table | None:
         rows,
         "95 % intervals, over prompts where a prompt has several pairs.",
     )
+
+
+def category_rows(found: dict[str, Any]) -> list[list[str]]:
+    """Accuracy and mean margin by category, by style and by section."""
+    rows = [*(found.get("by_category") or {"rows": []})["rows"], *found.get("by_style", [])]
+    shown = [[row["category"], estimate(row["accuracy"], percent), two(row["mean_margin"])] for row in rows]
+    return shown + [[row["section"], percent(row["accuracy"]), ""] for row in found.get("by_section", [])]
+
+
+def benchmark_table(stages: Stages) -> Table | None:
+    """Accuracy on other data sets than the reward model's own."""
+    rows = []
+    for name, found in benchmarks_in(stages).items():
+        if found is audit_in(stages):
+            continue
+        total = found["calibration"]["unseen"]
+        everything = ["all pairs", estimate(total["accuracy"], percent), estimate(total["mean_margin"], two)]
+        rows += [[name, *row] for row in (everything, *category_rows(found))]
+    head = ["audit", "category", "accuracy", "mean margin"]
+    return Table("Reward model on other pairs", head, rows) if rows else None
 
 
 def bias_table(stages: Stages) -> Table | None:
@@ -658,6 +693,7 @@ TABLES = (
     policies_table,
     reward_table,
     audit_table,
+    benchmark_table,
     bias_table,
     disagreement_table,
     cost_table,
