@@ -9,6 +9,7 @@ import torch
 
 from preferl.data.records import DataError, known_probability
 from preferl.data.sources import load_source
+from preferl.judging import selection
 from preferl.judging.annotators import Annotator
 from preferl.models import load
 from preferl.runs.errors import UsageError
@@ -22,7 +23,7 @@ def test_every_two_different_responses_make_a_pair_and_the_rest_is_counted():
         Candidates("q", ["a", " \n"], [True, True]),
         Candidates("r", ["x", "y"], [True, True]),
     ]
-    pairs, left_out = collect.pairs_of(rows, 100)
+    pairs, left_out = collect.pairs_of(rows)
     assert [(p.prompt, p.responses) for p in pairs] == [
         ("p", ("a", "b")),
         ("p", ("a", "c")),
@@ -33,7 +34,6 @@ def test_every_two_different_responses_make_a_pair_and_the_rest_is_counted():
     ]
     assert pairs[0].finished == (True, False)
     assert left_out == {"identical": 1, "empty": 1}
-    assert collect.pairs_of(rows, 2)[0] == pairs[:2]
 
 
 def test_stochastic_labels_follow_bradley_terry_and_deterministic_ones_the_larger_utility():
@@ -197,3 +197,92 @@ def test_a_language_model_labels_pairs_and_knows_no_truth(tmp_path, policy_direc
         assert 0 < pair.columns["judged_probability"] < 1
         assert known_probability(pair) is None
         assert "gold_chosen" not in pair.columns
+
+
+# ------------------------------------------------------------------------------ chosen pairs, added to others
+
+
+def test_only_responses_of_one_length_and_form_match():
+    assert selection.matched("It is red and big.", "It is red, and so.")
+    assert not selection.matched("It is red.", "It is red and big.")
+    assert not selection.matched("- one\n- two", "one and two")
+    assert selection.matched("- one\n- two", "- six\n- ten")
+    assert not selection.matched("It is **red** now", "It is red, or so.")
+    edge = "x" * 90
+    assert selection.matched(edge, "y" * 100)
+    assert not selection.matched(edge[1:], "y" * 100)
+
+
+def test_matched_pairs_are_the_only_ones_and_the_rest_is_counted():
+    rows = [Candidates("p", ["short", "a much longer one", "shirt", "a much larger one"], [True] * 4)]
+    pairs, left_out = collect.pairs_of(rows, only_matched=True)
+    assert [p.responses for p in pairs] == [("short", "shirt"), ("a much longer one", "a much larger one")]
+    assert left_out == {"identical": 0, "empty": 0, "unmatched": 4}
+
+
+def test_the_most_contradictory_pair_is_the_overrated_one_beside_the_underrated_one():
+    rows = [
+        Candidates("p", ["good", "praised", "plain", "ignored"], [True] * 4),
+        Candidates("q", ["plain", "good"], [True] * 2),
+    ]
+    worth = {"good": 2.0, "praised": -2.0, "plain": 0.0, "ignored": 2.0}
+    liked = {"good": 2.0, "praised": 3.0, "plain": 0.0, "ignored": -1.0}
+
+    def by(table):
+        return lambda prompts, completions, **columns: [table[text] for text in completions]
+
+    excess = collect.excess_of(rows, by(liked), Annotator("mine", by(worth), "deterministic"))
+    assert [len(part) for part in excess] == [4, 2]
+    pairs, _ = collect.pairs_of(rows, excess=excess)
+    assert [p.responses for p in pairs] == [("praised", "ignored"), ("plain", "good")]
+
+
+def test_adversarial_pairs_are_added_to_older_ones_and_say_what_they_are(tmp_path, policy_directory):
+    """A reward for length against an annotator for brevity: its mistakes are the longest responses."""
+    older = tmp_path / "older.jsonl"
+    old = [{"prompt": f"Old {i}", "chosen": "a", "rejected": "b", "split": "train"} for i in range(7)]
+    older.write_text("".join(json.dumps(row) + "\n" for row in old))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Say {i}"}) + "\n" for i in range(60)))
+    config = CollectConfig(
+        output_dir=str(tmp_path / "collect"),
+        model_name_or_path=str(policy_directory),
+        dataset_name=str(prompts),
+        annotator="concise",
+        label_mode="deterministic",
+        adversarial="length",
+        add_to=str(older),
+        num_generations=4,
+        response_length=8,
+        pairs=PairCounts(train=12, dev=2, rl=0, eval=2),
+        device="cpu",
+        num_threads=1,
+    )
+    stage = collect.run(config)
+    found = load_source(str(stage)).preferences
+    assert [p.prompt for p in found["train"][:7]] == [row["prompt"] for row in old]
+    new = found["train"][7:]
+    assert len(new) == 12
+    assert {p.columns["selection"] for p in new} == {"adversarial"}
+    assert all(len(p.chosen.split()) <= len(p.rejected.split()) for p in new)
+    assert json.loads((stage / "summary.json").read_text())["added_to"]["train"] == 7
+    random = collect.run(
+        dataclasses.replace(config, adversarial=None, add_to=None, output_dir=str(tmp_path / "random"))
+    )
+    everything = load_source(str(random)).preferences["train"]
+    gap = np.mean([len(p.rejected) - len(p.chosen) for p in new])
+    assert gap > 1.2 * np.mean([len(p.rejected) - len(p.chosen) for p in everything])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"matched": True, "layout": "rankings"}, "choose pairs"),
+        ({"adversarial": "length", "annotator": "judge:somewhere"}, "needs an annotator with a utility"),
+    ],
+)
+def test_choices_that_cannot_be_made_are_refused(tmp_path, change, words):
+    config = CollectConfig(output_dir=str(tmp_path / "c"), model_name_or_path="nowhere", **change)
+    with pytest.raises(UsageError, match=words):
+        collect.run(config)
+    assert not (tmp_path / "c").exists()

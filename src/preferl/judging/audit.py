@@ -60,7 +60,7 @@ FEATURES: dict[str, Callable[[str], float]] = {
     "repetition": stats.repetition,
 }
 LENGTH_FEATURES = ("characters", "words")
-CATEGORY_COLUMNS = ("subset", "category", "family", "aspect", "source")
+CATEGORY_COLUMNS = ("subset", "category", "family", "aspect", "selection", "source")
 REWARDBENCH_SECTIONS = {
     section: subsets.split()
     for section, subsets in {

@@ -26,13 +26,15 @@ from preferl.data.records import (
     SplitFractions,
     known_probability,
     prompt_text,
+    ranking_of,
     split_for,
 )
 from preferl.data.rows import MOST_RESPONSES
 from preferl.judging.annotators import Annotator
 from preferl.judging.backends import JudgeConfig
 from preferl.judging.judges import JudgedPairs, PairwiseJudge, load_pairwise_judge
-from preferl.judging.scorers import JUDGE, load_scorer
+from preferl.judging.scorers import JUDGE, Scorer, load_scorer
+from preferl.judging.selection import matched, most_contradictory
 from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
@@ -89,8 +91,15 @@ class CollectConfig(SamplingOptions, DataOptions, DeviceOptions):
     """``pairs``: every two responses are compared by themselves; ``rankings``: all K are ranked at once."""
     num_generations: int = 2
     """Responses to each prompt, K >= 2."""
+    matched: bool = False
+    """Compare only responses of one length (within a tenth) and form (lists, headings, bold, code)."""
+    adversarial: str | None = None
+    """A reward model to search for mistakes: of a prompt's responses only the pair is compared on which it
+    contradicts the annotator most. Sample from a policy that was trained against it."""
+    add_to: str | None = None
+    """Comparisons to which the new ones are added: a collect stage or files."""
     pairs: PairCounts = field(default_factory=PairCounts)
-    """Comparisons (pairs, or rankings) in each split."""
+    """New comparisons (pairs, or rankings) in each split."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +121,16 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
     check_options(config)
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     annotator = load_annotator(config, device)
+    misled = load_scorer(config.adversarial, device) if config.adversarial else None
+    older = sources.load_source(config.add_to) if config.add_to else None
+    parents = {"reward": config.adversarial or "", "added to": config.add_to or ""}
     if config.responses_file:
         candidates = read_candidates(Path(config.responses_file))
-        stage.begin(options, {})
+        stage.begin(options, parents)
     elif config.model_name_or_path:
         model, tokenizer = load.load_policy(config.model_name_or_path, device)
         prompts = sources.load_source(**config.source()).prompts
-        stage.begin(options, {"policy": config.model_name_or_path})
+        stage.begin(options, parents | {"policy": config.model_name_or_path})
         engine = CachedEngine(model, tokenizer.pad_token_id, config.sampling_batch_size, dtype)
         candidates = sample_candidates(config, engine, tokenizer, prompts)
     else:
@@ -130,14 +142,18 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
         limit, path = getattr(config.pairs, split), stage.data / f"{split}.jsonl"
         if isinstance(annotator, Annotator) and config.layout == "rankings":
             rankings, left_out = rank(rows[:limit], annotator, rng, split, config)
-            formats.write_rankings(path, rankings)
+            formats.write_rankings(path, [*rankings_of(older, split), *rankings])
             records = [pair for ranking in rankings for pair in ranking.pairs()]
             summary[split] = describe(records, rows) | {"rankings": len(rankings), "left_out": left_out}
         else:
-            pairs, left_out = pairs_of(rows, limit)
+            excess = None
+            if misled is not None and isinstance(annotator, Annotator) and rows:
+                excess = excess_of(rows, misled, annotator)
+            pairs, left_out = pairs_of(rows, config.matched, excess)
+            pairs = pairs[:limit]
             records = label(pairs, annotator, rng, split, config)
             left_out["tied or unreadable"] = len(pairs) - len(records)
-            formats.write_preferences(path, records)
+            formats.write_preferences(path, [*(older.preferences[split] if older else ()), *records])
             summary[split] = describe(records, rows) | {"left_out": left_out}
         stage.log(split=split, **summary[split])
         stage.log_samples({"split": split, **example(r)} for r in records[:10])
@@ -160,9 +176,12 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
             else f", {train['first_wins_rate']:.1%} won by the first response"
         )
     )
-    counts = {}
+    counts: dict[str, Any] = {}
+    if older is not None:
+        counts["added_to"] = {split: len(older.preferences[split]) for split in SPLITS}
+        say(f"collect: added to {counts['added_to']['train']} training pairs of {config.add_to}")
     if isinstance(annotator, PairwiseJudge):
-        counts = {"judge": dataclasses.asdict(annotator.counts)}
+        counts["judge"] = dataclasses.asdict(annotator.counts)
         say("collect: the judge: " + ", ".join(f"{n} {name}" for name, n in counts["judge"].items()))
     stage.finish(splits=summary, annotator=config.annotator, **counts)
     return stage.path
@@ -199,6 +218,10 @@ def check_options(config: CollectConfig) -> None:
         )
     if config.layout not in ("pairs", "rankings"):
         raise UsageError(f"layout '{config.layout}' is unknown; use pairs or rankings")
+    if config.layout == "rankings" and (config.matched or config.adversarial):
+        raise UsageError("matched and adversarial choose pairs; use --layout pairs")
+    if config.adversarial and config.annotator.startswith(JUDGE):
+        raise UsageError("adversarial needs an annotator with a utility; a judge only compares")
     if config.layout == "pairs" and config.tie_policy == "tie":
         raise UsageError(
             "tie_policy tie needs --layout rankings: a pair has no place for a tie; use coin or skip"
@@ -214,10 +237,11 @@ def sample_candidates(
 ) -> dict[str, list[Candidates]]:
     """Visits the prompts of each split in rounds until there are responses for the pairs asked for."""
     K = config.num_generations
-    per_visit = K * (K - 1) // 2 if config.layout == "pairs" else 1
-    # A tenth more than needed, because identical responses make no pair.
+    per_visit = K * (K - 1) // 2 if config.layout == "pairs" and not config.adversarial else 1
+    # A tenth more than needed, because identical responses make no pair; few pairs match.
+    spare = 6.0 if config.matched else 1.1
     visits = {
-        split: -(-int(1.1 * getattr(config.pairs, split)) // per_visit) if prompts[split] else 0
+        split: -(-int(spare * getattr(config.pairs, split)) // per_visit) if prompts[split] else 0
         for split in SPLITS
     }
     sampling = sampling_for(tokenizer, config)
@@ -290,25 +314,49 @@ class Pair:
     finished: tuple[bool, bool]
 
 
-def pairs_of(rows: Sequence[Candidates], limit: int) -> tuple[list[Pair], dict[str, int]]:
-    """Up to ``limit`` pairs of different responses, and how many were left out for what."""
-    pairs, left_out = [], {"identical": 0, "empty": 0}
-    for row in rows:
+def pairs_of(
+    rows: Sequence[Candidates], only_matched: bool = False, excess: Sequence[np.ndarray] | None = None
+) -> tuple[list[Pair], dict[str, int]]:
+    """Pairs of different responses, and how many were left out for what.
+
+    With ``excess`` (scores minus utilities of a row's responses) only the most contradictory pair of a row.
+    """
+    pairs, left_out = [], {"identical": 0, "empty": 0} | ({"unmatched": 0} if only_matched else {})
+    for number, row in enumerate(rows):
+        fitting = []
         for i, j in itertools.combinations(range(len(row.responses)), 2):
-            if row.responses[i] == row.responses[j]:
+            first, second = row.responses[i], row.responses[j]
+            if first == second:
                 left_out["identical"] += 1
-                continue
-            if not (row.responses[i].strip() and row.responses[j].strip()):
+            elif not (first.strip() and second.strip()):
                 left_out["empty"] += 1
-                continue
-            pairs.append(
-                Pair(
-                    row.prompt,
-                    (row.responses[i], row.responses[j]),
-                    (row.finished[i], row.finished[j]),
-                )
-            )
-    return pairs[:limit], left_out
+            elif only_matched and not matched(first, second):
+                left_out["unmatched"] += 1
+            else:
+                fitting.append((i, j))
+        if excess is not None and fitting:
+            fitting = [most_contradictory(excess[number], fitting)]
+        pairs += [
+            Pair(row.prompt, (row.responses[i], row.responses[j]), (row.finished[i], row.finished[j]))
+            for i, j in fitting
+        ]
+    return pairs, left_out
+
+
+def excess_of(rows: Sequence[Candidates], reward: Scorer, annotator: Annotator) -> list[np.ndarray]:
+    """Score minus utility of every row's responses, each in standard deviations over all of them.
+
+    Pairs are chosen by the utility and before labels are drawn, so labels stay what they are on any pair.
+    """
+    prompts = [row.prompt for row in rows for _ in row.responses]
+    texts = [text for row in rows for text in row.responses]
+    finished = [done for row in rows for done in row.finished]
+    score_N, utility_N = (
+        np.array(value(prompts, texts, finished=finished), dtype=np.float64)
+        for value in (reward, annotator.utility)
+    )
+    excess_N = score_N / (score_N.std() or 1) - utility_N / (utility_N.std() or 1)
+    return np.split(excess_N, np.cumsum([len(row.responses) for row in rows])[:-1])
 
 
 def label(
@@ -341,6 +389,7 @@ def label(
             "split": split,
             "annotator": annotator.name,
             "source": config.responses_file or config.model_name_or_path,
+            "selection": selection_of(config),
             "chosen_position": won,
             "finished_chosen": pair.finished[won],
             "finished_rejected": pair.finished[1 - won],
@@ -393,6 +442,19 @@ def rank(
             columns["label_scale"] = annotator.scale
         rankings.append(Ranking(row.prompt, row.responses, annotator.rank(utility_K, rng), None, columns))
     return rankings, left_out
+
+
+def selection_of(config: CollectConfig) -> str:
+    """How the pairs were chosen, for the column ``selection``."""
+    names = ("adversarial" if config.adversarial else "", "matched" if config.matched else "")
+    return " ".join(filter(None, names)) or "random"
+
+
+def rankings_of(source: sources.Source | None, split: str) -> list[Ranking]:
+    """The rankings of a split, or its pairs as rankings of two."""
+    if source is None:
+        return []
+    return source.rankings[split] or [ranking_of(pair) for pair in source.preferences[split]]
 
 
 def describe(records: Sequence[Preference], rows: Sequence[Candidates]) -> dict[str, Any]:
