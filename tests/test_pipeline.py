@@ -182,6 +182,24 @@ def test_shared_options_reach_the_stages_and_own_options_win(tmp_path):
     assert human.rl.gold is None
 
 
+def test_a_reward_model_can_start_from_a_language_model_of_its_own(tmp_path):
+    wide = SftConfig(hidden_size=48, num_heads=4, vocab_size=400, num_train_epochs=0.1, check_samples=4)
+    config = small(tmp_path, stages=["sft", "collect", "backbone", "reward"], backbone=wide)
+    run = pipeline.run(config)
+    sizes = {
+        name: json.loads((run / name / "model" / "config.json").read_text())
+        for name in ("sft", "backbone", "reward")
+    }
+    assert {name: size["hidden_size"] for name, size in sizes.items()} == {
+        "sft": 32,
+        "backbone": 48,
+        "reward": 48,
+    }
+    assert sizes["reward"]["vocab_size"] == sizes["backbone"]["vocab_size"] < sizes["sft"]["vocab_size"]
+    assert StageRecord(run / "reward").manifest["parents"]["model"]["path"] == "../backbone"
+    assert "backbone" not in RunConfig().stages
+
+
 class Page(HTMLParser):
     """Collects tags, text and anything that would fetch."""
 

@@ -423,6 +423,12 @@ def test_what_reads_from_a_stage_made_anew_is_made_anew(tmp_path, recorded):
                 "rl.kl_coef=0.1,evaluate.temperature=0.5": {"evaluate"},
             },
         ),
+        # A reward model of another size than the policy: its data stay the same.
+        (
+            {"stages": ["sft", "collect", "backbone", "reward"]},
+            {"grid": {"backbone.hidden_size": [32]}},
+            {"base": {"sft", "collect"}, "backbone.hidden_size=32": {"backbone", "reward"}},
+        ),
         # The policy is chosen by hand: nothing of the swept stage reaches rl.
         (
             {

@@ -21,8 +21,18 @@ from preferl.stages.reward import RewardConfig
 from preferl.stages.rl import RlConfig
 from preferl.stages.sft import SftConfig
 
-STAGES = ("sft", "collect", "reward", "rl", "evaluate", "report")
-RUNNERS: dict[str, Any] = {"sft": sft, "collect": collect, "reward": reward, "rl": rl, "evaluate": evaluate}
+USUAL = ("sft", "collect", "reward", "rl", "evaluate", "report")
+# A language model of the reward model's own: of another size than the policy, or with another tokenizer.
+BACKBONE = "backbone"
+STAGES = ("sft", "collect", BACKBONE, "reward", "rl", "evaluate", "report")
+RUNNERS: dict[str, Any] = {
+    "sft": sft,
+    "collect": collect,
+    BACKBONE: sft,
+    "reward": reward,
+    "rl": rl,
+    "evaluate": evaluate,
+}
 SHARED = tuple(f.name for f in dataclasses.fields(DeviceOptions))
 DATA = tuple(f.name for f in dataclasses.fields(DataOptions))
 SAMPLING = ("temperature", "response_length")
@@ -35,8 +45,9 @@ class RunConfig(DataOptions, DeviceOptions):
 
     output_dir: str = "runs/run"
     """The run's directory; each stage is a directory in it."""
-    stages: list[str] = field(default_factory=lambda: list(STAGES))
-    """Which stages, in this order: sft, collect, reward, rl, evaluate, report."""
+    stages: list[str] = field(default_factory=lambda: list(USUAL))
+    """Which stages, in this order: sft, collect, reward, rl, evaluate, report; with ``backbone`` before
+    ``reward`` the reward model starts from a language model of its own."""
     model_name_or_path: str | None = None
     """Base model of the first stage that needs one; without it a small one is made."""
     temperature: float = 1.0
@@ -47,6 +58,8 @@ class RunConfig(DataOptions, DeviceOptions):
     """Options of the sft stage."""
     collect: CollectConfig = field(default_factory=CollectConfig)
     """Options of the collect stage."""
+    backbone: SftConfig = field(default_factory=SftConfig)
+    """Options of the backbone stage: an sft stage of the reward model's own."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """Options of the reward stage."""
     rl: RlConfig = field(default_factory=RlConfig)
@@ -116,7 +129,7 @@ def resolve(config: RunConfig) -> RunConfig:
 
     fill("sft", model_name_or_path=config.model_name_or_path)
     fill("collect", model_name_or_path=base)
-    fill("reward", model_name_or_path=base)
+    fill("reward", model_name_or_path=at(BACKBONE) if BACKBONE in present else base)
     if "collect" in present:
         fill("reward", dataset_name=at("collect"))
     else:

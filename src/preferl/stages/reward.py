@@ -404,6 +404,7 @@ def train(
     batches: Any = iter(())
     eval_every = max(1, updates // config.num_evals)
     best_loss, best_update, best_weights, misses = math.inf, 0, None, 0
+    dev_loss, sequences = math.inf, 0
     with Steps("reward", updates) as steps:
         for update in range(1, updates + 1):
             rows = next(batches, None)
@@ -412,6 +413,7 @@ def train(
                 rows = next(batches)
             with devices.autocast(model.device, dtype):
                 scored = scores_of_batch(model, tokenizer, [encoded[i] for i in rows])
+            sequences += int(scored.mask_GK.sum())
             loss, accuracy = batch_loss(loss_name, scored, config)
             loss.backward()
             norm = clip_and_step(optimizer, config.max_grad_norm, f"reward update {update}")
@@ -434,7 +436,13 @@ def train(
     if best_weights is not None:
         model.load_state_dict(best_weights)
     model.requires_grad_(True)
-    return {"updates": update, "best_update": best_update, "dev_loss": best_loss}
+    return {
+        "updates": update,
+        "best_update": best_update,
+        "dev_loss": best_loss,
+        "final_dev_loss": dev_loss,
+        "sequences": sequences,
+    }
 
 
 def encode(scorer: RewardModel, ranking: Ranking, rng: random.Random) -> Encoded:
