@@ -10,6 +10,8 @@ import pytest
 
 from preferl import cli
 from preferl.pipeline import RunConfig
+from preferl.stages.audit import AuditConfig
+from preferl.stages.collect import PairCounts
 from preferl.stages.rl import RlConfig
 from preferl.sweep import SweepOptions
 
@@ -30,6 +32,8 @@ def test_options_exist(page):
     known = {"config", "fresh", "debug", "help", "print_config", "print-config", "version"}
     for config in (
         RunConfig,
+        AuditConfig,
+        PairCounts,
         *(type(getattr(RunConfig(), n)) for n in ("sft", "collect", "reward", "rl", "evaluate")),
     ):
         known |= {f.name for f in fields(config)}
