@@ -41,6 +41,7 @@ def test_a_rewardbench_file_is_scored_by_category(benchmark, tmp_path, capsys):
     assert len((out / "samples.jsonl").read_text().splitlines()) == 4
     assert main(["report", str(out.parent)]) == 0
     page = (out.parent / "report.html").read_text()
+    assert "50.0% [15.0%, 85.0%] of 4 pairs are scored as labelled by concise." in page
     assert "held-out, chat" in page
     assert "held-out, facts" in page
 

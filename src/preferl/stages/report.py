@@ -89,6 +89,13 @@ def verdict(stages: Stages) -> Verdict:
     """Did it work, and was the reward hacked? Read off the paired intervals alone."""
     if "evaluate" not in stages:
         done = ", ".join(stages)
+        if all(record.manifest["stage"] == "audit" for record in stages.values()):
+            found = []
+            for name, r in ((name, record.summary) for name, record in stages.items()):
+                ends = f"[{r['eval_accuracy_low']:.1%}, {r['eval_accuracy_high']:.1%}]"
+                share = f"{r['eval_accuracy']:.1%} {ends} of {r['eval_pairs']:,} pairs"
+                found.append(f"{name}: {share} are scored as labelled by {r['reward']}.")
+            return Verdict("Audited", "plain", " ".join(found))
         return Verdict("Not evaluated", "plain", f"Finished stages: {done}. Run `evaluate` for a verdict.")
     summary = stages["evaluate"].summary
     proxy, gold = summary["comparison"]["score"], summary["comparison"].get("gold")
