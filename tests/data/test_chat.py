@@ -62,6 +62,23 @@ def test_a_tokenizer_without_template_gets_the_plain_one(tokenizer):
     assert "Assistant" in PLAIN_TEMPLATE
 
 
+def test_a_finished_dialogue_reads_alike_through_the_plain_template_and_in_training(tokenizer):
+    """Other tools render prompt and answer through the template: EOS must stand where it stood in training."""
+    import copy
+
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = PLAIN_TEMPLATE
+    prompt = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Who are you?"},
+    ]
+    text = bare.apply_chat_template([*prompt, {"role": "assistant", "content": "A dog."}], tokenize=False)
+    assert text == "Human:\nHi\n\nAssistant:\nHello.<|eos|>Human:\nWho are you?\n\nAssistant:\nA dog.<|eos|>"
+    ids = bare(text, add_special_tokens=False)["input_ids"]
+    assert ids == prompt_ids(bare, prompt) + response_ids(bare, "A dog.")
+
+
 def test_eos_ends_a_finished_response_only(tokenizer):
     assert response_ids(tokenizer, "Red.")[-1] == tokenizer.eos_token_id
     assert tokenizer.eos_token_id not in response_ids(tokenizer, "Red.", finished=False)

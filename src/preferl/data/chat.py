@@ -13,11 +13,12 @@ import torch
 from preferl.data.records import Prompt
 
 # Used where a tokenizer brings no template. The newline after the role keeps the first word of the answer
-# a token of its own in byte-level vocabularies.
+# a token of its own in byte-level vocabularies; an answer ends with EOS, as in training, wherever it stands.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{{ {'user': 'Human', 'assistant': 'Assistant', 'system': 'System'}[message['role']] }}:\n"
-    "{{ message['content'] }}\n\n{% endfor %}"
+    "{{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' and eos_token else '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 

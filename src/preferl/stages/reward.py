@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 
 from preferl.data import sources
-from preferl.data.chat import length_buckets, pad
+from preferl.data.chat import length_buckets
 from preferl.data.records import (
     DataError,
     Preference,
@@ -38,12 +38,12 @@ from preferl.judging.scorers import MEMBER, Scorer, load_scorer
 from preferl.maths import preference
 from preferl.models import load
 from preferl.models.optim import adamw, clip_and_step, schedule
+from preferl.models.packing import can_pack, flat_scores
 from preferl.models.reward import (
     RewardModel,
     fold_normalisation,
     load_reward_model,
     quiet_peft,
-    raw_scores,
     reward_mean,
     save_adapter,
     with_lora,
@@ -401,6 +401,7 @@ def train(
     decay = 1 - 1 / max(1.0, config.weight_average * updates)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     averaged_scorer = RewardModel(average.module, tokenizer, max_length=config.max_length)
+    packed = can_pack(model)
     batches: Any = iter(())
     eval_every = max(1, updates // config.num_evals)
     best_loss, best_update, best_weights, misses = math.inf, 0, None, 0
@@ -412,7 +413,7 @@ def train(
                 batches = length_buckets(lengths, config.train_batch_size, rng)
                 rows = next(batches)
             with devices.autocast(model.device, dtype):
-                scored = scores_of_batch(model, tokenizer, [encoded[i] for i in rows])
+                scored = scores_of_batch(model, tokenizer, [encoded[i] for i in rows], packed)
             sequences += int(scored.mask_GK.sum())
             loss, accuracy = batch_loss(loss_name, scored, config)
             loss.backward()
@@ -458,10 +459,11 @@ def encode(scorer: RewardModel, ranking: Ranking, rng: random.Random) -> Encoded
     )
 
 
-def scores_of_batch(model: PreTrainedModel, tokenizer: Any, comparisons: Sequence[Encoded]) -> Scored:
-    """Scores of all responses of all comparisons, each in one forward pass of the whole batch."""
-    ids_BS, attention_BS = pad([row for c in comparisons for row in c.rows], tokenizer.pad_token_id, "right")
-    score_B = raw_scores(model, ids_BS.to(model.device), attention_BS.to(model.device))
+def scores_of_batch(
+    model: PreTrainedModel, tokenizer: Any, comparisons: Sequence[Encoded], packed: bool = False
+) -> Scored:
+    """Scores of all responses of all comparisons, each read once."""
+    score_B = flat_scores(model, tokenizer.pad_token_id, [c.rows for c in comparisons], packed)
     G, K = len(comparisons), max(len(c.rows) for c in comparisons)
     mask_GK = torch.tensor([[int(k < len(c.rows)) for k in range(K)] for c in comparisons])
     rank_GK = torch.zeros(G, K, dtype=torch.long)
