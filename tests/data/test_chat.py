@@ -63,7 +63,7 @@ def test_a_tokenizer_without_template_gets_the_plain_one(tokenizer):
 
 
 def test_a_finished_dialogue_reads_alike_through_the_plain_template_and_in_training(tokenizer):
-    """Other tools render prompt and answer through the template: EOS must stand where it stood in training."""
+    """Other tools render prompt and answer through the template: EOS must stand where it stood in ours."""
     import copy
 
     bare = copy.deepcopy(tokenizer)
