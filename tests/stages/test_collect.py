@@ -286,3 +286,21 @@ def test_choices_that_cannot_be_made_are_refused(tmp_path, change, words):
     with pytest.raises(UsageError, match=words):
         collect.run(config)
     assert not (tmp_path / "c").exists()
+
+
+def test_prompts_are_visited_again_until_there_are_enough_comparisons():
+    def rows(*texts):
+        return [Candidates("p", list(pair), [True, True]) for pair in texts]
+
+    half = rows(*[("same", "same"), ("one", "two")] * 5)
+    config = CollectConfig()
+    assert collect.visits_missing(half, 5, config, 1) == 0
+    assert collect.visits_missing(half, 8, config, 1) == 6, "every second visit gives a pair"
+    assert collect.visits_missing(half, 8, dataclasses.replace(config, layout="rankings"), 1) == 6
+    none = rows(*[("same", "same")] * 10)
+    assert collect.visits_missing(none, 2, config, 1) == 20
+    assert collect.visits_missing(none * 4, 2, config, 1) == 0, "there is an end to it"
+    assert collect.visits_missing(half, 8, dataclasses.replace(config, adversarial="length"), 1) == 6
+    long = rows(*[("one", "one and a half"), ("one", "two")] * 5)
+    assert collect.visits_missing(long, 8, dataclasses.replace(config, matched=True), 1) == 6
+    assert collect.visits_missing([], 0, config, 1) == 0

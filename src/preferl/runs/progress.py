@@ -56,6 +56,12 @@ class Steps:
             left = (now - self.started) / max(self.step, 1) * (self.total - self.step)
             say(f"{self.title:>9}  {self.step}/{self.total}  ETA {clock(left)}  {self.shown}")
 
+    def more(self, count: int) -> None:
+        """There are ``count`` steps more than thought."""
+        self.total += count
+        if self.bar:
+            self.bar.update(self.task, total=self.total)
+
     def __exit__(self, *exception: object) -> None:
         if self.bar:
             self.bar.stop()

@@ -45,6 +45,7 @@ from preferl.sampling.cached import CachedEngine
 from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
 
 GOLD = ("gold_chosen", "gold_rejected")
+MOST_VISITS = 20
 
 
 @dataclass(kw_only=True)
@@ -235,25 +236,24 @@ def check_options(config: CollectConfig) -> None:
 def sample_candidates(
     config: CollectConfig, engine: CachedEngine, tokenizer: Any, prompts: dict[str, list[Prompt]]
 ) -> dict[str, list[Candidates]]:
-    """Visits the prompts of each split in rounds until there are responses for the pairs asked for."""
+    """Visits the prompts of each split in rounds until there are responses for the comparisons asked for, or
+    ``MOST_VISITS`` times as many visits as would do if no two responses were equal."""
     K = config.num_generations
-    per_visit = K * (K - 1) // 2 if config.layout == "pairs" and not config.adversarial else 1
-    # A tenth more than needed, because identical responses make no pair; few pairs match.
-    spare = 6.0 if config.matched else 1.1
+    each = K * (K - 1) // 2 if config.layout == "pairs" and not config.adversarial else 1
     visits = {
-        split: -(-int(spare * getattr(config.pairs, split)) // per_visit) if prompts[split] else 0
+        split: -(-int(1.1 * getattr(config.pairs, split)) // each) if prompts[split] else 0
         for split in SPLITS
     }
     sampling = sampling_for(tokenizer, config)
     out: dict[str, list[Candidates]] = {}
     with Steps("collect", sum(visits.values())) as steps:
-        for split, count in visits.items():
-            order = list(itertools.islice(rounds(prompts[split], config.seed, split), count))
+        for split, due in visits.items():
+            order = rounds(prompts[split], config.seed, split)
             generator = devices.generator(config.seed, "collect", split)
-            out[split] = []
+            rows = out[split] = []
             chunk = max(1, 4 * config.sampling_batch_size // K)
-            for start in range(0, count, chunk):
-                part = order[start : start + chunk]
+            while due:
+                part = list(itertools.islice(order, min(chunk, due)))
                 repeated = [p for p in part for _ in range(K)]
                 tokens = fitting_prompt_ids(tokenizer, part, engine.model, config.response_length)
                 made = generate(
@@ -265,10 +265,27 @@ def sample_candidates(
                     generator,
                 )
                 for i, prompt in enumerate(part):
-                    rows = slice(i * K, (i + 1) * K)
-                    out[split].append(Candidates(prompt, made.completions[rows], made.finished[rows]))
+                    row = slice(i * K, (i + 1) * K)
+                    rows.append(Candidates(prompt, made.completions[row], made.finished[row]))
                 steps.advance(len(part), length=made.mean_length, eos=made.eos_rate)
+                due -= len(part)
+                if not due:
+                    due = visits_missing(rows, getattr(config.pairs, split), config, each)
+                    steps.more(due)
     return out
+
+
+def visits_missing(rows: Sequence[Candidates], wanted: int, config: CollectConfig, each: int) -> int:
+    """How many more prompts to visit for ``wanted`` comparisons, by what the visits so far have given."""
+    if config.layout == "rankings":
+        have = sum(len({text for text in row.responses if text.strip()}) > 1 for row in rows)
+    else:
+        nothing = [np.zeros(len(row.responses)) for row in rows] if config.adversarial else None
+        have = len(pairs_of(rows, config.matched, nothing)[0])
+    most = MOST_VISITS * -(-wanted // each)
+    if have >= wanted or len(rows) >= most:
+        return 0
+    return min(-(-(wanted - have) * len(rows) // max(have, 1)), most - len(rows))
 
 
 def rounds(prompts: Sequence[Prompt], seed: int, split: str) -> Iterator[Prompt]:
