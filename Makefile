@@ -30,6 +30,7 @@ fmt: $(STAMP)
 
 bench: $(STAMP)  ## speed, as ratios printed side by side
 	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/reward_speed.py
 
 docs: $(STAMP)  ## check that every command, option and path the documentation names exists
 	$(BIN)/python -m pytest tests/test_docs.py
