@@ -296,6 +296,7 @@ def test_a_run_of_an_ensemble_against_a_worst_case_has_its_report(finished, tmp_
     )
     text = pipeline.run(ensemble).read_text(encoding="utf-8")
     assert "Reward model, audited" in text
+    assert "held-out, all members agree (" in text
     record = StageRecord(tmp_path / "run" / "rl")
     steps = [row for row in record.metrics if "reward" in row]
     parts = [name for name in steps[0] if name.startswith("reward/")]

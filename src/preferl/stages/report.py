@@ -605,6 +605,12 @@ def audit_table(stages: Stages) -> Table | None:
         ]
         for row in (found.get("baselines") or {"rows": []})["rows"]
     ]
+    members = found.get("members")
+    if members is not None:
+        for name, part in (("all members agree", "unanimous"), ("members differ", "divided")):
+            group = members[part]
+            label = f"held-out, {name} ({group['pairs']:,} pairs)"
+            rows.append([label, estimate(group["accuracy"], percent), "", ""])
     for name, part in (("its six demonstration pairs", "seen"), ("four more", "unseen")):
         summary = found["demonstration"][part]
         if summary is not None:
