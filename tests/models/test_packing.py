@@ -138,3 +138,15 @@ def test_a_model_whose_packed_scores_differ_is_read_row_by_row(monkeypatch):
     right = packing.packed_scores
     monkeypatch.setattr(packing, "packed_scores", lambda *args: right(*args) + 0.01)
     assert not can_pack(model)
+
+
+def test_a_model_without_a_trunk_of_transformers_is_read_row_by_row():
+    model = make_model("llama", "last")
+
+    class Wrapped(torch.nn.Module):
+        score = torch.nn.Linear(32, 1)
+
+        def base_model(self, **inputs):
+            return model.base_model(**inputs)
+
+    assert not can_pack(Wrapped())

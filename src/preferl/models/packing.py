@@ -97,8 +97,11 @@ def can_pack(model: PreTrainedModel) -> bool:
 
     Only decoders of ``PACKABLE`` families with full attention are tried.
     """
-    config = model.base_model.config
-    if not is_decoder(model) or config._attn_implementation != "sdpa" or config.model_type not in PACKABLE:
+    trunk = model.base_model
+    if not isinstance(trunk, PreTrainedModel) or not is_decoder(model):
+        return False
+    config = trunk.config
+    if config._attn_implementation != "sdpa" or config.model_type not in PACKABLE:
         return False
     if getattr(config, "sliding_window", None):
         return False
