@@ -21,6 +21,7 @@ One stage at a time (each takes the previous stage's directory):
   preferl sft                      fine-tune a language model on demonstrations
   preferl collect                  sample responses and let an annotator compare them
   preferl reward                   train a reward model on preferences
+  preferl best_of                  keep the best of N responses by a reward, as demonstrations for sft
   preferl rl                       fine-tune the policy against the reward (ppo, reinforce)
   preferl audit                    any reward on labelled pairs: RewardBench, RM-Bench, LLMBar, your own
   preferl evaluate                 compare the policy with its SFT model and with best-of-N
@@ -106,7 +107,7 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
         from preferl.runs.config import instantiate, parser_for
 
         module = importlib.import_module(f"preferl.stages.{name}")
-        config_class = getattr(module, name.capitalize() + "Config")
+        config_class = getattr(module, name.title().replace("_", "") + "Config")
         arguments, fresh = take_flag(arguments, "--fresh")
         parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip())
         config = instantiate(parser, config_class, parser.parse_args(arguments))
@@ -227,7 +228,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": demo_command,
     "run": run_command,
     "sweep": sweep_command,
-    **{name: stage_command(name) for name in ("sft", "collect", "reward", "audit", "rl", "evaluate")},
+    **{
+        name: stage_command(name)
+        for name in ("sft", "collect", "reward", "best_of", "audit", "rl", "evaluate")
+    },
     "report": report_command,
     "data": data_command,
     "doctor": doctor_command,

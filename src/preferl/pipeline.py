@@ -14,7 +14,8 @@ from preferl.runs.config import DataOptions, DeviceOptions, inherit, to_yaml
 from preferl.runs.directory import StageDirectory, write_run_files
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import clock, say
-from preferl.stages import collect, evaluate, report, reward, rl, sft
+from preferl.stages import best_of, collect, evaluate, report, reward, rl, sft
+from preferl.stages.best_of import BestOfConfig
 from preferl.stages.collect import CollectConfig
 from preferl.stages.evaluate import EvaluateConfig
 from preferl.stages.reward import RewardConfig
@@ -24,12 +25,16 @@ from preferl.stages.sft import SftConfig
 USUAL = ("sft", "collect", "reward", "rl", "evaluate", "report")
 # A language model of the reward model's own: of another size than the policy, or with another tokenizer.
 BACKBONE = "backbone"
-STAGES = ("sft", "collect", BACKBONE, "reward", "rl", "evaluate", "report")
+# Rejection-sampling fine-tuning: the SFT model trained further on the best of its own responses.
+BEST_OF, DISTIL = "best_of", "distil"
+STAGES = ("sft", "collect", BACKBONE, "reward", BEST_OF, DISTIL, "rl", "evaluate", "report")
 RUNNERS: dict[str, Any] = {
     "sft": sft,
     "collect": collect,
     BACKBONE: sft,
     "reward": reward,
+    BEST_OF: best_of,
+    DISTIL: sft,
     "rl": rl,
     "evaluate": evaluate,
 }
@@ -47,7 +52,8 @@ class RunConfig(DataOptions, DeviceOptions):
     """The run's directory; each stage is a directory in it."""
     stages: list[str] = field(default_factory=lambda: list(USUAL))
     """Which stages, in this order: sft, collect, reward, rl, evaluate, report; with ``backbone`` before
-    ``reward`` the reward model starts from a language model of its own."""
+    ``reward`` the reward model starts from a language model of its own; ``best_of`` and ``distil`` after
+    ``reward`` train the SFT model on the best of its own responses."""
     model_name_or_path: str | None = None
     """Base model of the first stage that needs one; without it a small one is made."""
     temperature: float = 1.0
@@ -62,6 +68,10 @@ class RunConfig(DataOptions, DeviceOptions):
     """Options of the backbone stage: an sft stage of the reward model's own."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """Options of the reward stage."""
+    best_of: BestOfConfig = field(default_factory=BestOfConfig)
+    """Options of the best_of stage."""
+    distil: SftConfig = field(default_factory=lambda: SftConfig(learning_rate=1e-3, num_train_epochs=2))
+    """Options of the distil stage: an sft stage on the demonstrations of best_of."""
     rl: RlConfig = field(default_factory=RlConfig)
     """Options of the rl stage."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -112,11 +122,11 @@ def resolve(config: RunConfig) -> RunConfig:
     shared = {name: inherit(getattr(config, name), config, SHARED) for name in STAGES[:-1]}
     for name in STAGES[:-1]:
         shared[name] = inherit(shared[name], config, SAMPLING)
-        if name != "reward":
+        if name not in ("reward", DISTIL):  # which read what a stage has written
             shared[name] = inherit(shared[name], config, DATA)
         shared[name] = dataclasses.replace(shared[name], output_dir=at(name))
     base = at("sft") if "sft" in present else config.model_name_or_path
-    if base is None and present & {"collect", "reward", "rl", "evaluate"}:
+    if base is None and present & {"collect", "reward", BEST_OF, DISTIL, "rl", "evaluate"}:
         raise UsageError("a run without the sft stage needs --model_name_or_path, the policy to start from")
     annotator = config.collect.annotator if "collect" in present else None
     default = RunConfig()
@@ -136,7 +146,9 @@ def resolve(config: RunConfig) -> RunConfig:
         fill("reward", dataset_name=config.dataset_name, reference_policy=base)
         shared["reward"] = inherit(shared["reward"], config, DATA)
     fill("rl", model_name_or_path=base, reward_model=at("reward"), gold=annotator)
-    policy = at("rl") if "rl" in present else base
+    fill(BEST_OF, model_name_or_path=base, reward_model=at("reward"), gold=annotator)
+    fill(DISTIL, model_name_or_path=base, dataset_name=at(BEST_OF))
+    policy = next((at(name) for name in ("rl", DISTIL) if name in present), base)
     fill("evaluate", model_name_or_path=policy, ref_model=base, reward_model=at("reward"), gold=annotator)
     return dataclasses.replace(config, **shared)
 

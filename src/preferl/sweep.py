@@ -44,6 +44,8 @@ DEFAULT_METRICS = {
         "log_loss": "reward.eval_loss",
         "calibration_error": "reward.ece",
     },
+    "best_of": {"kept_reward": "best_of.splits.train.kept.score"},
+    "distil": {"distil_loss": "distil.eval_loss"},
     "evaluate": {
         "gold_win_rate": "evaluate.comparison.gold.win_rate",
         "gold_gain": "evaluate.comparison.gold.difference",

@@ -1,0 +1,420 @@
+"""best_of: samples N responses to each prompt, keeps the best by a reward, writes them as demonstrations.
+
+Best-of-n (Stiennon et al. 2020) as data: ``preferl sft`` on what is written here is rejection-sampling
+fine-tuning (Touvron et al. 2023, "Llama 2", section 3.2.3; RAFT, Dong et al. 2023). Prompts of the split
+``rl`` become the demonstrations' ``train``, prompts of ``dev`` stay ``dev``; no other prompt is read.
+
+Different from both papers: a response that was cut off is never chosen, because a demonstration ends with
+EOS and would teach to stop in mid-sentence. One round; for the next, name the fine-tuned policy.
+
+preferl best_of --model_name_or_path runs/sft --reward_model runs/reward
+preferl sft --model_name_or_path runs/sft --dataset_name runs/best_of --output_dir runs/distil
+"""
+
+import dataclasses
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preferl.data import formats, sources
+from preferl.data.records import DataError, Demonstration, Prompt, prompt_key, prompt_text
+from preferl.judging.scorers import Scorer, load_scorer, reward_models
+from preferl.maths import stats
+from preferl.maths.kl import best_of_n_kl_bound
+from preferl.models import load
+from preferl.runs import devices
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.directory import StageDirectory
+from preferl.runs.errors import UsageError
+from preferl.runs.progress import Steps, say
+from preferl.sampling.cached import CachedEngine
+from preferl.sampling.rollout import check_scores
+from preferl.sampling.texts import Generated, fitting_prompt_ids, generate, sampling_for
+
+# Split of the demonstrations -> split of the prompts that they answer.
+PROMPTS_OF = {"train": "rl", "dev": "dev"}
+LOGGED = 20  # prompts of each split in samples.jsonl
+
+
+@dataclass(kw_only=True)
+class BestOfConfig(SamplingOptions, DataOptions, DeviceOptions):
+    """Options of the best_of stage."""
+
+    output_dir: str = "runs/best_of"
+    """Where the stage is written."""
+    model_name_or_path: str = "runs/sft"
+    """The policy that writes the responses."""
+    reward_model: str = "runs/reward"
+    """The reward that chooses: a reward model's directory, ``module:function``, or a mixture."""
+    gold: str | None = None
+    """An annotator's utility that is only watched, never chosen by (``world``, ``sentiment``, …)."""
+    num_generations: int = 16
+    """Responses to each prompt: the N of best-of-N."""
+    keep: int = 1
+    """Most responses kept of each prompt: the best ones, all different."""
+    min_score: float | None = None
+    """Responses with a lower reward are rejected, and with them prompts that have no other."""
+    top_fraction: float = 1.0
+    """Of the prompts keep this share, those whose best response has the highest reward (1 keeps all)."""
+    max_prompts: int | None = None
+    """Most prompts of the split ``rl``, drawn by the seed; by default all of them."""
+    dev_prompts: int = 64
+    """Most prompts of the split ``dev``, for the held-out loss of what is trained on this."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The N responses to one prompt. ``length_N`` counts tokens, EOS included; ``gold_N`` may be unknown.
+
+    Example: ``Candidates("2 + 2?", ["4.", "It is"], np.array([True, False]), np.array([3, 4]),
+    np.array([1.2, -0.3]), None)``.
+    """
+
+    prompt: Prompt
+    responses: list[str]
+    finished_N: np.ndarray
+    length_N: np.ndarray
+    score_N: np.ndarray
+    gold_N: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The responses of one prompt that became demonstrations, by their numbers, best first."""
+
+    row: Candidates
+    numbers: list[int]
+
+    @property
+    def score(self) -> float:
+        return float(self.row.score_N[self.numbers[0]])
+
+
+def run(config: BestOfConfig, fresh: bool = False) -> Path:
+    """Writes the chosen responses as demonstrations in two splits; returns the stage's directory."""
+    stage = StageDirectory(Path(config.output_dir), "best_of")
+    options = dataclasses.asdict(config)
+    if stage.settled(options, fresh):
+        say(f"best_of: finished before in {stage.path}")
+        return stage.path
+    check_options(config)
+    device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
+    source = sources.load_source(**config.source())
+    prompts, notes = prompts_to_answer(source, config)
+    model, tokenizer = load.load_policy(config.model_name_or_path, device)
+    scorer = load_scorer(config.reward_model, device)
+    gold = load_scorer(config.gold, device) if config.gold else None
+    stage.begin(options, {"policy": config.model_name_or_path, "reward": config.reward_model})
+    for note in notes:
+        say(f"best_of: {note}")
+
+    engine = CachedEngine(model, tokenizer.pad_token_id, config.sampling_batch_size, dtype)
+    summary: dict[str, Any] = {}
+    with Steps("best_of", sum(map(len, prompts.values()))) as steps:
+        for split, asked in prompts.items():
+            rows = sample(config, engine, tokenizer, asked, split, scorer, gold, steps)
+            kept, left_out = choose(rows, config)
+            if split == "train":
+                check_something_is_left(rows, kept, config)
+            formats.write_demonstrations(stage.data / f"{split}.jsonl", demonstrations(kept, split, config))
+            summary[split] = describe(rows, kept) | {"left_out": left_out}
+            stage.log(split=split, **summary[split])
+            stage.log_samples(examples(rows, split))
+    say_result(summary, config)
+    responses = config.num_generations * sum(map(len, prompts.values()))
+    stage.finish(
+        num_generations=config.num_generations,
+        splits=summary,
+        kl_bound=kl_bound(config),
+        forward_passes={"policy": responses, "reward": responses * len(reward_models(scorer))},
+        gold=config.gold,
+        peak_memory_mib=devices.peak_memory_mib(device),
+        notes=notes,
+    )
+    return stage.path
+
+
+def check_options(config: BestOfConfig) -> None:
+    """Refuses what cannot work, before anything is loaded."""
+    if config.num_generations < 1:
+        raise UsageError(f"num_generations is {config.num_generations}; it must be at least 1")
+    if not 1 <= config.keep <= config.num_generations:
+        raise UsageError(
+            f"keep is {config.keep}; it must lie between 1 and the num_generations of "
+            f"{config.num_generations}"
+        )
+    if config.min_score is not None and not math.isfinite(config.min_score):
+        raise UsageError(f"min_score is {config.min_score}; it must be a finite number, or null for none")
+    # Written so that NaN fails too.
+    if not 0 < config.top_fraction <= 1:
+        raise UsageError(f"top_fraction is {config.top_fraction}; it must lie above 0 and at most at 1")
+    if config.max_prompts is not None and config.max_prompts < 1:
+        raise UsageError(f"max_prompts is {config.max_prompts}; it must be at least 1, or null for all")
+    if config.dev_prompts < 0:
+        raise UsageError(f"dev_prompts is {config.dev_prompts}; it must be 0 or more")
+
+
+def prompts_to_answer(
+    source: sources.Source, config: BestOfConfig
+) -> tuple[dict[str, list[Prompt]], list[str]]:
+    """The prompts of each split of the demonstrations, in random order, and notes on the data.
+
+    A data set that names its splits may hold one prompt in several: a prompt that is in ``eval`` answers
+    nothing here, one that is in ``dev`` and ``rl`` trains nothing.
+    """
+    source.need("prompts", PROMPTS_OF["train"])
+    notes, out = list(source.notes), {}
+    reserved = {"train": ("dev", "eval"), "dev": ("eval",)}
+    limits = {"train": config.max_prompts, "dev": config.dev_prompts}
+    for split, its in PROMPTS_OF.items():
+        prompts = source.prompts[its]
+        held = {prompt_key(p) for other in reserved[split] for p in source.prompts[other]}
+        free = [p for p in prompts if prompt_key(p) not in held]
+        if len(free) < len(prompts):
+            notes.append(
+                f"left out {len(prompts) - len(free)} of {len(prompts)} prompts of the split {its}: they are "
+                f"in {' or '.join(reserved[split])} too"
+            )
+        random.Random(devices.derived_seed(config.seed, "best_of", split, "order")).shuffle(free)
+        out[split] = free[: limits[split]]
+    if not out["train"]:
+        raise DataError(
+            f"data set '{source.name}': every prompt of the split rl is in dev or eval too; give each "
+            f"prompt one split"
+        )
+    return out, notes
+
+
+def sample(
+    config: BestOfConfig,
+    engine: CachedEngine,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    split: str,
+    scorer: Scorer,
+    gold: Scorer | None,
+    steps: Steps,
+) -> list[Candidates]:
+    """N responses to each prompt with their scores.
+
+    Raises:
+        UsageError: a scorer returned another number of scores than it was given, or a non-finite one.
+    """
+    N = config.num_generations
+    sampling = sampling_for(tokenizer, config)
+    generator = devices.generator(config.seed, "best_of", split)
+    chunk = max(1, 4 * config.sampling_batch_size // N)
+    rows = []
+    for start in range(0, len(prompts), chunk):
+        part = list(prompts[start : start + chunk])
+        tokens = fitting_prompt_ids(tokenizer, part, engine.model, config.response_length)
+        made = generate(
+            engine,
+            tokenizer,
+            [p for p in part for _ in range(N)],
+            [t for t in tokens for _ in range(N)],
+            sampling,
+            generator,
+        )
+        score_PN = scores_of(scorer, made).reshape(-1, N)
+        gold_PN = None if gold is None else scores_of(gold, made).reshape(-1, N)
+        finished_PN = np.array(made.finished).reshape(-1, N)
+        length_PN = np.array(made.lengths).reshape(-1, N)
+        rows += [
+            Candidates(
+                prompt,
+                made.completions[i * N : (i + 1) * N],
+                finished_PN[i],
+                length_PN[i],
+                score_PN[i],
+                None if gold_PN is None else gold_PN[i],
+            )
+            for i, prompt in enumerate(part)
+        ]
+        best = float(score_PN.max(-1).mean())
+        steps.advance(len(part), reward=float(score_PN.mean()), best=best, eos=made.eos_rate)
+    return rows
+
+
+def scores_of(scorer: Scorer, made: Generated) -> np.ndarray:
+    """A finite score for every response."""
+    scores = scorer(made.prompts, made.completions, finished=made.finished)
+    check_scores(scores, made.completions)
+    return np.array(scores, dtype=np.float64)
+
+
+def choose(rows: Sequence[Candidates], config: BestOfConfig) -> tuple[list[Kept], dict[str, int]]:
+    """What is kept of every prompt, in the prompts' order, and how many prompts were left out for what."""
+    left_out = {"all cut off": 0, "all finished ones empty": 0, "below min_score": 0, "below top_fraction": 0}
+    kept = []
+    for row in rows:
+        numbers = best_numbers(row, config.keep, config.min_score)
+        if numbers:
+            kept.append(Kept(row, numbers))
+        elif not row.finished_N.any():
+            left_out["all cut off"] += 1
+        elif not best_numbers(row, 1, None):
+            left_out["all finished ones empty"] += 1
+        else:
+            left_out["below min_score"] += 1
+    # A product such as 0.1 * 30 may lie a rounding error above the number that is meant.
+    wanted = math.ceil(config.top_fraction * len(kept) - 1e-9)
+    order = sorted(range(len(kept)), key=lambda i: -kept[i].score)
+    left_out["below top_fraction"] = len(kept) - wanted
+    return [kept[i] for i in sorted(order[:wanted])], left_out
+
+
+def best_numbers(row: Candidates, keep: int, min_score: float | None) -> list[int]:
+    """Numbers of the best different responses that ended by themselves, best first; of equal scores the
+    earlier. A response that was cut off would teach to end there, an empty one is no demonstration."""
+    numbers: list[int] = []
+    for i in np.argsort(-row.score_N, kind="stable").tolist():
+        text = row.responses[i]
+        usable = bool(row.finished_N[i]) and bool(text.strip())
+        usable = usable and (min_score is None or row.score_N[i] >= min_score)
+        if usable and len(numbers) < keep and all(text != row.responses[j] for j in numbers):
+            numbers.append(i)
+    return numbers
+
+
+def check_something_is_left(rows: Sequence[Candidates], kept: Sequence[Kept], config: BestOfConfig) -> None:
+    """Without a training demonstration there is nothing to write.
+
+    Raises:
+        DataError: no response could be chosen; says why.
+    """
+    if kept:
+        return
+    responses = f"{sum(len(row.responses) for row in rows):,} responses to {len(rows):,} prompts"
+    if not any(row.finished_N.any() for row in rows):
+        raise DataError(
+            f"best_of: all {responses} were cut off at response_length {config.response_length}, and what "
+            f"does not end by itself is no demonstration; raise --response_length, or train the policy to end"
+        )
+    chosen = [(row, best_numbers(row, 1, None)) for row in rows]
+    scores = [row.score_N[numbers[0]] for row, numbers in chosen if numbers]
+    if not scores:
+        raise DataError(
+            f"best_of: of {responses} none ended by itself with any text in it; look at what the policy "
+            f"writes, or raise --response_length"
+        )
+    raise DataError(
+        f"best_of: none of {responses} has a reward of min_score {config.min_score:g} or more; the best one "
+        f"that ended by itself has {max(scores):.3g}: lower --min_score"
+    )
+
+
+def demonstrations(kept: Sequence[Kept], split: str, config: BestOfConfig) -> list[Demonstration]:
+    """One record for each kept response; the column ``split`` is what later stages split by."""
+    records = []
+    for one in kept:
+        row = one.row
+        for place, i in enumerate(one.numbers, 1):
+            columns = {
+                "split": split,
+                "prompt_split": PROMPTS_OF[split],
+                "source": config.model_name_or_path,
+                "reward_model": config.reward_model,
+                "score": float(row.score_N[i]),
+                "place": place,
+                "num_generations": config.num_generations,
+            }
+            if row.gold_N is not None:
+                columns["gold"] = float(row.gold_N[i])
+            records.append(Demonstration(row.prompt, row.responses[i], columns))
+    return records
+
+
+def describe(rows: Sequence[Candidates], kept: Sequence[Kept]) -> dict[str, Any]:
+    """A split's numbers: of all responses, of the kept ones, and what choosing gained on the same prompts."""
+    summary: dict[str, Any] = {"sampled": {"prompts": 0, "responses": 0}, "kept": {}}
+    if rows:
+        summary["sampled"] = means([Kept(row, list(range(len(row.responses)))) for row in rows])
+        summary["sampled"]["cut_off"] = float(np.mean([~row.finished_N for row in rows]))
+    summary["kept"] = means(kept) if kept else {"prompts": 0, "responses": 0}
+    if kept:
+        for measure in measures(kept[0].row):
+            gain = [
+                float(values(k.row, measure)[k.numbers].mean() - values(k.row, measure).mean()) for k in kept
+            ]
+            summary["gain"] = summary.get("gain", {}) | with_interval(measure, gain)
+    return summary
+
+
+def means(kept: Sequence[Kept]) -> dict[str, Any]:
+    """Means with 95 % intervals over the prompts, each of which weighs the same: responses to one prompt are
+    no independent draws."""
+    row: dict[str, Any] = {"prompts": len(kept), "responses": sum(len(k.numbers) for k in kept)}
+    for measure in measures(kept[0].row):
+        row |= with_interval(measure, [float(values(k.row, measure)[k.numbers].mean()) for k in kept])
+    row["length"] = float(np.mean([k.row.length_N[k.numbers].mean() for k in kept]))
+    return row
+
+
+def measures(row: Candidates) -> list[str]:
+    return ["score"] if row.gold_N is None else ["score", "gold"]
+
+
+def values(row: Candidates, measure: str) -> np.ndarray:
+    found = row.score_N if measure == "score" else row.gold_N
+    assert found is not None
+    return found
+
+
+def with_interval(name: str, numbers: Sequence[float]) -> dict[str, float]:
+    """A mean under its name, the ends of its interval beside it."""
+    mean, low, high = stats.mean_interval(numbers)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def kl_bound(config: BestOfConfig) -> float | None:
+    """Upper bound of KL(kept || policy) in nats per response; None where more is chosen than the best of N.
+
+    A threshold or a share of the prompts conditions on the score itself, and second best ones follow another
+    law. Counting what was cut off as the worst of all is still best-of-N.
+    """
+    if config.keep > 1 or config.min_score is not None or config.top_fraction < 1:
+        return None
+    return best_of_n_kl_bound(config.num_generations)
+
+
+def examples(rows: Sequence[Candidates], split: str) -> list[dict[str, Any]]:
+    """Some prompts with the best and the worst of their responses by the reward."""
+    out = []
+    for row in rows[:LOGGED]:
+        chosen, worst = best_numbers(row, 1, None), int(row.score_N.argmin())
+        best = chosen[0] if chosen else int(row.score_N.argmax())
+        shown: dict[str, Any] = {"split": split, "prompt": prompt_text(row.prompt)}
+        for name, i in (("best", best), ("worst", worst)):
+            shown |= {name: row.responses[i], f"{name}_score": row.score_N[i]}
+            shown[f"{name}_finished"] = bool(row.finished_N[i])
+            if row.gold_N is not None:
+                shown[f"{name}_gold"] = row.gold_N[i]
+        out.append(shown)
+    return out
+
+
+def say_result(summary: dict[str, Any], config: BestOfConfig) -> None:
+    train, dev = summary["train"], summary["dev"]
+    sampled, kept = train["sampled"], train["kept"]
+    left_out = ", ".join(f"{count} {why}" for why, count in train["left_out"].items() if count)
+    say(
+        f"best_of: {kept['responses']:,} demonstrations for {kept['prompts']:,} of {sampled['prompts']:,} "
+        f"prompts{f' (left out: {left_out})' if left_out else ''}, {dev['kept']['responses']:,} held out"
+    )
+    for measure, name in (("score", "reward"), ("gold", "gold reward")):
+        if measure in kept:
+            say(
+                f"best_of: {name} {sampled[measure]:.2f} -> {kept[measure]:.2f}, on the same prompts "
+                f"{train['gain'][measure]:+.2f} [{train['gain'][measure + '_low']:+.2f}, "
+                f"{train['gain'][measure + '_high']:+.2f}]"
+            )
+    say(
+        f"best_of: {sampled['cut_off']:.1%} of the responses cut off at {config.response_length} tokens; "
+        f"length {sampled['length']:.1f} -> {kept['length']:.1f}"
+    )
