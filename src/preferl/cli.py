@@ -22,6 +22,7 @@ One stage at a time (each takes the previous stage's directory):
   preferl collect                  sample responses and let an annotator compare them
   preferl reward                   train a reward model on preferences
   preferl best_of                  keep the best of N responses by a reward, as demonstrations for sft
+  preferl dpo                      fine-tune the policy on the pairs themselves (dpo, ipo)
   preferl rl                       fine-tune the policy against the reward (ppo, reinforce)
   preferl audit                    any reward on labelled pairs: RewardBench, RM-Bench, LLMBar, your own
   preferl evaluate                 compare the policy with its SFT model and with best-of-N
@@ -230,7 +231,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sweep": sweep_command,
     **{
         name: stage_command(name)
-        for name in ("sft", "collect", "reward", "best_of", "audit", "rl", "evaluate")
+        for name in ("sft", "collect", "reward", "best_of", "audit", "dpo", "rl", "evaluate")
     },
     "report": report_command,
     "data": data_command,

@@ -14,9 +14,10 @@ from preferl.runs.config import DataOptions, DeviceOptions, inherit, to_yaml
 from preferl.runs.directory import StageDirectory, write_run_files
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import clock, say
-from preferl.stages import best_of, collect, evaluate, report, reward, rl, sft
+from preferl.stages import best_of, collect, dpo, evaluate, report, reward, rl, sft
 from preferl.stages.best_of import BestOfConfig
 from preferl.stages.collect import CollectConfig
+from preferl.stages.dpo import DpoConfig
 from preferl.stages.evaluate import EvaluateConfig
 from preferl.stages.reward import RewardConfig
 from preferl.stages.rl import RlConfig
@@ -27,7 +28,7 @@ USUAL = ("sft", "collect", "reward", "rl", "evaluate", "report")
 BACKBONE = "backbone"
 # Rejection-sampling fine-tuning: the SFT model trained further on the best of its own responses.
 BEST_OF, DISTIL = "best_of", "distil"
-STAGES = ("sft", "collect", BACKBONE, "reward", BEST_OF, DISTIL, "rl", "evaluate", "report")
+STAGES = ("sft", "collect", BACKBONE, "reward", BEST_OF, DISTIL, "dpo", "rl", "evaluate", "report")
 RUNNERS: dict[str, Any] = {
     "sft": sft,
     "collect": collect,
@@ -35,6 +36,7 @@ RUNNERS: dict[str, Any] = {
     "reward": reward,
     BEST_OF: best_of,
     DISTIL: sft,
+    "dpo": dpo,
     "rl": rl,
     "evaluate": evaluate,
 }
@@ -53,7 +55,7 @@ class RunConfig(DataOptions, DeviceOptions):
     stages: list[str] = field(default_factory=lambda: list(USUAL))
     """Which stages, in this order: sft, collect, reward, rl, evaluate, report; with ``backbone`` before
     ``reward`` the reward model starts from a language model of its own; ``best_of`` and ``distil`` after
-    ``reward`` train the SFT model on the best of its own responses."""
+    ``reward`` train the SFT model on the best of its own responses; ``dpo`` trains it on the pairs."""
     model_name_or_path: str | None = None
     """Base model of the first stage that needs one; without it a small one is made."""
     temperature: float = 1.0
@@ -72,6 +74,8 @@ class RunConfig(DataOptions, DeviceOptions):
     """Options of the best_of stage."""
     distil: SftConfig = field(default_factory=lambda: SftConfig(learning_rate=1e-3, num_train_epochs=2))
     """Options of the distil stage: an sft stage on the demonstrations of best_of."""
+    dpo: DpoConfig = field(default_factory=DpoConfig)
+    """Options of the dpo stage."""
     rl: RlConfig = field(default_factory=RlConfig)
     """Options of the rl stage."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -122,11 +126,11 @@ def resolve(config: RunConfig) -> RunConfig:
     shared = {name: inherit(getattr(config, name), config, SHARED) for name in STAGES[:-1]}
     for name in STAGES[:-1]:
         shared[name] = inherit(shared[name], config, SAMPLING)
-        if name not in ("reward", DISTIL):  # which read what a stage has written
+        if name not in ("reward", DISTIL, "dpo"):  # which read what a stage has written
             shared[name] = inherit(shared[name], config, DATA)
         shared[name] = dataclasses.replace(shared[name], output_dir=at(name))
     base = at("sft") if "sft" in present else config.model_name_or_path
-    if base is None and present & {"collect", "reward", BEST_OF, DISTIL, "rl", "evaluate"}:
+    if base is None and present & {"collect", "reward", BEST_OF, DISTIL, "dpo", "rl", "evaluate"}:
         raise UsageError("a run without the sft stage needs --model_name_or_path, the policy to start from")
     annotator = config.collect.annotator if "collect" in present else None
     default = RunConfig()
@@ -142,14 +146,26 @@ def resolve(config: RunConfig) -> RunConfig:
     fill("reward", model_name_or_path=at(BACKBONE) if BACKBONE in present else base)
     if "collect" in present:
         fill("reward", dataset_name=at("collect"))
+        fill("dpo", dataset_name=at("collect"))
     else:
         fill("reward", dataset_name=config.dataset_name, reference_policy=base)
-        shared["reward"] = inherit(shared["reward"], config, DATA)
+        fill("dpo", dataset_name=config.dataset_name)
+        for name in ("reward", "dpo"):
+            shared[name] = inherit(shared[name], config, DATA)
+    fill("dpo", model_name_or_path=base)
     fill("rl", model_name_or_path=base, reward_model=at("reward"), gold=annotator)
     fill(BEST_OF, model_name_or_path=base, reward_model=at("reward"), gold=annotator)
     fill(DISTIL, model_name_or_path=base, dataset_name=at(BEST_OF))
-    policy = next((at(name) for name in ("rl", DISTIL) if name in present), base)
-    fill("evaluate", model_name_or_path=policy, ref_model=base, reward_model=at("reward"), gold=annotator)
+    policy = next((at(name) for name in ("rl", "dpo", DISTIL) if name in present), base)
+    # A run of dpo needs no reward model: where it has none, what labelled the pairs is the measure.
+    measure = annotator if "dpo" in present and "reward" not in present else None
+    fill(
+        "evaluate",
+        model_name_or_path=policy,
+        ref_model=base,
+        reward_model=measure or at("reward"),
+        gold=annotator,
+    )
     return dataclasses.replace(config, **shared)
 
 

@@ -46,6 +46,7 @@ DEFAULT_METRICS = {
     },
     "best_of": {"kept_reward": "best_of.splits.train.kept.score"},
     "distil": {"distil_loss": "distil.eval_loss"},
+    "dpo": {"dpo_accuracy": "dpo.dev_accuracy", "dpo_loss": "dpo.dev_loss", "dpo_kl": "dpo.kl"},
     "evaluate": {
         "gold_win_rate": "evaluate.comparison.gold.win_rate",
         "gold_gain": "evaluate.comparison.gold.difference",

@@ -323,6 +323,29 @@ def calibration_plot(stages: Stages) -> Plot | None:
     )
 
 
+def dpo_plot(stages: Stages) -> Plot | None:
+    if "dpo" not in stages:
+        return None
+    record = stages["dpo"]
+    step, train = series(record, "accuracy")
+    eval_step, held_out = series(record, "eval_accuracy")
+    _, loss = series(record, "eval_loss")
+
+    def paint(axes: Any) -> None:
+        axes.plot(step, train, color=BLUE, alpha=0.25, linewidth=0.8)
+        axes.plot(step, smooth(train), color=BLUE, label="training pairs")
+        if held_out:
+            axes.plot(eval_step, held_out, color=ORANGE, marker="o", markersize=3, label="held-out pairs")
+
+    reading = f"The implicit reward orders {percent(smooth(train)[-1])} of the training pairs as labelled"
+    if held_out:
+        reading += (
+            f" and {percent(held_out[-1])} of the held-out ones; the held-out loss went from "
+            f"{loss[0]:.3f} to {loss[-1]:.3f}"
+        )
+    return Plot("DPO: pairs ordered as labelled", draw(paint, "update", "accuracy"), reading + ".")
+
+
 def rl_reward_plot(stages: Stages) -> Plot | None:
     if "rl" not in stages:
         return None
@@ -452,6 +475,7 @@ PLOTS = (
     frontier_plot,
     rl_length_plot,
     rl_health_plot,
+    dpo_plot,
     reward_plot,
     calibration_plot,
     sft_plot,
@@ -566,6 +590,8 @@ def work_of(name: str, s: dict[str, Any]) -> str:
     if name == "reward":
         made = f"{s['updates']:,} updates" if "updates" in s else f"{s['members']} members"
         return f"{s['train_pairs']:,} pairs, {made}"
+    if name == "dpo":
+        return f"{s['pairs']:,} pairs, {s['updates']:,} updates"
     if name == "rl":
         return f"{s['iterations']} iterations, {s['episodes']:,} episodes"
     if name == "evaluate":
@@ -574,7 +600,8 @@ def work_of(name: str, s: dict[str, Any]) -> str:
 
 
 def checks_table(stages: Stages) -> Table | None:
-    rows = [["rl", check] for check in stages["rl"].summary["checks"]] if "rl" in stages else []
+    trained = [name for name in ("dpo", "rl") if name in stages]
+    rows = [[name, check] for name in trained for check in stages[name].summary["checks"]]
     sft = stages["sft"].summary if "sft" in stages else {}
     if "well_formed_rate" in sft:
         share = percent(sft["well_formed_rate"])
