@@ -53,7 +53,7 @@ def test_links_and_paths_exist(page):
 
 def test_the_page_for_people_from_trl_names_real_options():
     text = (ROOT / "docs" / "from-trl.md").read_text(encoding="utf-8")
-    known = {f.name for f in fields(RlConfig)}
+    known = {f.name for f in (*fields(RlConfig), *fields(RunConfig().dpo))}
     for row in re.findall(r"^\| `.*\| (.*) \|.*\|$", text, flags=re.M):
         for name in re.findall(r"`(\w+)`", row):
             assert name in known or name == "module", name
