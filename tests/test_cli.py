@@ -87,7 +87,9 @@ def test_an_interrupt_is_resumable(capsys, monkeypatch):
     assert "same command" in err
 
 
-@pytest.mark.parametrize("command", ["sft", "collect", "reward", "rl", "evaluate", "run", "demo", "sweep"])
+@pytest.mark.parametrize(
+    "command", ["sft", "collect", "reward", "best_of", "rl", "evaluate", "run", "demo", "sweep"]
+)
 def test_every_command_has_help_and_prints_its_configuration(capsys, command):
     code, out, _ = call(capsys, command, "--help")
     assert code == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from preferl import cli
-from preferl.pipeline import RunConfig
+from preferl.pipeline import RUNNERS, RunConfig
 from preferl.stages.audit import AuditConfig
 from preferl.stages.collect import PairCounts
 from preferl.stages.rl import RlConfig
@@ -34,7 +34,7 @@ def test_options_exist(page):
         RunConfig,
         AuditConfig,
         PairCounts,
-        *(type(getattr(RunConfig(), n)) for n in ("sft", "collect", "reward", "rl", "evaluate")),
+        *(type(getattr(RunConfig(), n)) for n in RUNNERS),
     ):
         known |= {f.name for f in fields(config)}
     known |= {f.name for f in fields(SweepOptions)}

@@ -231,7 +231,12 @@ def test_it_repeats_bit_for_bit_and_follows_its_seed(config, tmp_path):
     first = texts()
     assert set(first[0]) == {"train.jsonl", "dev.jsonl"}
     assert texts() == first
-    assert texts(seed=1)[0] != first[0]
+    by_prompt = [
+        {row["prompt"]: row["completion"] for row in map(json.loads, data["train.jsonl"].splitlines())}
+        for data in (first[0], texts(seed=1)[0])
+    ]
+    assert by_prompt[0].keys() == by_prompt[1].keys()
+    assert by_prompt[0] != by_prompt[1], "not only another order of the prompts"
     assert texts(temperature=0.5)[0] != first[0]
 
 
@@ -266,6 +271,27 @@ def test_the_summary_says_what_was_sampled_kept_and_paid(config):
         assert row["worst_score"] <= row["best_score"] or not row["best_finished"] or row["worst_finished"]
         assert row["best_score"] == pytest.approx(len(row["best"]) / 100)
         assert row["worst_gold"] == pytest.approx(-len(row["worst"].split()) / 10)
+
+
+def test_a_reward_is_told_which_responses_ended(config, tmp_path, monkeypatch):
+    body = "def reward(prompts, completions, finished): return [float(f) for f in finished]\n"
+    (tmp_path / "ends_by_itself.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    config.reward_model = "ends_by_itself:reward"
+    found = StageRecord(best_of.run(config)).summary["splits"]["train"]["sampled"]
+    assert 0 < found["cut_off"] < 1
+    assert found["score"] == pytest.approx(1 - found["cut_off"])
+
+
+def test_some_of_the_prompts_are_drawn_by_the_seed(config):
+    source, config.max_prompts = load_source(config.dataset_name), 8
+    draws = []
+    for seed in (0, 1):
+        prompts, _ = best_of.prompts_to_answer(source, dataclasses.replace(config, seed=seed))
+        assert len(set(prompts["train"])) == 8
+        assert set(prompts["train"]) < set(source.prompts["rl"])
+        draws.append(set(prompts["train"]))
+    assert len({frozenset(draw) for draw in (*draws, source.prompts["rl"][:8])}) == 3
 
 
 def test_reward_models_are_counted_one_by_one(config, policy, tmp_path):
@@ -438,11 +464,11 @@ def small(root, **changes) -> RunConfig:
         stages=["sft", "collect", "reward", "best_of", "distil", "evaluate", "report"],
         num_threads=1,
         device="cpu",
-        response_length=32,
+        response_length=24,
         temperature=0.8,
-        sft=SftConfig(hidden_size=32, num_heads=4, vocab_size=600, num_train_epochs=0.5, check_samples=16),
-        collect=CollectConfig(pairs=PairCounts(train=96, dev=24, rl=0, eval=48)),
-        reward=RewardConfig(num_evals=2),
+        sft=SftConfig(hidden_size=32, num_heads=4, vocab_size=600, num_train_epochs=0.3, check_samples=4),
+        collect=CollectConfig(pairs=PairCounts(train=64, dev=16, rl=0, eval=24)),
+        reward=RewardConfig(num_evals=1),
         best_of=BestOfConfig(num_generations=4, max_prompts=32, dev_prompts=8),
         distil=SftConfig(learning_rate=1e-3, num_train_epochs=1, check_samples=8),
         evaluate=EvaluateConfig(max_eval_prompts=24, best_of_prompts=8, best_of=[2]),
