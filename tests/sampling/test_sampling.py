@@ -10,10 +10,10 @@ from preferl.runs.errors import UsageError
 from preferl.sampling.cached import CachedEngine, draw
 from preferl.sampling.engine import Sampling
 from preferl.sampling.rollout import (
+    Shaping,
     check_scores,
     collect,
     decode,
-    group_numbers,
     policy_logprobs,
     rows_of,
 )
@@ -170,7 +170,7 @@ def test_a_rollout_scores_the_text_and_places_the_reward(language_model, tokeniz
         sampling,
         gen(),
         kl_coef=0.1,
-        missing_eos_penalty=2.0,
+        shaping=Shaping(missing_eos_penalty=2.0),
     )
     assert seen["prompts"] == prompts
     assert out.completions == decode(tokenizer, out.samples)
@@ -178,7 +178,7 @@ def test_a_rollout_scores_the_text_and_places_the_reward(language_model, tokeniz
     length = out.samples.mask_BT.sum(-1)
     expected = out.score_B - 2.0 * (~out.samples.finished_B) - 0.1 * 0.5 * length
     torch.testing.assert_close(out.reward_BT.sum(-1), expected)
-    assert out.group_B.tolist() == [0, 1, 2] * 8
+    assert out.group_size == 1
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,7 @@ def test_bad_scores_stop_the_run(scores, message):
         check_scores(scores, ["a", "b"])
 
 
-def test_groups_and_rows(language_model, tokenizer, sampling):
-    assert group_numbers([[1, 2], [3], [1, 2]]).tolist() == [0, 1, 0]
+def test_rows(language_model, tokenizer, sampling):
     samples = engine_for(language_model, tokenizer).sample(PROMPTS, sampling, gen())
     part = rows_of(samples, torch.tensor([1, 4]))
     assert part.prompt_width == 1

@@ -6,7 +6,9 @@ import json
 import pytest
 import torch
 
+from preferl.learning.learner import Batch, Meter
 from preferl.models import load
+from preferl.models.value import token_values
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.sampling import rollout as rollouts
 from preferl.sampling.cached import CachedEngine
@@ -90,7 +92,7 @@ def test_a_run_writes_models_metrics_and_samples(config, policy_directory):
     assert {"eval_reward", "eval_kl"} <= rows[0].keys()
     summary = json.loads((path / "summary.json").read_text())
     assert summary["forward_passes"]["policy"] == 4 * 16
-    assert summary["forward_passes"]["policy_update"] == 3 * 4 * 16 * config.num_ppo_epochs
+    assert summary["forward_passes"]["policy_update"] == 3 * 4 * 16 * 2
     assert (path / "value_model" / "model.safetensors").exists()
     assert json.loads((path / "samples.jsonl").read_text().splitlines()[0])["iteration"] == 1
     trained, _ = load.load_policy(str(path), torch.device("cpu"))
@@ -111,11 +113,12 @@ def test_the_same_command_gives_the_same_numbers(config, tmp_path):
     assert without_clock(metrics(first)) != without_clock(metrics(other))
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
+@pytest.mark.parametrize("algorithm", list(rl.ALGORITHMS))
 def test_the_reward_rises(config, algorithm):
     more = dataclasses.replace(
         config,
         algorithm=algorithm,
+        num_mini_batches=0,
         num_iterations=30,
         batch_size=32,
         kl_coef=0.01,
@@ -127,7 +130,7 @@ def test_the_reward_rises(config, algorithm):
     rows = metrics(rl.run(more))
     first = sum(row["reward"] for row in rows[:3]) / 3
     last = sum(row["reward"] for row in rows[-3:]) / 3
-    assert last > first + 0.15, (first, last)
+    assert last > first + 0.1, (first, last)
     assert ("value_loss" in rows[0]) == (algorithm == "ppo")
 
 
@@ -143,52 +146,80 @@ def test_a_large_kl_coefficient_holds_the_policy(config, tmp_path):
 
 
 def build(config):
-    """State, learner and rollout as ``run`` makes them."""
+    """Learner and rollout as ``run`` makes them."""
     device = torch.device("cpu")
-    policy, tokenizer = load.load_policy(config.model_name_or_path, device)
-    reference = load.freeze(load.load_policy(config.model_name_or_path, device)[0])
-    scorer = rl.load_scorer(config.reward_model, device)
+    critic = rl.ALGORITHMS[config.algorithm].critic
+    actors, tokenizer, scorer = rl.cast(config, critic, device)
     prompts = [f"Name thing {i} {'please ' * (i % 5)}" for i in range(12)]
-    state = rl.initial_state(config, policy, tokenizer, scorer, prompts)
-    learner = rl.Learner(config, state, reference, torch.float32)
-    engine = CachedEngine(policy, tokenizer.pad_token_id)
-    sampling = rl.sampling_for(tokenizer, config)
-    tokens = rl.fitting_prompt_ids(tokenizer, prompts, policy, config.response_length)
-    rollout = rollouts.collect(
-        prompts, tokens, engine, learner, scorer, tokenizer, sampling, state.generator, 0.1, 1.0
+    learner = rl.learner_for(config, actors, prompts, torch.float32)
+    trainer = rl.Trainer(
+        config=dataclasses.replace(config, batch_size=12),
+        learner=learner,
+        engine=CachedEngine(actors.policy, tokenizer.pad_token_id),
+        tokenizer=tokenizer,
+        # Many ids stop a response, so that rows of a random model end at different steps.
+        sampling=dataclasses.replace(
+            rl.sampling_for(tokenizer, config), stop=(tokenizer.eos_token_id, *range(40, 80))
+        ),
+        scorer=scorer,
+        gold=None,
+        held_out=[],
     )
-    return state, learner, rollout
+    return learner, trainer.collect()
 
 
 def gradients(model):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(config):
+def backward(learner, batch, rows=None):
+    """The gradient of one minibatch of all rows."""
+    mask = batch.rollout.samples.mask_BT
+    rows = torch.arange(len(mask)) if rows is None else rows
+    weight = learner.weights(mask, rows)
+    for micro in learner.micro_batches(rows):
+        learner.backward(batch, micro, weight, int(mask[rows].sum()), len(rows), Meter())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ratio_level": "response"},
+        {"value_model": "head"},
+        {"algorithm": "rloo"},
+        {"algorithm": "grpo"},
+        {"algorithm": "rebel"},
+        {"algorithm": "online_dpo", "num_generations": 4},
+        {"algorithm": "rloo", "kl_in": "loss"},
+        {"algorithm": "grpo", "kl_in": "loss", "kl_estimator": "k3"},
+        {"algorithm": "reinforce", "kl_in": "loss", "kl_estimator": "exact", "loss_average": "sum"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())) or "ppo",
+)
+def test_accumulated_gradients_are_those_of_the_whole_batch(config, options):
     found = []
     for micro in (12, 5, 1):
         torch.manual_seed(0)
-        state, learner, rollout = build(dataclasses.replace(config, micro_batch_size=micro))
-        advantage, returns = learner.algorithm.advantage(rollout, config)
-        count = int(rollout.samples.mask_BT.sum())
-        for rows in learner.micro_batches(torch.arange(12)):
-            learner.backward(rollout, advantage, returns, rows, count, rl.Meter())
-        found.append((gradients(state.policy), gradients(state.critic)))
-    for policy, critic in found[1:]:
-        torch.testing.assert_close(policy, found[0][0], atol=1e-6, rtol=1e-4)
-        torch.testing.assert_close(critic, found[0][1], atol=1e-6, rtol=1e-4)
+        learner, rollout = build(dataclasses.replace(config, micro_batch_size=micro, **options))
+        backward(learner, learner.prepare(rollout))
+        found.append([gradients(learner.actors.policy)])
+        if learner.actors.critic is not None:
+            found[-1].append(gradients(learner.actors.critic))
+    assert found[0][0].abs().max() > 1e-4
+    for parts in found[1:]:
+        for part, whole in zip(parts, found[0], strict=True):
+            torch.testing.assert_close(part, whole, atol=1e-5 * float(whole.abs().max()), rtol=1e-3)
 
 
 def test_nothing_in_the_padding_moves_the_gradient(config):
     """Values, rewards and old log-probabilities outside the mask may be anything."""
-    state, learner, rollout = build(config)
-    advantage, returns = learner.algorithm.advantage(rollout, config)
+    learner, rollout = build(config)
+    batch = learner.prepare(rollout)
     outside = rollout.samples.mask_BT == 0
-    rows, count = torch.arange(12), int(rollout.samples.mask_BT.sum())
-    learner.backward(rollout, advantage, returns, rows, count, rl.Meter())
-    clean = gradients(state.policy).clone()
-    state.policy.zero_grad()
-    state.critic.zero_grad()
+    backward(learner, batch)
+    clean = gradients(learner.actors.policy).clone()
+    learner.forget_gradients()
     junk = dataclasses.replace(
         rollout,
         samples=dataclasses.replace(
@@ -196,56 +227,65 @@ def test_nothing_in_the_padding_moves_the_gradient(config):
         ),
         value_BT=rollout.value_BT.masked_fill(outside, 1e3),
     )
-    advantage2, returns2 = learner.algorithm.advantage(junk, config)
-    learner.backward(
-        junk,
-        advantage2.masked_fill(outside, 7.0),
-        returns2.masked_fill(outside, 7.0),
-        rows,
-        count,
-        rl.Meter(),
+    second = learner.prepare(junk)
+    backward(
+        learner,
+        Batch(
+            junk,
+            second.advantage_BT.masked_fill(outside, 7.0),
+            second.return_BT.masked_fill(outside, 7.0),
+        ),
     )
-    torch.testing.assert_close(gradients(state.policy), clean, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(gradients(learner.actors.policy), clean, atol=1e-7, rtol=1e-5)
 
 
 def test_advantages_carry_no_gradient_and_the_reference_none(config):
-    _, learner, rollout = build(config)
+    learner, rollout = build(config)
     for value in (rollout.reward_BT, rollout.value_BT, rollout.ref_logp_BT, rollout.samples.logp_BT):
         assert not value.requires_grad
     learner.update(rollout)
-    assert all(p.grad is None for p in learner.reference.parameters())
+    assert all(p.grad is None for p in learner.actors.reference.parameters())
 
 
-def test_a_constant_reward_leaves_the_first_update_alone(config):
-    """With lambda 1, whitened advantages and a separate critic, reward + c gives the same policy gradient."""
-    base = dataclasses.replace(config, lam=1.0)
-    _, learner, rollout = build(base)
-    plain = rl.maths.whiten(learner.algorithm.advantage(rollout, base)[0], rollout.samples.mask_BT)
+def plus(rollout, constant):
+    """The rollout with a constant added to every score."""
     shifted = dataclasses.replace(rollout, reward_BT=rollout.reward_BT.clone())
     last = rollout.samples.mask_BT.sum(-1) - 1
-    shifted.reward_BT[torch.arange(12), last] += 100.0
-    moved = rl.maths.whiten(learner.algorithm.advantage(shifted, base)[0], rollout.samples.mask_BT)
+    shifted.reward_BT[torch.arange(len(last)), last] += constant
+    return shifted
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo", "grpo"])
+def test_a_constant_reward_leaves_the_first_update_alone(config, algorithm):
+    """PPO: with lambda 1, whitened advantages and a separate critic. A group's mean takes it away always."""
+    base = dataclasses.replace(config, lam=1.0, algorithm=algorithm)
+    learner, rollout = build(base)
+    plain = learner.prepare(rollout).advantage_BT
+    moved = learner.prepare(plus(rollout, 100.0)).advantage_BT
     torch.testing.assert_close(moved, plain, atol=1e-4, rtol=1e-4)
 
 
 def test_a_wrong_behaviour_probability_is_found_before_the_update(config):
-    state, learner, rollout = build(config)
-    before = load.weights_hash(state.policy)
+    learner, rollout = build(config)
+    before = load.weights_hash(learner.actors.policy)
     wrong = dataclasses.replace(
         rollout, samples=dataclasses.replace(rollout.samples, logp_BT=rollout.samples.logp_BT + 0.01)
     )
     with pytest.raises(DivergedError, match="sampling and training disagree"):
         learner.update(wrong)
-    assert load.weights_hash(state.policy) == before
+    assert load.weights_hash(learner.actors.policy) == before
 
 
-def test_non_finite_losses_stop_before_the_update(config):
-    state, learner, rollout = build(config)
-    before = load.weights_hash(state.policy)
-    broken = dataclasses.replace(rollout, reward_BT=rollout.reward_BT * float("inf"))
-    with pytest.raises(DivergedError, match="not finite"):
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo", "rebel"])
+def test_non_finite_losses_stop_before_the_update_and_name_the_sample(config, algorithm):
+    learner, rollout = build(dataclasses.replace(config, algorithm=algorithm, micro_batch_size=2))
+    before = load.weights_hash(learner.actors.policy)
+    broken = dataclasses.replace(rollout, reward_BT=rollout.reward_BT.clone())
+    broken.reward_BT[10, 0] = float("nan")
+    # Whitening or a group's mean spreads the NaN, so that any sample of its batch or group may come first.
+    with pytest.raises(DivergedError, match=r"loss is not finite; .* prompt .* response .* score"):
         learner.update(broken)
-    assert load.weights_hash(state.policy) == before
+    assert load.weights_hash(learner.actors.policy) == before
 
 
 def test_a_reward_function_that_fails_is_named(config, reward_module):
@@ -260,7 +300,15 @@ def test_a_reward_function_that_fails_is_named(config, reward_module):
     [
         ("algorithm", "ppoo"),
         ("kl_controller", "magic"),
-        ("num_mini_batches", 0),
+        ("num_mini_batches", -1),
+        ("num_mini_batches", 17),
+        ("num_generations", 3),
+        ("kl_in", "somewhere"),
+        ("kl_estimator", "k4"),
+        ("ratio_level", "sentence"),
+        ("loss_average", "mean"),
+        ("dual_clip", 0.5),
+        ("value_model", "none"),
         ("kl_coef", -1.0),
         ("eval_split", "x"),
     ],
@@ -291,15 +339,15 @@ def test_other_families_train_too(config, kind, tokenizer, tmp_path):
 
 
 def test_values_come_from_the_critic_at_the_positions_of_the_response(config):
-    _, learner, rollout = build(config)
-    critic = learner.state.critic
+    learner, rollout = build(config)
+    critic = learner.actors.critic
     torch.nn.init.normal_(critic.score.weight)
     samples = rollout.samples
     values = learner.values(samples)
     with torch.no_grad():
         for row in range(3):
             one = rollouts.rows_of(samples, torch.tensor([row]))
-            expected = rl.token_values(critic, one.tokens_BS, one.attention_BS, one.prompt_width)[0]
+            expected = token_values(critic, one.tokens_BS, one.attention_BS, one.prompt_width)[0]
             torch.testing.assert_close(values[row, : len(expected)], expected, atol=1e-5, rtol=1e-4)
     assert values[samples.mask_BT == 0].abs().max() == 0
     assert values.abs().max() > 0.01

@@ -56,6 +56,31 @@ def best_of_n_kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
+def best_objective(score_N: torch.Tensor, coef: float) -> tuple[float, float, float]:
+    """The best E[score] - coef * KL(pi || pi_ref) that any policy can reach, from the scores of
+    samples of pi_ref.
+
+    It is coef * log E_ref[exp(score / coef)] (the log-partition function of the optimum pi_ref exp(score /
+    coef); Rafailov et al. 2023, appendix A.1). Over several prompts it bounds their mean from above.
+
+    Returns:
+        The estimate, its standard error by the delta method, and the effective sample size of the weights
+        exp(score / coef): below a few dozen the estimate is too low and says nothing.
+
+    Raises:
+        ValueError: there are fewer than two scores, or the coefficient is not above 0.
+    """
+    if not coef > 0 or score_N.numel() < 2:
+        raise ValueError(f"coefficient {coef} must be above 0, and {score_N.numel()} scores at least 2")
+    scaled_N = score_N.double() / coef
+    top = scaled_N.max()
+    weight_N = (scaled_N - top).exp()
+    mean, n = weight_N.mean(), len(weight_N)
+    error = coef * weight_N.std() / (mean * n**0.5)
+    size = weight_N.sum() ** 2 / (weight_N**2).sum()
+    return float(coef * (top + mean.log())), float(error), float(size)
+
+
 class FixedKL:
     """A KL coefficient that stays as it is.
 

@@ -178,18 +178,34 @@ def grpo_advantage(reward_BG: torch.Tensor, scale: bool = True) -> torch.Tensor:
 
 
 def clipped_policy_loss(
-    logp_BT: torch.Tensor, old_logp_BT: torch.Tensor, advantage_BT: torch.Tensor, cliprange: float
+    logp_BT: torch.Tensor,
+    old_logp_BT: torch.Tensor,
+    advantage_BT: torch.Tensor,
+    cliprange: float,
+    dual_clip: float | None = None,
 ) -> torch.Tensor:
     """``loss_BT`` = -min(ratio * A, clip(ratio, 1 - e, 1 + e) * A) (Schulman et al. 2017, eq. 7).
 
+    Where A < 0 that grows without bound in the ratio; ``dual_clip`` c > 1 bounds it by -c * A (Ye et al.
+    2020, eq. 5). Whole responses are a column of their own: ``_B1`` tensors of summed log-probabilities.
+
     Raises:
-        ValueError: shapes differ, a tensor is empty, or ``cliprange`` is not above 0.
+        ValueError: shapes differ, a tensor is empty, ``cliprange`` is not above 0 or ``dual_clip`` not
+            above 1.
     """
     require_same_shape(logp_BT=logp_BT, old_logp_BT=old_logp_BT, advantage_BT=advantage_BT)
     _require_cliprange(cliprange)
     ratio_BT = (logp_BT - old_logp_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - cliprange, 1 + cliprange)
-    return -torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
+    gain_BT = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
+    if dual_clip is not None:
+        if not dual_clip > 1:
+            raise ValueError(
+                f"dual_clip is {dual_clip} and must be above 1, the ratio of an unchanged policy"
+            )
+        floor_BT = torch.maximum(gain_BT, dual_clip * advantage_BT)
+        gain_BT = torch.where(advantage_BT < 0, floor_BT, gain_BT)
+    return -gain_BT
 
 
 def clipped_value_loss(

@@ -1,6 +1,7 @@
 """Language models in and out: any causal LM that transformers loads, from safetensors only."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,13 @@ def save(model: PreTrainedModel, tokenizer: Any, path: Path) -> None:
 
 def weights_hash(model: torch.nn.Module) -> str:
     """SHA-256 over names and bytes of all weights: equal hashes mean that nothing moved."""
+    return tensors_hash(model.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names and bytes of tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
         digest.update(flat.cpu().numpy().tobytes())

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import yaml
@@ -81,6 +81,8 @@ class SamplingOptions:
     """Sampling temperature; log-probabilities and KL carry it too."""
     response_length: int = 48
     """Most tokens of a response, EOS included."""
+    stop_sequences: list[str] = field(default_factory=list)
+    """Texts that end a response, as EOS does; they stay in it."""
     sampling_batch_size: int = 256
     """Sequences decoded at once."""
 

@@ -159,16 +159,37 @@ class StageDirectory:
                 "stage": self.name,
                 "seed": config.get("seed"),
                 "environment": environment(),
-                "parents": {
-                    role: {
-                        "path": os.path.relpath(path, self.path),
-                        "hash": hash_directory(Path(path)),
-                    }
-                    for role, path in parents.items()
-                    if path and Path(path).is_dir()
-                },
+                "parents": self._parents(parents),
             },
         )
+
+    def _parents(self, parents: dict[str, str | None]) -> dict[str, dict[str, str]]:
+        return {
+            role: {"path": os.path.relpath(path, self.path), "hash": hash_directory(Path(path))}
+            for role, path in parents.items()
+            if path and Path(path).is_dir()
+        }
+
+    def continues(self, config: dict[str, Any], parents: dict[str, str | None]) -> bool:
+        """Whether what was interrupted here had this configuration and these parents, byte for byte."""
+        stored_file, manifest_file = self.path / "config.yaml", self.path / "manifest.json"
+        if self.done or not (stored_file.exists() and manifest_file.exists()):
+            return False
+        stored = yaml.safe_load(stored_file.read_text(encoding="utf-8"))
+        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+        same = stored == yaml.safe_load(yaml.safe_dump(config))
+        return same and manifest["parents"] == self._parents(parents)
+
+    def cut(self, step: int) -> None:
+        """Drops what was logged after ``step``, before an interrupted stage goes on from there."""
+        for name, key in (("metrics.jsonl", "step"), ("samples.jsonl", "iteration")):
+            path = self.path / name
+            if path.exists():  # a line that was being written when the run was killed has no end
+                whole = path.read_bytes()
+                path.write_bytes(whole[: whole.rfind(b"\n") + 1])
+            rows = [row for row in read_jsonl(path) if row[key] <= step]
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_atomically(path, text)
 
     def finish(self, **summary: Any) -> None:
         """Writes ``summary.json``, and DONE after everything else."""

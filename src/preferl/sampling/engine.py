@@ -15,13 +15,15 @@ import torch
 class Sampling:
     """How tokens are drawn: softmax(logits / temperature), with ``suppressed`` ids (pad) impossible.
 
-    ``stop`` ids (EOS) end a response. No top-k or top-p: a truncated distribution makes KL negative.
+    ``stop`` ids (EOS) end a response, and so do ``stop_texts`` (``rollout.cut_at_stop``). No top-k or top-p:
+    a truncated distribution makes KL negative.
     """
 
     temperature: float
     response_length: int
     suppressed: tuple[int, ...]
     stop: tuple[int, ...]
+    stop_texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ class Samples:
 
 
 class SamplingEngine(Protocol):
-    """Anything that samples: the cached engine here, or a serving engine elsewhere."""
+    """Anything that samples: the cached engine here, or a serving engine elsewhere. ``version`` is stamped on
+    what it samples; the learner counts it up with each update."""
+
+    version: int
 
     def sample(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator

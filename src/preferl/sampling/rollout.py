@@ -3,6 +3,7 @@
 One RL step is read in three files: ``stages/rl.py`` (the loop), this one, ``maths/policy.py``.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,11 +24,36 @@ Scorer = Callable[..., list[float]]
 
 
 @dataclass(frozen=True)
+class Shaping:
+    """What becomes of a score before it is a reward, in this order.
+
+    ``clip`` bounds its size. ``length_penalty`` is subtracted for every token. A response without EOS loses
+    ``missing_eos_penalty`` (TRL), or with ``replace_missing_eos`` gets minus the penalty as its score
+    (Ziegler et al. 2019; Huang et al. 2024), whatever the scorer said.
+    """
+
+    clip: float | None = None
+    length_penalty: float = 0.0
+    missing_eos_penalty: float = 0.0
+    replace_missing_eos: bool = False
+
+    def __call__(self, score_B: torch.Tensor, samples: Samples) -> torch.Tensor:
+        """``shaped_B`` from ``score_B``."""
+        if self.clip is not None:
+            score_B = score_B.clamp(-self.clip, self.clip)
+        score_B = score_B - self.length_penalty * samples.mask_BT.sum(-1)
+        penalty = self.missing_eos_penalty
+        instead_B = torch.full_like(score_B, -penalty) if self.replace_missing_eos else score_B - penalty
+        return torch.where(samples.finished_B, score_B, instead_B)
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Everything an update needs; nothing in it carries a gradient.
 
-    ``score_B`` is what the scorer gave; ``reward_BT`` is -kl_coef * k1 on every token plus score, and
-    minus the missing-EOS penalty, on the last real token. ``group_B`` numbers the prompt of each row.
+    ``score_B`` is what the scorer gave, ``shaped_B`` what ``Shaping`` made of it; ``reward_BT`` is -kl_coef *
+    k1 on every token plus the shaped score on the last real token. Rows g * G to g * G + G - 1 are the
+    ``group_size`` G responses to one prompt.
 
     Example (one response of two tokens, kl_coef 0.1)::
 
@@ -41,8 +67,9 @@ class Rollout:
     ref_logp_BT: torch.Tensor
     value_BT: torch.Tensor
     score_B: torch.Tensor
+    shaped_B: torch.Tensor
     reward_BT: torch.Tensor
-    group_B: torch.Tensor
+    group_size: int
 
 
 class Learner(Protocol):
@@ -63,32 +90,35 @@ def collect(
     sampling: Sampling,
     generator: torch.Generator,
     kl_coef: float,
-    missing_eos_penalty: float,
-    columns: dict[str, list[Any]] | None = None,
+    shaping: Shaping,
+    group_size: int = 1,
 ) -> Rollout:
-    """Samples one response to each prompt and scores it. A prompt given G times forms a group of G.
+    """Samples ``group_size`` responses to each prompt and scores them.
 
     Raises:
         UsageError: the scorer returned another number of scores than it was given, or a non-finite one.
     """
+    prompts = [prompt for prompt in prompts for _ in range(group_size)]
+    prompt_tokens = [tokens for tokens in prompt_tokens for _ in range(group_size)]
     samples = engine.sample(prompt_tokens, sampling, generator)
+    samples = cut_at_stop(samples, tokenizer)
     completions = decode(tokenizer, samples)
-    scores = scorer(list(prompts), completions, finished=samples.finished_B.tolist(), **(columns or {}))
+    scores = scorer(prompts, completions, finished=samples.finished_B.tolist())
     check_scores(scores, completions)
     score_B = torch.tensor(scores, dtype=torch.float32)
+    shaped_B = shaping(score_B, samples)
     ref_logp_BT = learner.reference_logprobs(samples)
     kl_BT = samples.logp_BT - ref_logp_BT
-    penalised_B = score_B - missing_eos_penalty * (~samples.finished_B)
-    mask_BT = samples.mask_BT
     return Rollout(
         samples=samples,
-        prompts=list(prompts),
+        prompts=prompts,
         completions=completions,
         ref_logp_BT=ref_logp_BT,
         value_BT=learner.values(samples),
         score_B=score_B,
-        reward_BT=token_level_reward(penalised_B, kl_BT, mask_BT, kl_coef),
-        group_B=group_numbers(prompt_tokens),
+        shaped_B=shaped_B,
+        reward_BT=token_level_reward(shaped_B, kl_BT, samples.mask_BT, kl_coef),
+        group_size=group_size,
     )
 
 
@@ -117,50 +147,82 @@ def check_scores(scores: Sequence[float], completions: Sequence[str]) -> None:
             )
 
 
-def group_numbers(prompt_tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-    """``group_B``: equal prompts share a number."""
-    seen: dict[tuple[int, ...], int] = {}
-    return torch.tensor([seen.setdefault(tuple(row), len(seen)) for row in prompt_tokens])
+def cut_at_stop(samples: Samples, tokenizer: Any) -> Samples:
+    """Ends every response after the token with which one of ``sampling.stop_texts`` is complete.
+
+    The text stays in, as a full stop would; what follows is as if it had not been sampled, and the response
+    counts as finished. The probability of what is left is unchanged: stopping looks only at the past.
+    """
+    texts = samples.sampling.stop_texts
+    if not texts:
+        return samples
+    mask_BT, finished_B = samples.mask_BT.clone(), samples.finished_B.clone()
+    for row, (tokens, length) in enumerate(
+        zip(samples.response_BT.tolist(), samples.mask_BT.sum(-1).tolist(), strict=True)
+    ):
+        if not any(text in tokenizer.decode(tokens[:length]) for text in texts):
+            continue
+        # The shortest prefix with a stop text in it; whether there is one only ever turns true.
+        low, high = 1, length
+        while low < high:
+            middle = (low + high) // 2
+            found = any(text in tokenizer.decode(tokens[:middle]) for text in texts)
+            low, high = (low, middle) if found else (middle + 1, high)
+        mask_BT[row, low:] = 0
+        finished_B[row] = True
+    width = int(mask_BT.sum(-1).max())
+    tokens_BS = samples.tokens_BS.clone()
+    after_BT = mask_BT == 0
+    tokens_BS[:, samples.prompt_width :][after_BT] = samples.sampling.suppressed[0]
+    return dataclasses.replace(
+        samples,
+        tokens_BS=tokens_BS[:, : samples.prompt_width + width],
+        mask_BT=mask_BT[:, :width],
+        logp_BT=samples.logp_BT.masked_fill(after_BT, 0.0)[:, :width],
+        finished_B=finished_B,
+    )
 
 
-def response_logits(
-    model: PreTrainedModel,
-    tokens_BS: torch.Tensor,
-    attention_BS: torch.Tensor,
-    prompt_width: int,
-    suppressed: Sequence[int],
-) -> torch.Tensor:
+def response_logits(model: PreTrainedModel, samples: Samples) -> torch.Tensor:
     """``logits_BTV`` (float32): column t is the distribution from which response token t was drawn.
 
     Only the columns that predict the response go through the vocabulary. Suppressed ids are impossible
     here as they were while sampling.
     """
-    width = tokens_BS.shape[1] - prompt_width
-    logits_BTV = model(
-        input_ids=tokens_BS,
+    return response_outputs(model, samples)[0]
+
+
+def response_outputs(
+    model: PreTrainedModel, samples: Samples, states: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``logits_BTV`` as above and, where asked for, ``states_BTD``: the last hidden states behind them."""
+    device, width = model.device, samples.mask_BT.shape[1]
+    attention_BS = samples.attention_BS.to(device)
+    outputs = model(
+        input_ids=samples.tokens_BS.to(device),
         attention_mask=attention_BS,
         position_ids=positions(attention_BS),
         use_cache=False,
         logits_to_keep=width + 1,
-    ).logits[:, :-1]
-    logits_BTV = logits_BTV.float()
-    if not suppressed:
-        return logits_BTV
+        **({"output_hidden_states": True} if states else {}),
+    )
+    logits_BTV = outputs.logits[:, :-1].float()
+    states_BTD = outputs.hidden_states[-1][:, -width - 1 : -1] if states else None
+    if not samples.sampling.suppressed:
+        return logits_BTV, states_BTD
     ban_V = torch.zeros(logits_BTV.shape[-1], device=logits_BTV.device)
-    ban_V[list(suppressed)] = IMPOSSIBLE
-    return logits_BTV + ban_V
+    ban_V[list(samples.sampling.suppressed)] = IMPOSSIBLE
+    return logits_BTV + ban_V, states_BTD
 
 
 def policy_logprobs(model: PreTrainedModel, samples: Samples) -> torch.Tensor:
     """``logp_BT`` of the sampled responses under ``model``, 0 outside the mask; gradients flow."""
-    device = model.device
-    logits_BTV = response_logits(
-        model,
-        samples.tokens_BS.to(device),
-        samples.attention_BS.to(device),
-        samples.prompt_width,
-        samples.sampling.suppressed,
-    )
+    return logprobs_of(response_logits(model, samples), samples)
+
+
+def logprobs_of(logits_BTV: torch.Tensor, samples: Samples) -> torch.Tensor:
+    """``logp_BT`` of the sampled responses from ``response_logits``, 0 outside the mask."""
+    device = logits_BTV.device
     logp_BT = response_logprobs(logits_BTV, samples.response_BT.to(device), samples.sampling.temperature)
     return logp_BT.masked_fill(samples.mask_BT.to(device) == 0, 0.0)
 

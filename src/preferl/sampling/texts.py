@@ -13,7 +13,7 @@ from preferl.models.load import max_positions
 from preferl.runs.config import SamplingOptions
 from preferl.runs.errors import UsageError
 from preferl.sampling.engine import Samples, Sampling, SamplingEngine
-from preferl.sampling.rollout import decode
+from preferl.sampling.rollout import cut_at_stop, decode
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ def sampling_for(tokenizer: Any, options: SamplingOptions) -> Sampling:
     """
     if not options.temperature > 0:
         raise UsageError(f"temperature is {options.temperature}; it must be above 0")
+    if "" in options.stop_sequences:
+        raise UsageError("stop_sequences holds an empty text, which would end every response at once")
     if options.response_length < 1:
         raise UsageError(f"response_length is {options.response_length}; it must be at least 1")
     return Sampling(
@@ -50,6 +52,7 @@ def sampling_for(tokenizer: Any, options: SamplingOptions) -> Sampling:
         response_length=options.response_length,
         suppressed=(tokenizer.pad_token_id,),
         stop=(tokenizer.eos_token_id,),
+        stop_texts=tuple(options.stop_sequences),
     )
 
 
@@ -83,7 +86,7 @@ def generate(
     generator: torch.Generator,
 ) -> Generated:
     """Samples one response to each prompt, as text."""
-    samples = engine.sample(prompt_tokens, sampling, generator)
+    samples = cut_at_stop(engine.sample(prompt_tokens, sampling, generator), tokenizer)
     return Generated(
         prompts=list(prompts),
         completions=decode(tokenizer, samples),

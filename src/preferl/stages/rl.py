@@ -1,13 +1,13 @@
 """rl: fine-tunes a policy against a reward, under a KL penalty to the frozen reference.
 
 One iteration: sample a batch, score it, build token-level rewards (``sampling/rollout.py``), turn them into
-advantages, and update in epochs of minibatches with the losses of ``maths/policy.py``. PPO is Schulman et
-al. 2017 as in Ziegler et al. 2019 and Stiennon et al. 2020; an algorithm is a row of ``ALGORITHMS``.
+advantages, and update in epochs of minibatches (``learning/learner.py``) with the losses of ``maths/``. An
+algorithm is a row of ``ALGORITHMS``; they share everything else. All of them, except where docs/algorithms.md
+says so, have the same optimum: pi_ref(y|x) exp(score / kl_coef), normalised.
 """
 
 import dataclasses
 import itertools
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,80 +16,59 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from preferl.data import sources
-from preferl.data.records import Prompt, prompt_text
+from preferl.data.records import Prompt
 from preferl.judging.scorers import Scorer, load_scorer, reward_models
+from preferl.learning import monitor
+from preferl.learning.actors import ActorOptions, Actors, cast, memory
+from preferl.learning.learner import MAX_RATIO_ERROR, Algorithm, Learner, Piece, State, UpdateOptions
 from preferl.maths import kl as kl_maths
 from preferl.maths import policy as maths
+from preferl.maths import preference
 from preferl.models import load
-from preferl.models.optim import adamw, clip_and_step, schedule
-from preferl.models.value import critic_from_policy, critic_from_reward_model, token_values
-from preferl.runs import devices
-from preferl.runs.config import DataOptions, DeviceOptions, OptimOptions, SamplingOptions
+from preferl.models.optim import adamw, schedule
+from preferl.runs import checkpoint, devices
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
 from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling import rollout as rollouts
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.engine import Samples, Sampling
-from preferl.sampling.rollout import Rollout
-from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
+from preferl.sampling.engine import Sampling, SamplingEngine
+from preferl.sampling.rollout import Rollout, Shaping
+from preferl.sampling.texts import Generated, fitting_prompt_ids, generate, sampling_for
 
-# Cached decoding against a full forward pass, and the policy against its own copy.
-MAX_RATIO_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.3}
+# The policy against its own copy.
 MAX_FIRST_KL = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 
 @dataclass(kw_only=True)
-class RlConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
+class RlConfig(UpdateOptions, ActorOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Options of the rl stage."""
 
     output_dir: str = "runs/rl"
     """Where the stage is written."""
-    algorithm: str = "ppo"
-    """``ppo`` or ``reinforce``."""
-    model_name_or_path: str = "runs/sft"
-    """The policy to start from; its frozen copy is the reference."""
-    reward_model: str = "runs/reward"
-    """The reward: a reward model's directory, or ``module:function``."""
     gold: str | None = None
     """An annotator's utility that is only watched, never trained on (``world``, ``sentiment``, …)."""
     num_iterations: int = 50
     """Iterations: one batch of episodes each."""
     batch_size: int = 128
     """Episodes (responses) in one iteration."""
-    num_ppo_epochs: int = 2
-    """Passes over each batch (PPO only)."""
-    num_mini_batches: int = 4
-    """Minibatches, and so updates, in each pass (PPO only)."""
-    micro_batch_size: int = 128
-    """Sequences in one forward and backward pass; a smaller one saves memory and changes nothing."""
-    kl_coef: float = 0.1
-    """Weight of the per-token k1 KL to the reference, subtracted from the reward."""
     kl_controller: str = "fixed"
     """``fixed``, or ``adaptive`` (Ziegler et al. 2019) towards ``kl_target``."""
     kl_target: float = 6.0
     """Adaptive KL: nats per response to aim at."""
     kl_horizon: float = 10_000
     """Adaptive KL: episodes over which the coefficient reacts."""
-    cliprange: float = 0.2
-    """PPO's clip of the probability ratio."""
-    cliprange_value: float = 0.2
-    """Clip of the value's change."""
-    vf_coef: float = 0.5
-    """Weight of the value loss."""
-    gamma: float = 1.0
-    """Discount."""
-    lam: float = 0.95
-    """GAE's lambda."""
-    whiten_rewards: bool = False
-    """Scale token rewards to sd 1 over the batch, their mean kept (TRL's meaning)."""
-    whiten_advantages: bool = True
-    """Normalise advantages over the batch to mean 0, sd 1."""
+    reward_clip: float = 10.0
+    """Scores are clipped to plus and minus this (in standard deviations of a reward model); 0 for none."""
+    length_penalty: float = 0.0
+    """Subtracted from the score for every token of the response."""
     missing_eos_penalty: float = 1.0
     """Subtracted from the score of a response that did not end with EOS."""
+    replace_missing_eos: bool = False
+    """Such a response gets minus the penalty as its score instead, whatever the reward says."""
     learning_rate: float = 5e-4
     """Peak learning rate of the policy (1e-6 to 1e-5 suits a pretrained model)."""
     critic_learning_rate: float | None = None
@@ -106,231 +85,155 @@ class RlConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Held-out prompts of such a measurement."""
     eval_split: str = "dev"
     """The split they come from: ``dev`` or ``eval``."""
+    check_reward_every: int = 10
+    """With ``gold``: iterations between checks of the reward's accuracy on fresh pairs; 0 for none."""
+    check_reward_pairs: int = 128
+    """Pairs of such a check."""
+    save_every: int = 10
+    """Iterations between checkpoints, from which the same command goes on if interrupted; 0 for none."""
 
 
-@dataclass(frozen=True)
-class Algorithm:
-    """One row of the table.
-
-    ``advantage`` gives (advantage_BT, return_BT) from a rollout, ``loss`` the policy loss of each token from
-    (logp_BT, old_logp_BT, advantage_BT, cliprange). ``several_passes``: the loss allows more than one update
-    on a batch.
-    """
-
-    advantage: Callable[[Rollout, RlConfig], tuple[torch.Tensor, torch.Tensor]]
-    loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
-    critic: bool
-    several_passes: bool
+# ------------------------------------------------------------------------------------------- the algorithms
 
 
-def gae_advantage(rollout: Rollout, config: RlConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantage estimates from the critic's values."""
+def gae_advantage(
+    rollout: Rollout, options: UpdateOptions, state: State
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimates from the critic's values. A response as one action has no steps to
+    discount, so its advantage is return minus the value of the prompt (lambda = 1)."""
     mask_BT, reward_BT = rollout.samples.mask_BT, rollout.reward_BT
-    if config.whiten_rewards:
+    if options.whiten_rewards:
         reward_BT = maths.whiten(reward_BT, mask_BT, shift_mean=False)
-    return maths.gae(reward_BT, rollout.value_BT, mask_BT, config.gamma, config.lam)
+    lam = options.lam if options.ratio_level == "token" else 1.0
+    return maths.gae(reward_BT, rollout.value_BT, mask_BT, options.gamma, lam)
 
 
-def reward_to_go_advantage(rollout: Rollout, config: RlConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """REINFORCE with the batch mean as baseline (Williams 1992)."""
+def baseline_advantage(
+    rollout: Rollout, options: UpdateOptions, state: State
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """REINFORCE (Williams 1992): reward to go minus the mean return of this batch, or of those before it."""
     mask_BT = rollout.samples.mask_BT
-    return_BT = maths.returns_to_go(rollout.reward_BT, mask_BT, config.gamma)
-    baseline = return_BT[:, 0].mean()
+    return_BT = maths.returns_to_go(rollout.reward_BT, mask_BT, options.gamma)
+    mean = float(return_BT[:, 0].mean())
+    if options.baseline == "batch" or state.baseline is None:
+        baseline = mean
+    else:
+        baseline = state.baseline
+    decay = options.baseline_decay
+    state.baseline = mean if state.baseline is None else decay * state.baseline + (1 - decay) * mean
     return (return_BT - baseline) * mask_BT, return_BT
 
 
-def policy_gradient_loss(
-    logp_BT: torch.Tensor, old_logp_BT: torch.Tensor, advantage_BT: torch.Tensor, cliprange: float
-) -> torch.Tensor:
-    """-log pi * advantage of each token."""
-    return -logp_BT * advantage_BT
+def leave_one_out_advantage(
+    rollout: Rollout, options: UpdateOptions, state: State
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RLOO: a response's total reward minus the mean of the other responses to its prompt."""
+    return over_tokens(maths.rloo_advantage(total_reward(rollout)), rollout)
 
+
+def group_advantage(
+    rollout: Rollout, options: UpdateOptions, state: State
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """GRPO: a response's total reward against its group's mean, in the group's standard deviations."""
+    return over_tokens(maths.grpo_advantage(total_reward(rollout), options.scale_rewards), rollout)
+
+
+def total_reward(rollout: Rollout) -> torch.Tensor:
+    """``reward_PG``: each response's summed token rewards, one row per prompt."""
+    return maths.masked_sum(rollout.reward_BT, rollout.samples.mask_BT).reshape(-1, rollout.group_size)
+
+
+def over_tokens(advantage_PG: torch.Tensor, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every token of a response gets its advantage."""
+    mask_BT = rollout.samples.mask_BT
+    return advantage_PG.reshape(-1, 1) * mask_BT, total_reward(rollout).reshape(-1, 1) * mask_BT
+
+
+def policy_gradient_loss(piece: Piece, options: UpdateOptions) -> torch.Tensor:
+    """-log pi * advantage of each token."""
+    return -piece.logp_BT * piece.advantage_BT
+
+
+def clipped_loss(piece: Piece, options: UpdateOptions) -> torch.Tensor:
+    """PPO's clipped surrogate; before the first update of a batch its gradient is the policy gradient."""
+    return maths.clipped_policy_loss(
+        piece.logp_BT, piece.old_logp_BT, piece.advantage_BT, options.cliprange, options.dual_clip or None
+    )
+
+
+def reward_as_worth(
+    rollout: Rollout, options: UpdateOptions, state: State
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """REBEL compares total rewards; they hold the KL, measured where the responses were sampled. In units of
+    1 / eta, so that the difference of two is the step of their log-ratios."""
+    if state.rebel_eta is None:
+        a, b = pairs_of_group(rollout.group_size)
+        reward_PG = total_reward(rollout)
+        spread = float((reward_PG[:, a] - reward_PG[:, b]).pow(2).mean().sqrt())
+        state.rebel_eta = options.rebel_eta or (1 / spread if spread else 1.0)
+    advantage_BT, return_BT = over_tokens(total_reward(rollout), rollout)
+    return state.rebel_eta * advantage_BT, return_BT
+
+
+def rebel_loss(piece: Piece, options: UpdateOptions) -> torch.Tensor:
+    """REBEL over all pairs of a group, times eta squared: (log-ratio a - log-ratio b - eta (r_a - r_b))^2."""
+    a, b = pairs_of_group(piece.group_size)
+    logp_PG, old_PG, worth_PG = (
+        piece.in_groups(piece.logp_BT),
+        piece.in_groups(piece.old_logp_BT),
+        piece.worth(),
+    )
+    return preference.rebel_loss(
+        *(x_PG[:, i].flatten() for x_PG in (logp_PG, old_PG, worth_PG) for i in (a, b)), eta=1.0
+    )
+
+
+def annotated_worth(
+    rollout: Rollout, options: UpdateOptions, state: State
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What an annotator goes by: the score. With Gumbel noise on it the higher one wins as often as
+    Bradley and Terry say, in every pair of a group (Yellott 1977)."""
+    worth_B = rollout.shaped_B
+    if options.preference_labels == "sampled":
+        uniform_B = torch.rand(worth_B.shape, generator=state.generator, dtype=torch.float64)
+        worth_B = worth_B - uniform_B.clamp(min=1e-300).log().neg().log().float()
+    return over_tokens(worth_B.reshape(-1, rollout.group_size), rollout)
+
+
+def online_dpo_loss(piece: Piece, options: UpdateOptions) -> torch.Tensor:
+    """DPO on pairs just sampled, with the reward in the annotator's place (Guo et al. 2024)."""
+    log_ratio_PG = piece.in_groups(piece.logp_BT), piece.in_groups(piece.ref_logp_BT)
+    a, b = pairs_of_group(piece.group_size)
+    (logp_a, logp_b), (ref_a, ref_b) = ((x_PG[:, a], x_PG[:, b]) for x_PG in log_ratio_PG)
+    worth_PG = piece.worth()
+    gap_PN = worth_PG[:, a] - worth_PG[:, b]
+    soft = options.preference_labels == "soft"
+    first_PN = torch.sigmoid(gap_PN) if soft else (gap_PN.sign() + 1) / 2
+    won_PN = preference.dpo_loss(logp_a, logp_b, ref_a, ref_b, piece.kl_coef)
+    lost_PN = preference.dpo_loss(logp_b, logp_a, ref_b, ref_a, piece.kl_coef)
+    return (first_PN * won_PN + (1 - first_PN) * lost_PN).flatten()
+
+
+def pairs_of_group(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of both members of every pair of a group."""
+    first, second = torch.triu_indices(size, size, 1)
+    return first, second
+
+
+GROUP = {"generations": 4, "least_generations": 2}
+PAIRS = {"generations": 2, "least_generations": 2, "pairs": True}
 
 ALGORITHMS = {
-    "ppo": Algorithm(gae_advantage, maths.clipped_policy_loss, critic=True, several_passes=True),
-    "reinforce": Algorithm(reward_to_go_advantage, policy_gradient_loss, critic=False, several_passes=False),
+    "ppo": Algorithm(gae_advantage, clipped_loss, critic=True, epochs=2, mini_batches=4, whiten=True),
+    "reinforce": Algorithm(baseline_advantage, policy_gradient_loss, several_passes=False),
+    "rloo": Algorithm(leave_one_out_advantage, clipped_loss, **GROUP),
+    "grpo": Algorithm(group_advantage, clipped_loss, **GROUP, average="responses"),
+    "rebel": Algorithm(reward_as_worth, rebel_loss, **PAIRS, epochs=4),
+    "online_dpo": Algorithm(annotated_worth, online_dpo_loss, **PAIRS, epochs=2, kl_in_reward=False),
 }
 
 
-@dataclass
-class State:
-    """Everything the next iteration depends on: save and restore this, and the run goes on exactly."""
-
-    iteration: int
-    policy: PreTrainedModel
-    critic: PreTrainedModel | None
-    optimizers: dict[str, torch.optim.Optimizer]
-    schedulers: dict[str, torch.optim.lr_scheduler.LambdaLR]
-    kl: Any
-    generator: torch.Generator
-    prompts: Iterator[Prompt]
-    forward_passes: dict[str, int]
-
-
-class Learner:
-    """The training side: the state, the frozen reference, and forward passes in micro-batches."""
-
-    def __init__(self, config: RlConfig, state: State, reference: PreTrainedModel, dtype: torch.dtype):
-        self.config, self.state, self.reference, self.dtype = config, state, reference, dtype
-        self.algorithm = ALGORITHMS[config.algorithm]
-
-    def micro_batches(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
-        return rows.split(self.config.micro_batch_size)
-
-    @torch.no_grad()
-    def fill(self, samples: Samples, compute: Callable[[Samples], torch.Tensor]) -> torch.Tensor:
-        """``compute`` over micro-batches, gathered on the CPU as one ``_BT`` tensor, 0 outside the mask."""
-        out_BT = torch.zeros(samples.mask_BT.shape)
-        for rows in self.micro_batches(samples.mask_BT.sum(-1).argsort()):
-            part = rollouts.rows_of(samples, rows)
-            with devices.autocast(self.state.policy.device, self.dtype):
-                value = compute(part).float().cpu() * part.mask_BT
-            out_BT[rows, : value.shape[1]] = value
-        return out_BT
-
-    def reference_logprobs(self, samples: Samples) -> torch.Tensor:
-        self.state.forward_passes["reference"] += len(samples.mask_BT)
-        return self.fill(samples, lambda part: rollouts.policy_logprobs(self.reference, part))
-
-    def policy_logprobs(self, samples: Samples) -> torch.Tensor:
-        return self.fill(samples, lambda part: rollouts.policy_logprobs(self.state.policy, part))
-
-    def values(self, samples: Samples) -> torch.Tensor:
-        if self.state.critic is None:
-            return torch.zeros(samples.mask_BT.shape)
-        self.state.forward_passes["critic"] += len(samples.mask_BT)
-        return self.fill(samples, self.critic_values)
-
-    def critic_values(self, part: Samples) -> torch.Tensor:
-        critic = self.state.critic
-        assert critic is not None
-        return token_values(
-            critic,
-            part.tokens_BS.to(critic.device),
-            part.attention_BS.to(critic.device),
-            part.prompt_width,
-        )
-
-    def update(self, rollout: Rollout) -> dict[str, float]:
-        """All epochs and minibatches of one iteration; returns token-weighted means of what was seen."""
-        config, state = self.config, self.state
-        advantage_BT, return_BT = self.algorithm.advantage(rollout, config)
-        mask_BT = rollout.samples.mask_BT
-        if config.whiten_advantages:
-            advantage_BT = maths.whiten(advantage_BT, mask_BT)
-        several = self.algorithm.several_passes
-        epochs = config.num_ppo_epochs if several else 1
-        pieces = config.num_mini_batches if several else 1
-        seen, first_error = Meter(), 0.0
-        for epoch in range(epochs):
-            order = torch.randperm(len(mask_BT), generator=state.generator)
-            for number, rows in enumerate(order.chunk(pieces)):
-                where = f"rl iteration {state.iteration}, epoch {epoch}, minibatch {number}"
-                tokens = int(mask_BT[rows].sum())
-                for micro in self.micro_batches(rows):
-                    losses = self.backward(rollout, advantage_BT, return_BT, micro, tokens, seen)
-                    check_finite(losses, where)
-                if epoch == 0 and number == 0:
-                    first_error = seen.maximum["ratio_error"]
-                    self.check_first_ratio(first_error)
-                for name, optimizer in state.optimizers.items():
-                    norm = clip_and_step(optimizer, config.max_grad_norm, f"{where}, {name}")
-                    seen.add(f"{name}_grad_norm", norm, 1)
-        for scheduler in state.schedulers.values():
-            scheduler.step()
-        explained = maths.explained_variance(rollout.value_BT, return_BT, mask_BT)
-        row = seen.means() | {"first_ratio_error": first_error}
-        del row["ratio_error"]
-        return row | ({"explained_variance": float(explained)} if state.critic is not None else {})
-
-    def backward(
-        self,
-        rollout: Rollout,
-        advantage_BT: torch.Tensor,
-        return_BT: torch.Tensor,
-        rows: torch.Tensor,
-        tokens: int,
-        seen: "Meter",
-    ) -> dict[str, float]:
-        """Adds the gradient of one micro-batch; losses are sums divided by the minibatch's token count."""
-        config, state = self.config, self.state
-        part = rollouts.rows_of(rollout.samples, rows)
-        device, width = state.policy.device, part.mask_BT.shape[1]
-        mask_BT = part.mask_BT.to(device)
-        count = int(part.mask_BT.sum())
-
-        with devices.autocast(device, self.dtype):
-            logits_BTV = rollouts.response_logits(
-                state.policy,
-                part.tokens_BS.to(device),
-                part.attention_BS.to(device),
-                part.prompt_width,
-                part.sampling.suppressed,
-            )
-        temperature = part.sampling.temperature
-        logp_BT = maths.response_logprobs(logits_BTV, part.response_BT.to(device), temperature)
-        logp_BT = logp_BT.masked_fill(mask_BT == 0, 0.0)
-        old_BT = part.logp_BT.to(device)
-        loss_BT = self.algorithm.loss(
-            logp_BT, old_BT, advantage_BT[rows, :width].to(device), config.cliprange
-        )
-        policy_loss = (loss_BT * mask_BT).sum() / tokens
-        policy_loss.backward()
-        state.forward_passes["policy_update"] += 3 * len(rows)
-        losses = {"policy_loss": policy_loss.item()}
-
-        with torch.no_grad():
-            change_BT = logp_BT - old_BT
-            ratio_BT = change_BT.exp()
-            seen.add("approx_kl", float(maths.masked_mean(0.5 * change_BT**2, mask_BT)), count)
-            outside_BT = ((ratio_BT - 1).abs() > config.cliprange).float()
-            seen.add("clip_fraction", float(maths.masked_mean(outside_BT, mask_BT)), count)
-            entropy_BT = maths.entropy(logits_BTV, temperature)
-            seen.add("entropy", float(maths.masked_mean(entropy_BT, mask_BT)), count)
-            seen.add("policy_loss", float(maths.masked_mean(loss_BT, mask_BT)), count)
-            seen.add("ratio_error", float(((ratio_BT - 1).abs() * mask_BT).max()), count)
-
-        if state.critic is not None:
-            with devices.autocast(device, self.dtype):
-                value_BT = self.critic_values(part)
-            value_loss_BT = maths.clipped_value_loss(
-                value_BT,
-                rollout.value_BT[rows, :width].to(device),
-                return_BT[rows, :width].to(device),
-                config.cliprange_value,
-            )
-            value_loss = (value_loss_BT * mask_BT).sum() / tokens
-            (config.vf_coef * value_loss).backward()
-            state.forward_passes["critic_update"] += 3 * len(rows)
-            seen.add("value_loss", maths.masked_mean(value_loss_BT.detach(), mask_BT).item(), count)
-            losses["value_loss"] = value_loss.item()
-        return losses
-
-    def check_first_ratio(self, error: float) -> None:
-        """Before any update the policy must give the log-probabilities captured while sampling."""
-        if error > MAX_RATIO_ERROR[self.dtype]:
-            raise DivergedError(
-                f"rl iteration {self.state.iteration}: before the first update the probability ratio is off "
-                f"1 by {error:.2e} (allowed {MAX_RATIO_ERROR[self.dtype]:.0e}): sampling and training "
-                f"disagree about the policy; please report this with your model's name"
-            )
-
-
-class Meter:
-    """Weighted means of named numbers, and their maxima."""
-
-    def __init__(self) -> None:
-        self.total: dict[str, float] = {}
-        self.weight: dict[str, float] = {}
-        self.maximum: dict[str, float] = {}
-
-    def add(self, name: str, value: float, weight: float) -> None:
-        self.total[name] = self.total.get(name, 0.0) + value * weight
-        self.weight[name] = self.weight.get(name, 0.0) + weight
-        self.maximum[name] = max(self.maximum.get(name, -math.inf), value)
-
-    def means(self) -> dict[str, float]:
-        return {name: self.total[name] / self.weight[name] for name in self.total}
+# ----------------------------------------------------------------------------------------------- the stage
 
 
 def run(config: RlConfig, fresh: bool = False) -> Path:
@@ -343,60 +246,75 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
     check_options(config)
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     source = sources.load_source(**config.source())
-    scorer = load_scorer(config.reward_model, device)
+    actors, tokenizer, scorer = cast(config, ALGORITHMS[config.algorithm].critic, device)
     gold = load_scorer(config.gold, device) if config.gold else None
-    policy, tokenizer = load.load_policy(config.model_name_or_path, device)
-    reference = load.freeze(load.load_policy(config.model_name_or_path, device)[0])
-    train_prompts, held_out = source.need("prompts", "rl"), source.prompts[config.eval_split]
-    stage.begin(options, {"policy": config.model_name_or_path, "reward": config.reward_model})
-
-    state = initial_state(config, policy, tokenizer, scorer, train_prompts)
-    learner = Learner(config, state, reference, dtype)
-    engine = CachedEngine(policy, tokenizer.pad_token_id, config.sampling_batch_size, dtype)
-    sampling = sampling_for(tokenizer, config)
-    judges = {f"reward model {name}": judge.model for name, judge in reward_models(scorer).items()}
-    frozen = {"reference": reference, **judges}
-    hashes = {name: load.weights_hash(model) for name, model in frozen.items()}
+    train_prompts = source.need("prompts", "rl")
+    parents = {
+        "policy": config.model_name_or_path,
+        "reference": config.ref_model,
+        "reward": config.reward_model,
+    }
+    saved = None if fresh else resumable(stage, options, parents)
+    if saved is None:
+        stage.begin(options, parents)
+    trainer = Trainer(
+        config=config,
+        learner=learner_for(config, actors, train_prompts, dtype),
+        engine=CachedEngine(actors.policy, tokenizer.pad_token_id, config.sampling_batch_size, dtype),
+        tokenizer=tokenizer,
+        sampling=sampling_for(tokenizer, config),
+        scorer=scorer,
+        gold=gold,
+        held_out=source.prompts[config.eval_split][: config.eval_prompts],
+    )
+    hashes = frozen_hashes(actors, scorer)
     say(
         f"rl: {config.algorithm} on {len(train_prompts):,} prompts, {config.num_iterations} iterations of "
         f"{config.batch_size} episodes"
     )
-    check_repeatable(config, engine, tokenizer, train_prompts, sampling)
+    if saved is None:
+        trainer.check_repeatable(train_prompts)
+        if trainer.watching:
+            stage.log(step=0, **trainer.measure(0))
+    else:
+        trainer.restore(saved)
+        stage.cut(saved.step)
+        say(f"rl: goes on after iteration {saved.step}")
 
-    def measure() -> dict[str, float]:
-        prompts = held_out[: config.eval_prompts]
-        return measure_held_out(config, learner, engine, tokenizer, sampling, prompts, scorer, gold)
-
-    evaluating = bool(config.eval_every and config.eval_prompts and held_out)
-    if evaluating:
-        stage.log(step=0, **measure())
     with Steps("rl", config.num_iterations) as steps:
-        for iteration in range(1, config.num_iterations + 1):
-            state.iteration = iteration
-            row, rollout = iterate(config, learner, engine, tokenizer, sampling, scorer, gold, dtype)
-            if evaluating and iteration % config.eval_every == 0:
-                row |= measure()
+        steps.advance(trainer.state.iteration)
+        for iteration in range(trainer.state.iteration + 1, config.num_iterations + 1):
+            row, rollout = trainer.iterate(iteration)
             stage.log(step=iteration, **row)
             if iteration in (1, config.num_iterations) or iteration % 10 == 0:
-                stage.log_samples(sample_rows(iteration, rollout))
+                stage.log_samples(monitor.sample_rows(iteration, rollout))
+            if config.save_every and iteration % config.save_every == 0 and iteration < config.num_iterations:
+                checkpoint.save(stage.path / "state", iteration, *trainer.snapshot())
             steps.advance(reward=row["reward"], kl=row["kl"], length=row["length"])
 
-    changed = [name for name, model in frozen.items() if load.weights_hash(model) != hashes[name]]
+    changed = [name for name, value in frozen_hashes(actors, scorer).items() if value != hashes[name]]
     if changed:
         raise DivergedError(f"rl: the weights of the frozen {' and '.join(changed)} have changed")
-    load.save(policy, tokenizer, stage.model)
-    if state.critic is not None:
-        load.save(state.critic, tokenizer, stage.path / "value_model")
+    used = memory(actors, scorer)
+    actors.save(tokenizer, stage.path)
+    checkpoint.clear(stage.path / "state")
     stage.finish(
+        algorithm=config.algorithm,
         iterations=config.num_iterations,
         episodes=config.num_iterations * config.batch_size,
-        forward_passes=state.forward_passes,
+        forward_passes=trainer.state.forward_passes,
         frozen_hashes=hashes,
+        alarms=trainer.state.alarms,
+        memory=used,
         checks=[
             "the first rollout drawn twice was equal bit for bit",
             f"ratio before the first update of every iteration within {MAX_RATIO_ERROR[dtype]:.0e} of 1",
-            f"KL of the first batch below {MAX_FIRST_KL[dtype]:.0e} nats per response",
-            "weights of " + " and ".join(frozen) + " unchanged",
+            *(
+                []
+                if config.ref_model
+                else [f"KL of the first batch below {MAX_FIRST_KL[dtype]:.0e} nats per response"]
+            ),
+            "weights of " + " and ".join(hashes) + " unchanged",
         ],
         peak_memory_mib=devices.peak_memory_mib(device),
         notes=source.notes,
@@ -404,51 +322,122 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
     return stage.path
 
 
+# (placement, estimator) -> why it is refused.
+REFUSED_KL = {
+    ("reward", "k2"): "detached, k2 in the reward has next to no gradient towards the reference",
+    ("reward", "k2_token"): "detached, k2 in the reward has next to no gradient towards the reference",
+    ("reward", "k3"): "detached, k3 in the reward has next to no gradient towards the reference",
+    (
+        "reward",
+        "exact",
+    ): "the exact KL of a state does not depend on the token drawn there: as a reward it pushes "
+    "no token anywhere",
+    ("loss", "k1"): "the expected gradient of k1 in the loss is 0: it does not regularise at all",
+}
+KL_ESTIMATORS = {"reward": ("auto", "k1"), "loss": ("auto", "k2", "k2_token", "k3", "exact")}
+
+
 def check_options(config: RlConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    if config.algorithm not in ALGORITHMS:
-        raise UsageError(f"algorithm '{config.algorithm}' is unknown; use {', '.join(ALGORITHMS)}")
-    if config.kl_controller not in ("fixed", "adaptive"):
-        raise UsageError(f"kl_controller '{config.kl_controller}' is unknown; use fixed or adaptive")
-    if config.eval_split not in ("dev", "eval"):
-        raise UsageError(f"eval_split '{config.eval_split}' is unknown; use dev or eval")
-    if config.kl_coef < 0:
-        raise UsageError(f"kl_coef is {config.kl_coef}; it must be 0 or more")
-    if not 1 <= config.num_mini_batches <= config.batch_size:
+    choices = {
+        "algorithm": tuple(ALGORITHMS),
+        "kl_controller": ("fixed", "adaptive"),
+        "kl_in": ("reward", "loss"),
+        "ratio_level": ("token", "response"),
+        "loss_average": ("auto", "tokens", "responses", "sum"),
+        "baseline": ("batch", "running"),
+        "preference_labels": ("soft", "sampled", "hard"),
+        "eval_split": ("dev", "eval"),
+    }
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise UsageError(f"{name} '{getattr(config, name)}' is unknown; use {', '.join(known)}")
+    at_least = {"kl_coef": 0, "num_generations": 0, "num_ppo_epochs": 0, "num_mini_batches": 0,
+                "dual_clip": 0, "reward_clip": 0, "target_kl": 0, "length_penalty": 0, "micro_batch_size": 1,
+                "batch_size": 1, "num_iterations": 1}  # fmt: skip
+    for name, least in at_least.items():
+        if not getattr(config, name) >= least:
+            raise UsageError(f"{name} is {getattr(config, name)}; it must be {least} or more")
+    if config.dual_clip and config.dual_clip <= 1:
+        raise UsageError(f"dual_clip is {config.dual_clip}; it must be above 1, or 0 for none")
+    check_kl(config)
+    check_batch(config)
+
+
+def check_kl(config: RlConfig) -> None:
+    """Refuses places and estimators of the KL that do not regularise, with the reason."""
+    reason = REFUSED_KL.get((config.kl_in, config.kl_estimator))
+    usable = KL_ESTIMATORS[config.kl_in]
+    if reason:
         raise UsageError(
-            f"num_mini_batches is {config.num_mini_batches}; it must lie between 1 and the "
-            f"batch_size of {config.batch_size}"
+            f"kl_estimator {config.kl_estimator} with kl_in {config.kl_in} is refused: {reason}; use "
+            f"{' or '.join(usable[1:])}, or the other place"
+        )
+    if config.kl_estimator not in usable:
+        raise UsageError(f"kl_estimator '{config.kl_estimator}' is unknown; use {', '.join(usable)}")
+    if config.kl_in == "loss" and ALGORITHMS[config.algorithm].pairs:
+        raise UsageError(f"{config.algorithm} has the KL in its own objective; leave kl_in at reward")
+    if config.algorithm == "online_dpo" and not config.kl_coef > 0:
+        raise UsageError("kl_coef is 0, but it is the beta of online_dpo and must be above 0")
+
+
+def check_batch(config: RlConfig) -> None:
+    """Refuses batches that do not divide into groups and minibatches, and passes that a loss cannot make."""
+    algorithm = ALGORITHMS[config.algorithm]
+    group = config.num_generations or algorithm.generations
+    epochs = config.num_ppo_epochs or algorithm.epochs
+    pieces = config.num_mini_batches or algorithm.mini_batches
+    if group < algorithm.least_generations:
+        raise UsageError(
+            f"num_generations is {group}; {config.algorithm} compares the responses to one prompt and needs "
+            f"at least {algorithm.least_generations}"
+        )
+    if config.batch_size % group:
+        raise UsageError(
+            f"batch_size {config.batch_size} is no multiple of num_generations {group}: the last prompt "
+            f"would have fewer responses"
+        )
+    units = config.batch_size // (group if algorithm.pairs else 1)
+    if pieces > units:
+        raise UsageError(
+            f"num_mini_batches is {pieces}; it must lie between 1 and {units} for this batch_size"
+        )
+    if not algorithm.several_passes and epochs * pieces > 1:
+        raise UsageError(
+            f"{config.algorithm} has no ratio that corrects for a policy that has moved: one update per "
+            f"batch; leave num_ppo_epochs and num_mini_batches at 1, or use rloo or ppo"
         )
 
 
-def initial_state(
-    config: RlConfig,
-    policy: PreTrainedModel,
-    tokenizer: Any,
-    scorer: Scorer,
-    prompts: Sequence[Prompt],
-) -> State:
-    """Policy, critic, optimisers and everything that moves, at iteration 0."""
-    critic = None
-    if ALGORITHMS[config.algorithm].critic:
-        for judge in reward_models(scorer).values():
-            critic = critic or critic_from_reward_model(judge.model, judge.tokenizer, tokenizer)
-        if critic is None:
-            say("rl: the reward is no decoder over the policy's tokens; the critic starts from the policy")
-            critic = critic_from_policy(config.model_name_or_path, policy.device)
-    optimizers = {"policy": adamw(policy.parameters(), config)}
-    if critic is not None:
-        optimizers["critic"] = adamw(critic.parameters(), config, config.critic_learning_rate)
+def resumable(
+    stage: StageDirectory, options: dict[str, Any], parents: dict[str, str | None]
+) -> checkpoint.Checkpoint | None:
+    """The checkpoint of an interrupted run of this very configuration on these very parents."""
+    return checkpoint.latest(stage.path / "state") if stage.continues(options, parents) else None
+
+
+def frozen_hashes(actors: Actors, scorer: Scorer) -> dict[str, str]:
+    """SHA-256 of everything that must not change."""
+    judges = {f"reward model {name}": judge.model for name, judge in reward_models(scorer).items()}
+    tensors = actors.frozen() | {name: dict(model.named_parameters()) for name, model in judges.items()}
+    return {name: load.tensors_hash(found) for name, found in tensors.items()}
+
+
+def learner_for(config: RlConfig, actors: Actors, prompts: Sequence[Prompt], dtype: torch.dtype) -> Learner:
+    """The learner with optimisers and everything that moves, at iteration 0."""
+    optimizers = {
+        name: adamw(parameters, config, config.critic_learning_rate if name == "critic" else None)
+        for name, parameters in actors.trained().items()
+    }
     kl = (
         kl_maths.FixedKL(config.kl_coef)
         if config.kl_controller == "fixed"
         else kl_maths.AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
     )
     counted = ("policy", "reference", "reward", "critic", "policy_update", "critic_update")
-    return State(
+    state = State(
         iteration=0,
-        policy=policy,
-        critic=critic,
+        actors=actors,
         optimizers=optimizers,
         # The rate is constant inside an iteration, so that its passes weigh the same.
         schedulers={
@@ -459,6 +448,7 @@ def initial_state(
         prompts=endless(prompts, config.seed),
         forward_passes=dict.fromkeys(counted, 0),
     )
+    return Learner(config, ALGORITHMS[config.algorithm], state, dtype)
 
 
 def endless(prompts: Sequence[Prompt], seed: int) -> Iterator[Prompt]:
@@ -470,159 +460,191 @@ def endless(prompts: Sequence[Prompt], seed: int) -> Iterator[Prompt]:
         yield from order
 
 
-def iterate(
-    config: RlConfig,
-    learner: Learner,
-    engine: CachedEngine,
-    tokenizer: Any,
-    sampling: Sampling,
-    scorer: Scorer,
-    gold: Scorer | None,
-    dtype: torch.dtype,
-) -> tuple[dict[str, float], Rollout]:
-    """One iteration: a rollout, an update, the metrics of both."""
-    state, started = learner.state, time.perf_counter()
-    prompts = list(itertools.islice(state.prompts, config.batch_size))
-    tokens = fitting_prompt_ids(tokenizer, prompts, state.policy, config.response_length)
-    kl_coef = state.kl.coef
-    rollout = rollouts.collect(
-        prompts,
-        tokens,
-        engine,
-        learner,
-        scorer,
-        tokenizer,
-        sampling,
-        state.generator,
-        kl_coef,
-        config.missing_eos_penalty,
-    )
-    sampled = time.perf_counter()
-    state.forward_passes["policy"] += len(prompts)
-    state.forward_passes["reward"] += len(prompts) * len(reward_models(scorer))
-    row = describe(rollout, gold) | {
-        f"reward/{name}": sum(scores) / len(scores)
-        for name, scores in getattr(scorer, "last_parts", {}).items()
-    }
-    if state.iteration == 1 and abs(row["kl"]) > MAX_FIRST_KL[dtype]:
-        raise DivergedError(
-            f"rl: the KL of the first batch is {row['kl']:.2e} nats per response and must be 0: policy and "
-            f"reference are not the same model"
-        )
-    row |= learner.update(rollout)
-    engine.version += 1
-    state.kl.update(row["kl"], len(prompts))
-    seconds = time.perf_counter() - started
-    row |= {
-        "kl_coef": kl_coef,
-        "learning_rate": state.schedulers["policy"].get_last_lr()[0],
-        "tokens_per_second": float(rollout.samples.mask_BT.sum()) / seconds,
-        "sampling_seconds": sampled - started,
-        "seconds": seconds,
-    }
-    return row, rollout
+@dataclass
+class Trainer:
+    """The loop: what a run consists of, and one iteration of it."""
 
+    config: RlConfig
+    learner: Learner
+    engine: SamplingEngine
+    tokenizer: Any
+    sampling: Sampling
+    scorer: Scorer
+    gold: Scorer | None
+    held_out: Sequence[Prompt]
+    announce: Callable[[str], None] = say
 
-def describe(rollout: Rollout, gold: Scorer | None) -> dict[str, float]:
-    """Reward, KL, length and EOS of a batch. KL in nats per response, with its standard error."""
-    samples = rollout.samples
-    log_ratio_BT = samples.logp_BT - rollout.ref_logp_BT
-    k1_B = maths.masked_sum(kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, "k1"), samples.mask_BT)
-    k3_B = maths.masked_sum(kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, "k3"), samples.mask_BT)
-    if not bool(log_ratio_BT.isfinite().all()):
-        raise DivergedError("rl: log-probabilities are not finite; stopped before the update")
-    n = len(k1_B)
-    length_B = samples.mask_BT.sum(-1).float()
-    row = {
-        "reward": float(rollout.score_B.mean()),
-        "reward_sd": float(rollout.score_B.std()),
-        "kl": float(k1_B.mean()),
-        "kl_se": float(k1_B.std() / n**0.5),
-        "kl_k3": float(k3_B.mean()),
-        "objective": float(rollout.reward_BT.sum(-1).mean()),
-        "length": float(length_B.mean()),
-        "eos_rate": float(samples.finished_B.float().mean()),
-    }
-    if gold is not None:
-        values = gold(rollout.prompts, rollout.completions, finished=samples.finished_B.tolist())
-        row["gold"] = sum(values) / n
-    return row
+    @property
+    def state(self) -> State:
+        return self.learner.state
 
+    @property
+    def watching(self) -> bool:
+        return bool(self.config.eval_every and self.config.eval_prompts and self.held_out)
 
-def measure_held_out(
-    config: RlConfig,
-    learner: Learner,
-    engine: CachedEngine,
-    tokenizer: Any,
-    sampling: Sampling,
-    prompts: Sequence[Prompt],
-    scorer: Scorer,
-    gold: Scorer | None,
-) -> dict[str, float]:
-    """Mean reward, gold and KL on held-out prompts, always with the same random numbers."""
-    tokens = fitting_prompt_ids(tokenizer, prompts, learner.state.policy, config.response_length)
-    generator = devices.generator(config.seed, "rl", "held-out")
-    made = generate(engine, tokenizer, prompts, tokens, sampling, generator)
-    scores = torch.tensor(scorer(made.prompts, made.completions, finished=made.finished))
-    passes = dict(learner.state.forward_passes)
-    reference_BT = learner.reference_logprobs(made.samples)
-    learner.state.forward_passes = passes  # watching is not part of training's cost
-    kl_B = maths.masked_sum(made.samples.logp_BT - reference_BT, made.samples.mask_BT)
-    row = {
-        "eval_reward": float(scores.mean()),
-        "eval_reward_se": float(scores.std() / len(scores) ** 0.5),
-        "eval_kl": float(kl_B.mean()),
-        "eval_kl_se": float(kl_B.std() / len(kl_B) ** 0.5),
-        "eval_length": made.mean_length,
-        "eval_eos_rate": made.eos_rate,
-    }
-    if gold is not None:
-        values = torch.tensor(gold(made.prompts, made.completions, finished=made.finished))
-        row["eval_gold"] = float(values.mean())
-    return row
-
-
-def check_repeatable(
-    config: RlConfig,
-    engine: CachedEngine,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-) -> None:
-    """The same seed must give the same tokens and log-probabilities, bit for bit."""
-    part = list(prompts[: min(config.batch_size, 64)])
-    tokens = fitting_prompt_ids(tokenizer, part, engine.model, config.response_length)
-    first, second = (
-        engine.sample(tokens, sampling, devices.generator(config.seed, "rl", "twice")) for _ in range(2)
-    )
-    same = torch.equal(first.tokens_BS, second.tokens_BS)
-    if not (same and torch.equal(first.logp_BT, second.logp_BT)):
-        raise DivergedError(
-            "rl: the same seed drew two different batches: this machine computes the same thing in two "
-            "ways; results would not repeat. Set --num_threads, or report this with your hardware"
-        )
-
-
-def check_finite(losses: dict[str, float], where: str) -> None:
-    broken = [name for name, value in losses.items() if not math.isfinite(value)]
-    if broken:
-        raise DivergedError(
-            f"{where}: {', '.join(broken)} is not finite; stopped before the update. "
-            f"Lower the learning rate, or look at the rewards of this batch"
-        )
-
-
-def sample_rows(iteration: int, rollout: Rollout, count: int = 8) -> list[dict[str, Any]]:
-    """The first responses of a batch, for samples.jsonl."""
-    kl_B = (rollout.samples.logp_BT - rollout.ref_logp_BT).sum(-1)
-    return [
-        {
-            "iteration": iteration,
-            "prompt": prompt_text(rollout.prompts[i]),
-            "response": rollout.completions[i],
-            "reward": float(rollout.score_B[i]),
-            "kl": float(kl_B[i]),
-            "finished": bool(rollout.samples.finished_B[i]),
+    def iterate(self, iteration: int) -> tuple[dict[str, Any], Rollout]:
+        """A rollout, an update, the metrics of both, and what is measured every few iterations."""
+        config, state, started = self.config, self.state, time.perf_counter()
+        state.iteration = iteration
+        rollout = self.collect()
+        sampled = time.perf_counter()
+        kl_coef = state.kl.coef
+        row: dict[str, Any] = monitor.describe(rollout, self.learner, self.gold, kl_coef)
+        row |= {
+            f"reward/{name}": sum(scores) / len(scores)
+            for name, scores in getattr(self.scorer, "last_parts", {}).items()
         }
-        for i in range(min(count, len(rollout.prompts)))
-    ]
+        if iteration == 1:
+            self.check_start(row)
+            state.best = monitor.best_possible(rollout.shaped_B, kl_coef)
+        found = monitor.alarms(rollout, row, state.best, config.reward_clip or None)
+        row |= self.learner.update(rollout)
+        self.engine.version += 1
+        state.kl.update(row["kl"], len(rollout.prompts))
+        seconds = time.perf_counter() - started
+        row |= {
+            "kl_coef": kl_coef,
+            "learning_rate": state.schedulers["policy"].get_last_lr()[0],
+            "tokens_per_second": float(rollout.samples.mask_BT.sum()) / seconds,
+            "sampling_seconds": sampled - started,
+            "seconds": seconds,
+        }
+        if self.watching and iteration % config.eval_every == 0:
+            row |= self.measure(iteration, found)
+        self.raise_alarms(found)
+        return row | {"alarms": sorted(found)}, rollout
+
+    def collect(self) -> Rollout:
+        """A batch of episodes, each model's forward passes counted."""
+        config, state = self.config, self.state
+        group = self.learner.group_size
+        prompts = list(itertools.islice(state.prompts, config.batch_size // group))
+        state.drawn += len(prompts)
+        rollout = rollouts.collect(
+            prompts,
+            self.tokens(prompts),
+            self.engine,
+            self.learner,
+            self.scorer,
+            self.tokenizer,
+            self.sampling,
+            state.generator,
+            self.learner.reward_kl_coef,
+            Shaping(
+                clip=config.reward_clip or None,
+                length_penalty=config.length_penalty,
+                missing_eos_penalty=config.missing_eos_penalty,
+                replace_missing_eos=config.replace_missing_eos,
+            ),
+            group,
+        )
+        n = len(rollout.prompts)
+        state.forward_passes["policy"] += n
+        state.forward_passes["reference"] += n
+        state.forward_passes["reward"] += n * len(reward_models(self.scorer))
+        state.forward_passes["critic"] += n * self.learner.actors.has_values
+        return rollout
+
+    def tokens(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        policy = self.learner.actors.policy
+        return fitting_prompt_ids(self.tokenizer, prompts, policy, self.config.response_length)
+
+    def check_start(self, row: dict[str, Any]) -> None:
+        """The first batch comes from the reference itself, unless another one was given."""
+        limit = MAX_FIRST_KL[self.learner.dtype]
+        if self.config.ref_model is None and abs(row["kl"]) > limit:
+            raise DivergedError(
+                f"rl: the KL of the first batch is {row['kl']:.2e} nats per response and must be 0: policy "
+                f"and reference are not the same model"
+            )
+
+    def check_repeatable(self, prompts: Sequence[Prompt]) -> None:
+        """The same seed must give the same tokens and log-probabilities, bit for bit."""
+        part = self.tokens(list(prompts[: min(self.config.batch_size, 64)]))
+        first, second = (
+            self.engine.sample(part, self.sampling, devices.generator(self.config.seed, "rl", "twice"))
+            for _ in range(2)
+        )
+        same = torch.equal(first.tokens_BS, second.tokens_BS)
+        if not (same and torch.equal(first.logp_BT, second.logp_BT)):
+            raise DivergedError(
+                "rl: the same seed drew two different batches: this machine computes the same thing in two "
+                "ways; results would not repeat. Set --num_threads, or report this with your hardware"
+            )
+
+    def respond(self, prompts: Sequence[Prompt], *purpose: object) -> Generated:
+        """One response to each prompt with random numbers of a named purpose's own."""
+        generator = devices.generator(self.config.seed, "rl", *purpose)
+        tokens = self.tokens(prompts)
+        return generate(self.engine, self.tokenizer, prompts, tokens, self.sampling, generator)
+
+    def measure(self, iteration: int, found: dict[str, str] | None = None) -> dict[str, float]:
+        """Held-out prompts, always with the same random numbers; and every ``check_reward_every`` iterations
+        how often the reward agrees with the annotator on fresh pairs. Watching is no part of the cost."""
+        made = self.respond(self.held_out, "held-out")
+        row = monitor.held_out(made, self.learner, self.scorer, self.gold)
+        every = self.config.check_reward_every
+        if self.gold is not None and every and iteration % every == 0:
+            prompts = list(itertools.islice(itertools.cycle(self.held_out), self.config.check_reward_pairs))
+            pairs = (self.respond(prompts, "pairs", iteration, side) for side in ("first", "second"))
+            right, total = monitor.reward_accuracy(*pairs, self.scorer, self.gold)
+            if total:
+                row |= {"reward_accuracy": right / total, "reward_accuracy_pairs": total}
+            if self.state.first_accuracy is None:
+                self.state.first_accuracy = (right, total)
+            elif found is not None:
+                found |= monitor.accuracy_alarm(right, total, *self.state.first_accuracy)
+        return row
+
+    def raise_alarms(self, found: dict[str, str]) -> None:
+        """Says each kind of alarm once, and keeps when it first came and how often."""
+        for name, text in found.items():
+            if name not in self.state.alarms:
+                self.announce(f"rl: ALARM at iteration {self.state.iteration}: {text}")
+                self.state.alarms[name] = {"first": self.state.iteration, "count": 0, "text": text}
+            self.state.alarms[name]["count"] += 1
+
+    def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The state as tensors and plain values, for a checkpoint."""
+        state = self.state
+        tensors = {"generator": state.generator.get_state(), "torch": torch.get_rng_state()}
+        for name, parameters in state.actors.trained().items():
+            tensors |= {f"{name}/weights/{i}": p for i, p in enumerate(parameters)}
+            moments = checkpoint.optimizer_tensors(state.optimizers[name])
+            tensors |= {f"{name}/moments/{key}": tensor for key, tensor in moments.items()}
+        values = {
+            "drawn": state.drawn,
+            "kl": state.kl.state_dict(),
+            "schedulers": {name: s.state_dict() for name, s in state.schedulers.items()},
+            "version": self.engine.version,
+            **{name: getattr(state, name) for name in PLAIN_STATE},
+        }
+        return tensors, values
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Puts ``snapshot`` back."""
+        state, values = self.state, saved.values
+        state.iteration = saved.step
+        state.generator.set_state(saved.tensors["generator"])
+        torch.set_rng_state(saved.tensors["torch"])
+        for name, parameters in state.actors.trained().items():
+            with torch.no_grad():
+                for i, parameter in enumerate(parameters):
+                    parameter.copy_(saved.tensors[f"{name}/weights/{i}"])
+            start = f"{name}/moments/"
+            moments = {k.removeprefix(start): t for k, t in saved.tensors.items() if k.startswith(start)}
+            checkpoint.restore_optimizer(state.optimizers[name], moments)
+            state.schedulers[name].load_state_dict(values["schedulers"][name])
+            for group, rate in zip(
+                state.optimizers[name].param_groups, state.schedulers[name].get_last_lr(), strict=True
+            ):
+                group["lr"] = rate
+        state.kl.load_state_dict(values["kl"])
+        state.drawn = values["drawn"]
+        next(itertools.islice(state.prompts, state.drawn, state.drawn), None)
+        self.engine.version = values["version"]
+        for name in PLAIN_STATE:
+            setattr(state, name, values[name])
+
+
+PLAIN_STATE = ("forward_passes", "baseline", "rebel_eta", "alarms", "best", "first_accuracy")

@@ -1,0 +1,1 @@
+"""How a policy is updated from a rollout."""

@@ -1,0 +1,225 @@
+"""Who plays which part in RL: policy, reference and critic, as models of their own or sharing weights.
+
+separate    policy, frozen copy as reference, critic with a trunk of its own (the default)
+lora        the policy trains LoRA weights; the reference is the same model with them switched off
+value head  the critic is a linear head on the policy's last hidden states
+one base    policy, reward model and critic are LoRA weights on one frozen base
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from preferl.judging.scorers import Scorer, load_scorer, reward_models
+from preferl.models import adapters, load
+from preferl.models.load import freeze
+from preferl.models.reward import RewardModel
+from preferl.models.value import critic_from_policy, critic_from_reward_model, token_values
+from preferl.runs.errors import UsageError
+from preferl.runs.progress import say
+from preferl.sampling.engine import Samples
+from preferl.sampling.rollout import response_logits, response_outputs
+
+VALUE_MODELS = ("auto", "reward", "policy", "head")
+
+
+@dataclass(kw_only=True)
+class ActorOptions:
+    """Which models play which part."""
+
+    model_name_or_path: str = "runs/sft"
+    """The policy to start from."""
+    ref_model: str | None = None
+    """The reference of the KL; by default the frozen policy as it starts."""
+    reward_model: str = "runs/reward"
+    """The reward: a reward model's directory, ``module:function``, or a mixture of such (docs/data.md)."""
+    value_model: str = "auto"
+    """The critic of ppo: a copy of the ``reward`` model, a copy of the ``policy`` with a new head, or a
+    ``head`` on the policy's own trunk. ``auto``: the reward model where it can, else the policy."""
+    lora_r: int = 0
+    """Train LoRA weights of this rank instead of the whole policy; the reference is then the policy without
+    them, and costs no memory. 0 for none."""
+    lora_alpha: float = 16.0
+    """LoRA's scale is alpha / r."""
+    share_base: bool = False
+    """Policy, reward model and critic as LoRA weights on one frozen base (a reward model trained with
+    ``lora_r`` on the same base)."""
+
+
+@dataclass
+class Actors:
+    """The models of one run.
+
+    ``reference`` None is the policy with its LoRA weights switched off. At most one of ``critic`` (a scalar
+    head on a trunk of its own) and ``value_head`` (on the policy's trunk) is there.
+    """
+
+    policy: Any
+    reference: PreTrainedModel | None
+    critic: Any = None
+    value_head: torch.nn.Linear | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference is not None:
+            freeze(self.reference)
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
+    @property
+    def has_values(self) -> bool:
+        return self.critic is not None or self.value_head is not None
+
+    def logits(self, samples: Samples) -> torch.Tensor:
+        """The policy's ``logits_BTV``; gradients flow."""
+        return response_logits(self.policy, samples)
+
+    @torch.no_grad()
+    def reference_logits(self, samples: Samples) -> torch.Tensor:
+        """The reference's ``logits_BTV``."""
+        with self.as_reference() as model:
+            return response_logits(model, samples)
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator[PreTrainedModel]:
+        """The reference, for as long as the context lasts."""
+        if self.reference is not None:
+            yield self.reference
+        else:
+            with self.policy.disable_adapter():
+                yield self.policy
+
+    def logits_and_values(self, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
+        """``logits_BTV`` and the value head's ``value_BT`` from one pass through the shared trunk."""
+        assert self.value_head is not None
+        logits_BTV, states_BTD = response_outputs(self.policy, samples, states=True)
+        assert states_BTD is not None
+        return logits_BTV, self.value_head(states_BTD.float())[..., 0]
+
+    def values(self, samples: Samples) -> torch.Tensor:
+        """``value_BT``: what the critic expects from each response token on; gradients flow."""
+        if self.value_head is not None:
+            return self.logits_and_values(samples)[1]
+        return token_values(
+            self.critic,
+            samples.tokens_BS.to(self.device),
+            samples.attention_BS.to(self.device),
+            samples.prompt_width,
+        )
+
+    def trained(self) -> dict[str, list[torch.nn.Parameter]]:
+        """What is trained, by optimiser: a value head goes with the policy, whose trunk it shares."""
+        groups = {"policy": [p for p in self.policy.parameters() if p.requires_grad]}
+        if self.value_head is not None:
+            groups["policy"] += list(self.value_head.parameters())
+        if self.critic is not None:
+            groups["critic"] = [p for p in self.critic.parameters() if p.requires_grad]
+        return groups
+
+    def frozen(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The tensors of the reference, which must not change."""
+        if self.reference is not None:
+            return {"reference": dict(self.reference.state_dict())}
+        return {"reference": {name: p for name, p in self.policy.named_parameters() if not p.requires_grad}}
+
+    def save(self, tokenizer: Any, path: Path) -> None:
+        """Writes ``model/`` and, where there is a critic of its own, ``value_model/``."""
+        policy = self.policy
+        if hasattr(policy, "peft_config"):
+            policy.save_pretrained(
+                str(path / "adapter"), selected_adapters=[adapters.POLICY], save_embedding_layers=False
+            )
+            policy = adapters.merged(policy)
+        load.save(policy, tokenizer, path / "model")
+        if isinstance(self.critic, PreTrainedModel):
+            load.save(self.critic, tokenizer, path / "value_model")
+
+
+def cast(options: ActorOptions, critic: bool, device: torch.device) -> tuple[Actors, Any, Scorer]:
+    """Loads everybody: the actors, the policy's tokenizer, and the scorer.
+
+    Raises:
+        UsageError: something cannot be loaded, or options contradict each other.
+    """
+    name = options.model_name_or_path
+    if options.value_model not in VALUE_MODELS:
+        raise UsageError(f"value_model '{options.value_model}' is unknown; use {', '.join(VALUE_MODELS)}")
+    policy, tokenizer = load.load_policy(name, device)
+    if options.share_base:
+        return _on_one_base(options, policy, tokenizer, critic)
+    scorer = load_scorer(options.reward_model, device)
+    adapted: Any = policy
+    reference = None
+    if options.lora_r:
+        adapted = adapters.lora_policy(policy, name, options.lora_r, options.lora_alpha)
+    if not options.lora_r or options.ref_model:
+        reference = load.load_policy(options.ref_model or name, device)[0]
+    actors = Actors(adapted, reference)
+    if critic and options.value_model == "head":
+        actors.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=device)
+        torch.nn.init.zeros_(actors.value_head.weight)
+        torch.nn.init.zeros_(actors.value_head.bias)
+    elif critic:
+        actors.critic = _own_critic(options, scorer, tokenizer, device)
+    return actors, tokenizer, scorer
+
+
+def _own_critic(options: ActorOptions, scorer: Scorer, tokenizer: Any, device: torch.device) -> Any:
+    if options.value_model in ("auto", "reward"):
+        for judge in reward_models(scorer).values():
+            critic = critic_from_reward_model(judge.model, judge.tokenizer, tokenizer)
+            if critic is not None:
+                return critic
+        if options.value_model == "reward":
+            raise UsageError(
+                "value_model reward: the reward holds no decoder over the policy's tokens; use policy or head"
+            )
+        say("rl: the reward is no decoder over the policy's tokens; the critic starts from the policy")
+    return critic_from_policy(options.model_name_or_path, device)
+
+
+def _on_one_base(
+    options: ActorOptions, policy: PreTrainedModel, tokenizer: Any, critic: bool
+) -> tuple[Actors, Any, Scorer]:
+    if options.ref_model or options.value_model not in ("auto", "reward"):
+        raise UsageError("share_base: the reference is the base and the critic starts from the reward model")
+    adapted, reward, value = adapters.on_one_base(
+        policy,
+        options.model_name_or_path,
+        options.reward_model,
+        options.lora_r or 8,
+        options.lora_alpha,
+    )
+    scorer = RewardModel(reward, tokenizer, max_length=load.max_positions(policy))  # type: ignore[arg-type]
+    return Actors(adapted, None, value if critic else None), tokenizer, scorer
+
+
+def memory(actors: Actors, scorer: Scorer) -> dict[str, dict[str, float]]:
+    """MiB by role: weights (of those in memory once, each counted where it first appears), and gradients and
+    AdamW's two moments of what is trained."""
+    roles: dict[str, Iterable[torch.nn.Parameter]] = {"policy": actors.policy.parameters()}
+    if actors.value_head is not None:
+        roles["value"] = actors.value_head.parameters()
+    if actors.critic is not None:
+        roles["value"] = actors.critic.parameters()
+    roles["reference"] = actors.reference.parameters() if actors.reference is not None else ()
+    roles["reward"] = [p for judge in reward_models(scorer).values() for p in judge.model.parameters()]
+    seen: set[int] = set()
+    table = {}
+    for role, parameters in roles.items():
+        weights = training = 0
+        for parameter in parameters:
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            size = parameter.numel() * parameter.element_size()
+            weights += size
+            training += 3 * size * parameter.requires_grad
+        table[role] = {"weights_mib": weights / 2**20, "training_mib": training / 2**20}
+    return table

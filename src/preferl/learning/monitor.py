@@ -1,0 +1,206 @@
+"""What is watched while a policy learns: reward, KL by several estimates, alarms, held-out prompts.
+
+KL is in nats, per response or per token, at the sampling temperature, over response tokens only.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from preferl.data.records import Prompt, prompt_text
+from preferl.learning.learner import Learner
+from preferl.maths import kl as kl_maths
+from preferl.maths import stats
+from preferl.maths.policy import masked_sum
+from preferl.runs.errors import DivergedError
+from preferl.sampling import rollout as rollouts
+from preferl.sampling.rollout import Rollout
+from preferl.sampling.texts import Generated
+
+Scorer = Callable[..., list[float]]
+
+EXACT_KL_ROWS = 16  # responses of a batch whose KL is also summed over the vocabulary
+NOISE = 3.0  # standard errors that an alarm takes for noise
+ENOUGH = 30.0  # effective samples below which the best possible objective is not known
+
+
+def describe(rollout: Rollout, learner: Learner, gold: Scorer | None, kl_coef: float) -> dict[str, float]:
+    """Reward, KL, length and EOS of a batch, before the update.
+
+    Raises:
+        DivergedError: a log-probability is not finite; the sample is named.
+    """
+    samples = rollout.samples
+    log_ratio_BT = samples.logp_BT - rollout.ref_logp_BT
+    broken = (~log_ratio_BT.isfinite()).any(-1).nonzero()
+    if len(broken):
+        row = int(broken[0])
+        raise DivergedError(
+            f"rl: the log-probabilities of a response are not finite; stopped before the update. Prompt "
+            f"{prompt_text(rollout.prompts[row])[-80:]!r}, response {rollout.completions[row][:80]!r}"
+        )
+    mask_BT, n = samples.mask_BT, len(samples.mask_BT)
+    length_B = mask_BT.sum(-1).float()
+    kl_B = {
+        kind: masked_sum(kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, kind), mask_BT)
+        for kind in ("k1", "k3")
+    }
+    exact_B = learner.exact_kl(rollouts.rows_of(samples, torch.arange(min(n, EXACT_KL_ROWS))))
+    per_token = kl_B["k1"].sum() / length_B.sum()
+    row = {
+        "reward": float(rollout.score_B.mean()),
+        "reward_sd": sd(rollout.score_B),
+        "kl": float(kl_B["k1"].mean()),
+        "kl_se": standard_error(kl_B["k1"]),
+        "kl_k3": float(kl_B["k3"].mean()),
+        "kl_k3_se": standard_error(kl_B["k3"]),
+        "kl_exact": float(exact_B.mean()),
+        "kl_exact_se": standard_error(exact_B),
+        "kl_per_token": float(per_token),
+        # A ratio of two means: the error of the residuals (linearised).
+        "kl_per_token_se": standard_error(kl_B["k1"] - per_token * length_B) / float(length_B.mean()),
+        "objective": float((rollout.shaped_B - kl_coef * kl_B["k1"]).mean()),
+        "objective_se": standard_error(rollout.shaped_B - kl_coef * kl_B["k1"]),
+        "length": float(length_B.mean()),
+        "eos_rate": float(samples.finished_B.float().mean()),
+    }
+    if gold is not None:
+        values = gold(rollout.prompts, rollout.completions, finished=samples.finished_B.tolist())
+        row["gold"] = sum(values) / n
+    return row
+
+
+def sd(x_B: torch.Tensor) -> float:
+    """Standard deviation; 0 for a single value."""
+    return float(x_B.std()) if len(x_B) > 1 else 0.0
+
+
+def standard_error(x_B: torch.Tensor) -> float:
+    """Of the mean; 0 for a single value."""
+    return sd(x_B) / len(x_B) ** 0.5
+
+
+def alarms(
+    rollout: Rollout, row: dict[str, float], best: tuple[float, float] | None, clip: float | None
+) -> dict[str, str]:
+    """What is wrong with a batch, by name, each as a sentence that says what to do.
+
+    ``best`` is the best possible objective with its standard error (``best_possible``).
+    """
+    found, n = {}, len(rollout.completions)
+    if float(rollout.score_B.max()) == float(rollout.score_B.min()):
+        found["zero_reward_variance"] = (
+            f"all {n} responses of a batch got the reward {float(rollout.score_B[0]):.4g}: there is nothing "
+            f"to learn from; look at the reward function"
+        )
+    if row["eos_rate"] <= 0.05:
+        found["truncated"] = (
+            f"{1 - row['eos_rate']:.0%} of the responses were cut off at the length limit; raise "
+            f"response_length or missing_eos_penalty, or train the SFT model to stop"
+        )
+    empty = sum(not text.strip() for text in rollout.completions) / n
+    if empty >= 0.1:
+        found["empty"] = f"{empty:.0%} of the responses are empty; the reward seems to like that"
+    clipped = 0.0 if clip is None else float((rollout.score_B.abs() > clip).float().mean())
+    if clipped > 0.05:
+        found["clipped"] = (
+            f"{clipped:.0%} of the rewards lie beyond the reward_clip of {clip:g}; scale the reward to a "
+            f"standard deviation of about 1, or raise reward_clip"
+        )
+    for name, text in (("kl", "k1"), ("kl_k3", "k3"), ("kl_exact", "exact")):
+        # An exact sum is negative by rounding alone.
+        if row[name] < -NOISE * row[name + "_se"] - 1e-3:
+            found["negative_kl"] = (
+                f"the {text} KL is {row[name]:.3f} ± {row[name + '_se']:.3f} nats, below 0 beyond noise: the "
+                f"policy was not sampled as it is trained (temperature, top-p, another reference?)"
+            )
+    if best is not None:
+        margin = NOISE * math.hypot(best[1], row["objective_se"])
+        if row["objective"] > best[0] + margin:
+            found["above_best"] = (
+                f"reward minus KL is {row['objective']:.2f}, above the best possible {best[0]:.2f} beyond "
+                f"noise: the KL is wrong"
+            )
+    return found
+
+
+def best_possible(shaped_B: torch.Tensor, kl_coef: float) -> tuple[float, float] | None:
+    """The best objective with its standard error from a batch of the reference's own samples, or None where
+    so few samples cannot say."""
+    if not kl_coef > 0 or len(shaped_B) < 2:
+        return None
+    value, error, size = kl_maths.best_objective(shaped_B, kl_coef)
+    return (value, error) if size >= ENOUGH else None
+
+
+def held_out(made: Generated, learner: Learner, scorer: Scorer, gold: Scorer | None) -> dict[str, float]:
+    """Means over one response to each held-out prompt."""
+    score_B = torch.tensor(scorer(made.prompts, made.completions, finished=made.finished))
+    reference_BT = learner.reference_logprobs(made.samples)
+    kl_B = masked_sum(made.samples.logp_BT - reference_BT, made.samples.mask_BT)
+    exact_B = learner.exact_kl(made.samples)
+    row = {
+        "eval_reward": float(score_B.mean()),
+        "eval_reward_se": standard_error(score_B),
+        "eval_kl": float(kl_B.mean()),
+        "eval_kl_se": standard_error(kl_B),
+        "eval_kl_exact": float(exact_B.mean()),
+        "eval_kl_exact_se": standard_error(exact_B),
+        "eval_length": made.mean_length,
+        "eval_eos_rate": made.eos_rate,
+    }
+    if gold is not None:
+        value_B = torch.tensor(gold(made.prompts, made.completions, finished=made.finished))
+        row["eval_gold"] = float(value_B.mean())
+    return row
+
+
+def reward_accuracy(first: Generated, second: Generated, scorer: Scorer, gold: Scorer) -> tuple[int, int]:
+    """On how many pairs of fresh samples the reward and the annotator prefer the same response, and of how
+    many; where the annotator sees no difference there is nothing to agree with."""
+    score_B, gold_B = (
+        torch.tensor(judge(first.prompts, first.completions, finished=first.finished))
+        - torch.tensor(judge(second.prompts, second.completions, finished=second.finished))
+        for judge in (scorer, gold)
+    )
+    told_B = gold_B != 0
+    return int(((score_B * gold_B) > 0)[told_B].sum()), int(told_B.sum())
+
+
+def accuracy_alarm(right: int, total: int, first_right: int, first_total: int) -> dict[str, str]:
+    """An alarm where the reward agrees with the annotator less often than on the first samples, by more than
+    two standard errors of the difference of two proportions."""
+    if not (total and first_total):
+        return {}
+    now, before = right / total, first_right / first_total
+    pooled = (right + first_right) / (total + first_total)
+    error = (pooled * (1 - pooled) * (1 / total + 1 / first_total)) ** 0.5
+    if before - now <= 2 * error:
+        return {}
+    low, high = stats.wilson_interval(right, total)
+    return {
+        "reward_accuracy": (
+            f"on fresh samples the reward agrees with the annotator in {now:.0%} [{low:.0%}, {high:.0%}] of "
+            f"{total} pairs, on the first ones in {before:.0%}: it no longer knows what this policy writes; "
+            f"label new pairs (rounds of `preferl run`), raise kl_coef, or stop here"
+        )
+    }
+
+
+def sample_rows(iteration: int, rollout: Rollout, count: int = 8) -> list[dict[str, Any]]:
+    """The first responses of a batch, for samples.jsonl."""
+    kl_B = (rollout.samples.logp_BT - rollout.ref_logp_BT).sum(-1)
+    shown: Sequence[Prompt] = rollout.prompts[:count]
+    return [
+        {
+            "iteration": iteration,
+            "prompt": prompt_text(prompt),
+            "response": rollout.completions[i],
+            "reward": float(rollout.score_B[i]),
+            "kl": float(kl_B[i]),
+            "finished": bool(rollout.samples.finished_B[i]),
+        }
+        for i, prompt in enumerate(shown)
+    ]
