@@ -231,13 +231,20 @@ def test_it_repeats_bit_for_bit_and_follows_its_seed(config, tmp_path):
     first = texts()
     assert set(first[0]) == {"train.jsonl", "dev.jsonl"}
     assert texts() == first
-    by_prompt = [
-        {row["prompt"]: row["completion"] for row in map(json.loads, data["train.jsonl"].splitlines())}
-        for data in (first[0], texts(seed=1)[0])
-    ]
-    assert by_prompt[0].keys() == by_prompt[1].keys()
-    assert by_prompt[0] != by_prompt[1], "not only another order of the prompts"
+    assert texts(seed=1)[0] != first[0]
     assert texts(temperature=0.5)[0] != first[0]
+
+
+def test_the_seed_and_the_split_draw_other_responses_to_the_same_prompts(config):
+    prompts = load_source(config.dataset_name).prompts["rl"][:4]
+    again = dataclasses.replace(config, seed=1)
+    draws = [
+        [row.responses for row in sampled_again(options, split, prompts)]
+        for options, split in ((config, "train"), (config, "train"), (again, "train"), (config, "dev"))
+    ]
+    assert draws[0] == draws[1]
+    assert draws[0] not in draws[2:]
+    assert draws[2] != draws[3]
 
 
 def test_the_summary_says_what_was_sampled_kept_and_paid(config):
