@@ -13,8 +13,12 @@ from preferl import cli, pipeline, sweep
 from preferl.data.records import DataError, Preference
 from preferl.data.sources import load_source
 from preferl.models import load, tiny
+from preferl.runs.devices import generator
+from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import DivergedError, UsageError
+from preferl.sampling.cached import CachedEngine
 from preferl.sampling.engine import Sampling
+from preferl.sampling.texts import sampling_for
 from preferl.stages import dpo
 
 CPU = torch.device("cpu")
@@ -273,6 +277,8 @@ def test_eos_ends_finished_responses_only(tokenizer):
     cut = dpo.encode(tokenizer, Preference("Name two.", "Red.", "Blue.", None, ends), 64)
     assert cut.chosen == done.chosen[:-1]
     assert cut.rejected == done.rejected
+    stopped = dpo.encode(tokenizer, Preference("Name two.", "Red.", "Blue."), 64, ["ed."])
+    assert (stopped.chosen, stopped.rejected) == (cut.chosen, done.rejected)
 
 
 def test_what_is_too_long_is_cut_alike_on_both_sides(tokenizer):
@@ -396,14 +402,43 @@ def test_a_reference_of_its_own_is_used(config, policy_directory, tokenizer, tmp
         for parameter in other.parameters():
             parameter.mul_(0.9)
     load.save(other, tokenizer, tmp_path / "other")
-    rows = metrics(dpo.run(dataclasses.replace(config, ref_model=str(tmp_path / "other"))))
-    read = reader(tokenizer, micro_batch_size=8)
+    rows = metrics(dpo.run(dataclasses.replace(config, ref_model=str(tmp_path / "other"), temperature=0.7)))
+    read = reader(tokenizer, temperature=0.7, micro_batch_size=8)
     preferences = load_source(config.dataset_name).preferences["dev"]
     pairs = [dpo.encode(tokenizer, row, 128) for row in preferences]
     policy, _ = load.load_policy(str(policy_directory), CPU)
     ratio_N2 = read.all_logprobs(policy, pairs) - read.all_logprobs(other, pairs)
     assert rows[0]["eval_chosen_log_ratio"] == pytest.approx(float(ratio_N2[:, 0].mean()), abs=1e-4)
     assert abs(rows[0]["eval_chosen_log_ratio"]) > 0.1
+
+
+def test_the_kl_is_that_of_the_sampled_tokens(config, policy_directory, tokenizer, tmp_path):
+    """log pi - log pi_ref of what was drawn, at the temperature at which it was drawn."""
+    config = dataclasses.replace(config, temperature=0.8, micro_batch_size=1)
+    policy, _ = load.load_policy(str(policy_directory), CPU)
+    reference = make_language_model("llama", tokenizer)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.mul_(0.9)
+    stage = StageDirectory(tmp_path / "dpo", "dpo")
+    stage.path.mkdir()
+    engine = CachedEngine(policy, tokenizer.pad_token_id)
+    prompts, ids = ["Name two.", "Once upon a time there was", "What?"], [[9, 10], [11, 12, 13, 14], [15]]
+    found = dpo.sample_check(config, stage, engine, reference, tokenizer, prompts, ids)
+    drawn = engine.sample(ids, sampling_for(tokenizer, config), generator(config.seed, "dpo", "check"))
+    exact = []
+    with torch.no_grad():
+        for row, prompt in enumerate(ids):
+            response = drawn.response_BT[row][drawn.mask_BT[row] == 1].tolist()
+            ours, theirs = (
+                float(log_probability(model, prompt, response, 0.8, tokenizer.pad_token_id))
+                for model in (policy, reference)
+            )
+            exact.append(ours - theirs)
+    rows = [json.loads(line) for line in (stage.path / "samples.jsonl").read_text().splitlines()]
+    assert [row["kl"] for row in rows] == pytest.approx(exact, abs=1e-4)
+    assert found["kl"] == pytest.approx(sum(exact) / 3, abs=1e-4)
+    assert min(map(abs, exact)) > 0.01
 
 
 def test_a_reference_with_another_vocabulary_is_refused(config, tokenizer, tmp_path):

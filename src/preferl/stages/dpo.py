@@ -39,7 +39,7 @@ from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
 
 LOSSES = {"sigmoid": preference.dpo_loss, "ipo": preference.ipo_loss}
 # The policy against its own copy, nats per response: only the padding of the two batches differs.
-MAX_FIRST_LOG_RATIO = {torch.float32: 1e-3, torch.bfloat16: 1.0}
+MAX_FIRST_LOG_RATIO = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 
 @dataclass(kw_only=True)
@@ -77,7 +77,7 @@ class DpoConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """``cosine``, ``linear`` or ``constant``, after the warm-up."""
     num_evals: int = 10
     """How often loss and accuracy on dev pairs are measured."""
-    eval_pairs: int = 1000
+    eval_pairs: int = 512
     """Most dev pairs of such a measurement."""
     check_samples: int = 256
     """Responses sampled afterwards to dev prompts: how far the policy went, and whether they end with EOS."""
@@ -270,7 +270,7 @@ def read_pairs(
     limits = [config.max_length, *(load.max_positions(model) for model in models)]
     max_length = min(limit for limit in limits if limit is not None)
     train, dev = (
-        [pair for row in rows if (pair := encode(tokenizer, row, max_length)) is not None]
+        [pair for row in rows if (pair := encode(tokenizer, row, max_length, config.stop_sequences))]
         for rows in (preferences, source.preferences["dev"][: config.eval_pairs])
     )
     if not train:
@@ -287,15 +287,20 @@ def read_pairs(
     return train, dev, counts
 
 
-def encode(tokenizer: Any, row: Preference, max_length: int) -> Pair | None:
-    """A comparison as token ids; a response that was cut off while sampling carries no EOS.
+def encode(tokenizer: Any, row: Preference, max_length: int, stop_texts: Sequence[str] = ()) -> Pair | None:
+    """A comparison as token ids; a response that was cut off while sampling, or ended by one of
+    ``stop_texts``, carries no EOS: the policy did not write one.
 
     None where the two responses are the same tokens, as after cutting, or one has none: their log-ratios
     could teach nothing.
     """
     prompt = prompt_ids(tokenizer, row.prompt)
     chosen, rejected = (
-        response_ids(tokenizer, text, row.columns.get(f"finished_{side}", True))
+        response_ids(
+            tokenizer,
+            text,
+            row.columns.get(f"finished_{side}", True) and not any(stop in text for stop in stop_texts),
+        )
         for side, text in (("chosen", row.chosen), ("rejected", row.rejected))
     )
     longest = max(len(chosen), len(rejected))
