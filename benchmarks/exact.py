@@ -244,12 +244,13 @@ def transformer_task(seed: int, coef: float = 0.3, space: Space = Space(8, 4)) -
 
 
 def trainer_for(
-    task: Task, config: rl.RlConfig, scorer: Callable[..., list[float]] | None = None
+    task: Task, config: rl.RlConfig, scorer: Callable[..., list[float]] | None = None, checked: bool = True
 ) -> rl.Trainer:
-    """The loop of ``preferl rl`` on a task."""
+    """The loop of ``preferl rl`` on a task; ``checked`` False lets through what it refuses, as a control."""
     torch.manual_seed(config.seed)
     config = dataclasses.replace(config, response_length=task.space.length)
-    rl.check_options(config)
+    if checked:
+        rl.check_options(config)
     policy = copy.deepcopy(task.reference).requires_grad_(True)
     tabular = isinstance(policy, TabularLM)
     critic: Any = None

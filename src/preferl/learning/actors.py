@@ -115,12 +115,12 @@ class Actors:
 
     def trained(self) -> dict[str, list[torch.nn.Parameter]]:
         """What is trained, by optimiser: a value head goes with the policy, whose trunk it shares."""
-        groups = {"policy": [p for p in self.policy.parameters() if p.requires_grad]}
+        critic = [] if self.critic is None else [p for p in self.critic.parameters() if p.requires_grad]
+        theirs = set(map(id, critic))  # on one base the critic's LoRA weights are among the policy's
+        policy = [p for p in self.policy.parameters() if p.requires_grad and id(p) not in theirs]
         if self.value_head is not None:
-            groups["policy"] += list(self.value_head.parameters())
-        if self.critic is not None:
-            groups["critic"] = [p for p in self.critic.parameters() if p.requires_grad]
-        return groups
+            policy += list(self.value_head.parameters())
+        return {"policy": policy} | ({"critic": critic} if critic else {})
 
     def frozen(self) -> dict[str, dict[str, torch.Tensor]]:
         """The tensors of the reference, which must not change."""
@@ -154,6 +154,8 @@ def cast(options: ActorOptions, critic: bool, device: torch.device) -> tuple[Act
     if options.share_base:
         return _on_one_base(options, policy, tokenizer, critic)
     scorer = load_scorer(options.reward_model, device)
+    for judge in reward_models(scorer).values():
+        freeze(judge.model)
     adapted: Any = policy
     reference = None
     if options.lora_r:
@@ -201,25 +203,27 @@ def _on_one_base(
 
 
 def memory(actors: Actors, scorer: Scorer) -> dict[str, dict[str, float]]:
-    """MiB by role: weights (of those in memory once, each counted where it first appears), and gradients and
-    AdamW's two moments of what is trained."""
-    roles: dict[str, Iterable[torch.nn.Parameter]] = {"policy": actors.policy.parameters()}
-    if actors.value_head is not None:
-        roles["value"] = actors.value_head.parameters()
-    if actors.critic is not None:
-        roles["value"] = actors.critic.parameters()
-    roles["reference"] = actors.reference.parameters() if actors.reference is not None else ()
-    roles["reward"] = [p for judge in reward_models(scorer).values() for p in judge.model.parameters()]
+    """MiB by role: weights, and gradients and AdamW's two moments of what is trained.
+
+    What several roles share counts once, as the policy's.
+    """
+    value = actors.critic if actors.critic is not None else actors.value_head
+    judges = [judge.model for judge in reward_models(scorer).values()]
+    roles: dict[str, Iterable[torch.nn.Parameter]] = {
+        "value": () if value is None else value.parameters(),
+        "reward": [p for judge in judges for p in judge.parameters()],
+        "reference": () if actors.reference is None else actors.reference.parameters(),
+        "policy": actors.policy.parameters(),
+    }
     seen: set[int] = set()
     table = {}
     for role, parameters in roles.items():
-        weights = training = 0
-        for parameter in parameters:
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            size = parameter.numel() * parameter.element_size()
-            weights += size
-            training += 3 * size * parameter.requires_grad
-        table[role] = {"weights_mib": weights / 2**20, "training_mib": training / 2**20}
-    return table
+        own = [p for p in parameters if id(p) not in seen]
+        seen |= set(map(id, own))
+        trained = [p for p in own if p.requires_grad]
+        table[role] = {"weights_mib": mib(own), "training_mib": 3 * mib(trained)}
+    return {role: table[role] for role in ("policy", "reference", "reward", "value")}
+
+
+def mib(parameters: Iterable[torch.nn.Parameter]) -> float:
+    return sum(p.numel() * p.element_size() for p in parameters) / 2**20

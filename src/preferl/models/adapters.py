@@ -111,8 +111,9 @@ def on_one_base(
     """
     from peft import PeftConfig, set_peft_model_state_dict
 
-    source = Path(model_directory(reward_directory))
-    if not (source / ADAPTER_FILE).exists():
+    places = (Path(reward_directory) / "adapter", Path(model_directory(reward_directory)))
+    source = next((place for place in places if (place / ADAPTER_FILE).exists()), None)
+    if source is None:
         raise UsageError(
             f"share_base: '{reward_directory}' holds no LoRA weights; train the reward model with "
             f"`preferl reward --lora_r 8 --model_name_or_path {base}`"

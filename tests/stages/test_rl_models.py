@@ -1,0 +1,255 @@
+"""Who plays which part: LoRA policies, value heads, one base, other tokenizers, other families, bf16."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from preferl.learning import actors
+from preferl.models import adapters, load
+from preferl.models.reward import RewardModel, load_reward_model
+from preferl.runs.errors import UsageError
+from preferl.sampling.cached import CachedEngine
+from preferl.sampling.engine import Sampling
+from preferl.sampling.rollout import policy_logprobs
+from preferl.stages import reward, rl
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rows = [
+        {
+            "prompt": f"Tell me of thing {i}.",
+            "chosen": f"Thanks, thing {i} is nice.",
+            "rejected": f"No! Thing {i} is bad.",
+            "split": "train" if i < 48 else "dev" if i < 56 else "eval",
+        }
+        for i in range(72)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def prompts_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [{"prompt": f"Tell me of thing {i}. {'Please. ' * (i % 5)}"} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def lora_reward(tmp_path_factory, policy_directory, pairs_file):
+    """A reward model of LoRA weights on the policy's own base."""
+    path = tmp_path_factory.mktemp("reward")
+    return reward.run(
+        reward.RewardConfig(
+            output_dir=str(path / "reward"),
+            model_name_or_path=str(policy_directory),
+            dataset_name=str(pairs_file),
+            lora_r=4,
+            learning_rate=5e-3,
+            num_evals=2,
+            audit=False,
+            num_threads=1,
+            device="cpu",
+        )
+    )
+
+
+@pytest.fixture
+def config(tmp_path, policy_directory, prompts_file, lora_reward):
+    return rl.RlConfig(
+        output_dir=str(tmp_path / "rl"),
+        model_name_or_path=str(policy_directory),
+        reward_model=str(lora_reward),
+        dataset_name=str(prompts_file),
+        num_iterations=2,
+        batch_size=16,
+        learning_rate=1e-3,
+        response_length=10,
+        eval_prompts=4,
+        num_threads=1,
+        device="cpu",
+    )
+
+
+def rows_of(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def trained(path):
+    return load.load_policy(str(path), CPU)[0]
+
+
+def test_lora_trains_the_policy_and_its_reference_is_the_base(config, policy_directory):
+    path = rl.run(dataclasses.replace(config, lora_r=4, learning_rate=1e-2))
+    rows, summary = rows_of(path), json.loads((path / "summary.json").read_text())
+    assert rows[1]["kl"] == pytest.approx(0, abs=1e-4)
+    assert rows[2]["kl"] != 0
+    assert rows[2]["first_ratio_error"] < 1e-4
+    assert summary["memory"]["reference"] == {"weights_mib": 0, "training_mib": 0}
+    policy, base = trained(path), trained(policy_directory)
+    assert load.weights_hash(policy) != load.weights_hash(base)
+    assert (path / "adapter" / adapters.POLICY / "adapter_model.safetensors").exists()
+    # What was not adapted is the base's, and what was is merged into an ordinary model.
+    assert torch.equal(policy.model.embed_tokens.weight, base.model.embed_tokens.weight)
+    assert policy.state_dict().keys() == base.state_dict().keys()
+
+
+def test_a_fresh_lora_policy_is_the_base_and_its_reference_stays_so(config, policy_directory):
+    cast, tokenizer, _ = actors.cast(dataclasses.replace(config, lora_r=4), False, CPU)
+    samples = CachedEngine(cast.policy, tokenizer.pad_token_id).sample(
+        [[10, 11], [12, 13, 14, 15]], Sampling(1.0, 6, (tokenizer.pad_token_id,), ()), torch.Generator()
+    )
+    base = policy_logprobs(trained(policy_directory), samples)
+    with torch.no_grad():
+        assert torch.equal(policy_logprobs(cast.policy, samples), base)
+        for parameter in cast.trained()["policy"]:
+            parameter.add_(0.1)
+        assert not torch.allclose(policy_logprobs(cast.policy, samples), base)
+        with cast.as_reference() as reference:
+            assert torch.equal(policy_logprobs(reference, samples), base)
+
+
+def test_a_value_head_learns_on_the_policys_trunk(config):
+    path = rl.run(dataclasses.replace(config, value_model="head", num_iterations=3))
+    rows, summary = rows_of(path), json.loads((path / "summary.json").read_text())
+    assert not (path / "value_model").exists()
+    assert rows[-1]["value_loss"] >= 0
+    assert rows[-1]["explained_variance"] != 0
+    assert summary["memory"]["value"]["weights_mib"] < 0.001 < summary["memory"]["policy"]["weights_mib"]
+    assert summary["forward_passes"]["critic_update"] == 0
+
+
+def test_the_value_head_reads_the_state_before_each_token(config):
+    cast, _, _ = actors.cast(dataclasses.replace(config, value_model="head"), True, CPU)
+    torch.nn.init.normal_(cast.value_head.weight)
+    engine = CachedEngine(cast.policy, 0)
+    samples = engine.sample([[10, 11], [12, 13, 14, 15]], Sampling(1.0, 6, (0,), ()), torch.Generator())
+    values = cast.values(samples)
+    with torch.no_grad():
+        hidden = cast.policy.model(
+            input_ids=samples.tokens_BS[:1, 2:], attention_mask=samples.attention_BS[:1, 2:]
+        ).last_hidden_state
+        expected = cast.value_head(hidden[:, 1:-1])[0, :, 0]
+    torch.testing.assert_close(values[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_one_base_carries_policy_reward_and_critic(config, lora_reward, policy_directory):
+    """The scores are those of the reward model as loaded by itself, and training moves two of the three."""
+    shared = dataclasses.replace(config, share_base=True, lora_r=4, learning_rate=1e-2)
+    cast, _, scorer = actors.cast(shared, True, CPU)
+    texts = ["It is red.", "I do not know what that is, sorry.", "No!"]
+    prompts = ["What is it?"] * 3
+    alone = RewardModel(*load_reward_model(str(lora_reward), CPU))
+    assert scorer(prompts, texts) == pytest.approx(alone(prompts, texts), abs=1e-4)
+    assert len(cast.trained()["policy"]) == len(cast.trained()["critic"]) - 1  # the critic has a head
+    assert not set(map(id, cast.trained()["policy"])) & set(map(id, cast.trained()["critic"]))
+
+    path = rl.run(shared)
+    rows, summary = rows_of(path), json.loads((path / "summary.json").read_text())
+    assert rows[1]["kl"] == pytest.approx(0, abs=1e-4)
+    assert rows[2]["first_ratio_error"] < 1e-4
+    assert rows[2]["kl"] != 0
+    assert {"reference", "reward model reward"} <= summary["frozen_hashes"].keys()
+    whole = json.loads(
+        (rl.run(dataclasses.replace(config, output_dir=config.output_dir + "2")) / "summary.json").read_text()
+    )
+    used, usual = (sum(sum(role.values()) for role in s["memory"].values()) for s in (summary, whole))
+    assert used < 0.4 * usual
+    assert load.weights_hash(trained(path)) != load.weights_hash(trained(policy_directory))
+
+
+def test_the_critic_of_one_base_moves_and_the_reward_model_does_not(config):
+    shared = dataclasses.replace(config, share_base=True, learning_rate=1e-2)
+    cast, tokenizer, scorer = actors.cast(shared, True, CPU)
+    learner = rl.learner_for(shared, cast, ["Tell me.", "Say it."], torch.float32)
+    before = rl.frozen_hashes(cast, scorer)
+    critic = [p.detach().clone() for p in cast.trained()["critic"]]
+    trainer = rl.Trainer(
+        shared, learner, CachedEngine(cast.policy, tokenizer.pad_token_id), tokenizer,
+        rl.sampling_for(tokenizer, shared), scorer, None, [],
+    )  # fmt: skip
+    trainer.iterate(1)
+    assert rl.frozen_hashes(cast, scorer) == before
+    moved = [not torch.equal(a, b) for a, b in zip(cast.trained()["critic"], critic, strict=True)]
+    assert all(moved)
+
+
+def test_a_reward_model_on_another_base_cannot_share(config, policy_directory, tmp_path, tokenizer):
+    with pytest.raises(UsageError, match="holds no LoRA weights"):
+        rl.run(dataclasses.replace(config, share_base=True, reward_model=str(policy_directory)))
+    from conftest import make_language_model
+
+    load.save(make_language_model("llama", tokenizer), tokenizer, tmp_path / "other")
+    with pytest.raises(UsageError, match="must be one"):
+        rl.run(dataclasses.replace(config, share_base=True, model_name_or_path=str(tmp_path / "other")))
+
+
+def test_policy_and_reward_model_may_have_different_tokenizers(config, encoder_directory):
+    """A BERT with a WordPiece vocabulary scores a byte-level Llama; the critic starts from the policy."""
+    path = rl.run(dataclasses.replace(config, reward_model=str(encoder_directory)))
+    rows = rows_of(path)
+    assert all(abs(row["reward"]) < 100 for row in rows[1:])
+    with pytest.raises(UsageError, match="no decoder over the policy's tokens"):
+        rl.run(
+            dataclasses.replace(
+                config,
+                reward_model=str(encoder_directory),
+                value_model="reward",
+                output_dir=config.output_dir + "2",
+            )
+        )
+
+
+def test_a_reference_of_its_own(config, policy_directory, tmp_path):
+    """The KL is to ``ref_model``, so the first batch of a policy that has moved has one."""
+    first = rl.run(dataclasses.replace(config, learning_rate=1e-2))
+    second = rl.run(
+        dataclasses.replace(
+            config,
+            model_name_or_path=str(first),
+            ref_model=str(policy_directory),
+            output_dir=str(tmp_path / "second"),
+        )
+    )
+    assert rows_of(second)[1]["kl_exact"] > 0.01
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3", "llama"])
+@pytest.mark.parametrize("algorithm", ["ppo", "rebel"])
+def test_absolute_and_rotary_positions_with_prompts_of_very_different_lengths(
+    config, kind, algorithm, tokenizer, tmp_path
+):
+    """Left padding of up to 60 tokens beside none: sampling and training agree about every probability."""
+    from conftest import make_language_model
+
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "a" if i % 2 else "Tell me everything of it, please! " * 3} for i in range(60)]
+    path.write_text(
+        "".join(json.dumps(row | {"prompt": f"{row['prompt']}{i}"}) + "\n" for i, row in enumerate(rows))
+    )
+    load.save(make_language_model(kind, tokenizer), tokenizer, tmp_path / kind)
+    out = rl.run(
+        dataclasses.replace(
+            config, model_name_or_path=str(tmp_path / kind), algorithm=algorithm, dataset_name=str(path)
+        )
+    )
+    found = rows_of(out)
+    assert abs(found[1]["kl"]) < 1e-3
+    assert max(row["first_ratio_error"] for row in found[1:]) < 1e-4
+
+
+def test_bf16_stays_within_its_bounds(config):
+    """The bounds of docs/algorithms.md: ratio before the first update, KL of the first batch."""
+    path = rl.run(dataclasses.replace(config, dtype="bfloat16", num_iterations=3))
+    rows = rows_of(path)
+    assert max(row["first_ratio_error"] for row in rows[1:]) < 0.3
+    assert abs(rows[1]["kl"]) < 0.3
+    assert rows[-1]["kl"] != 0
+    assert next(trained(path).parameters()).dtype == torch.float32
