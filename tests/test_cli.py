@@ -88,7 +88,7 @@ def test_an_interrupt_is_resumable(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["sft", "collect", "reward", "best_of", "rl", "evaluate", "run", "demo", "sweep"]
+    "command", ["sft", "collect", "reward", "best_of", "dpo", "rl", "evaluate", "run", "demo", "sweep"]
 )
 def test_every_command_has_help_and_prints_its_configuration(capsys, command):
     code, out, _ = call(capsys, command, "--help")

@@ -291,6 +291,8 @@ def test_what_is_too_long_is_cut_alike_on_both_sides(tokenizer):
         assert len(one) <= length
         assert one.prompt == whole.prompt[-len(one.prompt) :]
         assert one.chosen == whole.chosen[: len(one.chosen)]
+        turned = dpo.encode(tokenizer, Preference(prompt, "A dog.", long), length)
+        assert turned == dataclasses.replace(one, chosen=one.rejected, rejected=one.chosen)
     # Cut to the same beginning, or without a token, a pair teaches nothing.
     assert dpo.encode(tokenizer, Preference(prompt, long + "Yes.", long + "No."), 20) is None
     empty = Preference(prompt, "", "No.", None, {"finished_chosen": False})
