@@ -226,6 +226,29 @@ def test_lora_trains_little_and_adapter_and_merged_model_agree(config, policy_di
     assert torch.equal(before.get_input_embeddings().weight, trunk.get_input_embeddings().weight)
 
 
+def test_lora_dropout_is_on_in_training_and_nowhere_else(config, pairs_file):
+    """What is measured and normalised while training are the scores of the model that is saved."""
+    config = dataclasses.replace(config, lora_r=4, learning_rate=1e-2, weight_average=0.0, num_evals=1)
+    runs = {}
+    for dropout in (0.0, 0.5):
+        own = dataclasses.replace(config, lora_dropout=dropout, output_dir=config.output_dir + str(dropout))
+        runs[dropout] = reward.run(own)
+    losses = {dropout: [row["loss"] for row in metrics(stage)] for dropout, stage in runs.items()}
+    assert losses[0.0][1:] != losses[0.5][1:]
+    scorer = RewardModel(*load_reward_model(str(runs[0.5]), CPU))
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    chosen, rejected = (
+        np.array(scorer([r["prompt"] for r in rows], [r[side] for r in rows]))
+        for side in ("chosen", "rejected")
+    )
+    split = np.array([row["split"] for row in rows])
+    summary = json.loads((runs[0.5] / "summary.json").read_text())
+    gap = (chosen - rejected)[split == "dev"] * summary["reference_sd"]
+    assert np.logaddexp(0, -gap).mean() == pytest.approx(summary["dev_loss"], rel=1e-3)
+    reference = np.concatenate([chosen, rejected])[np.tile(split == "train", 2)]
+    assert (reference.mean(), reference.std()) == (pytest.approx(0, abs=1e-3), pytest.approx(1, abs=1e-3))
+
+
 def test_encoders_learn_from_their_own_tokenizer(config, encoder_directory):
     config.model_name_or_path, config.num_train_epochs = str(encoder_directory), 4
     stage = reward.run(config)

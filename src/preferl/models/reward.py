@@ -120,7 +120,20 @@ def with_lora(model: PreTrainedModel, base: str, r: int, alpha: float, dropout: 
         adapted = get_peft_model(model, config)
     # peft knows no name of a new model, and no stage directories.
     adapted.peft_config["default"].base_model_name_or_path = model_directory(base)
-    return adapted
+    return adapted.eval()
+
+
+@contextlib.contextmanager
+def lora_dropout(model: torch.nn.Module) -> Iterator[None]:
+    """LoRA's dropout is on, for the passes that train; everywhere else models are in evaluation mode."""
+    layers = [layer for name, layer in model.named_modules() if ".lora_dropout." in name]
+    for layer in layers:
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.eval()
 
 
 def save_adapter(adapted: Any, path: Path, pooling: str) -> None:

@@ -43,6 +43,7 @@ from preferl.models.reward import (
     RewardModel,
     fold_normalisation,
     load_reward_model,
+    lora_dropout,
     quiet_peft,
     reward_mean,
     save_adapter,
@@ -412,7 +413,7 @@ def train(
             if rows is None:
                 batches = length_buckets(lengths, config.train_batch_size, rng)
                 rows = next(batches)
-            with devices.autocast(model.device, dtype):
+            with devices.autocast(model.device, dtype), lora_dropout(model):
                 scored = scores_of_batch(model, tokenizer, [encoded[i] for i in rows], packed)
             sequences += int(scored.mask_GK.sum())
             loss, accuracy = batch_loss(loss_name, scored, config)

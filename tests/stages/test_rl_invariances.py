@@ -1,0 +1,449 @@
+"""What a rollout, a loss and an update must be, from the definitions: one unpadded row at a time, by autograd
+of the formula, or by a change that must change nothing. Policy and reference differ, prompts do in length."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from conftest import make_language_model
+from exact import tabular_task, train
+from preferl.learning import monitor
+from preferl.learning.learner import Meter, Piece
+from preferl.models import load
+from preferl.models.reward import load_reward_model
+from preferl.models.value import token_values
+from preferl.runs.errors import DivergedError
+from preferl.sampling import rollout as rollouts
+from preferl.sampling.cached import CachedEngine
+from preferl.stages import rl
+
+CPU = torch.device("cpu")
+COEF = 0.37
+
+
+def letters(prompts, completions, **columns):
+    """A reward that looks at the text alone; sd about 1."""
+    return [(sum(map(ord, text)) % 101) / 30 - 1.5 for text in completions]
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory, tokenizer):
+    """A policy and another reference, of each family."""
+    root = tmp_path_factory.mktemp("models")
+    for kind in ("llama", "gpt2"):
+        model = make_language_model(kind, tokenizer)
+        load.save(model, tokenizer, root / kind)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.9)
+        load.save(model, tokenizer, root / f"{kind}-reference")
+    return root
+
+
+@pytest.fixture
+def config(tmp_path, directories):
+    return rl.RlConfig(
+        output_dir=str(tmp_path / "rl"),
+        model_name_or_path=str(directories / "llama"),
+        ref_model=str(directories / "llama-reference"),
+        reward_model="length",
+        algorithm="rloo",
+        kl_coef=COEF,
+        batch_size=12,
+        response_length=8,
+        temperature=0.7,
+        num_threads=1,
+        device="cpu",
+    )
+
+
+def trainer_for(config: rl.RlConfig) -> rl.Trainer:
+    """The loop as ``run`` makes it. Many ids stop a response, so that lengths differ."""
+    actors, tokenizer, _ = rl.cast(config, rl.ALGORITHMS[config.algorithm].critic, CPU)
+    if actors.critic is not None:
+        torch.manual_seed(3)
+        torch.nn.init.normal_(actors.critic.score.weight)
+    prompts = [f"Name thing {i} {'please ' * (i % 5)}" for i in range(12)]
+    sampling = rl.sampling_for(tokenizer, config)
+    return rl.Trainer(
+        config=config,
+        learner=rl.learner_for(config, actors, prompts, torch.float32),
+        engine=CachedEngine(actors.policy, tokenizer.pad_token_id),
+        tokenizer=tokenizer,
+        sampling=dataclasses.replace(sampling, stop=(tokenizer.eos_token_id, *range(40, 80))),
+        scorer=letters,
+        gold=None,
+        held_out=[],
+    )
+
+
+def logits_of(model, samples, row):
+    """``logits_TV`` of one response by their definition: its row alone, without padding, float64."""
+    prompt = samples.tokens_BS[row, : samples.prompt_width][samples.prompt_mask_BP[row] == 1]
+    response = samples.response_BT[row][samples.mask_BT[row] == 1]
+    logits_TV = model(input_ids=torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
+    logits_TV = logits_TV.double() / samples.sampling.temperature
+    suppressed_V = torch.zeros(logits_TV.shape[-1], dtype=torch.bool)
+    suppressed_V[list(samples.sampling.suppressed)] = True
+    return logits_TV.masked_fill(suppressed_V, -1e9), response
+
+
+def logp_of(model, samples, row):
+    """``logp_T`` of one response."""
+    logits_TV, response = logits_of(model, samples, row)
+    return logits_TV.log_softmax(-1)[torch.arange(len(response)), response]
+
+
+def gradient(learner, batch):
+    """The gradient of the policy on one minibatch of all rows."""
+    mask_BT, rows = batch.rollout.samples.mask_BT, torch.arange(len(batch.rollout.prompts))
+    weight_B = learner.weights(mask_BT, rows)
+    for micro in learner.micro_batches(rows):
+        learner.backward(batch, micro, weight_B, int(mask_BT.sum()), len(rows), Meter())
+    found = flat_gradient(learner.actors.policy)
+    learner.forget_gradients()
+    return found
+
+
+def flat_gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+# ------------------------------------------------------------------------------------------------ rollout
+
+
+def test_token_rewards_are_the_kl_of_each_response_token_and_the_score_on_the_last(config):
+    """Row by row: -coef (log pi - log pi_ref) of every response token and no other, at the temperature; on
+    the last one the score of the text, clipped, minus 2 without EOS. The coefficient is the controller's."""
+    trainer = trainer_for(dataclasses.replace(config, reward_clip=1.0, missing_eos_penalty=2.0, kl_coef=9.0))
+    learner, reference = trainer.learner, trainer.learner.actors.reference
+    learner.state.kl.coef = COEF
+    rollout = trainer.collect()
+    samples, policy = rollout.samples, learner.actors.policy
+    scores = letters(rollout.prompts, rollout.completions)
+    assert rollout.score_B.tolist() == pytest.approx(scores)
+    assert max(scores) > 1.0
+    assert set(samples.finished_B.tolist()) == {True, False}
+    total, exact = [], []
+    with torch.no_grad():
+        for row, score in enumerate(scores):
+            logp_T, ref_T = (logp_of(model, samples, row) for model in (policy, reference))
+            expected_T = -COEF * (logp_T - ref_T)
+            ended = int(samples.response_BT[row][len(logp_T) - 1]) in trainer.sampling.stop
+            expected_T[-1] += min(max(score, -1.0), 1.0) - 2.0 * (not ended)
+            reward_T, padding = (
+                rollout.reward_BT[row].double().split([len(logp_T), samples.mask_BT.shape[1] - len(logp_T)])
+            )
+            torch.testing.assert_close(reward_T, expected_T, atol=2e-5, rtol=1e-5)
+            assert not padding.any()
+            total.append(float((logp_T - ref_T).sum()))
+            p_TV, q_TV = (logits_of(model, samples, row)[0].log_softmax(-1) for model in (policy, reference))
+            exact.append(float((p_TV.exp() * (p_TV - q_TV)).sum()))
+    row = monitor.describe(rollout, learner, None, COEF)
+    assert row["kl"] == pytest.approx(sum(total) / len(total), abs=1e-4)
+    assert row["kl_exact"] == pytest.approx(sum(exact) / len(exact), abs=1e-4)
+    assert min(map(abs, total)) > 0.01
+
+
+def test_a_kl_in_the_loss_is_not_in_the_reward_too(config):
+    trainer = trainer_for(dataclasses.replace(config, kl_in="loss"))
+    rollout = trainer.collect()
+    assert (rollout.samples.logp_BT - rollout.ref_logp_BT).abs().max() > 0.1
+    torch.testing.assert_close(rollout.reward_BT.sum(-1), rollout.shaped_B)
+    assert ((rollout.reward_BT != 0).sum(-1) == 1).all()
+
+
+# ------------------------------------------------------------------------------------------- advantages
+
+
+def test_whitened_advantages_have_mean_0_and_sd_1_over_the_real_tokens(config):
+    trainer = trainer_for(dataclasses.replace(config, algorithm="ppo"))
+    rollout = trainer.collect()
+    real_BT = rollout.samples.mask_BT == 1
+    assert not real_BT.all()
+    advantage_BT = trainer.learner.prepare(rollout).advantage_BT
+    assert advantage_BT[real_BT].mean().item() == pytest.approx(0, abs=1e-6)
+    assert advantage_BT[real_BT].std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    assert not advantage_BT[~real_BT].any()
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo", "rebel", "online_dpo"])
+def test_only_responses_to_one_prompt_are_compared(config, algorithm):
+    """A constant of each prompt's own on the rewards changes no gradient."""
+    trainer = trainer_for(dataclasses.replace(config, algorithm=algorithm, num_generations=3))
+    learner, rollout = trainer.learner, trainer.collect()
+    assert len(set(rollout.prompts)) == 4
+    own = {prompt: 3.0 * i for i, prompt in enumerate(sorted(set(rollout.prompts)))}
+    constant_B = torch.tensor([own[prompt] for prompt in rollout.prompts])
+    reward_BT = rollout.reward_BT.clone()
+    reward_BT[torch.arange(12), rollout.samples.mask_BT.sum(-1) - 1] += constant_B
+    moved = dataclasses.replace(rollout, reward_BT=reward_BT, shaped_B=rollout.shaped_B + constant_B)
+    plain, shifted = (gradient(learner, learner.prepare(r)) for r in (rollout, moved))
+    assert plain.abs().max() > 1e-4
+    torch.testing.assert_close(shifted, plain, atol=1e-4 * float(plain.abs().max()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_grpo_divides_by_the_groups_sd_only_where_asked(config, scale):
+    trainer = trainer_for(dataclasses.replace(config, algorithm="grpo", scale_rewards=scale))
+    rollout = trainer.collect()
+    advantage_BT = trainer.learner.prepare(rollout).advantage_BT
+    for start in range(0, 12, 4):
+        total = rollout.reward_BT[start : start + 4].sum(-1)
+        expected = (total - total.mean()) / (total.std(correction=0) if scale else 1)
+        for i in range(4):
+            real_T = rollout.samples.mask_BT[start + i] == 1
+            assert advantage_BT[start + i][real_T].tolist() == pytest.approx(
+                [float(expected[i])] * int(real_T.sum()), abs=1e-5
+            )
+
+
+# ----------------------------------------------------------------------------------------------- losses
+
+
+def test_the_kl_in_the_loss_is_k2_of_whole_responses(config):
+    """Its gradient: that of coef * mean over responses of 1/2 (log pi(y|x) - log pi_ref(y|x))^2."""
+    trainer = trainer_for(dataclasses.replace(config, kl_in="loss", loss_average="sum"))
+    learner = trainer.learner
+    batch = learner.prepare(trainer.collect())
+    whole = gradient(learner, batch)
+    learner.state.kl.coef = 0.0
+    found = whole - gradient(learner, batch)
+    policy, reference = learner.actors.policy, learner.actors.reference
+    samples = batch.rollout.samples
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(12):
+        with torch.no_grad():
+            ref = logp_of(reference, samples, row).sum()
+        total = total + 0.5 * (logp_of(policy, samples, row).sum() - ref) ** 2
+    (COEF * total / 12).backward()
+    expected = flat_gradient(policy)
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["rebel", "online_dpo"])
+def test_losses_over_pairs_are_lowest_where_the_papers_say(config, algorithm):
+    """REBEL: log-ratio to the sampler = eta * reward; online DPO with soft labels: log-ratio to the reference
+    = score / beta; each up to a constant of the prompt. There and only there the gradient is 0."""
+    options = dataclasses.replace(config, algorithm=algorithm, num_generations=3, rebel_eta=0.4)
+    trainer = trainer_for(options)
+    batch = trainer.learner.prepare(trainer.collect())
+    rollout = batch.rollout
+    mask_BT, old_BT, ref_BT = rollout.samples.mask_BT, rollout.samples.logp_BT, rollout.ref_logp_BT
+    if algorithm == "rebel":
+        from_BT, step_B = old_BT, 0.4 * rollout.reward_BT.sum(-1)
+    else:
+        from_BT, step_B = ref_BT, rollout.shaped_B / COEF
+    constant_B = torch.arange(4.0).repeat_interleave(3)
+    at_optimum_BT = from_BT + ((step_B + constant_B) / mask_BT.sum(-1))[:, None] * mask_BT
+    slopes = []
+    for logp_BT in (at_optimum_BT, old_BT):
+        logp_BT = logp_BT.clone().requires_grad_()
+        piece = Piece(logp_BT, old_BT, ref_BT, batch.advantage_BT, mask_BT, 3, COEF)
+        loss, loss_N = trainer.learner.policy_loss(piece, torch.ones(12, 1), 12)
+        assert len(loss_N) == 12  # four groups of three pairs
+        loss.backward()
+        slopes.append(float(logp_BT.grad.abs().max()))
+    assert slopes[0] < 1e-5
+    assert slopes[1] > 1e-3
+
+
+def test_a_response_as_one_action_has_one_ratio(config):
+    """Its ratio, exp(sum of log-ratios), is clipped as a whole and weighs the advantage of its first state."""
+    options = dataclasses.replace(config, algorithm="ppo", ratio_level="response", loss_average="sum")
+    trainer = trainer_for(options)
+    batch = trainer.learner.prepare(trainer.collect())
+    samples, mask_BT = batch.rollout.samples, batch.rollout.samples.mask_BT
+    step_BT = 0.1 * torch.randn(mask_BT.shape, generator=torch.Generator().manual_seed(0)) * mask_BT
+    piece = Piece(
+        samples.logp_BT + step_BT,
+        samples.logp_BT,
+        batch.rollout.ref_logp_BT,
+        batch.advantage_BT,
+        mask_BT,
+        1,
+        COEF,
+    )
+    loss, _ = trainer.learner.policy_loss(piece, torch.full((12, 1), 1 / 12), 12)
+    ratio_B, advantage_B = step_BT.sum(-1).exp(), batch.advantage_BT[:, 0]
+    gain_B = torch.minimum(ratio_B * advantage_B, ratio_B.clamp(0.8, 1.2) * advantage_B)
+    assert ((ratio_B - 1).abs() > 0.2).any()
+    assert loss.item() == pytest.approx(-gain_B.mean().item(), abs=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------- update
+
+
+def test_every_pass_compares_with_the_probabilities_of_the_sampler(config):
+    """The policy moves from pass to pass, the denominator of the ratio does not."""
+    trainer = trainer_for(dataclasses.replace(config, num_ppo_epochs=3, learning_rate=1e-2))
+    learner, rollout, seen = trainer.learner, trainer.collect(), []
+    algorithm = learner.algorithm
+
+    def spy(piece, options):
+        seen.append(piece)
+        return algorithm.loss(piece, options)
+
+    learner.algorithm = dataclasses.replace(algorithm, loss=spy)
+    learner.update(rollout)
+    assert len(seen) == 3
+    sampled = sorted(rollout.samples.logp_BT.sum(-1).tolist())
+    for number, piece in enumerate(seen):
+        assert sorted(piece.old_logp_BT.sum(-1).tolist()) == pytest.approx(sampled, abs=1e-5)
+        moved = float((piece.logp_BT.detach() - piece.old_logp_BT).abs().max())
+        assert (moved > 1e-2) == (number > 0)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "rebel"])
+def test_each_epoch_takes_every_row_once_and_pairs_stay_whole(config, algorithm):
+    options = dataclasses.replace(
+        config, algorithm=algorithm, num_ppo_epochs=2, num_mini_batches=3, num_generations=2
+    )
+    learner = trainer_for(options).learner
+    orders = []
+    for epoch in range(2):
+        parts = [rows for e, _, rows in learner.minibatches(12) if e == epoch]
+        assert [len(rows) for rows in parts] == [4, 4, 4]
+        order = torch.cat(parts).tolist()
+        assert sorted(order) == list(range(12))
+        orders.append(order)
+        if algorithm == "rebel":
+            assert all(b == a + 1 and a % 2 == 0 for a, b in zip(order[::2], order[1::2], strict=True))
+    assert orders[0] != orders[1]
+
+
+def test_the_critic_has_a_learning_rate_of_its_own_and_learns_through_its_whole_trunk(config):
+    trainer = trainer_for(dataclasses.replace(config, algorithm="ppo", critic_learning_rate=0.0))
+    actors, rollout = trainer.learner.actors, trainer.collect()
+    before = {name: load.weights_hash(getattr(actors, name)) for name in ("policy", "critic", "reference")}
+    trainer.learner.update(rollout)
+    after = {name: load.weights_hash(getattr(actors, name)) for name in before}
+    assert [name for name in before if before[name] != after[name]] == ["policy"]
+
+    value_BT = actors.values(rollout.samples)
+    (value_BT**2 * rollout.samples.mask_BT).sum().backward()
+    still = [name for name, p in actors.critic.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still
+
+
+@pytest.mark.parametrize("algorithm", list(rl.ALGORITHMS))
+def test_the_exact_objective_rises(algorithm):
+    """By enumeration of all 40 responses: towards the optimum from the first iterations on, never above."""
+    curve = train(
+        tabular_task(0),
+        rl.RlConfig(
+            algorithm=algorithm,
+            kl_coef=0.5,
+            batch_size=64,
+            num_iterations=15,
+            learning_rate=0.1,
+            warmup_ratio=0.0,
+            max_grad_norm=1e9,
+            missing_eos_penalty=0.0,
+            reward_clip=0.0,
+        ),
+        every=5,
+    )
+    assert 0.2 < curve.fraction[0] < curve.final < 1
+    assert curve.final > 0.5
+    assert not {"negative_kl", "above_best"} & set(curve.alarms)
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+@pytest.mark.parametrize(("kind", "options"), [("gpt2", {}), ("llama", {"lora_r": 2, "ref_model": None})])
+def test_nothing_is_in_training_mode(config, directories, tmp_path, kind, options):
+    """GPT-2 has dropout in its configuration; a dropped unit would make every ratio and every KL a lie."""
+    torch.manual_seed(0)
+    load.save(*load_reward_model(str(directories / kind), CPU, True), tmp_path / "reward")
+    changed = {
+        "algorithm": "ppo",
+        "model_name_or_path": str(directories / kind),
+        "ref_model": str(directories / f"{kind}-reference"),
+        "reward_model": str(tmp_path / "reward"),
+    }
+    trainer = trainer_for(dataclasses.replace(config, **(changed | options)))
+    actors, _, scorer = rl.cast(trainer.config, True, CPU)
+    models = [actors.policy, actors.critic, scorer.model]
+    models += [actors.reference] if actors.reference is not None else []
+    assert not [m for model in models for m in model.modules() if m.training]
+    assert actors.critic is not scorer.model
+    learner, rollout = trainer.learner, trainer.collect()
+    batch = learner.prepare(rollout)
+    assert torch.equal(gradient(learner, batch), gradient(learner, batch))
+    learner.update(rollout)
+    assert not [m for m in learner.actors.policy.modules() if m.training]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_values_do_not_depend_on_the_padding(config, directories, kind):
+    """GPT-2 counts positions absolutely: a left-padded prompt must start at position 0."""
+    name = str(directories / kind)
+    trainer = trainer_for(dataclasses.replace(config, algorithm="ppo", model_name_or_path=name))
+    samples, critic = trainer.collect().samples, trainer.learner.actors.critic
+    with torch.no_grad():
+        together_BT = token_values(critic, samples.tokens_BS, samples.attention_BS, samples.prompt_width)
+        for row in range(12):
+            one = rollouts.rows_of(samples, torch.tensor([row]))
+            # No padding is left, so no mask and no positions are needed.
+            hidden_SD = critic.base_model(input_ids=one.tokens_BS).last_hidden_state[0]
+            expected_T = critic.score(hidden_SD[one.prompt_width - 1 : -1])[:, 0]
+            torch.testing.assert_close(together_BT[row, : len(expected_T)], expected_T, atol=1e-4, rtol=1e-4)
+
+
+# --------------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture
+def running(config, tmp_path):
+    """A configuration that ``run`` can start from files."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Name thing {i}."}) + "\n" for i in range(20)))
+    return dataclasses.replace(
+        config, dataset_name=str(prompts), ref_model=None, num_iterations=3, eval_every=0
+    )
+
+
+def test_a_reference_that_moves_stops_the_run(running, monkeypatch):
+    iterate = rl.Trainer.iterate
+
+    def and_move(self, iteration):
+        found = iterate(self, iteration)
+        next(self.learner.actors.reference.parameters()).data.add_(1e-3)
+        return found
+
+    monkeypatch.setattr(rl.Trainer, "iterate", and_move)
+    with pytest.raises(DivergedError, match="frozen reference have changed"):
+        rl.run(running)
+
+
+def test_the_adaptive_coefficient_follows_the_kl_of_responses(running):
+    """Ziegler et al. 2019, section 2.2: coef *= 1 + clip(kl / target - 1, -.2, .2) * n / horizon, in nats per
+    response; the next batch is penalised by it."""
+    options = {"kl_controller": "adaptive", "kl_target": 0.1, "kl_horizon": 100.0, "num_iterations": 6}
+    path = rl.run(dataclasses.replace(running, **options, learning_rate=1e-2, lr_scheduler_type="constant"))
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    coef, directions = COEF, set()
+    for row in rows:
+        assert row["kl_coef"] == pytest.approx(coef, rel=1e-9)
+        error = min(max(row["kl"] / 0.1 - 1, -0.2), 0.2)
+        directions.add(error > 0)
+        coef *= 1 + error * 12 / 100
+    assert directions == {True, False}
+
+
+def test_copies_of_a_policy_are_not_the_policy(config):
+    """What the engine samples from is what is trained; the reference shares no tensor with it."""
+    trainer = trainer_for(dataclasses.replace(config, algorithm="ppo"))
+    actors = trainer.learner.actors
+    assert trainer.engine.model is actors.policy
+    trained = {p.data_ptr() for p in actors.policy.parameters()}
+    for other in (actors.reference, actors.critic):
+        assert not trained & {p.data_ptr() for p in other.parameters()}
+    kept = copy.deepcopy(actors.reference.state_dict())
+    trainer.learner.update(trainer.collect())
+    assert all(torch.equal(kept[name], now) for name, now in actors.reference.state_dict().items())
