@@ -171,6 +171,22 @@ def test_a_policy_that_is_its_reference_has_the_known_first_loss(config, changes
     assert rows[1]["chosen_log_ratio"] == pytest.approx(0, abs=1e-4)
 
 
+def test_the_metrics_are_means_over_pairs(config):
+    """Log-ratios (2, -1), (1, 1) and (0, 4): a right pair, a tie and a wrong one."""
+    reference_N2 = torch.tensor([[-5.0, -6.0], [-7.0, -8.0], [-9.0, -1.0]])
+    logp_N2 = reference_N2 + torch.tensor([[2.0, -1.0], [1.0, 1.0], [0.0, 4.0]])
+    found = dpo.describe(dataclasses.replace(config, beta=0.5), logp_N2, reference_N2)
+    losses = [math.log1p(math.exp(-0.5 * gap)) for gap in (3, 0, -4)]
+    expected = {
+        "loss": sum(losses) / 3,
+        "accuracy": 0.5,
+        "margin": 0.5 * (3 + 0 - 4) / 3,
+        "chosen_log_ratio": 1.0,
+        "rejected_log_ratio": 4 / 3,
+    }
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("loss_type", sorted(dpo.LOSSES))
 def test_the_gradient_is_that_of_the_formula(config, tokenizer, loss_type):
     """Mean over the pairs of -log sigma(beta h), or (h - 1 / (2 beta))^2, with h from one row at a time."""
@@ -281,6 +297,15 @@ def test_eos_ends_finished_responses_only(tokenizer):
     assert (stopped.chosen, stopped.rejected) == (cut.chosen, done.rejected)
 
 
+def test_a_response_that_a_stop_text_ended_has_no_eos(config, tokenizer, policy_directory):
+    policy, _ = load.load_policy(str(policy_directory), CPU)
+    config = dataclasses.replace(config, stop_sequences=["nice."])
+    train, dev, _ = dpo.read_pairs(config, load_source(config.dataset_name), tokenizer, [policy])
+    eos = tokenizer.eos_token_id
+    assert not any(one.chosen[-1] == eos for one in train + dev)
+    assert all(one.rejected[-1] == eos for one in train + dev)
+
+
 def test_what_is_too_long_is_cut_alike_on_both_sides(tokenizer):
     prompt, long = "Once upon a time there was a dog. " * 4, "The sun is happy. " * 6
     whole = dpo.encode(tokenizer, Preference(prompt, long, "The dog."), 10_000)
@@ -297,6 +322,18 @@ def test_what_is_too_long_is_cut_alike_on_both_sides(tokenizer):
     assert dpo.encode(tokenizer, Preference(prompt, long + "Yes.", long + "No."), 20) is None
     empty = Preference(prompt, "", "No.", None, {"finished_chosen": False})
     assert dpo.encode(tokenizer, empty, 64) is None
+
+
+def test_pairs_are_cut_to_the_positions_that_the_model_has(config, tokenizer, tmp_path):
+    """GPT-2 has 128 learnt positions: one more and it fails."""
+    load.save(make_language_model("gpt2", tokenizer), tokenizer, tmp_path / "gpt2")
+    rows = [pair(i, "train") | {"prompt": f"Tell me {i}. " * 60 * (i % 2) + "Now."} for i in range(8)]
+    config = dataclasses.replace(
+        config, model_name_or_path=str(tmp_path / "gpt2"), dataset_name=write(tmp_path / "long.jsonl", rows)
+    )
+    summary = summary_of(dpo.run(config))
+    assert (summary["pairs"], summary["cut"]) == (8, 4)
+    assert any(note.startswith("cut 4 pairs") for note in summary["notes"])
 
 
 def test_rankings_become_pairs_and_ties_are_counted(config, tmp_path, capsys):
@@ -368,6 +405,7 @@ def test_a_run_writes_model_metrics_and_samples(config, policy_directory):
 
 def test_the_same_command_gives_the_same_numbers_and_is_done_once(config, tmp_path):
     first = dpo.run(config)
+    assert summary_of(first)["dev_pairs"] == 20
     finished = (first / "DONE").stat().st_mtime_ns
     dpo.run(config)
     assert (first / "DONE").stat().st_mtime_ns == finished
@@ -380,7 +418,8 @@ def test_the_same_command_gives_the_same_numbers_and_is_done_once(config, tmp_pa
     assert load.weights_hash(models[0]) == load.weights_hash(models[1])
     other = dpo.run(dataclasses.replace(config, seed=1, output_dir=str(tmp_path / "other")))
     assert metrics(first) != metrics(other)
-    dpo.run(dataclasses.replace(config, beta=0.2), fresh=True)
+    dpo.run(dataclasses.replace(config, beta=0.2, eval_pairs=7), fresh=True)
+    assert summary_of(first)["dev_pairs"] == 7
     assert metrics(first) != metrics(second)
 
 

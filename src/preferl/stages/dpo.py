@@ -319,7 +319,7 @@ def notes_of(counts: dict[str, int]) -> list[str]:
     if counts["same_left_out"]:
         notes.append(f"left out {counts['same_left_out']} pairs: both responses are the same tokens, or none")
     if counts["cut"]:
-        notes.append(f"cut {counts['cut']} pairs to max_length")
+        notes.append(f"cut {counts['cut']} pairs to max_length, or to the positions that the model has")
     return notes
 
 
