@@ -225,7 +225,8 @@ class UncachedEngine:
 def tabular_task(seed: int, coef: float = 0.5, space: Space = Space(4, 3)) -> Task:
     """Vocabulary 4, length 3: 40 responses, reference logits and rewards drawn by the seed."""
     generator = torch.Generator().manual_seed(seed)
-    table_SV = torch.randn((state_count(space) * space.prompts, len(space.words)), generator=generator)
+    shape = (state_count(space) * space.prompts, len(space.words))
+    table_SV = 0.5 * torch.randn(shape, generator=generator)
     return Task(space, TabularLM(space, table_SV), coef, seed + 1000)
 
 

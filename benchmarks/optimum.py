@@ -59,7 +59,8 @@ FAST = {
     "k2 of tokens in the loss": fast(20_480, 64, kl_estimator="k2_token", **IN_LOSS),
     "k3 in the loss": fast(20_480, 64, control=True, kl_estimator="k3", **IN_LOSS),
     "k1 in the loss": fast(20_480, 64, control=True, kl_estimator="k1", **IN_LOSS),
-    "grpo, sd scaling": fast(20_480, 64, control=True, algorithm="grpo", loss_average="sum"),
+    "grpo as published": fast(20_480, 64, control=True, algorithm="grpo", kl_in="loss", kl_estimator="k3"),
+    "grpo, sd scaling": fast(20_480, 64, algorithm="grpo", loss_average="sum"),
     "online_dpo, hard labels": fast(
         16_384, 128, control=True, algorithm="online_dpo", preference_labels="hard"
     ),

@@ -323,3 +323,51 @@ def test_part_of_a_run_has_a_report_too(finished, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no finished stage"):
         report.write(tmp_path / "empty")
+
+
+def test_rounds_label_what_the_policy_writes_and_train_the_reward_model_on_it(tmp_path):
+    """collect -> reward -> rl twice: the second labels samples of the first policy and adds them; the KL is to
+    the SFT model still; evaluate and the report show the last."""
+    config = small(tmp_path, rounds=2)
+    page = pipeline.run(config)
+    run, records = page.parent, dict(stage_records(page.parent))
+    order = ["sft", "collect", "reward", "rl", "collect-2", "reward-2", "rl-2", "evaluate"]
+    assert list(records) == order
+    pairs = [records[name].summary["train_pairs"] for name in ("reward", "reward-2")]
+    assert pairs[1] > 1.5 * pairs[0]
+    assert records["rl-2"].manifest["parents"]["policy"]["path"] == "../rl"
+    assert records["rl-2"].manifest["parents"]["reference"]["path"] == "../sft"
+    assert records["rl-2"].manifest["parents"]["reward"]["path"] == "../reward-2"
+    assert records["evaluate"].manifest["parents"]["policy"]["path"] == "../rl-2"
+    assert records["evaluate"].manifest["parents"]["reward"]["path"] == "../reward-2"
+    last = [row for row in records["rl"].metrics if "eval_kl_exact" in row][-1]
+    first = records["rl-2"].metrics[0]
+    assert first["eval_kl_exact"] > 0.3 * last["eval_kl_exact"] > 0.01  # other draws of the same policy
+    text = page.read_text()
+    assert "Rounds" in text
+    assert "round 1" in text
+    stamp = {name: (run / name / "DONE").read_text() for name in order}
+    pipeline.run(config)
+    assert {name: (run / name / "DONE").read_text() for name in order} == stamp
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, "at least 1"),
+        ({"rounds": 2, "stages": ["sft", "collect", "reward"]}, "needs the stages"),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused(tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        pipeline.run(small(tmp_path, **changes))
+
+
+def test_the_report_shows_alarms_and_the_memory_of_every_model(finished):
+    _, run = finished
+    text = (run / "report.html").read_text()
+    assert "Memory of the models" in text
+    for role in ("policy", "reference", "reward", "value", "together"):
+        assert f"<td>{role}</td>" in text
+    record = dict(stage_records(run))["rl"]
+    assert ("Alarms" in text) == bool(record.summary["alarms"])

@@ -56,6 +56,10 @@ class RunConfig(DataOptions, DeviceOptions):
     """Which stages, in this order: sft, collect, reward, rl, evaluate, report; with ``backbone`` before
     ``reward`` the reward model starts from a language model of its own; ``best_of`` and ``distil`` after
     ``reward`` train the SFT model on the best of its own responses; ``dpo`` trains it on the pairs."""
+    rounds: int = 1
+    """How often collect, reward and rl are done: each further round labels samples of the last policy, adds
+    them to the pairs, trains the reward model anew and goes on from the policy (``collect-2``, ``reward-2``,
+    ``rl-2``, …)."""
     model_name_or_path: str | None = None
     """Base model of the first stage that needs one; without it a small one is made."""
     temperature: float = 1.0
@@ -93,10 +97,7 @@ def run(config: RunConfig, fresh: bool = False) -> Path:
     check_foreign(root)
     write_run_files(root, to_yaml(config))
     redo = fresh
-    for name in config.stages:
-        if name == "report":
-            continue
-        options = getattr(config, name)
+    for name, options in planned(config):
         stage = StageDirectory(Path(options.output_dir), name)
         # What follows a stage that was done again is done again too: it was made from what is gone.
         done_before = stage.settled(dataclasses.asdict(options), redo)
@@ -105,6 +106,38 @@ def run(config: RunConfig, fresh: bool = False) -> Path:
     result = report.write(root) if "report" in config.stages else root
     say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
     return result
+
+
+def planned(config: RunConfig) -> list[tuple[str, Any]]:
+    """Kind and options of every stage of a resolved run, in the order in which they run."""
+    once = [(name, getattr(config, name)) for name in config.stages if name != "report"]
+    later = [part for number in range(2, config.rounds + 1) for part in round_of(config, number)]
+    at = next((i for i, (name, _) in enumerate(once) if name == "evaluate"), len(once))
+    return once[:at] + later + once[at:]
+
+
+def round_of(config: RunConfig, number: int) -> list[tuple[str, Any]]:
+    """The stages of a further round: it labels what the policy of the round before writes; the reference
+    stays the SFT model."""
+    root = Path(config.output_dir)
+
+    def at(kind: str, round_: int) -> str:
+        return str(root / (kind if round_ == 1 else f"{kind}-{round_}"))
+
+    before, seed = number - 1, config.seed + 1000 * (number - 1)
+    changes: dict[str, dict[str, Any]] = {
+        "collect": {"model_name_or_path": at("rl", before), "add_to": at("collect", before)},
+        "reward": {"dataset_name": at("collect", number)},
+        "rl": {
+            "model_name_or_path": at("rl", before),
+            "ref_model": config.rl.ref_model or config.rl.model_name_or_path,
+            "reward_model": at("reward", number),
+        },
+    }
+    return [
+        (kind, dataclasses.replace(getattr(config, kind), **change, output_dir=at(kind, number), seed=seed))
+        for kind, change in changes.items()
+    ]
 
 
 def check_foreign(root: Path) -> None:
@@ -119,6 +152,11 @@ def resolve(config: RunConfig) -> RunConfig:
     if unknown:
         raise UsageError(f"stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     root, present = Path(config.output_dir), set(config.stages)
+    if config.rounds < 1:
+        raise UsageError(f"rounds is {config.rounds}; it must be at least 1")
+    if config.rounds > 1 and not {"collect", "reward", "rl"} <= present:
+        raise UsageError("a run in rounds needs the stages collect, reward and rl")
+    last = f"-{config.rounds}" if config.rounds > 1 else ""
 
     def at(name: str) -> str:
         return str(root / name)
@@ -156,14 +194,15 @@ def resolve(config: RunConfig) -> RunConfig:
     fill("rl", model_name_or_path=base, reward_model=at("reward"), gold=annotator)
     fill(BEST_OF, model_name_or_path=base, reward_model=at("reward"), gold=annotator)
     fill(DISTIL, model_name_or_path=base, dataset_name=at(BEST_OF))
-    policy = next((at(name) for name in ("rl", "dpo", DISTIL) if name in present), base)
+    trained = (f"rl{last}" if name == "rl" else name for name in ("rl", "dpo", DISTIL) if name in present)
+    policy = next(map(at, trained), base)
     # A run of dpo needs no reward model: where it has none, what labelled the pairs is the measure.
     measure = annotator if "dpo" in present and "reward" not in present else None
     fill(
         "evaluate",
         model_name_or_path=policy,
         ref_model=base,
-        reward_model=measure or at("reward"),
+        reward_model=measure or at(f"reward{last}"),
         gold=annotator,
     )
     return dataclasses.replace(config, **shared)

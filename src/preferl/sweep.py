@@ -207,6 +207,8 @@ def points_of(config: SweepConfig) -> list[Point]:
             of the wrong type, or nothing to run.
     """
     sweep, base = config.sweep, base_of(config)
+    if config.rounds != 1 or "rounds" in sweep.grid or any("rounds" in point for point in sweep.points):
+        raise UsageError("sweep: runs in rounds cannot be swept; leave rounds at 1")
     parser = parser_for(RunConfig, "preferl sweep", "")
     parser.error = refuse  # type: ignore[method-assign]
     names = parser.keys()

@@ -7,6 +7,7 @@ where that is enough. Gates are those of a careful implementation; the controls 
 from statistics import median
 
 import pytest
+
 from exact import Space, tabular_task, train
 from optimum import FAST, curves
 

@@ -92,7 +92,7 @@ class Actors:
         if self.reference is not None:
             yield self.reference
         else:
-            with self.policy.disable_adapter():
+            with adapters.without(self.policy):
                 yield self.policy
 
     def logits_and_values(self, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:

@@ -44,25 +44,36 @@ def merged(adapted: Any) -> PreTrainedModel:
 
 @contextlib.contextmanager
 def using(adapted: Any, name: str) -> Iterator[None]:
-    """Switches to the LoRA weights ``name`` for the length of the context.
-
-    peft freezes what it switches away from; everything that was trainable stays so here.
-    """
-    trainable = [p for p in adapted.parameters() if p.requires_grad]
-    before = adapted.active_adapter
-
-    def switch(to: str) -> None:
-        adapted.set_adapter(to)
-        for parameter in adapted.parameters():
-            parameter.requires_grad_(False)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-    switch(name)
+    """Switches to the LoRA weights ``name`` for the length of the context."""
+    trainable, before = trainable_in(adapted), adapted.active_adapter
+    adapted.set_adapter(name)
+    only(adapted, trainable)
     try:
         yield
     finally:
-        switch(before)
+        adapted.set_adapter(before)
+        only(adapted, trainable)
+
+
+@contextlib.contextmanager
+def without(adapted: Any) -> Iterator[None]:
+    """Switches all LoRA weights off for the length of the context: the base, bit for bit."""
+    trainable = trainable_in(adapted)
+    try:
+        with adapted.disable_adapter():
+            yield
+    finally:
+        only(adapted, trainable)
+
+
+def trainable_in(adapted: Any) -> set[int]:
+    return {id(p) for p in adapted.parameters() if p.requires_grad}
+
+
+def only(adapted: Any, trainable: set[int]) -> None:
+    """peft freezes what it switches away from; what was trainable stays so."""
+    for parameter in adapted.parameters():
+        parameter.requires_grad_(id(parameter) in trainable)
 
 
 class HeadOnAdapter(torch.nn.Module):

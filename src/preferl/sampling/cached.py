@@ -6,6 +6,7 @@ drawn beforehand, one for each (sample, step), so a sample does not depend on wh
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, StaticCache
@@ -88,7 +89,7 @@ class CachedEngine:
         attention[:, :P] = prompt_mask_BP.to(device)
         position = positions(attention)
         alive = torch.arange(B, device=device)  # the rows of the batch still being decoded
-        cache = StaticCache(config=self.model.config, max_cache_len=P + T)
+        cache = TypedCache(self.dtype, config=self.model.config, max_cache_len=P + T)
         inputs, place = ids_BP.to(device), slice(0, P)
         for t in range(T):
             with autocast(device, self.dtype):
@@ -117,6 +118,21 @@ class CachedEngine:
                 keep_rows(cache, running_A)
             inputs, place = token_A[:, None], slice(P + t, P + t + 1)
         return tokens_BT, logp_BT, mask_BT, finished_B
+
+
+class TypedCache(StaticCache):
+    """A static cache of one dtype. Under autocast keys come in float32 (rotated) and values in bfloat16, and
+    a static cache allocates both as the first keys are."""
+
+    def __init__(self, dtype: torch.dtype, **options: Any):
+        super().__init__(**options)
+        self.kept_dtype = dtype
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = self.kept_dtype
+        return super().update(key_states.to(dtype), value_states.to(dtype), *args, **options)
 
 
 def keep_rows(cache: StaticCache, keep_A: torch.Tensor) -> None:

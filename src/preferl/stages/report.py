@@ -58,7 +58,7 @@ def write(run: Path) -> Path:
     """
     if not run.is_dir():
         raise UsageError(f"{run} is not a directory; give the directory of a run, such as runs/demo")
-    stages = {name: record for name, record in stage_records(run) if record.done}
+    stages = latest_round({name: record for name, record in stage_records(run) if record.done})
     if not stages:
         raise UsageError(f"{run} holds no finished stage; run `preferl run` or `preferl demo` first")
     environment = Environment(loader=PackageLoader("preferl.stages", "."), autoescape=True)
@@ -83,6 +83,23 @@ def write(run: Path) -> Path:
 
 
 Stages = dict[str, StageRecord]
+
+
+def latest_round(stages: Stages) -> Stages:
+    """The last of a run's rounds under the plain names, those before it as "rl, round 1" and so on."""
+    named: Stages = {}
+    for name, record in stages.items():
+        kind, _, number = name.partition("-")
+        last = not any(other.startswith(f"{kind}-") for other in stages if later(other, name))
+        rounds = kind in ("collect", "reward", "rl") and (not number or number.isdigit())
+        named[name if not rounds else kind if last else f"{kind}, round {number or 1}"] = record
+    return named
+
+
+def later(other: str, name: str) -> bool:
+    """Whether ``rl-3`` comes after ``rl-2`` or ``rl``."""
+    numbers = [text.partition("-")[2] or "1" for text in (other, name)]
+    return all(number.isdigit() for number in numbers) and int(numbers[0]) > int(numbers[1])
 
 
 def verdict(stages: Stages) -> Verdict:
@@ -569,7 +586,7 @@ def cost_table(stages: Stages) -> Table | None:
     for name, record in stages.items():
         s = record.summary
         memory = f"{s['peak_memory_mib']:,.0f}" if "peak_memory_mib" in s else ""
-        rows.append([name, f"{s.get('seconds', 0):.0f}", memory, work_of(name, s)])
+        rows.append([name, f"{s.get('seconds', 0):.0f}", memory, work_of(record.manifest["stage"], s)])
     note = "Seconds of wall time; memory is the peak of the process up to that stage, in MiB. "
     if "evaluate" in stages and (cost := stages["evaluate"].summary["cost"])["training_total"]:
         note += (
@@ -579,24 +596,80 @@ def cost_table(stages: Stages) -> Table | None:
     return Table("What it cost", ["stage", "seconds", "memory (MiB)", "work"], rows, note)
 
 
-def work_of(name: str, s: dict[str, Any]) -> str:
+def work_of(kind: str, s: dict[str, Any]) -> str:
     """What a stage did, in words."""
-    if name == "sft":
+    if kind == "sft":
         size, rows = s["parameters"], s["demonstrations"]
         return f"{size:,} parameters, {rows:,} demonstrations, {s['updates']:,} updates"
-    if name == "collect":
+    if kind == "collect":
         counts = ", ".join(f"{row['pairs']:,} {split}" for split, row in s["splits"].items())
         return f"pairs by {s['annotator']}: {counts}"
-    if name == "reward":
+    if kind == "reward":
         made = f"{s['updates']:,} updates" if "updates" in s else f"{s['members']} members"
         return f"{s['train_pairs']:,} pairs, {made}"
-    if name == "dpo":
+    if kind == "dpo":
         return f"{s['pairs']:,} pairs, {s['updates']:,} updates"
-    if name == "rl":
-        return f"{s['iterations']} iterations, {s['episodes']:,} episodes"
-    if name == "evaluate":
+    if kind == "rl":
+        return f"{s['algorithm']}, {s['iterations']} iterations, {s['episodes']:,} episodes"
+    if kind == "evaluate":
         return f"{s['prompts']} prompts"
+    if kind == "best_of":
+        kept = s["splits"]["train"]["kept"]
+        return f"{s['responses']:,} responses, {kept['responses']:,} kept"
     return ""
+
+
+def memory_table(stages: Stages) -> Table | None:
+    """What the models of RL took, by the part they play."""
+    if "rl" not in stages or "memory" not in stages["rl"].summary:
+        return None
+    used = stages["rl"].summary["memory"]
+    rows = [[role, f"{m['weights_mib']:.1f}", f"{m['training_mib']:.1f}"] for role, m in used.items()]
+    total = [sum(m[key] for m in used.values()) for key in ("weights_mib", "training_mib")]
+    rows.append(["together", *(f"{value:.1f}" for value in total)])
+    note = (
+        "Weights, and gradients with AdamW's two moments of what is trained, in MiB; activations come on top. "
+        "What several parts share counts once, as the policy's. 0 for a reference that is the policy "
+        "without its LoRA weights, and for a reward that is no model."
+    )
+    return Table("Memory of the models", ["", "weights", "gradients and moments"], rows, note)
+
+
+def alarms_table(stages: Stages) -> Table | None:
+    """What RL raised an alarm about."""
+    found = [
+        [name, str(alarm["first"]), f"{alarm['count']} of {record.summary['iterations']}", alarm["text"]]
+        for name, record in stages.items()
+        for alarm in record.summary.get("alarms", {}).values()
+    ]
+    head = ["stage", "first at iteration", "iterations", "what was wrong then"]
+    return Table("Alarms", head, found) if found else None
+
+
+def rounds_table(stages: Stages) -> Table | None:
+    """What each round of collect, reward and rl brought."""
+    names = [name for name in stages if name == "rl" or name.startswith("rl, round ")]
+    if len(names) < 2:
+        return None
+    rows = []
+    for name in names:
+        reward = stages[name.replace("rl", "reward", 1)].summary
+        record = stages[name]
+        agreed = series(record, "reward_accuracy")[1]
+        gold, kl = series(record, "eval_gold")[1], series(record, "eval_kl")[1]
+        rows.append(
+            [
+                name.partition(", ")[2] or f"round {len(names)}",
+                f"{reward['train_pairs']:,}",
+                f"{percent(reward['eval_accuracy'])} {interval(reward, 'eval_accuracy', percent)}",
+                f"{percent(agreed[0])} → {percent(agreed[-1])}" if agreed else "–",
+                f"{two(gold[0])} → {two(gold[-1])}" if gold else "–",
+                f"{kl[-1]:.1f}" if kl else "–",
+            ]
+        )
+    head = ["", "training pairs", "reward model: held-out pairs", "on fresh samples", "gold reward", "KL"]
+    note = "On fresh samples: how often the reward model prefers what the annotator prefers, first and last."
+    return Table("Rounds", head, rows, note)
 
 
 def checks_table(stages: Stages) -> Table | None:
@@ -731,12 +804,15 @@ def disagreement_table(stages: Stages) -> Table | None:
 
 TABLES = (
     policies_table,
+    alarms_table,
+    rounds_table,
     reward_table,
     audit_table,
     benchmark_table,
     bias_table,
     disagreement_table,
     cost_table,
+    memory_table,
     checks_table,
 )
 
