@@ -224,6 +224,13 @@ def test_the_kl_in_the_loss_is_k2_of_whole_responses(config):
     torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
 
 
+def test_rebel_scales_the_first_batchs_reward_differences_to_1(config):
+    trainer = trainer_for(dataclasses.replace(config, algorithm="rebel", num_generations=2))
+    worth_PG = trainer.learner.prepare(trainer.collect()).advantage_BT[:, 0].reshape(-1, 2)
+    gap_P = worth_PG[:, 0] - worth_PG[:, 1]
+    assert (gap_P**2).mean().item() == pytest.approx(1, rel=1e-5)
+
+
 @pytest.mark.parametrize("algorithm", ["rebel", "online_dpo"])
 def test_losses_over_pairs_are_lowest_where_the_papers_say(config, algorithm):
     """REBEL: log-ratio to the sampler = eta * reward; online DPO with soft labels: log-ratio to the reference
@@ -252,7 +259,7 @@ def test_losses_over_pairs_are_lowest_where_the_papers_say(config, algorithm):
 
 
 def test_a_response_as_one_action_has_one_ratio(config):
-    """Its ratio, exp(sum of log-ratios), is clipped as a whole and weighs the advantage of its first state."""
+    """exp(sum of log-ratios), clipped as a whole, times the advantage of its first state."""
     options = dataclasses.replace(config, algorithm="ppo", ratio_level="response", loss_average="sum")
     trainer = trainer_for(options)
     batch = trainer.learner.prepare(trainer.collect())
@@ -288,9 +295,9 @@ def test_every_pass_compares_with_the_probabilities_of_the_sampler(config):
         return algorithm.loss(piece, options)
 
     learner.algorithm = dataclasses.replace(algorithm, loss=spy)
+    sampled = sorted(rollout.samples.logp_BT.sum(-1).tolist())
     learner.update(rollout)
     assert len(seen) == 3
-    sampled = sorted(rollout.samples.logp_BT.sum(-1).tolist())
     for number, piece in enumerate(seen):
         assert sorted(piece.old_logp_BT.sum(-1).tolist()) == pytest.approx(sampled, abs=1e-5)
         moved = float((piece.logp_BT.detach() - piece.old_logp_BT).abs().max())

@@ -128,8 +128,8 @@ class Algorithm:
     ``advantage`` gives (advantage_BT, return_BT) from a rollout; with ``pairs`` what each response is worth,
     on each of its tokens. ``loss`` gives the loss of each token, ``loss_BT``, or with ``pairs`` of each pair
     of responses to one prompt, ``loss_N``. ``several_passes``: the loss allows more than one update on a
-    batch; ``kl_in_reward`` False: the loss holds the KL itself. The rest are the defaults of options left at 0 or
-    ``auto``.
+    batch; ``kl_in_reward`` False: the loss holds the KL itself. The rest are the defaults of options left at
+    0 or ``auto``.
     """
 
     advantage: Callable[[Rollout, UpdateOptions, "State"], tuple[torch.Tensor, torch.Tensor]]

@@ -628,7 +628,7 @@ def memory_table(stages: Stages) -> Table | None:
     total = [sum(m[key] for m in used.values()) for key in ("weights_mib", "training_mib")]
     rows.append(["together", *(f"{value:.1f}" for value in total)])
     note = (
-        "Weights, and gradients with AdamW's two moments of what is trained, in MiB; activations come on top. "
+        "Weights, and gradients with AdamW's two moments of what is trained, in MiB, without activations. "
         "What several parts share counts once, as the policy's. 0 for a reference that is the policy "
         "without its LoRA weights, and for a reward that is no model."
     )
