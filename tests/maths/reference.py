@@ -212,13 +212,16 @@ def explained_variance(value_BT, return_BT, mask_BT):
     return float(1 - np.var(target - value) / np.var(target))
 
 
-def clipped_policy_loss(logp_BT, old_logp_BT, advantage_BT, cliprange):
+def clipped_policy_loss(logp_BT, old_logp_BT, advantage_BT, cliprange, dual_clip=None):
     out_BT = np.zeros(np.shape(logp_BT))
     for where in np.ndindex(*out_BT.shape):
         ratio = math.exp(np.asarray(logp_BT)[where] - np.asarray(old_logp_BT)[where])
         advantage = np.asarray(advantage_BT)[where]
         inside = min(max(ratio, 1 - cliprange), 1 + cliprange)
-        out_BT[where] = -min(ratio * advantage, inside * advantage)
+        gain = min(ratio * advantage, inside * advantage)
+        if dual_clip is not None and advantage < 0:
+            gain = max(gain, dual_clip * advantage)
+        out_BT[where] = -gain
     return out_BT
 
 

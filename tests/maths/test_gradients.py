@@ -45,6 +45,7 @@ CASES = [
     (preference, "ipo_loss", [A_B, B_B, C_B, D_B], {"beta": 0.3, "label_smoothing": 0.2}, [0, 1]),
     (preference, "rebel_loss", [A_B, B_B, C_B, D_B, E_B, F_B], {"eta": 0.7}, [0, 1, 2, 3, 4, 5]),
     (policy, "clipped_policy_loss", [NEAR_BT, X_BT, Z_BT], {"cliprange": 0.2}, [0]),
+    (policy, "clipped_policy_loss", [NEAR_BT, X_BT, Z_BT], {"cliprange": 0.2, "dual_clip": 1.3}, [0]),
     (policy, "clipped_value_loss", [NEAR_BT, X_BT, Z_BT], {"cliprange": 0.2}, [0]),
     (policy, "response_logprobs", [LOGITS_BTV, TOKENS_BT], {"temperature": 0.7}, [0]),
     (policy, "entropy", [LOGITS_BTV], {"temperature": 0.7}, [0]),

@@ -2,12 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preferl.maths.kl import AdaptiveKL, FixedKL, best_of_n_kl_bound, kl_estimate, kl_exact
+from preferl.maths.kl import (
+    AdaptiveKL,
+    FixedKL,
+    best_objective,
+    best_of_n_kl_bound,
+    kl_estimate,
+    kl_exact,
+)
 
 P, Q = torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([0.25, 0.75], dtype=torch.float64)
 
@@ -114,3 +122,17 @@ def test_a_controller_that_is_overshot_pushes_back():
         controller.update(kl, 10)
         kl += 0.05 * (2 / controller.coef - kl)  # a policy whose KL falls as the coefficient grows
     assert math.isclose(kl, 6.0, rel_tol=0.05)
+
+
+def test_the_best_objective_is_that_of_the_tilted_reference():
+    """coef * log E exp(score / coef), by hand; large scores do not overflow; a constant reward is the best."""
+    score_N = torch.tensor([0.0, 1.0, 2.0, 2.0])
+    value, error, size = best_objective(score_N, 0.5)
+    weight_N = np.exp(score_N.double().numpy() / 0.5)
+    assert value == pytest.approx(0.5 * np.log(weight_N.mean()), rel=1e-12)
+    assert size == pytest.approx(weight_N.sum() ** 2 / (weight_N**2).sum(), rel=1e-12)
+    assert error == pytest.approx(0.5 * weight_N.std(ddof=1) / weight_N.mean() / 2, rel=1e-6)
+    assert best_objective(torch.full((8,), 1000.0), 0.1) == (pytest.approx(1000.0), 0.0, pytest.approx(8.0))
+    for scores, coef in ((score_N, 0.0), (score_N[:1], 0.5)):
+        with pytest.raises(ValueError, match="must be above 0"):
+            best_objective(scores, coef)

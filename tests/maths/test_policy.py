@@ -177,6 +177,7 @@ NONE, LOGITS = torch.zeros(0, 3), torch.zeros(2, 3, 5)
         ),
         (lambda: maths.clipped_policy_loss(X, X, Y, 0.2), "advantage_BT"),
         (lambda: maths.clipped_policy_loss(X, X, X, 0.0), "cliprange is 0.0"),
+        (lambda: maths.clipped_policy_loss(X, X, X, 0.2, 1.0), "dual_clip is 1.0"),
         (lambda: maths.clipped_value_loss(X, Y, X, 0.2), "old_value_BT"),
         (lambda: maths.clipped_value_loss(X, X, X, -1), "cliprange is -1"),
         (lambda: maths.response_logprobs(LOGITS, torch.zeros(2, 4).long(), 1.0), "do not fit tokens_BT"),
