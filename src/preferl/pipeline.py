@@ -42,7 +42,7 @@ RUNNERS: dict[str, Any] = {
 }
 SHARED = tuple(f.name for f in dataclasses.fields(DeviceOptions))
 DATA = tuple(f.name for f in dataclasses.fields(DataOptions))
-SAMPLING = ("temperature", "response_length")
+SAMPLING = ("temperature", "response_length", "stop_sequences")
 
 
 @dataclass(kw_only=True)
@@ -66,6 +66,8 @@ class RunConfig(DataOptions, DeviceOptions):
     """Sampling temperature of every stage."""
     response_length: int = 48
     """Most tokens of a response, EOS included, in every stage."""
+    stop_sequences: list[str] = field(default_factory=list)
+    """Texts that end a response, as EOS does, in every stage."""
     sft: SftConfig = field(default_factory=SftConfig)
     """Options of the sft stage."""
     collect: CollectConfig = field(default_factory=CollectConfig)

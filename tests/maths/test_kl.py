@@ -125,7 +125,7 @@ def test_a_controller_that_is_overshot_pushes_back():
 
 
 def test_the_best_objective_is_that_of_the_tilted_reference():
-    """coef * log E exp(score / coef), by hand; large scores do not overflow; a constant reward is the best."""
+    """coef * log E exp(score / coef), by hand; large scores do not overflow; constants stay."""
     score_N = torch.tensor([0.0, 1.0, 2.0, 2.0])
     value, error, size = best_objective(score_N, 0.5)
     weight_N = np.exp(score_N.double().numpy() / 0.5)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -351,3 +353,17 @@ def test_values_come_from_the_critic_at_the_positions_of_the_response(config):
             torch.testing.assert_close(values[row, : len(expected)], expected, atol=1e-5, rtol=1e-4)
     assert values[samples.mask_BT == 0].abs().max() == 0
     assert values.abs().max() > 0.01
+
+
+def test_the_algorithm_of_contributing_is_a_row_and_a_function(config, monkeypatch):
+    """The example of CONTRIBUTING.md, as it stands there, runs."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    code = re.search(r"```python\n(.*?ALGORITHMS.*?)```", text, re.DOTALL)
+    assert code is not None
+    monkeypatch.setattr(rl, "ALGORITHMS", dict(rl.ALGORITHMS))
+    exec(code[1], vars(rl))
+    assert "raft" in rl.ALGORITHMS
+    rows = metrics(
+        rl.run(dataclasses.replace(config, algorithm="raft", num_mini_batches=0, num_iterations=2))
+    )
+    assert rows[-1]["kl"] != 0

@@ -132,7 +132,10 @@ def to_yaml(config: Any) -> str:
 
 def inherit(child: Config, parent: Any, names: tuple[str, ...]) -> Config:
     """``child`` with each field of ``names`` that still has its default taken from ``parent``."""
-    defaults = {f.name: f.default for f in dataclasses.fields(child)}  # type: ignore[arg-type]
+    defaults = {
+        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        for f in dataclasses.fields(child)  # type: ignore[arg-type]
+    }
     changed = {
         name: getattr(parent, name)
         for name in names
