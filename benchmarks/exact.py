@@ -284,6 +284,20 @@ def critic_like(policy: Any) -> Any:
     return critic.eval()
 
 
+def with_outlier(task: Task, at_call: int, size: float = 1e6) -> Callable[..., list[float]]:
+    """The task's reward, with one reward of ``size`` in one batch."""
+    calls = []
+
+    def score(prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]) -> list[float]:
+        calls.append(1)
+        scores = task.scorer(prompts, completions, finished)
+        if len(calls) == at_call:
+            scores[0] = size
+        return scores
+
+    return score
+
+
 @dataclass
 class Curve:
     """F after so many samples."""

@@ -8,13 +8,17 @@ python benchmarks/optimum.py [--tier fast hard] [--seeds 3] [--only ppo rebel]
 """
 
 import argparse
-from dataclasses import dataclass, field
-from statistics import median
+import copy
+from dataclasses import dataclass, field, replace
+from statistics import mean, median
 from typing import Any
 
 import torch
 
-from exact import Curve, Task, tabular_task, train, transformer_task
+from exact import Curve, Task, tabular_task, train, transformer_task, with_outlier
+from preferl.maths import kl
+from preferl.maths.policy import masked_sum
+from preferl.sampling import rollout as rollouts
 from preferl.stages.rl import RlConfig
 
 # No shaping: the objective is the reward alone, minus the KL.
@@ -99,13 +103,85 @@ def reached(found: list[Curve], level: float) -> str:
     return f"{round(median(counts)):,}" + (f" ({missed} never)" if missed else "")
 
 
+def outlier_table(seeds: range) -> None:
+    """What one reward of a million in one batch does, with rewards clipped and without."""
+    print("\none reward of 1e6 in iteration 20 of 80 (64 samples each), fast tier: F, each seed")
+    print(f"{'':12}{'no outlier':>22}{'clipped at 10':>22}{'not clipped':>22}")
+    for name in ("rloo k=4", "ppo", "rebel"):
+        cells = []
+        for clip, hit in ((10.0, False), (10.0, True), (0.0, True)):
+            finals = []
+            for seed in seeds:
+                task = tabular_task(seed)
+                options = {**FAST[name].options, "batch_size": 64}
+                config = Setting(5120, options).config(seed, task.coef)
+                config = replace(config, reward_clip=clip)
+                scorer = with_outlier(task, 20) if hit else task.scorer
+                finals.append(train(task, config, every=80, scorer=scorer).final)
+            cells.append(" ".join(f"{final:.3f}" for final in finals))
+        print(f"{name:12}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
+
+
+def kl_gradients(task: Task, moved: float, seed: int) -> dict[str, tuple[float, float]]:
+    """For every place and estimator of the KL: the projection of its expected gradient on that of the KL, and
+    the distance to it, both relative to its size. Expectations are exact, over all responses of a policy that
+    lies ``moved`` (sd of its logits) from the reference."""
+    policy = copy.deepcopy(task.reference)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        policy.table.add_(moved * torch.randn(policy.table.shape, generator=generator))
+    logits_NTV = rollouts.response_logits(policy, task.all)
+    with torch.no_grad():
+        ref_logits_NTV = rollouts.response_logits(task.reference, task.all)
+        ref_NT = rollouts.logprobs_of(ref_logits_NTV, task.all)
+    logp_NT, mask_NT = rollouts.logprobs_of(logits_NTV, task.all), task.all.mask_BT
+    logp_N, ref_N = logp_NT.sum(-1), ref_NT.sum(-1)
+    p_N = logp_N.exp().detach()
+    exact_N = masked_sum(kl.kl_exact(logits_NTV, ref_logits_NTV), mask_NT)
+    tokens = {kind: masked_sum(kl.kl_estimate(logp_NT, ref_NT, kind), mask_NT) for kind in ("k1", "k2", "k3")}
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(loss, policy.table, retain_graph=True)[0].flatten()
+
+    true = gradient((logp_N.exp() * (logp_N - ref_N)).sum())
+    # A reward is detached and multiplies the gradient of log pi; each token carries what comes after it,
+    # which sums to the whole.
+    found = {
+        f"{kind} in the reward": gradient((p_N * logp_N * value_N.detach()).sum())
+        for kind, value_N in (*tokens.items(), ("exact", exact_N))
+    }
+    found["k1 in the loss"] = gradient((p_N * tokens["k1"]).sum())
+    found["k2 of responses in the loss"] = gradient((p_N * kl.kl_estimate(logp_N, ref_N, "k2")).sum())
+    for kind, value_N in (("k2", tokens["k2"]), ("k3", tokens["k3"]), ("exact", exact_N)):
+        found[f"{kind} of tokens in the loss"] = gradient((p_N * value_N).sum())
+    size = true.norm()
+    return {name: (float(g @ true / size**2), float((g - true).norm() / size)) for name, g in found.items()}
+
+
+def gradient_table(seeds: range) -> None:
+    """The KL's expected gradient by place and estimator, near the reference and further away."""
+    print("\nexpected gradient against that of the KL: projection, distance (1 and 0 are exact), fast tier")
+    spreads = (0.1, 0.5, 1.0)
+    print(f"{'':30}" + "".join(f"{f'logits moved by {spread}':>24}" for spread in spreads))
+    columns = [[kl_gradients(tabular_task(seed), spread, seed) for seed in seeds] for spread in spreads]
+    for name in columns[0][0]:
+        cells = [[mean(found[name][part] for found in column) for part in (0, 1)] for column in columns]
+        print(f"{name:30}" + "".join(f"{f'{along:.3f}, {off:.3f}':>24}" for along, off in cells))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--tier", nargs="+", default=list(TIERS), choices=list(TIERS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=None, help="settings whose name begins so")
+    parser.add_argument("--outlier", action="store_true", help="one reward of a million, and nothing else")
+    parser.add_argument("--gradients", action="store_true", help="the KL's gradient by place and estimator")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.gradients:
+        return gradient_table(range(10))
+    if options.outlier:
+        return outlier_table(range(options.seeds))
     for tier in options.tier:
         print(f"\n{tier} tier, {options.seeds} seeds")
         print(f"{'':30}{'samples':>9}{'F (each seed)':>26}{'to .95':>16}{'to .99':>16}")

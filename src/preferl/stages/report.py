@@ -402,9 +402,12 @@ def rl_kl_plot(stages: Stages) -> Plot | None:
         if eval_kl:
             axes.plot(eval_step, eval_kl, color=ORANGE, linewidth=0.9, label="held-out prompts")
 
+    last = record.metrics[-1]
     reading = (
         f"After {step[-1]} iterations a response is {kl[-1]:.1f} ± {error[-1]:.1f} nats away from the SFT "
-        f"model (KL coefficient {record.metrics[-1]['kl_coef']:.3g})."
+        f"model, {two(last['kl_per_token'])} per token (by k3 {last['kl_k3']:.1f} ± {last['kl_k3_se']:.1f}, "
+        f"exactly over the vocabulary {last['kl_exact']:.1f} ± {last['kl_exact_se']:.1f}; KL coefficient "
+        f"{last['kl_coef']:.3g})."
     )
     return Plot("RL: KL to the SFT model", draw(paint, "iteration", "KL (nats per response)"), reading)
 
@@ -628,11 +631,11 @@ def memory_table(stages: Stages) -> Table | None:
     total = [sum(m[key] for m in used.values()) for key in ("weights_mib", "training_mib")]
     rows.append(["together", *(f"{value:.1f}" for value in total)])
     note = (
-        "Weights, and gradients with AdamW's two moments of what is trained, in MiB, without activations. "
+        "Weights, and gradients with AdamW's two moments of what is trained, without activations. "
         "What several parts share counts once, as the policy's. 0 for a reference that is the policy "
         "without its LoRA weights, and for a reward that is no model."
     )
-    return Table("Memory of the models", ["", "weights", "gradients and moments"], rows, note)
+    return Table("Memory of the models", ["", "weights (MiB)", "gradients and moments (MiB)"], rows, note)
 
 
 def alarms_table(stages: Stages) -> Table | None:
@@ -656,7 +659,7 @@ def rounds_table(stages: Stages) -> Table | None:
         reward = stages[name.replace("rl", "reward", 1)].summary
         record = stages[name]
         agreed = series(record, "reward_accuracy")[1]
-        gold, kl = series(record, "eval_gold")[1], series(record, "eval_kl")[1]
+        gold, kl = series(record, "eval_gold")[1], series(record, "eval_kl_exact")[1]
         rows.append(
             [
                 name.partition(", ")[2] or f"round {len(names)}",
@@ -664,7 +667,7 @@ def rounds_table(stages: Stages) -> Table | None:
                 f"{percent(reward['eval_accuracy'])} {interval(reward, 'eval_accuracy', percent)}",
                 f"{percent(agreed[0])} → {percent(agreed[-1])}" if agreed else "–",
                 f"{two(gold[0])} → {two(gold[-1])}" if gold else "–",
-                f"{kl[-1]:.1f}" if kl else "–",
+                two(kl[-1]) if kl else "–",
             ]
         )
     head = ["", "training pairs", "reward model: held-out pairs", "on fresh samples", "gold reward", "KL"]
