@@ -10,13 +10,16 @@ export PREFERL_DATA ?= $(abspath ../shared/data)
 endif
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check fmt bench docs clean
+.PHONY: demo test mutants check fmt bench docs clean
 
 demo: $(STAMP)  ## the whole pipeline on the embedded world; prints the report's path
 	$(BIN)/preferl demo
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
+
+mutants: $(STAMP)  ## break the package in one place at a time; a test must notice each
+	$(BIN)/python tests/mutants.py
 
 check: $(STAMP)  ## lint, format, types, floors
 	$(BIN)/ruff check .

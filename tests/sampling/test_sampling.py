@@ -13,6 +13,7 @@ from preferl.sampling.rollout import (
     Shaping,
     check_scores,
     collect,
+    cut_at_stop,
     decode,
     policy_logprobs,
     rows_of,
@@ -140,6 +141,24 @@ def test_inverse_cdf_never_picks_the_impossible():
     assert token.tolist() == [1, 2]
     expected = torch.tensor([1.0, 0.0]).log_softmax(-1)
     torch.testing.assert_close(logp, expected)
+
+
+def test_a_stop_text_ends_a_response_with_the_token_that_completes_it(language_model, tokenizer, sampling):
+    """That token is the last that counts; a response without the text stays whole."""
+    engine = engine_for(language_model, tokenizer)
+    whole = engine.sample(PROMPTS, dataclasses.replace(sampling, stop_texts=("e", "o")), gen())
+    cut, lengths = cut_at_stop(whole, tokenizer), whole.mask_BT.sum(-1).tolist()
+    shortened = 0
+    for row, length in enumerate(lengths):
+        tokens = whole.response_BT[row].tolist()
+        ends = [n for n in range(1, length + 1) if set("eo") & set(tokenizer.decode(tokens[:n]))]
+        kept = int(cut.mask_BT[row].sum())
+        assert kept == (ends[0] if ends else length)
+        assert bool(cut.finished_B[row]) == bool(ends or whole.finished_B[row])
+        torch.testing.assert_close(cut.logp_BT[row, :kept], whole.logp_BT[row, :kept], atol=0, rtol=0)
+        assert (cut.response_BT[row, kept:] == tokenizer.pad_token_id).all()
+        shortened += kept < length
+    assert 0 < shortened < len(lengths)
 
 
 class ZeroLearner:

@@ -24,9 +24,12 @@ CPU = torch.device("cpu")
 COEF = 0.37
 
 
-def letters(prompts, completions, **columns):
-    """A reward that looks at the text alone; sd about 1."""
-    return [(sum(map(ord, text)) % 101) / 30 - 1.5 for text in completions]
+def letters(prompts, completions, finished):
+    """A reward of sd about 1 that looks at the text and at whether it ended."""
+    return [
+        (sum(map(ord, text)) % 101) / 30 - 1.5 + 0.1 * end
+        for text, end in zip(completions, finished, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -123,17 +126,21 @@ def test_token_rewards_are_the_kl_of_each_response_token_and_the_score_on_the_la
     learner.state.kl.coef = COEF
     rollout = trainer.collect()
     samples, policy = rollout.samples, learner.actors.policy
-    scores = letters(rollout.prompts, rollout.completions)
+    lengths = samples.mask_BT.sum(-1).tolist()
+    responses = [row[:n] for row, n in zip(samples.response_BT.tolist(), lengths, strict=True)]
+    ended = [response[-1] in trainer.sampling.stop for response in responses]
+    texts = [trainer.tokenizer.decode(r[: len(r) - end]) for r, end in zip(responses, ended, strict=True)]
+    assert rollout.completions == texts
+    scores = letters(rollout.prompts, rollout.completions, ended)
     assert rollout.score_B.tolist() == pytest.approx(scores)
     assert max(scores) > 1.0
-    assert set(samples.finished_B.tolist()) == {True, False}
+    assert set(ended) == {True, False}
     total, exact = [], []
     with torch.no_grad():
         for row, score in enumerate(scores):
             logp_T, ref_T = (logp_of(model, samples, row) for model in (policy, reference))
             expected_T = -COEF * (logp_T - ref_T)
-            ended = int(samples.response_BT[row][len(logp_T) - 1]) in trainer.sampling.stop
-            expected_T[-1] += min(max(score, -1.0), 1.0) - 2.0 * (not ended)
+            expected_T[-1] += min(max(score, -1.0), 1.0) - 2.0 * (not ended[row])
             reward_T, padding = (
                 rollout.reward_BT[row].double().split([len(logp_T), samples.mask_BT.shape[1] - len(logp_T)])
             )
@@ -202,6 +209,41 @@ def test_grpo_divides_by_the_groups_sd_only_where_asked(config, scale):
 
 
 # ----------------------------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("average", ["tokens", "responses", "sum"])
+def test_the_first_gradient_is_the_policy_gradient(config, average):
+    """That of -sum of advantage * log pi. A token weighs 1 / tokens of the batch (tokens), 1 / responses
+    (sum), or that divided by the tokens of its response (responses)."""
+    trainer = trainer_for(dataclasses.replace(config, loss_average=average))
+    batch = trainer.learner.prepare(trainer.collect())
+    found = gradient(trainer.learner, batch)
+    policy, samples = trainer.learner.actors.policy, batch.rollout.samples
+    length_B = samples.mask_BT.sum(-1).tolist()
+    total = torch.zeros((), dtype=torch.float64)
+    for row, n in enumerate(length_B):
+        weight = {"tokens": 1 / sum(length_B), "responses": 1 / (12 * n), "sum": 1 / 12}[average]
+        total = total - weight * (batch.advantage_BT[row, :n] * logp_of(policy, samples, row)).sum()
+    total.backward()
+    expected = flat_gradient(policy)
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
+
+
+def test_the_critics_loss_is_the_clipped_one_against_the_values_of_the_rollout(config):
+    """vf_coef * mean over tokens of 1/2 max((v - R)^2, (clip(v, old - e, old + e) - R)^2), with v = old plus
+    steps of both signs, inside the clip and beyond."""
+    trainer = trainer_for(dataclasses.replace(config, algorithm="ppo", vf_coef=0.3))
+    batch = trainer.learner.prepare(trainer.collect())
+    mask_BT, old_BT, return_BT = batch.rollout.samples.mask_BT, batch.rollout.value_BT, batch.return_BT
+    step_BT = torch.randn(mask_BT.shape, generator=torch.Generator().manual_seed(0)) * 0.4
+    value_BT = (old_BT + step_BT).requires_grad_()
+    loss = trainer.learner.value_loss(
+        batch, torch.arange(12), value_BT, mask_BT, int(mask_BT.sum()), Meter(), "here"
+    )
+    clipped_BT = old_BT + step_BT.clamp(-0.2, 0.2)
+    worse_BT = torch.maximum((old_BT + step_BT - return_BT) ** 2, (clipped_BT - return_BT) ** 2)
+    expected = 0.3 * 0.5 * float((worse_BT * mask_BT).sum()) / int(mask_BT.sum())
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_kl_in_the_loss_is_k2_of_whole_responses(config):
@@ -362,7 +404,11 @@ def test_the_exact_objective_rises(algorithm):
 # ------------------------------------------------------------------------------------------------ models
 
 
-@pytest.mark.parametrize(("kind", "options"), [("gpt2", {}), ("llama", {"lora_r": 2, "ref_model": None})])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("gpt2", {}), ("gpt2", {"value_model": "policy"}), ("llama", {"lora_r": 2, "ref_model": None})],
+    ids=["gpt2", "critic-from-policy", "lora"],
+)
 def test_nothing_is_in_training_mode(config, directories, tmp_path, kind, options):
     """GPT-2 has dropout in its configuration; a dropped unit would make every ratio and every KL a lie."""
     torch.manual_seed(0)
@@ -415,6 +461,13 @@ def running(config, tmp_path):
     )
 
 
+def test_a_policy_that_does_not_start_at_its_reference_stops_the_run(config):
+    trainer = trainer_for(config)
+    trainer.config = dataclasses.replace(config, ref_model=None)
+    with pytest.raises(DivergedError, match="KL of the first batch"):
+        trainer.iterate(1)
+
+
 def test_a_reference_that_moves_stops_the_run(running, monkeypatch):
     iterate = rl.Trainer.iterate
 
@@ -428,19 +481,23 @@ def test_a_reference_that_moves_stops_the_run(running, monkeypatch):
         rl.run(running)
 
 
-def test_the_adaptive_coefficient_follows_the_kl_of_responses(running):
+def test_the_adaptive_coefficient_follows_the_kl_of_responses(running, config):
     """Ziegler et al. 2019, section 2.2: coef *= 1 + clip(kl / target - 1, -.2, .2) * n / horizon, in nats per
-    response; the next batch is penalised by it."""
-    options = {"kl_controller": "adaptive", "kl_target": 0.1, "kl_horizon": 100.0, "num_iterations": 6}
-    path = rl.run(dataclasses.replace(running, **options, learning_rate=1e-2, lr_scheduler_type="constant"))
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    coef, directions = COEF, set()
+    response; the next batch is penalised by it. The target is near enough that nothing is clipped."""
+    base = dataclasses.replace(running, ref_model=config.ref_model, learning_rate=1e-6)
+    kl = metrics(rl.run(dataclasses.replace(base, num_iterations=1)))[0]["kl"]
+    options = {"kl_controller": "adaptive", "kl_target": 1.1 * kl, "kl_horizon": 100.0}
+    rows = metrics(rl.run(dataclasses.replace(base, **options), fresh=True))
+    coef, errors = COEF, []
     for row in rows:
         assert row["kl_coef"] == pytest.approx(coef, rel=1e-9)
-        error = min(max(row["kl"] / 0.1 - 1, -0.2), 0.2)
-        directions.add(error > 0)
-        coef *= 1 + error * 12 / 100
-    assert directions == {True, False}
+        errors.append(row["kl"] / (1.1 * kl) - 1)
+        coef *= 1 + min(max(errors[-1], -0.2), 0.2) * 12 / 100
+    assert errors[0] == pytest.approx(-1 / 11)
+
+
+def metrics(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_copies_of_a_policy_are_not_the_policy(config):
