@@ -16,7 +16,7 @@ demo: $(STAMP)  ## the whole pipeline on the embedded world; prints the report's
 	$(BIN)/preferl demo
 
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 mutants: $(STAMP)  ## break the package in one place at a time; a test must notice each
 	$(BIN)/python tests/mutants.py
