@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from preferl import __version__
-from preferl.runs.errors import DATA, INTERRUPTED, USAGE, DivergedError, UsageError
+from preferl.runs import parallel
+from preferl.runs.errors import DATA, INTERRUPTED, USAGE, DivergedError, StoppedElsewhere, UsageError
 
 HELP = f"""\
 preferl {__version__}: RLHF, from preferences to policy.
@@ -23,7 +24,8 @@ One stage at a time (each takes the previous stage's directory):
   preferl reward                   train a reward model on preferences
   preferl best_of                  keep the best of N responses by a reward, as demonstrations for sft
   preferl dpo                      fine-tune the policy on the pairs themselves (dpo, ipo)
-  preferl rl                       fine-tune the policy against the reward (ppo, rloo, grpo, rebel, …)
+  preferl rl                       fine-tune the policy against the reward (ppo, rloo, grpo, rebel, …);
+                                   with several processes: torchrun --nproc_per_node N -m preferl rl …
   preferl audit                    any reward on labelled pairs: RewardBench, RM-Bench, LLMBar, your own
   preferl evaluate                 compare the policy with its SFT model and with best-of-N
   preferl report RUN               one HTML file from a run's files
@@ -54,10 +56,15 @@ def main(argv: list[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         return fail(f"unknown command '{name}'{nearest(name)}; see `preferl --help`", USAGE)
+    if parallel.started() > 1 and name != "rl":
+        parallel.let_the_first_speak()
+        return fail(f"'{name}' runs in one process; start it without torchrun", USAGE)
     try:
         return COMMANDS[name](rest)
     except KeyboardInterrupt:
         return fail("interrupted; the same command goes on at the unfinished stage", INTERRUPTED)
+    except StoppedElsewhere as error:
+        return error.exit_code
     except (UsageError, DivergedError) as error:
         if debug:
             traceback.print_exc()
@@ -113,7 +120,8 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
         parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip())
         config = instantiate(parser, config_class, parser.parse_args(arguments))
         path = module.run(config, fresh=fresh)
-        print(path)
+        if parallel.speaks():
+            print(path)
         return 0
 
     return command

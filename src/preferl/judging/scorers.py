@@ -26,6 +26,7 @@ from preferl.data.records import Prompt
 from preferl.judging.utilities import NAMED, Scorer, named_utility
 from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, load_reward_model
+from preferl.runs import parallel
 from preferl.runs.errors import UsageError
 
 JUDGE = "judge:"
@@ -68,6 +69,31 @@ class Mixture:
         self.last_parts = {n: list(f(prompts, completions, **columns)) for n, (_, f) in self.parts.items()}
         weight_P = np.array([weight for weight, _ in self.parts.values()])
         return (weight_P @ np.array(list(self.last_parts.values()), dtype=np.float64)).tolist()
+
+
+class SharedOut:
+    """A scorer of which each of several processes asks only for its own responses; all get all scores."""
+
+    def __init__(self, scorer: Scorer):
+        self.scorer = scorer
+        self.last_parts: dict[str, list[float]] = {}
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+        rows = parallel.mine(range(len(completions)))
+        scores, parts = [], {}
+        with parallel.together():
+            if rows:
+                own = [[column[i] for i in rows] for column in (prompts, completions, *columns.values())]
+                scores = list(self.scorer(own[0], own[1], **dict(zip(columns, own[2:], strict=True))))
+                parts = getattr(self.scorer, "last_parts", {})
+            if len(scores) != len(rows):
+                raise UsageError(
+                    f"the reward function returned {len(scores)} scores for {len(rows)} responses; "
+                    f"it must return one number for each"
+                )
+        names = max(parallel.gather(list(parts)), key=len)
+        self.last_parts = {name: parallel.whole(parts.get(name, [])) for name in names}
+        return parallel.whole(scores)
 
 
 def load_scorer(spec: str, device: torch.device) -> Scorer:
@@ -142,6 +168,9 @@ def parts_of(scorer: Scorer) -> Iterator[tuple[str, Scorer]]:
         inside: Mapping[str, Scorer] = scorer.members
     elif isinstance(scorer, Mixture):
         inside = {name: part for name, (_, part) in scorer.parts.items()}
+    elif isinstance(scorer, SharedOut):
+        yield from parts_of(scorer.scorer)
+        return
     else:
         yield "reward", scorer
         return

@@ -20,6 +20,7 @@ from preferl.models import adapters, load
 from preferl.models.load import freeze
 from preferl.models.reward import RewardModel
 from preferl.models.value import critic_from_policy, critic_from_reward_model, token_values
+from preferl.runs import parallel
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
 from preferl.sampling.engine import Samples
@@ -128,6 +129,7 @@ class Actors:
             return {"reference": dict(self.reference.state_dict())}
         return {"reference": {name: p for name, p in self.policy.named_parameters() if not p.requires_grad}}
 
+    @parallel.first_writes
     def save(self, tokenizer: Any, path: Path) -> None:
         """Writes ``model/`` and, where there is a critic of its own, ``value_model/``."""
         policy = self.policy

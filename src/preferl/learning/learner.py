@@ -1,8 +1,8 @@
 """The update: a rollout's advantages, then epochs of minibatches with an algorithm's loss.
 
 What an algorithm is stands in ``stages/rl.py``, a row of a table; this file knows none by name. Losses are
-sums over a micro-batch times weights that add up over the whole minibatch, so that micro-batches change
-nothing.
+sums over a micro-batch times weights that add up over the whole minibatch, so that micro-batches, and
+processes that share them out, change nothing.
 """
 
 import math
@@ -17,7 +17,7 @@ from preferl.learning.actors import Actors
 from preferl.maths import kl as kl_maths
 from preferl.maths import policy as maths
 from preferl.models.optim import clip_and_step
-from preferl.runs import devices
+from preferl.runs import devices, parallel
 from preferl.runs.config import OptimOptions
 from preferl.runs.errors import DivergedError
 from preferl.sampling import rollout as rollouts
@@ -194,22 +194,22 @@ class Learner:
         return self.state.kl.coef if self.loss_kl is None and self.algorithm.kl_in_reward else 0.0
 
     def micro_batches(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Rows in parts that fit into memory; a loss over pairs needs whole groups."""
-        size = self.options.micro_batch_size
-        if self.algorithm.pairs:
-            size = max(size // self.group_size, 1) * self.group_size
-        return rows.split(size)
+        """This process's rows in parts that fit into memory; a loss over pairs needs whole groups."""
+        size, unit = self.options.micro_batch_size, self.group_size if self.algorithm.pairs else 1
+        rows = parallel.mine(rows, unit)
+        return rows.split(max(size // unit, 1) * unit) if len(rows) else ()
 
     @torch.no_grad()
     def fill(self, samples: Samples, compute: Callable[[Samples], torch.Tensor]) -> torch.Tensor:
         """``compute`` over micro-batches, gathered on the CPU as one ``_BT`` tensor, 0 outside the mask."""
         out_BT = torch.zeros(samples.mask_BT.shape)
-        for rows in samples.mask_BT.sum(-1).argsort().split(self.options.micro_batch_size):
+        order = parallel.mine(samples.mask_BT.sum(-1).argsort())
+        for rows in order.split(self.options.micro_batch_size) if len(order) else ():
             part = rollouts.rows_of(samples, rows)
             with devices.autocast(self.actors.device, self.dtype):
                 value = compute(part).float().cpu() * part.mask_BT
             out_BT[rows, : value.shape[1]] = value
-        return out_BT
+        return parallel.add_up(out_BT)
 
     def reference_logprobs(self, samples: Samples) -> torch.Tensor:
         return self.fill(samples, lambda part: rollouts.logprobs_of(self.actors.reference_logits(part), part))
@@ -254,8 +254,11 @@ class Learner:
             where = f"rl iteration {state.iteration}, epoch {epoch}, minibatch {number}"
             weight_B, tokens = self.weights(mask_BT, rows), int(mask_BT[rows].sum())
             moved = Meter()
-            for micro in self.micro_batches(rows):
-                self.backward(batch, micro, weight_B, tokens, len(rows), moved, where)
+            with parallel.together():
+                for micro in self.micro_batches(rows):
+                    self.backward(batch, micro, weight_B, tokens, len(rows), moved, where)
+            moved = moved.of_all()
+            self.count(len(rows))
             if epoch == 0 and number == 0:
                 first_error = moved.maximum["ratio_error"]
                 self.check_first_ratio(first_error)
@@ -264,6 +267,7 @@ class Learner:
                 self.forget_gradients()
                 break
             for name, optimizer in state.optimizers.items():
+                parallel.add_up_gradients(optimizer)
                 norm = clip_and_step(optimizer, options.max_grad_norm, f"{where}, {name}")
                 seen.add(f"{name}_grad_norm", norm, 1)
             updates += 1
@@ -334,7 +338,8 @@ class Learner:
         if self.loss_kl is not None:
             kl_loss = self.kl_loss(piece, logits_BTV, part, weight_B1)
             loss = loss + self.state.kl.coef * kl_loss
-            seen.add("kl_loss", float(kl_loss.detach()), count)
+            # This micro-batch's share of the minibatch's mean, as if the others were like it.
+            seen.add("kl_loss", float(kl_loss.detach()) * tokens / count, count)
         self.observe(piece, logits_BTV, part.sampling.temperature, row_loss_B, count, seen)
         if value_BT is not None:
             loss = loss + self.value_loss(batch, rows, value_BT, mask_BT, tokens, seen, where)
@@ -343,7 +348,6 @@ class Learner:
             with devices.autocast(device, self.dtype):
                 value_BT = actors.values(part)
             self.value_loss(batch, rows, value_BT, mask_BT, tokens, seen, where).backward()
-        self.count(len(rows))
 
     def policy_loss(
         self, piece: Piece, weight_B1: torch.Tensor, size: int
@@ -491,6 +495,13 @@ class Meter:
             self.total[name] = self.total.get(name, 0.0) + total
             self.weight[name] = self.weight.get(name, 0.0) + other.weight[name]
             self.maximum[name] = max(self.maximum.get(name, -math.inf), other.maximum[name])
+
+    def of_all(self) -> "Meter":
+        """What all processes have seen."""
+        whole = Meter()
+        for meter in parallel.gather(self):
+            whole.merge(meter)
+        return whole
 
     def means(self) -> dict[str, float]:
         return {name: self.total[name] / self.weight[name] for name in self.total}

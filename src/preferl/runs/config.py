@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser
 
+from preferl.runs import parallel
+
 Config = TypeVar("Config")
 
 
@@ -101,6 +103,7 @@ class Parser(ArgumentParser):
             hint = f"; did you mean '{near[0]}'?" if near else f"; see `{self.prog} --help`"
         else:
             text = text.split("\n")[0] if len(text) > 400 else text
+        parallel.let_the_first_speak()
         print(f"{self.prog}: error: {text}{hint}", file=sys.stderr)
         raise SystemExit(2)
 

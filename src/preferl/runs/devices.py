@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
+from preferl.runs import parallel
 from preferl.runs.errors import UsageError
 
 
@@ -31,6 +32,8 @@ def setup(seed: int, device: str, dtype: str, num_threads: int) -> tuple[torch.d
         raise UsageError(f"device '{device}' is not one torch knows; use auto, cpu or cuda") from error
     if place.type == "cuda" and not cuda:
         raise UsageError(f"device '{device}' asked for, but torch sees no CUDA device; use cpu")
+    if place.type == "cuda" and parallel.size() > 1:
+        place = own_gpu()
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype == "auto":
         # bfloat16 is emulated on most CPUs, 8 to 18 times slower than float32.
@@ -39,6 +42,18 @@ def setup(seed: int, device: str, dtype: str, num_threads: int) -> tuple[torch.d
     if dtype not in kinds:
         raise UsageError(f"dtype '{dtype}' is unknown; use auto, float32 or bfloat16")
     return place, kinds[dtype]
+
+
+def own_gpu() -> torch.device:
+    """The GPU of this one of several processes."""
+    number, there = parallel.local_rank(), torch.cuda.device_count()
+    if number >= there:
+        raise UsageError(
+            f"process {number + 1} of this machine has no GPU of its own (there are {there}); start no more "
+            f"processes than GPUs, or use --device cpu"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def derived_seed(seed: int, *names: object) -> int:

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from preferl import __version__
+from preferl.runs import parallel
 from preferl.runs.errors import UsageError
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
@@ -135,6 +136,7 @@ class StageDirectory:
             )
         return True
 
+    @parallel.first_writes
     def begin(self, config: dict[str, Any], parents: dict[str, str | None], keep: str | None = None) -> None:
         """Clears what an interrupted run left here and writes configuration and manifest.
 
@@ -180,6 +182,7 @@ class StageDirectory:
         same = stored == yaml.safe_load(yaml.safe_dump(config))
         return same and manifest["parents"] == self._parents(parents)
 
+    @parallel.first_writes
     def cut(self, step: int) -> None:
         """Drops what was logged after ``step``, before an interrupted stage goes on from there."""
         for name, key in (("metrics.jsonl", "step"), ("samples.jsonl", "iteration")):
@@ -191,16 +194,19 @@ class StageDirectory:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_atomically(path, text)
 
+    @parallel.first_writes
     def finish(self, **summary: Any) -> None:
         """Writes ``summary.json``, and DONE after everything else."""
         seconds = round(time.time() - self.started, 2)
         self.write_json("summary.json", {**summary, "seconds": seconds})
         write_atomically(self.path / "DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
 
+    @parallel.first_writes
     def log(self, **metrics: Any) -> None:
         """Appends one row to ``metrics.jsonl``."""
         self._append("metrics.jsonl", [metrics])
 
+    @parallel.first_writes
     def log_samples(self, rows: Iterable[dict[str, Any]]) -> None:
         """Appends rows to ``samples.jsonl``."""
         self._append("samples.jsonl", rows)

@@ -17,3 +17,9 @@ class DivergedError(Exception):
     """Training produced a non-finite number or broke an invariant; it stopped before the update."""
 
     exit_code = DIVERGED
+
+
+class StoppedElsewhere(Exception):
+    """Another of several processes failed and says why; this one only ends with it."""
+
+    exit_code = 1

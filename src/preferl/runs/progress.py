@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(highlight=False, soft_wrap=True)
+from preferl.runs import parallel
+
+console = Console(highlight=False, soft_wrap=True, quiet=not parallel.speaks())
 PLAIN_INTERVAL_S = 10.0
 
 

@@ -2,7 +2,8 @@
 
 No ``generate()``: the loop captures the log-probability of every token as it is drawn, draws by inverse CDF
 (`torch.multinomial` is several times slower), and drops finished rows from the batch. The uniforms are
-drawn beforehand, one for each (sample, step), so a sample does not depend on which rows share its batch.
+drawn beforehand, one for each (sample, step), so a sample does not depend on which rows share its batch, nor
+on the number of processes that share the rows out.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, StaticCache
 
 from preferl.data.chat import pad, positions
+from preferl.runs import parallel
 from preferl.runs.devices import autocast
 from preferl.sampling.engine import Samples, Sampling
 
@@ -43,26 +45,28 @@ class CachedEngine:
         ids_BP, prompt_mask_BP = pad(prompts, self.pad_id, "left")
         B, T = len(prompts), sampling.response_length
         uniform_BT = torch.rand((B, T), generator=generator, dtype=torch.float64)
-        tokens_BT = torch.full((B, T), self.pad_id, dtype=torch.long)
+        tokens_BT = torch.zeros((B, T), dtype=torch.long)
         logp_BT = torch.zeros((B, T))
         mask_BT = torch.zeros((B, T), dtype=torch.long)
-        finished_B = torch.zeros(B, dtype=torch.bool)
-        order = sorted(range(B), key=lambda i: len(prompts[i]))
-        for start in range(0, B, self.batch_size):
+        finished_B = torch.zeros(B, dtype=torch.long)
+        order = parallel.mine(sorted(range(B), key=lambda i: len(prompts[i])))
+        for start in range(0, len(order), self.batch_size):
             rows = torch.tensor(order[start : start + self.batch_size])
             width = int(prompt_mask_BP[rows].sum(-1).max())
             part = self._decode(
                 ids_BP[rows, -width:], prompt_mask_BP[rows, -width:], uniform_BT[rows], sampling
             )
             for whole, piece in zip((tokens_BT, logp_BT, mask_BT, finished_B), part, strict=True):
-                whole[rows] = piece.cpu()
+                whole[rows] = piece.cpu().to(whole.dtype)
+        for whole in (tokens_BT, logp_BT, mask_BT, finished_B):
+            parallel.add_up(whole)
         longest = int(mask_BT.sum(-1).max())
         return Samples(
             tokens_BS=torch.cat([ids_BP, tokens_BT[:, :longest]], dim=1),
             prompt_mask_BP=prompt_mask_BP,
             mask_BT=mask_BT[:, :longest],
             logp_BT=logp_BT[:, :longest],
-            finished_B=finished_B,
+            finished_B=finished_B.bool(),
             sampling=sampling,
             version=self.version,
         )

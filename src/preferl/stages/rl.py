@@ -19,7 +19,7 @@ import torch
 
 from preferl.data import sources
 from preferl.data.records import Prompt
-from preferl.judging.scorers import Scorer, load_scorer, reward_models
+from preferl.judging.scorers import Scorer, SharedOut, load_scorer, reward_models
 from preferl.learning import monitor
 from preferl.learning.actors import ActorOptions, Actors, cast, memory
 from preferl.learning.learner import MAX_RATIO_ERROR, Algorithm, Learner, Piece, State, UpdateOptions
@@ -28,7 +28,7 @@ from preferl.maths import policy as maths
 from preferl.maths import preference
 from preferl.models import load
 from preferl.models.optim import adamw, schedule
-from preferl.runs import checkpoint, devices
+from preferl.runs import checkpoint, devices, parallel
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
 from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import DivergedError, UsageError
@@ -236,6 +236,7 @@ ALGORITHMS = {
 # ----------------------------------------------------------------------------------------------- the stage
 
 
+@parallel.world()
 def run(config: RlConfig, fresh: bool = False) -> Path:
     """Trains, saves ``model/`` and ``value_model/``, writes metrics; returns the stage's directory."""
     stage = StageDirectory(Path(config.output_dir), "rl")
@@ -263,11 +264,12 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
         engine=CachedEngine(actors.policy, tokenizer.pad_token_id, config.sampling_batch_size, dtype),
         tokenizer=tokenizer,
         sampling=sampling_for(tokenizer, config),
-        scorer=scorer,
-        gold=gold,
+        scorer=SharedOut(scorer),
+        gold=SharedOut(gold) if gold else None,
         held_out=source.prompts[config.eval_split][: config.eval_prompts],
     )
     hashes = frozen_hashes(actors, scorer)
+    check_alike(actors)
     say(
         f"rl: {config.algorithm} on {len(train_prompts):,} prompts, {config.num_iterations} iterations of "
         f"{config.batch_size} episodes"
@@ -295,6 +297,7 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
     changed = [name for name, value in frozen_hashes(actors, scorer).items() if value != hashes[name]]
     if changed:
         raise DivergedError(f"rl: the weights of the frozen {' and '.join(changed)} have changed")
+    check_alike(actors)
     used = memory(actors, scorer)
     actors.save(tokenizer, stage.path)
     checkpoint.clear(stage.path / "state")
@@ -317,6 +320,7 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
             "weights of " + " and ".join(hashes) + " unchanged",
         ],
         peak_memory_mib=devices.peak_memory_mib(device),
+        processes=parallel.size(),
         notes=source.notes,
     )
     return stage.path
@@ -421,6 +425,14 @@ def frozen_hashes(actors: Actors, scorer: Scorer) -> dict[str, str]:
     judges = {f"reward model {name}": judge.model for name, judge in reward_models(scorer).items()}
     tensors = actors.frozen() | {name: dict(model.named_parameters()) for name, model in judges.items()}
     return {name: load.tensors_hash(found) for name, found in tensors.items()}
+
+
+def check_alike(actors: Actors) -> None:
+    """Several processes hold the same weights bit for bit: they start alike and step alike."""
+    if parallel.size() > 1:
+        trained = {f"{name}/{i}": p for name, ps in actors.trained().items() for i, p in enumerate(ps)}
+        if len(set(parallel.gather(load.tensors_hash(trained)))) > 1:
+            raise DivergedError("rl: the processes' weights differ; their machines must be of one kind")
 
 
 def learner_for(config: RlConfig, actors: Actors, prompts: Sequence[Prompt], dtype: torch.dtype) -> Learner:
@@ -583,8 +595,8 @@ class Trainer:
         how often the reward agrees with the annotator on fresh pairs. Watching is no part of the cost."""
         made = self.respond(self.held_out, "held-out")
         row = monitor.held_out(made, self.learner, self.scorer, self.gold)
-        every = self.config.check_reward_every
-        if self.gold is not None and every and iteration % every == 0:
+        every, last = self.config.check_reward_every, self.config.num_iterations
+        if self.gold is not None and every and (iteration % every == 0 or iteration == last):
             prompts = list(itertools.islice(itertools.cycle(self.held_out), self.config.check_reward_pairs))
             pairs = (self.respond(prompts, "pairs", iteration, side) for side in ("first", "second"))
             right, total = monitor.reward_accuracy(*pairs, self.scorer, self.gold)

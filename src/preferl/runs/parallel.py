@@ -1,0 +1,194 @@
+"""Several processes that train one model; one is the default and costs nothing.
+
+    torchrun --nproc_per_node 2 -m preferl rl --config F.yaml
+
+All processes hold the same weights and draw the same random numbers. Each computes its own rows (``mine``),
+and results are put together: tensors that are 0 in the rows of the others are added up (``add_up``). So the
+number of processes changes nothing but rounding. Only the first one writes and speaks.
+"""
+
+import contextlib
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from preferl.runs.errors import StoppedElsewhere
+
+if TYPE_CHECKING:
+    import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+GRACE_S = 10.0  # for the process that failed to say why, before the others end
+
+
+def started() -> int:
+    """How many processes ``torchrun`` has started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def speaks() -> bool:
+    """Whether this one tells the person what all of them do."""
+    return started() == 1 or os.environ["RANK"] == "0"
+
+
+def let_the_first_speak() -> None:
+    """Before an error that all processes find, each by itself: torchrun ends them when one has ended."""
+    if not speaks():
+        time.sleep(GRACE_S)
+
+
+def size() -> int:
+    """How many processes there are; who does not use torch does not load it for this."""
+    if "torch.distributed" not in sys.modules:
+        return 1
+    from torch import distributed
+
+    joined = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if joined else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    if size() == 1:
+        return 0
+    from torch import distributed
+
+    return distributed.get_rank()
+
+
+def local_rank() -> int:
+    """Which of those on this machine this is."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextlib.contextmanager
+def world() -> Iterator[None]:
+    """Joins the processes that ``torchrun`` has started, as long as the context (or the function) lasts.
+
+    Raises:
+        StoppedElsewhere: this process failed, but not first: another one says why.
+    """
+    if started() == 1 or size() > 1:
+        yield
+        return
+    import torch
+    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    store, own_rank, all_of_them = next(iter(rendezvous("env://")))
+    # Rows are put together on the CPU, gradients where they are.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, store=store, rank=own_rank, world_size=all_of_them)
+    try:
+        yield
+        wait()
+    except StoppedElsewhere:
+        time.sleep(GRACE_S)  # torchrun ends this process as soon as the one that failed has ended
+        raise
+    except BaseException as error:
+        if store.add("failed", 1) > 1:
+            time.sleep(GRACE_S)
+            raise StoppedElsewhere from error
+        raise
+    finally:
+        distributed.destroy_process_group()
+
+
+def mine(rows: Any, unit: int = 1) -> Any:
+    """This process's share of a tensor or sequence of rows; every ``unit`` of them stays together.
+
+    Every n-th, so that of rows in order of length each process has long and short ones.
+    """
+    if size() == 1:
+        return rows
+    if unit == 1:
+        return rows[rank() :: size()]
+    return rows.reshape(-1, unit)[rank() :: size()].flatten()
+
+
+def add_up(tensor: "torch.Tensor") -> "torch.Tensor":
+    """The sum over all processes, in place."""
+    if size() > 1:
+        from torch import distributed
+
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def gather(value: T) -> list[T]:
+    """What each process has, in the order of their ranks; the same list in all of them."""
+    if size() == 1:
+        return [value]
+    from torch import distributed
+
+    values: list[Any] = [None] * size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def whole(own: Sequence[T]) -> list[T]:
+    """All rows in their order, where each process has one entry for each row of ``mine``."""
+    parts = gather(list(own))
+    rows: list[Any] = [None] * sum(map(len, parts))
+    for first, part in enumerate(parts):
+        rows[first :: len(parts)] = part
+    return rows
+
+
+def add_up_gradients(optimizer: "torch.optim.Optimizer") -> None:
+    """Sums the gradients of an optimiser's parameters over all processes. A parameter that had a gradient
+    nowhere still has none: a gradient of 0 would let weight decay act."""
+    if size() == 1:
+        return
+    import torch
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
+    parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    flat = add_up(torch.cat([has.to(parts[0].device), *parts]))
+    has, *sums = flat.split([len(parameters), *map(len, parts)])
+    for parameter, there, total in zip(parameters, has.tolist(), sums, strict=True):
+        parameter.grad = total.view_as(parameter) if there else None
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    gather(None)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """For work in which nothing is put together: where it fails in one process, all of them stop after it.
+
+    Raises:
+        StoppedElsewhere: it failed in another one.
+    """
+    if size() == 1:
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        gather(False)
+        raise
+    if not all(gather(True)):
+        raise StoppedElsewhere
+
+
+def first_writes(function: Callable[P, None]) -> Callable[P, None]:
+    """A function that writes files: the first process calls it when all have read what was there before, and
+    the others wait for it."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> None:
+        wait()
+        with together():
+            if rank() == 0:
+                function(*args, **options)
+
+    return call
