@@ -30,6 +30,7 @@ def test_commands_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_options_exist(page):
     known = {"config", "fresh", "debug", "help", "print_config", "print-config", "version"}
+    known.add("nproc_per_node")  # torchrun's
     for config in (
         RunConfig,
         AuditConfig,
