@@ -1,8 +1,8 @@
 """By how much sampling and training disagree about the same tokens, in float32 and in bfloat16.
 
 Log-probabilities captured while sampling from the key/value cache against those of a full forward pass, and
-those of bfloat16 against float32, on left-padded prompts of 1 to 32 tokens and responses of 16: Llama and Qwen3
-(rotary positions), GPT-2 (absolute ones). Bfloat16 is emulated, and slow, on most CPUs.
+those of bfloat16 against float32, on left-padded prompts of 1 to 32 tokens and responses of 16: Llama and
+Qwen3 (rotary positions), GPT-2 (absolute ones). Bfloat16 is emulated, and slow, on most CPUs.
 
 python benchmarks/mismatch.py [--model runs/demo/sft] [--device cuda]
 """
@@ -61,8 +61,8 @@ def models() -> dict[str, PreTrainedModel]:
 
 @torch.no_grad()
 def mismatch(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, float]:
-    """Per token the largest |ratio - 1|, the mean |log-prob difference|, the largest to float32; and the KL that
-    the mismatch alone would show, in nats per response."""
+    """Per token the largest |ratio - 1|, the mean |log-prob difference|, the largest to float32; and the KL
+    that the mismatch alone would show, in nats per response."""
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(3, VOCABULARY, (1 + i,), generator=generator).tolist() for i in range(32)]
     sampling = Sampling(1.0, 16, (0,), (2,))

@@ -9,6 +9,7 @@ preferl dpo --model_name_or_path runs/demo/sft --dataset_name runs/demo/collect
 """
 
 import dataclasses
+import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -153,7 +154,12 @@ def run(config: DpoConfig, fresh: bool = False) -> Path:
     reader = Reader(tokenizer.pad_token_id, sampling_for(tokenizer, config), config.micro_batch_size, dtype)
     reference_hash = load.weights_hash(reference)
     same_start = load.weights_hash(policy) == reference_hash
-    reference_N2, reference_dev_N2 = (reader.all_logprobs(reference, pairs) for pairs in (train, dev))
+    updates = max(1, round(config.num_train_epochs * len(train) / config.train_batch_size))
+    batches = list(itertools.islice(endless_batches([len(pair) for pair in train], config), updates))
+    read = sorted(set(itertools.chain.from_iterable(batches)))  # part of an epoch reads part of the pairs
+    reference_N2 = torch.zeros((len(train), 2))
+    reference_N2[read] = reader.all_logprobs(reference, [train[i] for i in read])
+    reference_dev_N2 = reader.all_logprobs(reference, dev)
     if not bool(reference_N2.isfinite().all()):
         raise DivergedError("dpo: the reference's log-probabilities are not finite; look at its weights")
 
@@ -161,17 +167,15 @@ def run(config: DpoConfig, fresh: bool = False) -> Path:
         found = describe(config, reader.all_logprobs(policy, dev), reference_dev_N2) if dev else {}
         return {f"eval_{name}": value for name, value in found.items()}
 
-    updates = max(1, round(config.num_train_epochs * len(train) / config.train_batch_size))
     optimizer = adamw(policy.parameters(), config)
     scheduler = schedule(optimizer, config, updates)
-    batches = endless_batches([len(pair) for pair in train], config)
     eval_every = max(1, updates // config.num_evals)
     held_out, seen = measure(), 0
     if held_out:
         stage.log(step=0, **held_out)
     with Steps("dpo", updates) as steps:
         for update in range(1, updates + 1):
-            rows, where = next(batches), f"dpo update {update}"
+            rows, where = batches[update - 1], f"dpo update {update}"
             part_B2 = reference_N2[rows]
             logp_B2 = backward(config, reader, policy, [train[i] for i in rows], part_B2, where)
             if update == 1 and same_start:
@@ -201,7 +205,7 @@ def run(config: DpoConfig, fresh: bool = False) -> Path:
         updates=updates,
         **counts,
         **summary,
-        forward_passes={"policy_update": 3 * 2 * seen, "reference": 2 * len(train)},
+        forward_passes={"policy_update": 3 * 2 * seen, "reference": 2 * len(read)},
         frozen_hashes={"reference": reference_hash},
         checks=checks,
         peak_memory_mib=devices.peak_memory_mib(device),
