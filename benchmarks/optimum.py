@@ -74,7 +74,7 @@ FAST = {
 WHOLE = {"batch_size": 256, "learning_rate": 5e-4, "num_ppo_epochs": 4, "num_mini_batches": 2}
 WHOLE |= {"ratio_level": "response", "cliprange": 0.5, "whiten_advantages": False}
 HARD = {
-    "reinforce": Setting(32_768, {"algorithm": "reinforce", "batch_size": 128, "learning_rate": 1e-3}),
+    "reinforce": Setting(32_768, {"algorithm": "reinforce", "batch_size": 256, "learning_rate": 1e-3}),
     "rloo k=4": Setting(16_384, {"algorithm": "rloo", **WHOLE}),
     "ppo": Setting(12_288, {"algorithm": "ppo", "cliprange_value": 100.0, **WHOLE}),
     "rebel": Setting(8_192, {"algorithm": "rebel", "batch_size": 256, "learning_rate": 1e-3}),

@@ -39,6 +39,8 @@ def test_options_exist(page):
     ):
         known |= {f.name for f in fields(config)}
     known |= {f.name for f in fields(SweepOptions)}
+    for benchmark in (ROOT / "benchmarks").glob("*.py"):
+        known |= set(re.findall(r'add_argument\("--([\w-]+)"', benchmark.read_text(encoding="utf-8")))
     for option in re.findall(r"--([a-z][\w-]*)", page.read_text(encoding="utf-8")):
         assert option.split(".")[-1] in known, f"{page.name}: --{option}"
 

@@ -106,7 +106,7 @@ def test_pad_is_never_drawn_even_where_the_model_loves_it(policy_directory, toke
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sequences_come_with_their_exact_probabilities(tokenizer, temperature):
-    """Chi-square of 40,000 two-token sequences against all probabilities, by enumeration."""
+    """Chi-square of 200,000 two-token sequences against all probabilities, by enumeration."""
     from conftest import make_language_model
 
     model = make_language_model("llama", tokenizer)
@@ -115,7 +115,7 @@ def test_sequences_come_with_their_exact_probabilities(tokenizer, temperature):
     ban[allowed] = 0.0
     model.lm_head.register_forward_hook(lambda module, inputs, output: output / 3 + ban)
     sampling = Sampling(temperature, 2, (tokenizer.pad_token_id,), (tokenizer.eos_token_id,))
-    n = 40_000
+    n = 200_000
     engine = engine_for(model, tokenizer, batch_size=4000)
     samples = engine.sample([[10, 11]] * n, sampling, gen(7))
 

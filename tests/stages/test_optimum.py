@@ -99,9 +99,9 @@ HARD_GATES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HARD_GATES)
 def test_a_transformer_comes_near_the_optimum(name):
-    """Vocabulary 8, length 4, 2,801 responses: PPO and REBEL on every seed, the others in the median."""
-    found = curves("hard", name, SEEDS, every=1000)
+    """Vocabulary 8, length 4, 2,801 responses: PPO and REBEL on every seed, the others on the first
+    (benchmarks/optimum.py prints several)."""
+    found = curves("hard", name, SEEDS if name in ("ppo", "rebel") else range(1), every=1000)
     finals = [curve.final for curve in found]
-    reached = min(finals) if name in ("ppo", "rebel") else median(finals)
-    assert reached >= HARD_GATES[name], finals
+    assert min(finals) >= HARD_GATES[name], finals
     assert max(finals) <= 1 + 1e-6
