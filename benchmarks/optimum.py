@@ -76,7 +76,8 @@ WHOLE |= {"ratio_level": "response", "cliprange": 0.5, "whiten_advantages": Fals
 HARD = {
     "reinforce": Setting(32_768, {"algorithm": "reinforce", "batch_size": 256, "learning_rate": 1e-3}),
     "rloo k=4": Setting(16_384, {"algorithm": "rloo", **WHOLE}),
-    "ppo": Setting(12_288, {"algorithm": "ppo", "cliprange_value": 100.0, **WHOLE}),
+    "ppo": Setting(24_576, {"algorithm": "ppo", "cliprange_value": 100.0, **WHOLE, "batch_size": 512}),
+    "ppo, half the samples": Setting(12_288, {"algorithm": "ppo", "cliprange_value": 100.0, **WHOLE}),
     "rebel": Setting(8_192, {"algorithm": "rebel", "batch_size": 256, "learning_rate": 1e-3}),
     "online_dpo, soft labels": Setting(
         12_288,
@@ -189,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--tier", nargs="+", default=list(TIERS), choices=list(TIERS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=None, help="settings whose name begins so")
+    parser.add_argument("--only", nargs="+", default=None, help="settings by name")
     parser.add_argument("--outlier", action="store_true", help="one reward of a million, and nothing else")
     parser.add_argument("--gradients", action="store_true", help="the KL's gradient by place and estimator")
     options = parser.parse_args()
@@ -202,7 +203,7 @@ def main() -> None:
         print(f"\n{tier} tier, {options.seeds} seeds")
         print(f"{'':30}{'samples':>9}{'F (each seed)':>26}{'to .95':>16}{'to .99':>16}")
         for name, setting in TIERS[tier][0].items():
-            if options.only and not any(name.startswith(start) for start in options.only):
+            if options.only and name not in options.only:
                 continue
             found = curves(tier, name, range(options.seeds), every=1 if tier == "fast" else 2)
             final = " ".join(f"{curve.final:.3f}" for curve in found)
