@@ -201,15 +201,15 @@ def main() -> None:
         return outlier_table(range(options.seeds))
     for tier in options.tier:
         print(f"\n{tier} tier, {options.seeds} seeds")
-        print(f"{'':30}{'samples':>9}{'F (each seed)':>26}{'to .95':>16}{'to .99':>16}")
+        print(f"{'':34}{'samples':>9}{'F (each seed)':>32}{'to .95':>20}{'to .99':>20}")
         for name, setting in TIERS[tier][0].items():
             if options.only and name not in options.only:
                 continue
             found = curves(tier, name, range(options.seeds), every=1 if tier == "fast" else 2)
             final = " ".join(f"{curve.final:.3f}" for curve in found)
             label = name + (" (control)" if setting.control else "")
-            levels = "".join(f"{reached(found, level):>16}" for level in (0.95, 0.99))
-            print(f"{label:30}{setting.samples:>9,}{final:>26}{levels}", flush=True)
+            levels = "".join(f"{reached(found, level):>20}" for level in (0.95, 0.99))
+            print(f"{label:34}{setting.samples:>9,}{final:>32}{levels}", flush=True)
 
 
 if __name__ == "__main__":

@@ -326,8 +326,8 @@ def test_part_of_a_run_has_a_report_too(finished, tmp_path):
 
 
 def test_rounds_label_what_the_policy_writes_and_train_the_reward_model_on_it(tmp_path):
-    """collect -> reward -> rl twice: the second labels samples of the first policy and adds them; the KL is to
-    the SFT model still; evaluate and the report show the last."""
+    """collect -> reward -> rl twice: the second labels samples of the first policy and adds them; the KL is
+    to the SFT model still; evaluate and the report show the last."""
     config = small(tmp_path, rounds=2)
     page = pipeline.run(config)
     run, records = page.parent, dict(stage_records(page.parent))
