@@ -617,8 +617,7 @@ def work_of(kind: str, s: dict[str, Any]) -> str:
     if kind == "evaluate":
         return f"{s['prompts']} prompts"
     if kind == "best_of":
-        kept = s["splits"]["train"]["kept"]
-        return f"{s['responses']:,} responses, {kept['responses']:,} kept"
+        return f"{s['forward_passes']['policy']:,} responses, {s['num_generations']} to each prompt"
     return ""
 
 
