@@ -26,6 +26,8 @@ from preferl.sampling.rollout import Rollout
 
 # Cached decoding against a full forward pass.
 MAX_RATIO_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.3}
+# Advantages whose standard deviation is below this are the rounding of log-probabilities.
+ROUNDING = 1e-5
 
 
 @dataclass(kw_only=True)
@@ -237,7 +239,9 @@ class Learner:
         """Advantages, whitened where that is asked for."""
         mask_BT = rollout.samples.mask_BT
         advantage_BT, return_BT = self.algorithm.advantage(rollout, self.options, self.state)
-        if self.whiten:
+        spread = float(advantage_BT[mask_BT != 0].std()) if int(mask_BT.sum()) > 1 else 0.0
+        # Without a reward what is left is rounding, and whitening would make it a reason to move.
+        if self.whiten and not spread < ROUNDING:
             if self.options.ratio_level == "response":
                 first_B1 = advantage_BT[:, :1]
                 advantage_BT = maths.whiten(first_B1, torch.ones_like(first_B1)) * mask_BT
