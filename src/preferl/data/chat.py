@@ -121,3 +121,9 @@ def length_buckets(
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     rng.shuffle(batches)
     yield from batches
+
+
+def endless_buckets(lengths: Sequence[int], batch_size: int, rng: random.Random) -> Iterator[list[int]]:
+    """``length_buckets``, epoch after epoch, each in an order of its own."""
+    while True:
+        yield from length_buckets(lengths, batch_size, rng)

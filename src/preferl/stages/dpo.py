@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from preferl.data import sources
-from preferl.data.chat import length_buckets, pad, prompt_ids, response_ids
+from preferl.data.chat import endless_buckets, pad, prompt_ids, response_ids
 from preferl.data.records import DataError, Preference, Prompt, prompt_text
 from preferl.data.sources import Source
 from preferl.judging.scored import accuracy_of
@@ -155,7 +155,9 @@ def run(config: DpoConfig, fresh: bool = False) -> Path:
     reference_hash = load.weights_hash(reference)
     same_start = load.weights_hash(policy) == reference_hash
     updates = max(1, round(config.num_train_epochs * len(train) / config.train_batch_size))
-    batches = list(itertools.islice(endless_batches([len(pair) for pair in train], config), updates))
+    rng = random.Random(devices.derived_seed(config.seed, "dpo", "batches"))
+    endless = endless_buckets([len(pair) for pair in train], config.train_batch_size, rng)
+    batches = list(itertools.islice(endless, updates))
     read = sorted(set(itertools.chain.from_iterable(batches)))  # part of an epoch reads part of the pairs
     reference_N2 = torch.zeros((len(train), 2))
     reference_N2[read] = reader.all_logprobs(reference, [train[i] for i in read])
@@ -342,13 +344,6 @@ def samples_of(pairs: Sequence[Pair], pad_id: int, sampling: Sampling) -> Sample
         sampling=sampling,
         version=0,
     )
-
-
-def endless_batches(lengths: list[int], config: DpoConfig) -> Iterator[list[int]]:
-    """Batches of row numbers, epoch after epoch, each in its own order."""
-    rng = random.Random(devices.derived_seed(config.seed, "dpo", "batches"))
-    while True:
-        yield from length_buckets(lengths, config.train_batch_size, rng)
 
 
 # --------------------------------------------------------------------------------------------------- loss

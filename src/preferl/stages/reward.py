@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 
 from preferl.data import sources
-from preferl.data.chat import length_buckets
+from preferl.data.chat import endless_buckets
 from preferl.data.records import (
     DataError,
     Preference,
@@ -403,16 +403,13 @@ def train(
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     averaged_scorer = RewardModel(average.module, tokenizer, max_length=config.max_length)
     packed = can_pack(model)
-    batches: Any = iter(())
+    batches = endless_buckets(lengths, config.train_batch_size, rng)
     eval_every = max(1, updates // config.num_evals)
     best_loss, best_update, best_weights, misses = math.inf, 0, None, 0
     dev_loss, sequences = math.inf, 0
     with Steps("reward", updates) as steps:
         for update in range(1, updates + 1):
-            rows = next(batches, None)
-            if rows is None:
-                batches = length_buckets(lengths, config.train_batch_size, rng)
-                rows = next(batches)
+            rows = next(batches)
             with devices.autocast(model.device, dtype), lora_dropout(model):
                 scored = scores_of_batch(model, tokenizer, [encoded[i] for i in rows], packed)
             sequences += int(scored.mask_GK.sum())

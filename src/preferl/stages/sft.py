@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from preferl.data import sources, world
-from preferl.data.chat import length_buckets, pad, prompt_ids, response_ids
+from preferl.data.chat import endless_buckets, pad, prompt_ids, response_ids
 from preferl.data.records import Demonstration, prompt_text
 from preferl.data.sources import Source
 from preferl.models import load, tiny
@@ -92,7 +92,8 @@ def run(config: SftConfig, fresh: bool = False) -> Path:
     updates = max(1, round(config.num_train_epochs * len(train) / config.train_batch_size))
     optimizer = adamw(model.parameters(), config)
     scheduler = schedule(optimizer, config, updates)
-    batches = endless_batches([len(ids) for ids, _ in train], config)
+    rng = random.Random(devices.derived_seed(config.seed, "sft", "batches"))
+    batches = endless_buckets([len(ids) for ids, _ in train], config.train_batch_size, rng)
     eval_every = max(1, updates // config.num_evals)
     tokens = 0
     with Steps("sft", updates) as steps:
@@ -200,13 +201,6 @@ def held_out_loss(
             loss, n = response_loss(model, *tensors(part, tokenizer.pad_token_id, device))
         total, count = total + float(loss), count + int(n)
     return total / count if count else None
-
-
-def endless_batches(lengths: list[int], config: SftConfig):
-    """Batches of row numbers, epoch after epoch, each in its own order."""
-    rng = random.Random(devices.derived_seed(config.seed, "sft", "batches"))
-    while True:
-        yield from length_buckets(lengths, config.train_batch_size, rng)
 
 
 def check(
