@@ -298,7 +298,9 @@ MUTANTS = (
     Mutant("old-logps-recomputed-each-epoch", LEARNER,
            "            weight_B, tokens = self.weights(mask_BT, rows)",
            """            if epoch > 0 and number == 0:
-                rollout.samples.logp_BT.copy_(self.policy_logprobs(rollout.samples))
+                rollout.samples.logp_BT.copy_(self.fill(
+                    rollout.samples, lambda part: rollouts.logprobs_of(self.actors.logits(part), part)
+                ))
             weight_B, tokens = self.weights(mask_BT, rows)""",
            (EXACT + "test_every_pass_compares_with_the_probabilities_of_the_sampler",)),
     Mutant("first-ratio-unchecked", LEARNER, "if error > MAX_RATIO_ERROR[self.dtype]:", "if error > 1e9:",
@@ -308,7 +310,7 @@ MUTANTS = (
     Mutant("rows-drawn-with-replacement", LEARNER, "order = torch.randperm(size // unit, generator",
            "order = torch.randint(size // unit, (size // unit,), generator",
            (EXACT + "test_each_epoch_takes_every_row_once_and_pairs_stay_whole",)),
-    Mutant("groups-torn-apart", LEARNER, "unit = self.group_size if self.algorithm.pairs else 1", "unit = 1",
+    Mutant("groups-torn-apart", LEARNER, "        unit = self.unit\n", "        unit = 1\n",
            (EXACT + "test_each_epoch_takes_every_row_once_and_pairs_stay_whole[rebel]",)),
     Mutant("random-noise-update", "models/optim.py", "    optimizer.step()\n",
            """    for parameter in parameters:

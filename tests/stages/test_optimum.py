@@ -9,7 +9,7 @@ from statistics import median
 
 import pytest
 
-from exact import Space, tabular_task, train
+from exact import Space, tabular_task, train, trainer_for
 from optimum import FAST, curves
 
 GATES = {
@@ -45,26 +45,30 @@ def test_controls_fall_short(name):
     assert median(curve.final for curve in found) < 0.95, [curve.final for curve in found]
 
 
-@pytest.mark.parametrize("name", ["reinforce", "rloo k=4", "ppo", "rebel", "online_dpo, soft labels"])
-def test_no_reward_leaves_the_policy_at_the_reference(name):
+# A critic that starts at random moves PPO at first; the KL brings it back.
+@pytest.mark.parametrize(
+    ("name", "samples"),
+    [
+        ("reinforce", 1024),
+        ("rloo k=4", 1024),
+        ("ppo", 4096),
+        ("rebel", 1024),
+        ("online_dpo, soft labels", 1024),
+    ],
+)
+def test_no_reward_leaves_the_policy_at_the_reference(name, samples):
     task = tabular_task(0)
-    config = FAST[name].config(0, task.coef, 1024)
-    trained = []
+    config = FAST[name].config(0, task.coef, samples)
+    assert train(task, config, every=100).final > 0.5  # these settings do move it where there is a reward
 
     def nothing(prompts, completions, finished):
         return [0.0] * len(completions)
 
-    from exact import trainer_for
-
     trainer = trainer_for(task, config, scorer=nothing)
     for iteration in range(1, config.num_iterations + 1):
         trainer.iterate(iteration)
-    trained.append(trainer.learner.actors.policy)
-    logp = task.logprobs(trained[0])
+    logp = task.logprobs(trainer.learner.actors.policy)
     kl = float((logp.exp() * (logp - task.ref_logp_XN)).sum())
-    free_task = tabular_task(0)
-    moved = train(free_task, FAST[name].config(0, task.coef, 1024), every=100)
-    assert moved.final > 0.5  # the same settings do move it where there is a reward
     assert kl < 0.02, kl
 
 

@@ -147,6 +147,14 @@ class Algorithm:
     whiten: bool = False
     average: str = "tokens"
 
+    def group_size(self, options: UpdateOptions) -> int:
+        """Responses to each prompt."""
+        return options.num_generations or self.generations
+
+    def passes(self, options: UpdateOptions) -> tuple[int, int]:
+        """Epochs over a batch, and minibatches in each."""
+        return options.num_ppo_epochs or self.epochs, options.num_mini_batches or self.mini_batches
+
 
 @dataclass
 class State:
@@ -178,9 +186,10 @@ class Learner:
     def __init__(self, options: UpdateOptions, algorithm: Algorithm, state: State, dtype: torch.dtype):
         self.options, self.algorithm, self.state, self.dtype = options, algorithm, state, dtype
         self.actors = state.actors
-        self.epochs = options.num_ppo_epochs or algorithm.epochs
-        self.pieces = options.num_mini_batches or algorithm.mini_batches
-        self.group_size = options.num_generations or algorithm.generations
+        self.epochs, self.pieces = algorithm.passes(options)
+        self.group_size = algorithm.group_size(options)
+        # Rows that stay together in minibatches and micro-batches: a loss over pairs needs whole groups.
+        self.unit = self.group_size if algorithm.pairs else 1
         self.average = algorithm.average if options.loss_average == "auto" else options.loss_average
         in_reward = options.kl_in == "reward"
         # Dividing advantages by their sd but not the KL beside them would change the coefficient.
@@ -196,10 +205,10 @@ class Learner:
         return self.state.kl.coef if self.loss_kl is None and self.algorithm.kl_in_reward else 0.0
 
     def micro_batches(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
-        """This process's rows in parts that fit into memory; a loss over pairs needs whole groups."""
-        size, unit = self.options.micro_batch_size, self.group_size if self.algorithm.pairs else 1
-        rows = parallel.mine(rows, unit)
-        return rows.split(max(size // unit, 1) * unit) if len(rows) else ()
+        """This process's rows in parts that fit into memory."""
+        rows = parallel.mine(rows, self.unit)
+        size = max(self.options.micro_batch_size // self.unit, 1) * self.unit
+        return rows.split(size) if len(rows) else ()
 
     @torch.no_grad()
     def fill(self, samples: Samples, compute: Callable[[Samples], torch.Tensor]) -> torch.Tensor:
@@ -215,9 +224,6 @@ class Learner:
 
     def reference_logprobs(self, samples: Samples) -> torch.Tensor:
         return self.fill(samples, lambda part: rollouts.logprobs_of(self.actors.reference_logits(part), part))
-
-    def policy_logprobs(self, samples: Samples) -> torch.Tensor:
-        return self.fill(samples, lambda part: rollouts.logprobs_of(self.actors.logits(part), part))
 
     def values(self, samples: Samples) -> torch.Tensor:
         if not self.actors.has_values:
@@ -239,9 +245,8 @@ class Learner:
         """Advantages, whitened where that is asked for."""
         mask_BT = rollout.samples.mask_BT
         advantage_BT, return_BT = self.algorithm.advantage(rollout, self.options, self.state)
-        spread = float(advantage_BT[mask_BT != 0].std()) if int(mask_BT.sum()) > 1 else 0.0
         # Without a reward what is left is rounding, and whitening would make it a reason to move.
-        if self.whiten and not spread < ROUNDING:
+        if self.whiten and not is_rounding(advantage_BT[mask_BT != 0]):
             if self.options.ratio_level == "response":
                 first_B1 = advantage_BT[:, :1]
                 advantage_BT = maths.whiten(first_B1, torch.ones_like(first_B1)) * mask_BT
@@ -285,8 +290,8 @@ class Learner:
         return row
 
     def minibatches(self, size: int) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Epoch, number and rows of every minibatch in random order; pairs keep their groups whole."""
-        unit = self.group_size if self.algorithm.pairs else 1
+        """Epoch, number and rows of every minibatch in random order."""
+        unit = self.unit
         for epoch in range(self.epochs):
             order = torch.randperm(size // unit, generator=self.state.generator)
             for number, units in enumerate(order.chunk(self.pieces)):
@@ -448,6 +453,11 @@ class Learner:
                 f"1 by {error:.2e} (allowed {MAX_RATIO_ERROR[self.dtype]:.0e}): sampling and training "
                 f"disagree about the policy; please report this with your model's name"
             )
+
+
+def is_rounding(advantage_N: torch.Tensor) -> bool:
+    """Whether advantages vary by no more than the log-probabilities they were made from are exact to."""
+    return len(advantage_N) < 2 or float(advantage_N.std()) < ROUNDING
 
 
 def as_one_action(piece: Piece) -> Piece:

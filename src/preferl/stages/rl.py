@@ -388,9 +388,7 @@ def check_kl(config: RlConfig) -> None:
 def check_batch(config: RlConfig) -> None:
     """Refuses batches that do not divide into groups and minibatches, and passes that a loss cannot make."""
     algorithm = ALGORITHMS[config.algorithm]
-    group = config.num_generations or algorithm.generations
-    epochs = config.num_ppo_epochs or algorithm.epochs
-    pieces = config.num_mini_batches or algorithm.mini_batches
+    group, (epochs, pieces) = algorithm.group_size(config), algorithm.passes(config)
     if group < algorithm.least_generations:
         raise UsageError(
             f"num_generations is {group}; {config.algorithm} compares the responses to one prompt and needs "
