@@ -255,12 +255,9 @@ def trainer_for(
     policy = copy.deepcopy(task.reference).requires_grad_(True)
     tabular = isinstance(policy, TabularLM)
     critic: Any = None
-    if rl.ALGORITHMS[config.algorithm].critic and config.value_model != "head":
+    if rl.ALGORITHMS[config.algorithm].critic:
         critic = TabularCritic(task.space) if tabular else critic_like(policy)
     actors = Actors(policy, copy.deepcopy(task.reference), critic)
-    if rl.ALGORITHMS[config.algorithm].critic and config.value_model == "head":
-        actors.value_head = torch.nn.Linear(policy.config.hidden_size, 1)
-        torch.nn.init.zeros_(actors.value_head.weight)
     prompts = [f"prompt{x}" for x in range(task.space.prompts)]
     return rl.Trainer(
         config=config,

@@ -25,6 +25,11 @@ TEXTS = [
 ]
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test first, so that the other processes have something to do beside it."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Small models gain nothing from threads, and results repeat."""

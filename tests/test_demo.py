@@ -10,7 +10,9 @@ from preferl.runs.directory import StageRecord
 
 @pytest.mark.slow
 def test_the_demo_reaches_what_it_promises(tmp_path):
-    command = [sys.executable, "-m", "preferl", "demo", "--output_dir", str(tmp_path / "demo")]
+    # Other tests run beside it, and threads that share a core wait for each other.
+    options = ["--output_dir", str(tmp_path / "demo"), "--num_threads", "1"]
+    command = [sys.executable, "-m", "preferl", "demo", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr

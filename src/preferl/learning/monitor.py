@@ -4,12 +4,13 @@ KL is in nats, per response or per token, at the sampling temperature, over resp
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from preferl.data.records import Prompt, prompt_text
+from preferl.judging.utilities import Scorer
 from preferl.learning.learner import Learner
 from preferl.maths import kl as kl_maths
 from preferl.maths import stats
@@ -18,8 +19,6 @@ from preferl.runs.errors import DivergedError
 from preferl.sampling import rollout as rollouts
 from preferl.sampling.rollout import Rollout
 from preferl.sampling.texts import Generated
-
-Scorer = Callable[..., list[float]]
 
 EXACT_KL_ROWS = 16  # responses of a batch whose KL is also summed over the vocabulary
 NOISE = 3.0  # standard errors that an alarm takes for noise

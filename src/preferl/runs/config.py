@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from preferl.runs import parallel
+from preferl.runs.errors import UsageError
 
 Config = TypeVar("Config")
 
@@ -145,3 +146,15 @@ def inherit(child: Config, parent: Any, names: tuple[str, ...]) -> Config:
         if name in defaults and getattr(child, name) == defaults[name]
     }
     return dataclasses.replace(child, **changed)  # type: ignore[type-var]
+
+
+def require_at_least(config: Any, least: float, *names: str) -> None:
+    """Refuses options below ``least``, and NaN.
+
+    Raises:
+        UsageError: names the first one.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least:
+            raise UsageError(f"{name} is {value}; it must be {least} or more")

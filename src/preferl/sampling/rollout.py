@@ -100,9 +100,7 @@ def collect(
     """
     prompts = [prompt for prompt in prompts for _ in range(group_size)]
     prompt_tokens = [tokens for tokens in prompt_tokens for _ in range(group_size)]
-    samples = engine.sample(prompt_tokens, sampling, generator)
-    samples = cut_at_stop(samples, tokenizer)
-    completions = decode(tokenizer, samples)
+    samples, completions = sample_texts(engine, tokenizer, prompt_tokens, sampling, generator)
     scores = scorer(prompts, completions, finished=samples.finished_B.tolist())
     check_scores(scores, completions)
     score_B = torch.tensor(scores, dtype=torch.float32)
@@ -120,6 +118,18 @@ def collect(
         reward_BT=token_level_reward(shaped_B, kl_BT, samples.mask_BT, kl_coef),
         group_size=group_size,
     )
+
+
+def sample_texts(
+    engine: SamplingEngine,
+    tokenizer: Any,
+    prompt_tokens: Sequence[Sequence[int]],
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> tuple[Samples, list[str]]:
+    """Samples one response to each prompt: the tokens, cut at stop texts, and what they say."""
+    samples = cut_at_stop(engine.sample(prompt_tokens, sampling, generator), tokenizer)
+    return samples, decode(tokenizer, samples)
 
 
 def decode(tokenizer: Any, samples: Samples) -> list[str]:

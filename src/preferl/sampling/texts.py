@@ -13,7 +13,7 @@ from preferl.models.load import max_positions
 from preferl.runs.config import SamplingOptions
 from preferl.runs.errors import UsageError
 from preferl.sampling.engine import Samples, Sampling, SamplingEngine
-from preferl.sampling.rollout import cut_at_stop, decode
+from preferl.sampling.rollout import sample_texts
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ def generate(
     generator: torch.Generator,
 ) -> Generated:
     """Samples one response to each prompt, as text."""
-    samples = cut_at_stop(engine.sample(prompt_tokens, sampling, generator), tokenizer)
+    samples, completions = sample_texts(engine, tokenizer, prompt_tokens, sampling, generator)
     return Generated(
         prompts=list(prompts),
-        completions=decode(tokenizer, samples),
+        completions=completions,
         finished=samples.finished_B.tolist(),
         lengths=samples.mask_BT.sum(-1).tolist(),
         samples=samples,

@@ -29,7 +29,7 @@ from preferl.maths import preference, stats
 from preferl.models import load
 from preferl.models.optim import adamw, clip_and_step, schedule
 from preferl.runs import devices
-from preferl.runs.config import DataOptions, DeviceOptions, OptimOptions, SamplingOptions
+from preferl.runs.config import DataOptions, DeviceOptions, OptimOptions, SamplingOptions, require_at_least
 from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps, say
@@ -228,17 +228,9 @@ def check_options(config: DpoConfig) -> None:
         raise UsageError(f"temperature is {config.temperature}; it must be above 0")
     if not 0 < config.num_train_epochs < math.inf:
         raise UsageError(f"num_train_epochs is {config.num_train_epochs}; it must be above 0")
-    lowest = {
-        "max_length": 2,
-        "train_batch_size": 1,
-        "micro_batch_size": 1,
-        "num_evals": 1,
-        "eval_pairs": 0,
-        "check_samples": 0,
-    }
-    for name, low in lowest.items():
-        if getattr(config, name) < low:
-            raise UsageError(f"{name} is {getattr(config, name)}; it must be at least {low}")
+    require_at_least(config, 0, "eval_pairs", "check_samples")
+    require_at_least(config, 1, "train_batch_size", "micro_batch_size", "num_evals")
+    require_at_least(config, 2, "max_length")
 
 
 def load_reference(config: DpoConfig, tokenizer: Any, device: torch.device) -> PreTrainedModel:

@@ -6,6 +6,7 @@ when their data exists. Plots are inline SVG, everything shown is escaped, and n
 
 import io
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,21 +86,18 @@ def write(run: Path) -> Path:
 Stages = dict[str, StageRecord]
 
 
+ROUND = re.compile(r"(collect|reward|rl)(?:-(\d+))?")
+
+
 def latest_round(stages: Stages) -> Stages:
     """The last of a run's rounds under the plain names, those before it as "rl, round 1" and so on."""
+    rounds = {name: (match[1], int(match[2] or 1)) for name in stages if (match := ROUND.fullmatch(name))}
+    last = dict(sorted(rounds.values()))
     named: Stages = {}
     for name, record in stages.items():
-        kind, _, number = name.partition("-")
-        last = not any(other.startswith(f"{kind}-") for other in stages if later(other, name))
-        rounds = kind in ("collect", "reward", "rl") and (not number or number.isdigit())
-        named[name if not rounds else kind if last else f"{kind}, round {number or 1}"] = record
+        kind, number = rounds.get(name, (name, 0))
+        named[kind if number == last.get(kind, 0) else f"{kind}, round {number}"] = record
     return named
-
-
-def later(other: str, name: str) -> bool:
-    """Whether ``rl-3`` comes after ``rl-2`` or ``rl``."""
-    numbers = [text.partition("-")[2] or "1" for text in (other, name)]
-    return all(number.isdigit() for number in numbers) and int(numbers[0]) > int(numbers[1])
 
 
 def verdict(stages: Stages) -> Verdict:

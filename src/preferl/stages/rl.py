@@ -29,7 +29,7 @@ from preferl.maths import preference
 from preferl.models import load
 from preferl.models.optim import adamw, schedule
 from preferl.runs import checkpoint, devices, parallel
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
 from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps, say
@@ -326,17 +326,17 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
     return stage.path
 
 
-# (placement, estimator) -> why it is refused.
+NO_PULL = "detached, it has next to no gradient towards the reference"
+# Placement -> estimator -> why it is refused.
 REFUSED_KL = {
-    ("reward", "k2"): "detached, k2 in the reward has next to no gradient towards the reference",
-    ("reward", "k2_token"): "detached, k2 in the reward has next to no gradient towards the reference",
-    ("reward", "k3"): "detached, k3 in the reward has next to no gradient towards the reference",
-    (
-        "reward",
-        "exact",
-    ): "the exact KL of a state does not depend on the token drawn there: as a reward it pushes "
-    "no token anywhere",
-    ("loss", "k1"): "the expected gradient of k1 in the loss is 0: it does not regularise at all",
+    "reward": {
+        "k2": NO_PULL,
+        "k2_token": NO_PULL,
+        "k3": NO_PULL,
+        "exact": "the exact KL of a state does not depend on the token drawn there: as a reward it pushes no "
+        "token anywhere",
+    },
+    "loss": {"k1": "the expected gradient of k1 in the loss is 0: it does not regularise at all"},
 }
 KL_ESTIMATORS = {"reward": ("auto", "k1"), "loss": ("auto", "k2", "k2_token", "k3", "exact")}
 
@@ -356,12 +356,9 @@ def check_options(config: RlConfig) -> None:
     for name, known in choices.items():
         if getattr(config, name) not in known:
             raise UsageError(f"{name} '{getattr(config, name)}' is unknown; use {', '.join(known)}")
-    at_least = {"kl_coef": 0, "num_generations": 0, "num_ppo_epochs": 0, "num_mini_batches": 0,
-                "dual_clip": 0, "reward_clip": 0, "target_kl": 0, "length_penalty": 0, "micro_batch_size": 1,
-                "batch_size": 1, "num_iterations": 1}  # fmt: skip
-    for name, least in at_least.items():
-        if not getattr(config, name) >= least:
-            raise UsageError(f"{name} is {getattr(config, name)}; it must be {least} or more")
+    require_at_least(config, 0, "kl_coef", "num_generations", "num_ppo_epochs", "num_mini_batches")
+    require_at_least(config, 0, "dual_clip", "reward_clip", "target_kl", "length_penalty")
+    require_at_least(config, 1, "micro_batch_size", "batch_size", "num_iterations")
     if config.dual_clip and config.dual_clip <= 1:
         raise UsageError(f"dual_clip is {config.dual_clip}; it must be above 1, or 0 for none")
     check_kl(config)
@@ -370,7 +367,7 @@ def check_options(config: RlConfig) -> None:
 
 def check_kl(config: RlConfig) -> None:
     """Refuses places and estimators of the KL that do not regularise, with the reason."""
-    reason = REFUSED_KL.get((config.kl_in, config.kl_estimator))
+    reason = REFUSED_KL[config.kl_in].get(config.kl_estimator)
     usable = KL_ESTIMATORS[config.kl_in]
     if reason:
         raise UsageError(
@@ -468,6 +465,10 @@ def endless(prompts: Sequence[Prompt], seed: int) -> Iterator[Prompt]:
         order = list(prompts)
         rng.shuffle(order)
         yield from order
+
+
+# Plain numbers of the learner's state that a checkpoint keeps.
+PLAIN_STATE = ("forward_passes", "baseline", "rebel_eta", "alarms", "best", "first_accuracy")
 
 
 @dataclass
@@ -655,6 +656,3 @@ class Trainer:
         self.engine.version = values["version"]
         for name in PLAIN_STATE:
             setattr(state, name, values[name])
-
-
-PLAIN_STATE = ("forward_passes", "baseline", "rebel_eta", "alarms", "best", "first_accuracy")
