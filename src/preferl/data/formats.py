@@ -14,6 +14,7 @@ from preferl.data.files import Row, RowError, read_rows, write_rows
 from preferl.data.records import DataError, Demonstration, Preference, PromptRecord, Ranking, ranking_of
 from preferl.data.rows import (
     LAYOUTS,
+    comparison_row,
     demonstration_row,
     preference_row,
     prompt_row,
@@ -264,9 +265,13 @@ def write_preferences(path: Path, records: Iterable[Preference], layout: str = "
     write_rows(Path(path), [preference_row(record, layout) for record in records])
 
 
-def write_rankings(path: Path, records: Iterable[Ranking]) -> None:
-    """Writes ``prompt``, ``responses``, ``ranks`` and ``scores``; see ``write_preferences``."""
-    write_rows(Path(path), [ranking_row(record) for record in records])
+ROW_OF = {"ranking": ranking_row, "comparison": comparison_row}
+
+
+def write_rankings(path: Path, records: Iterable[Ranking], layout: str = "ranking") -> None:
+    """Writes ``prompt``, ``responses``, ``ranks`` and ``scores``, or (``comparison``) ``response_a``,
+    ``response_b`` and ``z``; see ``write_preferences``."""
+    write_rows(Path(path), [ROW_OF[layout](record) for record in records])
 
 
 def write_demonstrations(path: Path, records: Iterable[Demonstration]) -> None:
@@ -287,22 +292,22 @@ def convert(
     Args:
         name: what to read.
         out: the file to write.
-        layout: of comparisons: ``ranking``, or a layout of pairs (``explicit``, ``implicit``, ``hh``), in
-            which a ranking becomes all its pairs (ties make none). Default: rankings stay rankings, pairs are
-            written in the explicit layout.
+        layout: of comparisons: ``ranking``, ``comparison`` (rankings of two, with ``z``), or a layout of
+            pairs (``explicit``, ``implicit``, ``hh``), in which a ranking becomes all its pairs (ties make
+            none). Default: rankings stay rankings, pairs are written in the explicit layout.
         policy: as in ``load``.
     """
     kind = detect(name)
     if kind == "ranking":
         rankings, report = load_rankings(name, policy)
-        if layout in (None, "ranking"):
-            write_rankings(out, rankings)
+        if layout in (None, *ROW_OF):
+            write_rankings(out, rankings, layout or "ranking")
         else:
             write_preferences(out, [pair for ranking in rankings for pair in ranking.pairs()], layout)
     elif kind == "preference":
         pairs, report = load_preferences(name, policy)
-        if layout == "ranking":
-            write_rankings(out, [ranking_of(pair) for pair in pairs])
+        if layout in ROW_OF:
+            write_rankings(out, [ranking_of(pair) for pair in pairs], layout)
         else:
             write_preferences(out, pairs, layout or LAYOUTS[0])
     elif kind == "prompt":

@@ -403,6 +403,29 @@ def ranking_row(record: Ranking) -> dict[str, Any]:
     return {"prompt": record.prompt, "responses": record.responses, "ranks": record.ranks, **scores, **extra}
 
 
+def comparison_row(record: Ranking) -> dict[str, Any]:
+    """A row with ``prompt``, ``response_a``, ``response_b``, ``z`` (1: a is better, -1, 0: a tie) and, where
+    known, ``margin``.
+
+    Raises:
+        DataError: it is not a ranking of two.
+    """
+    if len(record.responses) != 2:
+        raise DataError(
+            f"a ranking of {len(record.responses)} responses is no comparison of two; write rankings or pairs"
+        )
+    a, b = record.ranks
+    scores = record.scores
+    margin = {} if scores is None or a == b else {"margin": abs(scores[0] - scores[1])}
+    sides = {"response_a": record.responses[0], "response_b": record.responses[1], "z": (b > a) - (b < a)}
+    return {
+        "prompt": record.prompt,
+        **sides,
+        **margin,
+        **provenance(record.columns, (*RANKING_COLUMNS, "margin")),
+    }
+
+
 def demonstration_row(record: Demonstration) -> dict[str, Any]:
     """A row with ``prompt`` and ``completion``; where there is no prompt, with ``text``."""
     extra = provenance(record.columns, OTHER_COLUMNS)
