@@ -29,6 +29,7 @@ One stage at a time (each takes the previous stage's directory):
   preferl audit                    any reward on labelled pairs: RewardBench, RM-Bench, LLMBar, your own
   preferl evaluate                 compare the policy with its SFT model and with best-of-N
   preferl report RUN               one HTML file from a run's files
+  preferl label --items F          web pages in which people compare responses; `label --help` says more
 
   preferl data validate IN         check every row of a data set
   preferl data convert IN OUT      between formats; `world` as IN writes the embedded world
@@ -226,6 +227,17 @@ def data_command(arguments: list[str]) -> int:
     return USAGE
 
 
+def label_command(arguments: list[str]) -> int:
+    """``preferl label``: the labelling service."""
+    try:
+        from preferl.label import commands
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"the labelling service needs {error.name}; install it: pip install 'preferl[label]'"
+        ) from error
+    return commands.main(arguments)
+
+
 def doctor_command(arguments: list[str]) -> int:
     """``preferl doctor``."""
     from preferl.runs import doctor
@@ -243,5 +255,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     },
     "report": report_command,
     "data": data_command,
+    "label": label_command,
     "doctor": doctor_command,
 }

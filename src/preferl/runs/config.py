@@ -126,7 +126,8 @@ def instantiate(parser: Parser, config_class: type[Config], namespace: Any) -> C
     """The parsed namespace as an instance of ``config_class``, other flags left aside."""
     built = parser.instantiate(namespace)
     fields = {f.name for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
-    return config_class(**{k: v for k, v in vars(built).items() if k in fields})
+    # Not vars(): a key that is called like one of the namespace's methods is kept under another name there.
+    return config_class(**{name: built[name] for name in fields if name in built})
 
 
 def to_yaml(config: Any) -> str:

@@ -1,0 +1,223 @@
+"""Judgements as data sets: every layout that the stages read, with who said it, when and how.
+
+What comes out is what annotators were asked for: items of known answer and repeats are left out. Ties are
+kept by the layouts that can hold them (``ranking``, ``comparison``, ``csv``); pairs leave them out.
+"""
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preferl.data.files import write_rows
+from preferl.data.records import Ranking, dialogue_text, ranks_of_scores
+from preferl.data.rows import STRENGTHS, comparison_row, preference_row, provenance, ranking_row
+from preferl.label.judgements import Item, Judgement, read_items, read_judgements, table_of
+from preferl.label.statistics import labels
+from preferl.label.store import Store
+from preferl.maths import agreement
+from preferl.runs.errors import UsageError
+
+PAIRS = ("explicit", "implicit", "hh")
+FORMATS = (*PAIRS, "ranking", "comparison", "csv")
+AGGREGATES = ("none", "majority", "dawid_skene")
+KINDS = ("human", "sim", "all")
+# What a spreadsheet would take for a formula (OWASP, "CSV injection").
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def records(store: Store, aggregate: str = "none", kind: str = "human") -> list[Ranking]:
+    """The judgements as rankings with their provenance.
+
+    Args:
+        store: the project.
+        aggregate: ``none``: each judgement by itself; ``majority``: one a item, by the mean place that its
+            responses were given (of pairs: what most said); ``dawid_skene``: one a item, annotators weighed
+            by the error rates that the model of Dawid and Skene finds.
+        kind: ``human``, ``sim`` or ``all``.
+
+    Raises:
+        UsageError: an unknown choice, or no judgement.
+    """
+    for name, value, known in (("aggregate", aggregate, AGGREGATES), ("kind", kind, KINDS)):
+        if value not in known:
+            raise UsageError(f"{name} '{value}' is unknown; use {', '.join(known)}")
+    with store.database.read() as connection:
+        found, texts = read_judgements(connection), read_items(connection)
+    wanted = (labels(found) if kind != "sim" else []) + (labels(found, "sim") if kind != "human" else [])
+    if aggregate == "none":
+        return [one_judgement(j, texts[j.item_id]) for j in wanted]
+    groups: dict[int, list[Judgement]] = defaultdict(list)
+    for j in wanted:
+        groups[j.item_id].append(j)
+    if aggregate == "majority":
+        return [by_majority(groups[key], texts[key]) for key in sorted(groups)]
+    return by_dawid_skene(wanted, texts)
+
+
+def one_judgement(j: Judgement, item: Item) -> Ranking:
+    """A judgement with what was said about it. A strength s of a pair is a margin of |s| / 3."""
+    ranks = j.ranks or []
+    columns: dict[str, Any] = {
+        "annotator": j.annotator,
+        "annotator_kind": j.kind,
+        "item": j.item_id,
+        "judgement": j.id,
+        # One number a response, so that pairs of it take theirs along.
+        "shown_at": [j.order.index(i) + 1 for i in range(len(j.order))],
+        "both_bad": j.both_bad,
+        "flagged": j.flagged,
+        "reason": j.reason,
+        "seconds": round(j.seconds, 3),
+        "judged_at": datetime.fromtimestamp(j.at, UTC).isoformat(timespec="seconds"),
+        "selected": j.selected,
+        "source": "preferl label",
+    }
+    scores = None
+    if j.strength:
+        columns["strength"] = abs(j.strength)
+        margin = abs(j.strength) / STRENGTHS
+        scores = [margin, 0.0] if j.strength > 0 else [0.0, margin]
+    return ranking(item, ranks, scores, columns)
+
+
+def ranking(item: Item, ranks: list[int], scores: list[float] | None, columns: dict[str, Any]) -> Ranking:
+    """With the item's own columns, under ``source_…`` where ours have the same name."""
+    own = provenance(item.columns, tuple(columns))
+    return Ranking(item.prompt, item.responses, ranks, scores, own | columns)
+
+
+def by_majority(group: Sequence[Judgement], item: Item) -> Ranking:
+    """One ranking out of several, by mean place (Borda's count)."""
+    place_JK = np.array([j.ranks for j in group], dtype=np.float64)
+    mean_K = place_JK.mean(0)
+    strengths = [j.strength for j in group if j.strength is not None]
+    ranks = ranks_of_scores([-round(place, 9) for place in mean_K])
+    scores = None
+    if strengths and ranks[0] != ranks[1]:
+        # The mean strength can contradict the majority: many weak votes against a strong one.
+        margin = max(float(np.mean(strengths)) * (1 if ranks[0] < ranks[1] else -1), 0.0) / STRENGTHS
+        scores = [margin, 0.0] if ranks[0] < ranks[1] else [0.0, margin]
+    return ranking(item, ranks, scores, summary(group, "majority"))
+
+
+def by_dawid_skene(judgements: Sequence[Judgement], texts: dict[int, Item]) -> list[Ranking]:
+    """One ranking an item. Pairs take the most probable of better, tie and worse, with its ``probability``;
+    more responses are ordered by their expected wins against the others."""
+    table = table_of(judgements)
+    try:
+        fit = agreement.dawid_skene(table.choice_AU)
+    except agreement.Undefined as error:
+        raise UsageError(f"dawid_skene: {error}") from error
+    posterior = dict(zip(table.units, fit.posterior_UC, strict=True))
+    groups: dict[int, list[Judgement]] = defaultdict(list)
+    for j in judgements:
+        groups[j.item_id].append(j)
+    found = []
+    for key in sorted(groups):
+        item, columns = texts[key], summary(groups[key], "dawid_skene")
+        K = len(item.responses)
+        if K == 2:
+            probability_C = posterior[key, 0, 1]
+            best = int(np.argmax(probability_C))
+            ranks = {1: [1, 2], 0: [1, 1], -1: [2, 1]}[int(fit.values_C[best])]
+            columns["probability"] = round(float(probability_C[best]), 6)
+        else:
+            wins_K = np.zeros(K)
+            for i in range(K):
+                for k in range(i + 1, K):
+                    expected = float(posterior[key, i, k] @ (fit.values_C + 1)) / 2
+                    wins_K[i] += expected
+                    wins_K[k] += 1 - expected
+            ranks = ranks_of_scores([round(float(w), 9) for w in wins_K])
+        found.append(ranking(item, ranks, None, columns))
+    return found
+
+
+def summary(group: Sequence[Judgement], how: str) -> dict[str, Any]:
+    return {
+        "item": group[0].item_id,
+        "annotator": how,
+        "annotators": ", ".join(j.annotator for j in group),
+        "judgements": len(group),
+        "both_bad": sum(j.both_bad for j in group) * 2 > len(group),
+        "flagged": any(j.flagged for j in group),
+        "source": "preferl label",
+    }
+
+
+def rows_of(rankings: Iterable[Ranking], layout: str) -> list[dict[str, Any]]:
+    """Rankings as rows of a layout.
+
+    Raises:
+        UsageError: an unknown layout.
+        DataError: the layout cannot hold the records.
+    """
+    if layout not in FORMATS:
+        raise UsageError(f"layout '{layout}' is unknown; use {', '.join(FORMATS)}")
+    if layout in PAIRS:
+        return [preference_row(pair, layout) for record in rankings for pair in record.pairs()]
+    row = {"ranking": ranking_row, "comparison": comparison_row, "csv": flat_row}[layout]
+    return [row(record) for record in rankings]
+
+
+def flat_row(record: Ranking) -> dict[str, Any]:
+    """A row for spreadsheets: texts and numbers only."""
+    row: dict[str, Any] = {"prompt": dialogue_text(record.prompt)}
+    for i, response in enumerate(record.responses, 1):
+        row |= {f"response_{i}": response, f"rank_{i}": record.ranks[i - 1]}
+    for name, value in record.columns.items():
+        plain = isinstance(value, str | int | float) or value is None
+        row.setdefault(name, value if plain else json.dumps(value, ensure_ascii=False))
+    return row
+
+
+def safe_cell(value: Any) -> Any:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as CSV (RFC 4180)."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow([safe_cell(name) for name in names])
+    for row in rows:
+        writer.writerow([safe_cell(row.get(name, "")) for name in names])
+    return out.getvalue()
+
+
+def write(store: Store, path: Path, layout: str, aggregate: str = "none", kind: str = "human") -> int:
+    """Writes a file; returns its number of rows.
+
+    Raises:
+        UsageError: nothing was judged yet, or an unknown choice.
+        DataError: the file's ending or the layout cannot hold the rows.
+    """
+    rows = rows_of(records(store, aggregate, kind), layout)
+    if not rows:
+        raise UsageError("there is no judgement to export yet")
+    if layout == "csv":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(csv_text(rows), encoding="utf-8", newline="")
+    else:
+        write_rows(path, rows)
+    return len(rows)
+
+
+def as_bytes(
+    store: Store, layout: str, aggregate: str = "none", kind: str = "human"
+) -> tuple[bytes, str, str]:
+    """The judgements for a browser: content, media type and the file's ending."""
+    rows = rows_of(records(store, aggregate, kind), layout)
+    if layout == "csv":
+        return csv_text(rows).encode(), "text/csv; charset=utf-8", "csv"
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return lines.encode(), "application/x-ndjson; charset=utf-8", "jsonl"

@@ -1,0 +1,81 @@
+"""What is there to label: items out of any file of comparisons, out of ``collect``, or out of a stage."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from preferl.data.files import RowError, read_rows
+from preferl.data.formats import detect, load_preferences, load_rankings
+from preferl.data.records import SPLITS, DataError, Ranking, ranking_of
+from preferl.data.rows import MOST_RESPONSES, to_prompt
+
+# What an earlier annotator said, or a simulated one would have: it must not pass for the new one's.
+LABELS = ("p_chosen", "label_scale", "strength", "margin", "annotator", "tied")
+
+
+def read_items(name: str) -> tuple[list[Ranking], str]:
+    """Items, and one sentence about what was read. Labels that are there already are left behind.
+
+    Args:
+        name: a collect stage's directory, or a file, folder or Hub name of preferences or rankings, or of
+            rows with ``prompt`` and ``responses`` alone.
+
+    Raises:
+        DataError: nothing there can be compared.
+    """
+    path = Path(name)
+    if path.is_dir() and (path / "data").is_dir():
+        found = [str(path / "data" / f"{split}.jsonl") for split in SPLITS]
+        parts = [read_items(file) for file in found if Path(file).exists()]
+        if not parts:
+            raise DataError(f"'{name}' holds no data/*.jsonl; give the directory of a finished collect stage")
+        return [item for part, _ in parts for item in part], "; ".join(text for _, text in parts)
+    if unlabelled(name):
+        items = [bare_item(row.where, row.value) for row in read_rows(name)]
+        return items, f"{name}: {len(items)} rows used"
+    if detect(name) == "preference":
+        pairs, report = load_preferences(name)
+        return [without_label(ranking_of(pair)) for pair in pairs], report.summary()
+    if detect(name) == "ranking":
+        rankings, report = load_rankings(name)
+        return [without_label(ranking) for ranking in rankings], report.summary()
+    raise DataError(f"'{name}' holds nothing to compare; items need chosen + rejected, or prompt + responses")
+
+
+def read_gold(name: str) -> list[Ranking]:
+    """Items of known answer: preferences or rankings, whose labels are the answer."""
+    if detect(name) == "preference":
+        return [ranking_of(pair) for pair in load_preferences(name)[0]]
+    return load_rankings(name)[0]
+
+
+def unlabelled(name: str) -> bool:
+    """Whether rows hold responses and nobody has ranked them."""
+    first = next(iter(read_rows(name)), None)
+    return (
+        first is not None
+        and isinstance(first.value, dict)
+        and "responses" in first.value
+        and not {"ranks", "scores"} & set(first.value)
+    )
+
+
+def bare_item(where: str, row: dict[str, Any] | RowError) -> Ranking:
+    """A row of ``prompt`` and ``responses``; its ranks mean nothing."""
+    try:
+        if isinstance(row, RowError):
+            raise row
+        prompt, responses = to_prompt(row).prompt, row.get("responses")
+        if not isinstance(responses, list) or not all(isinstance(r, str) and r.strip() for r in responses):
+            raise RowError("wrong_type", "responses must be a list of texts")
+        if not 2 <= len(responses) <= MOST_RESPONSES or len(set(responses)) < len(responses):
+            raise RowError("bad_ranking", f"an item has 2 to {MOST_RESPONSES} different responses")
+    except RowError as error:
+        raise DataError(f"{where}: {error} ({error.kind}); mend the row") from error
+    columns = {key: value for key, value in row.items() if key not in ("prompt", "responses", *LABELS)}
+    return Ranking(prompt, responses, [1] * len(responses), None, columns)
+
+
+def without_label(ranking: Ranking) -> Ranking:
+    columns = {key: value for key, value in ranking.columns.items() if key not in LABELS}
+    return dataclasses.replace(ranking, ranks=[1] * len(ranking.responses), scores=None, columns=columns)

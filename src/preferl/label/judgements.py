@@ -1,0 +1,123 @@
+"""The judgements that count, read out of the database: what statistics and exports start from."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, select
+
+from preferl.label.schema import annotators, assignments, events, items
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One answer that was not taken back. ``ranks`` and ``strength`` are in the item's own order, ``order``
+    is how it was shown; ``ranks`` None is a skip."""
+
+    id: int
+    item_id: int
+    annotator_id: int
+    annotator: str
+    kind: str
+    purpose: str
+    selected: str
+    order: list[int]
+    ranks: list[int] | None
+    strength: int | None
+    both_bad: bool
+    flagged: bool
+    reason: str
+    seconds: float
+    at: float
+
+    def choices(self) -> Iterator[tuple[tuple[int, int], int]]:
+        """Every pair of responses with 1 (the first is better), 0 (a tie) or -1."""
+        ranks = self.ranks or []
+        for i, j in itertools.combinations(range(len(ranks)), 2):
+            yield (i, j), int(np.sign(ranks[j] - ranks[i]))
+
+
+@dataclass(frozen=True)
+class Item:
+    """What was judged."""
+
+    id: int
+    prompt: Any
+    responses: list[str]
+    columns: dict[str, Any]
+    gold: list[int] | None
+
+
+def read_judgements(connection: Connection) -> list[Judgement]:
+    """All answers that count, in the order in which they came."""
+    rows = connection.execute(
+        select(
+            events,
+            assignments.c.item_id,
+            assignments.c.purpose,
+            assignments.c.selected,
+            assignments.c.order,
+            annotators.c.name,
+            annotators.c.kind.label("annotator_kind"),
+        )
+        .join_from(assignments, events, events.c.id == assignments.c.event_id)
+        .join(annotators, annotators.c.id == assignments.c.annotator_id)
+        .order_by(events.c.id)
+    )
+    return [
+        Judgement(
+            id=row.id,
+            item_id=row.item_id,
+            annotator_id=row.annotator_id,
+            annotator=row.name,
+            kind=row.annotator_kind,
+            purpose=row.purpose,
+            selected=row.selected,
+            order=row.order,
+            ranks=row.ranks,
+            strength=row.strength,
+            both_bad=row.both_bad,
+            flagged=row.flagged,
+            reason=row.reason,
+            seconds=row.seconds,
+            at=row.at,
+        )
+        for row in rows
+    ]
+
+
+def read_items(connection: Connection) -> dict[int, Item]:
+    return {
+        row.id: Item(row.id, row.prompt, row.responses, row.columns, row.gold)
+        for row in connection.execute(select(items).order_by(items.c.id))
+    }
+
+
+@dataclass(frozen=True)
+class Table:
+    """Answers of A annotators to U units, NaN where there is none."""
+
+    annotators: list[str]
+    units: list[tuple[int, int, int]]
+    """Item, and the two places in it that were compared."""
+    choice_AU: np.ndarray
+    strength_AU: np.ndarray
+    """Strengths of pairs only."""
+
+
+def table_of(judgements: Sequence[Judgement]) -> Table:
+    """Judgements as answers to units: every two responses of an item are one."""
+    names = sorted({j.annotator for j in judgements})
+    found = [(j, pair, choice) for j in judgements for pair, choice in j.choices()]
+    units = sorted({(j.item_id, *pair) for j, pair, _ in found})
+    row, column = {name: a for a, name in enumerate(names)}, {unit: u for u, unit in enumerate(units)}
+    choice_AU = np.full((len(names), len(units)), np.nan)
+    strength_AU = choice_AU.copy()
+    for judgement, pair, choice in found:
+        place = row[judgement.annotator], column[(judgement.item_id, *pair)]
+        choice_AU[place] = choice
+        if judgement.strength is not None:
+            strength_AU[place] = judgement.strength
+    return Table(names, units, choice_AU, strength_AU)

@@ -1,0 +1,628 @@
+"""What happens to items and judgements: claiming, judging, skipping, undoing; every step is one transaction.
+
+An item has ``overlap`` slots. A claim takes one and holds it for a lease; a judgement keeps it; a skip or a
+lease that ran out gives it back. As a slot exists once (a unique index), an item gets exactly ``overlap``
+judgements, by as many people. Beside these an annotator meets items of known answer (``gold``) and, turned
+round, some of his own again (``repeat``).
+"""
+
+import dataclasses
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
+
+from preferl.data.records import Ranking, prompt_key
+from preferl.label.schema import Database, assignments, events, items, settings
+from preferl.runs.errors import UsageError
+
+MOST_REASON = 2000
+STRENGTHS = range(-3, 4)
+
+
+class Refused(Exception):
+    """A request that cannot be done; says why. ``status`` is HTTP's."""
+
+    def __init__(self, reason: str, status: int = 409):
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """How a project is labelled; kept in the database.
+
+    Example: ``Project(overlap=3, selection="informative")``.
+    """
+
+    title: str = "Which response is better?"
+    overlap: int = 1
+    """Judgements of each item, by different people."""
+    gold_share: float = 0.1
+    """Share of an annotator's items with a known answer, while there are any he has not seen."""
+    repeat_share: float = 0.05
+    """Share of an annotator's items that he has judged before, now turned round."""
+    repeat_gap: int = 10
+    """Items between a judgement and its repeat, at least."""
+    lease_seconds: float = 900.0
+    """After so long without a sign of life an item is given to somebody else."""
+    idle_seconds: float = 300.0
+    """Longest time on an item that statistics count."""
+    selection: str = "random"
+    """``random``, or ``informative``: where a reward-model ensemble disagrees most."""
+    random_share: float = 0.2
+    """With ``informative``: share of items that are chosen at random all the same, for comparison."""
+    markdown: bool = False
+    """Show responses as (sanitised) Markdown."""
+    guidelines: str = ""
+    consent: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("gold_share", "repeat_share", "random_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        for name in ("overlap", "lease_seconds", "idle_seconds"):
+            if not getattr(self, name) >= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not self.repeat_gap >= 0:
+            raise UsageError(f"repeat_gap is {self.repeat_gap}; it must be 0 or more")
+        if self.selection not in ("random", "informative"):
+            raise UsageError(f"selection '{self.selection}' is unknown; use random or informative")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An item in an annotator's hands. ``shown`` are the responses in the order of the page."""
+
+    id: int
+    item_id: int
+    prompt: Any
+    shown: list[str]
+    order: list[int]
+    answer: "Answer | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What an annotator says, in the order that the page showed: place of each response, 1 the best.
+
+    For pairs ``strength`` is 3 (the first shown is much better) to -3. ``ranks`` None means skipped.
+
+    Example: ``Answer(ranks=[1, 2], strength=2, reason="the second is wrong")``.
+    """
+
+    ranks: list[int] | None = None
+    strength: int | None = None
+    both_bad: bool = False
+    flagged: bool = False
+    reason: str = ""
+
+
+class Store:
+    """A project's items, assignments and events.
+
+    ``clock`` gives Unix time; tests set their own.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], float] = time.time):
+        self.database, self.clock = database, clock
+
+    # ------------------------------------------------------------------------------------------- the project
+
+    def project(self) -> Project:
+        with self.database.read() as connection:
+            return project_of(connection)
+
+    def configure(self, **changes: Any) -> Project:
+        """Changes settings; returns what now is.
+
+        Raises:
+            UsageError: a value out of range, or an overlap below what items already have.
+        """
+        with self.database.write() as connection:
+            project = dataclasses.replace(project_of(connection), **changes)
+            most = connection.scalar(select(func.max(assignments.c.slot))) or 0
+            if project.overlap < most:
+                raise UsageError(f"overlap {project.overlap} is below {most}, which some items have already")
+            for name, value in changes.items():
+                connection.execute(delete(settings).where(settings.c.name == name))
+                connection.execute(insert(settings).values(name=name, value=value))
+            return project
+
+    def add_items(self, rankings: Iterable[Ranking], gold: bool = False) -> tuple[int, int]:
+        """Adds items; those that are there already stay as they are. ``gold``: their ranks are the answer.
+
+        Returns:
+            How many were new, and how many were there before.
+        """
+        rows = []
+        with self.database.write() as connection:
+            seed = project_of(connection).seed
+            known = set(connection.scalars(select(items.c.key)))
+            read = 0
+            for ranking in rankings:
+                read += 1
+                key = item_key(ranking.prompt, ranking.responses)
+                if key in known:
+                    continue
+                known.add(key)
+                rows.append(
+                    {
+                        "key": key,
+                        "prompt": ranking.prompt,
+                        "responses": ranking.responses,
+                        "columns": ranking.columns,
+                        "gold": ranking.ranks if gold else None,
+                        "taken": 0,
+                        "place": chance(seed, key),
+                    }
+                )
+            if rows:
+                connection.execute(insert(items), rows)
+        return len(rows), read - len(rows)
+
+    def set_scores(self, scores: dict[int, float]) -> None:
+        """New scores of items, for informative selection: larger ones are labelled first."""
+        with self.database.write() as connection:
+            for item_id, score in scores.items():
+                connection.execute(update(items).where(items.c.id == item_id).values(score=score))
+
+    # -------------------------------------------------------------------------------------------- annotating
+
+    def claim(self, annotator_id: int) -> Claim | None:
+        """The annotator's open item, or a new one; None where nothing is left for him."""
+        with self.database.write() as connection:
+            now = self.clock()
+            project = project_of(connection)
+            row = open_assignment(connection, annotator_id)
+            if row is None:
+                release_expired(connection, now)
+                row = self.assign(connection, project, annotator_id, now)
+            else:
+                extend_lease(connection, row.id, now + project.lease_seconds)
+            return None if row is None else claim_of(connection, row)
+
+    def assign(self, connection: Connection, project: Project, annotator_id: int, now: float) -> Row | None:
+        """Chooses what comes next for an annotator, and claims it."""
+        mine = (assignments.c.annotator_id == annotator_id) & assignments.c.state.in_(("done", "left"))
+        count = connection.scalar(select(func.count()).select_from(assignments).where(mine)) or 0
+
+        def falls(name: str, share: float) -> bool:
+            return share > 0 and chance(project.seed, annotator_id, count, name) < share
+
+        choices: list[tuple[str, str, Row | None]] = []
+        if falls("gold", project.gold_share):
+            choices.append(("gold", "random", next_gold(connection, annotator_id)))
+        if not any(item for _, _, item in choices) and falls("repeat", project.repeat_share):
+            choices.append(("repeat", "random", next_repeat(connection, project, annotator_id)))
+        if not any(item for _, _, item in choices):
+            informative = project.selection == "informative" and not falls("random", project.random_share)
+            selected = "informative" if informative else "random"
+            choices.append(("label", selected, next_item(connection, project, annotator_id, informative)))
+        for purpose, selected, item in choices:
+            if item is not None:
+                lease = now + project.lease_seconds
+                return take(connection, project, annotator_id, item, purpose, selected, now, lease)
+        return None
+
+    def renew(self, annotator_id: int, assignment_id: int) -> None:
+        """A sign of life: the lease of an open item starts again.
+
+        Raises:
+            Refused: it is not this annotator's, or no longer open.
+        """
+        with self.database.write() as connection:
+            row = own_assignment(connection, annotator_id, assignment_id)
+            if row.state != "open":
+                raise Refused("this item is not open any more")
+            extend_lease(connection, row.id, self.clock() + project_of(connection).lease_seconds)
+
+    def submit(self, annotator_id: int, assignment_id: int, nonce: str, answer: Answer) -> int:
+        """Appends a judgement or a skip; returns the event's id. The same nonce again changes nothing.
+
+        Raises:
+            Refused: the item is not this annotator's, was answered before, was given to somebody else after
+                the lease ran out, or the answer does not fit it.
+        """
+        if not 8 <= len(nonce) <= 64:
+            raise Refused("nonce must have 8 to 64 characters", 422)
+        with self.database.write() as connection:
+            row = own_assignment(connection, annotator_id, assignment_id)
+            before = connection.execute(
+                select(events.c.id, events.c.assignment_id).where(
+                    events.c.annotator_id == annotator_id, events.c.nonce == nonce
+                )
+            ).first()
+            if before is not None:
+                if before.assignment_id != assignment_id:
+                    raise Refused("this nonce was used for another item", 422)
+                if connection.scalar(select(events.c.id).where(events.c.undoes == before.id)):
+                    raise Refused("this answer was taken back; reload the page to give a new one")
+                return before.id
+            if row.state in ("done", "left"):
+                raise Refused("this item is answered already; undo takes the answer back")
+            now = self.clock()
+            values = checked(answer, row.order)
+            if row.state == "expired":
+                regain(connection, project_of(connection), row)
+            event_id = append(
+                connection,
+                assignment_id=row.id,
+                annotator_id=annotator_id,
+                kind="skip" if answer.ranks is None else "judge",
+                nonce=nonce,
+                seconds=max(now - row.opened_at, 0.0),
+                at=now,
+                **values,
+            )
+            state: dict[str, Any] = {"state": "done", "event_id": event_id}
+            if answer.ranks is None:
+                state = {"state": "left", "event_id": event_id, "slot": None}
+                give_back(connection, row.id)
+            connection.execute(update(assignments).where(assignments.c.id == row.id).values(**state))
+            return event_id
+
+    def undo(self, annotator_id: int, nonce: str) -> int | None:
+        """Takes back the annotator's last answer that counts; its item is open again. None: there is none.
+
+        Raises:
+            Refused: the item was skipped and has gone to somebody else.
+        """
+        if not 8 <= len(nonce) <= 64:
+            raise Refused("nonce must have 8 to 64 characters", 422)
+        with self.database.write() as connection:
+            mine = events.c.annotator_id == annotator_id
+            before = connection.execute(
+                select(events.c.assignment_id).where(mine, events.c.nonce == nonce)
+            ).first()
+            if before is not None:
+                return before.assignment_id
+            joined = assignments.join(events, events.c.id == assignments.c.event_id)
+            row = connection.execute(
+                select(assignments, events.c.id.label("last"), events.c.kind)
+                .select_from(joined)
+                .where(assignments.c.annotator_id == annotator_id)
+                .order_by(events.c.id.desc())
+                .limit(1)
+            ).first()
+            if row is None:
+                return None
+            now, project = self.clock(), project_of(connection)
+            if row.kind == "skip":
+                regain(connection, project, row)
+            append(
+                connection,
+                assignment_id=row.id,
+                annotator_id=annotator_id,
+                kind="undo",
+                nonce=nonce,
+                undoes=row.last,
+                seconds=0.0,
+                at=now,
+            )
+            connection.execute(
+                update(assignments)
+                .where(assignments.c.id == row.id)
+                .values(state="open", event_id=None, opened_at=now, leased_until=now + project.lease_seconds)
+            )
+            return row.id
+
+    def record(self, annotator_id: int, answers: Sequence[tuple[int, Answer]]) -> int:
+        """Answers of a simulated annotator to items, in the items' own order, beside the slots of people.
+
+        Returns:
+            How many were new: it judges each item once.
+        """
+        with self.database.write() as connection:
+            now, new = self.clock(), 0
+            known = set(
+                connection.scalars(
+                    select(assignments.c.item_id).where(assignments.c.annotator_id == annotator_id)
+                )
+            )
+            for item_id, answer in answers:
+                if item_id in known or answer.ranks is None:
+                    continue
+                order = list(range(len(answer.ranks)))
+                claim = {"item_id": item_id, "annotator_id": annotator_id, "purpose": "sim", "order": order}
+                times = {"opened_at": now, "leased_until": now}
+                result = connection.execute(
+                    insert(assignments).values(**claim, **times, state="done", selected="random")
+                )
+                assignment_id = int(result.inserted_primary_key[0])  # type: ignore[index]
+                event_id = append(
+                    connection,
+                    assignment_id=assignment_id,
+                    annotator_id=annotator_id,
+                    kind="judge",
+                    nonce=f"sim-{item_id:08d}",
+                    seconds=0.0,
+                    at=now,
+                    **checked(answer, order),
+                )
+                connection.execute(
+                    update(assignments).where(assignments.c.id == assignment_id).values(event_id=event_id)
+                )
+                known.add(item_id)
+                new += 1
+        return new
+
+    def progress(self, annotator_id: int) -> dict[str, int]:
+        """An annotator's own counts (judged, skipped), and the project's: items, judgements left."""
+        with self.database.read() as connection:
+            project = project_of(connection)
+            joined = assignments.join(events, events.c.id == assignments.c.event_id)
+            counts = connection.execute(
+                select(
+                    func.count().filter(assignments.c.state == "done").label("judged"),
+                    func.count().filter(assignments.c.state == "left").label("skipped"),
+                )
+                .select_from(joined)
+                .where(assignments.c.annotator_id == annotator_id)
+            ).one()
+            wanted = connection.scalar(select(func.count()).select_from(items).where(items.c.gold.is_(None)))
+            taken = connection.scalar(select(func.coalesce(func.sum(items.c.taken), 0)))
+        return {
+            "judged": counts.judged,
+            "skipped": counts.skipped,
+            "items": wanted or 0,
+            "left": (wanted or 0) * project.overlap - int(taken or 0),
+        }
+
+
+# --------------------------------------------------------------------------------------------- transactions
+
+
+def project_of(connection: Connection) -> Project:
+    found = {row.name: row.value for row in connection.execute(select(settings))}
+    return Project(**found)
+
+
+def item_key(prompt: Any, responses: Sequence[str]) -> str:
+    """A hash of an item's texts; the order of the responses does not matter."""
+    digest = hashlib.sha256(prompt_key(prompt).encode("utf-8", "surrogatepass"))
+    for response in sorted(responses):
+        digest.update(b"\0" + response.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def chance(*parts: Any) -> float:
+    """A number in [0, 1) that is the same for the same parts."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big") / 2**56
+
+
+def order_for(seed: int, item_id: int, annotator_id: int, count: int) -> list[int]:
+    """Which response an annotator sees at each position."""
+    order = list(range(count))
+    random.Random(chance(seed, item_id, annotator_id, "order")).shuffle(order)
+    return order
+
+
+def open_assignment(connection: Connection, annotator_id: int) -> Row | None:
+    """The item that this annotator opened last and has not answered."""
+    return connection.execute(
+        select(assignments)
+        .where(assignments.c.annotator_id == annotator_id, assignments.c.state == "open")
+        .order_by(assignments.c.opened_at.desc(), assignments.c.id.desc())
+        .limit(1)
+    ).first()
+
+
+def own_assignment(connection: Connection, annotator_id: int, assignment_id: int) -> Row:
+    row = connection.execute(
+        select(assignments).where(
+            assignments.c.id == assignment_id, assignments.c.annotator_id == annotator_id
+        )
+    ).first()
+    if row is None:
+        raise Refused("there is no such item for you", 404)
+    return row
+
+
+def claim_of(connection: Connection, row: Row) -> Claim:
+    item = connection.execute(select(items).where(items.c.id == row.item_id)).one()
+    # After an undo the page starts from what was said before.
+    last = connection.execute(
+        select(events)
+        .where(events.c.assignment_id == row.id, events.c.kind == "judge")
+        .order_by(events.c.id.desc())
+        .limit(1)
+    ).first()
+    answer = None
+    if last is not None:
+        turned = row.order[0] != 0
+        answer = Answer(
+            ranks=[last.ranks[i] for i in row.order],
+            strength=last.strength if last.strength is None or not turned else -last.strength,
+            both_bad=last.both_bad,
+            flagged=last.flagged,
+            reason=last.reason,
+        )
+    return Claim(row.id, item.id, item.prompt, [item.responses[i] for i in row.order], row.order, answer)
+
+
+def extend_lease(connection: Connection, assignment_id: int, until: float) -> None:
+    connection.execute(
+        update(assignments).where(assignments.c.id == assignment_id).values(leased_until=until)
+    )
+
+
+def release_expired(connection: Connection, now: float) -> None:
+    """Gives back the slots of claims whose lease ran out."""
+    late = connection.scalars(
+        select(assignments.c.id).where(assignments.c.state == "open", assignments.c.leased_until < now)
+    ).all()
+    for assignment_id in late:
+        give_back(connection, assignment_id)
+        connection.execute(
+            update(assignments).where(assignments.c.id == assignment_id).values(state="expired", slot=None)
+        )
+
+
+def give_back(connection: Connection, assignment_id: int) -> None:
+    """Counts an item's slot as free, where the assignment holds one; the caller clears the slot itself."""
+    item_id = connection.scalar(
+        select(assignments.c.item_id).where(
+            assignments.c.id == assignment_id, assignments.c.slot.is_not(None)
+        )
+    )
+    if item_id is not None:
+        connection.execute(update(items).where(items.c.id == item_id).values(taken=items.c.taken - 1))
+
+
+def free_slot(connection: Connection, project: Project, item_id: int) -> int | None:
+    used = set(
+        connection.scalars(
+            select(assignments.c.slot).where(
+                assignments.c.item_id == item_id, assignments.c.slot.is_not(None)
+            )
+        )
+    )
+    return next((slot for slot in range(1, project.overlap + 1) if slot not in used), None)
+
+
+def regain(connection: Connection, project: Project, row: Row) -> None:
+    """A slot again for an assignment that had lost it."""
+    if row.purpose != "label":
+        return
+    slot = free_slot(connection, project, row.item_id)
+    if slot is None:
+        raise Refused("this item has gone to somebody else in the meantime; go on with the next one")
+    connection.execute(update(assignments).where(assignments.c.id == row.id).values(slot=slot))
+    connection.execute(update(items).where(items.c.id == row.item_id).values(taken=items.c.taken + 1))
+
+
+def append(connection: Connection, **values: Any) -> int:
+    result = connection.execute(insert(events).values(**values))
+    return int(result.inserted_primary_key[0])  # type: ignore[index]
+
+
+def next_gold(connection: Connection, annotator_id: int) -> Row | None:
+    """An item of known answer that this annotator has not met."""
+    return connection.execute(
+        select(items).where(items.c.gold.is_not(None), ~met(annotator_id)).order_by(items.c.place).limit(1)
+    ).first()
+
+
+def next_repeat(connection: Connection, project: Project, annotator_id: int) -> Row | None:
+    """An item that this annotator judged some time ago and has not met twice."""
+    again = assignments.alias()
+    twice = (
+        select(again.c.id)
+        .where(
+            again.c.item_id == assignments.c.item_id,
+            again.c.annotator_id == annotator_id,
+            again.c.purpose == "repeat",
+            again.c.state != "expired",
+        )
+        .exists()
+    )
+    rows = connection.execute(
+        select(assignments.c.item_id, assignments.c.purpose, twice.label("twice"))
+        .where(assignments.c.annotator_id == annotator_id, assignments.c.state == "done")
+        .order_by(assignments.c.event_id.desc())
+    ).all()
+    old = [row.item_id for row in rows[project.repeat_gap :] if row.purpose == "label" and not row.twice]
+    if not old:
+        return None
+    item_id = min(old, key=lambda item_id: chance(project.seed, annotator_id, item_id, "again"))
+    return connection.execute(select(items).where(items.c.id == item_id)).first()
+
+
+def next_item(connection: Connection, project: Project, annotator_id: int, informative: bool) -> Row | None:
+    """An item with a free slot that this annotator has not met; items that were begun are finished first."""
+    order = [items.c.place]
+    if informative:
+        order = [items.c.score.is_(None), items.c.score.desc(), items.c.place]
+    begun = and_(items.c.taken > 0, items.c.taken < project.overlap)
+    for free in (begun, items.c.taken == 0):
+        row = connection.execute(
+            select(items).where(items.c.gold.is_(None), free, ~met(annotator_id)).order_by(*order).limit(1)
+        ).first()
+        if row is not None:
+            return row
+    return None
+
+
+def met(annotator_id: int) -> Any:
+    """Whether an annotator has met an item."""
+    return (
+        select(assignments.c.id)
+        .where(
+            assignments.c.item_id == items.c.id,
+            assignments.c.annotator_id == annotator_id,
+            assignments.c.state != "expired",
+        )
+        .exists()
+    )
+
+
+def take(
+    connection: Connection,
+    project: Project,
+    annotator_id: int,
+    item: Row,
+    purpose: str,
+    selected: str,
+    now: float,
+    lease: float,
+) -> Row:
+    """Claims an item; an expired claim of the same item is taken up again."""
+    order = order_for(project.seed, item.id, annotator_id, len(item.responses))
+    values: dict[str, Any] = {
+        "slot": free_slot(connection, project, item.id) if purpose == "label" else None,
+        "state": "open",
+        # A repeat shows what was first last.
+        "order": order[::-1] if purpose == "repeat" else order,
+        "selected": selected,
+        "opened_at": now,
+        "leased_until": lease,
+    }
+    key = {"item_id": item.id, "annotator_id": annotator_id, "purpose": purpose}
+    same = and_(*(assignments.c[name] == value for name, value in key.items()))
+    again = connection.execute(update(assignments).where(same).values(**values)).rowcount
+    if not again:
+        connection.execute(insert(assignments).values(**key, **values))
+    if purpose == "label":
+        connection.execute(update(items).where(items.c.id == item.id).values(taken=items.c.taken + 1))
+    return connection.execute(select(assignments).where(same)).one()
+
+
+def checked(answer: Answer, order: Sequence[int]) -> dict[str, Any]:
+    """An answer as an event's columns, in the item's own order.
+
+    Raises:
+        Refused: it does not fit the item.
+    """
+    reason = answer.reason.strip()
+    if len(reason) > MOST_REASON:
+        raise Refused(f"the reason has {len(reason)} characters; at most {MOST_REASON} are kept", 422)
+    values: dict[str, Any] = {"reason": reason, "flagged": answer.flagged}
+    if answer.ranks is None:
+        return values
+    K = len(order)
+    if len(answer.ranks) != K or not all(1 <= rank <= K for rank in answer.ranks):
+        raise Refused(f"give each of the {K} responses a place from 1 to {K}", 422)
+    # 1, 3, 3 becomes 1, 2, 2: what counts is the order.
+    places = {rank: 1 + sum(other < rank for other in answer.ranks) for rank in answer.ranks}
+    shown = [places[rank] for rank in answer.ranks]
+    own = dict(zip(order, shown, strict=True))
+    values |= {"ranks": [own[i] for i in range(K)], "both_bad": answer.both_bad}
+    if answer.both_bad and len(set(shown)) > 1:
+        raise Refused("responses that are both bad share a place", 422)
+    if K == 2:
+        strength = answer.strength
+        if strength is None or strength not in STRENGTHS:
+            raise Refused("strength must lie between -3 and 3", 422)
+        if (strength > 0) != (shown[0] < shown[1]) or (strength < 0) != (shown[0] > shown[1]):
+            raise Refused("strength and places contradict each other", 422)
+        values["strength"] = strength if order[0] == 0 else -strength
+    elif answer.strength is not None:
+        raise Refused("only pairs have a strength", 422)
+    return values

@@ -1,0 +1,152 @@
+"""The labelling service on both databases, its pages in process, and in a real browser."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from preferl.label.accounts import Accounts
+from preferl.label.schema import open_database
+from preferl.label.store import Store
+
+PASSWORD = "correct horse battery"
+
+
+def missing(what: str):
+    """Skips a test that needs a system's package; where everything must be there, fails."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is not installed, and continuous integration must have it")
+    pytest.skip(f"{what} is not installed")
+
+
+class Clock:
+    """Time that a test moves itself."""
+
+    def __init__(self, now: float = 1_800_000_000.0):
+        self.now = now
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+# ------------------------------------------------------------------------------------------------- databases
+
+
+def postgres_programs() -> Path | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
+    if found:
+        return found[0].parent
+    known = shutil.which("initdb")
+    return Path(known).resolve().parent if known else None
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """A PostgreSQL server of our own, on this machine alone; yields the URL of its database ``postgres``."""
+    programs = postgres_programs()
+    if programs is None:
+        missing("PostgreSQL")
+    folder = tmp_path_factory.mktemp("postgres")
+    owner = None
+    if os.getuid() == 0:  # its programs refuse to be run by root
+        owner = pwd.getpwnam("postgres")
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+        for parent in folder.parents:
+            if parent.is_relative_to(tmp_path_factory.getbasetemp().parent):
+                parent.chmod(parent.stat().st_mode | 0o011)
+    user = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if owner else {}
+    port = free_port()
+
+    def call(program: str, *arguments: str) -> None:
+        subprocess.run([programs / program, *arguments], check=True, capture_output=True, cwd=folder, **user)
+
+    data = folder / "data"
+    call("initdb", "-D", str(data), "-U", "preferl", "--auth=trust", "--no-sync", "-E", "UTF8")
+    options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off -c max_connections=100"
+    call("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
+    yield f"postgresql://preferl@127.0.0.1:{port}"
+    call("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "label.sqlite")
+        return
+    import psycopg
+
+    server = request.getfixturevalue("postgres")
+    name = f"test_{time.time_ns()}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield f"{server}/{name}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def store(url, clock):
+    database = open_database(url)
+    yield Store(database, clock)
+    database.close()
+
+
+@pytest.fixture
+def accounts(store, clock):
+    return Accounts(store.database, clock)
+
+
+# --------------------------------------------------------------------------------------------------- serving
+
+
+@contextlib.contextmanager
+def serving(store, accounts, **options):
+    """The pages at a port of this machine; yields their address."""
+    import uvicorn
+
+    from preferl.label.app import Options, create_app
+
+    app = create_app(store, accounts, Options(secret="s" * 32, **options))
+    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.config.port}"
+    server.should_exit = True
+    thread.join(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's chromium, without a window."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        missing("chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
