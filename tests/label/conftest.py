@@ -1,12 +1,9 @@
 """The labelling service on both databases, its pages in process, and in a real browser."""
 
-import contextlib
 import os
 import pwd
 import shutil
-import socket
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -15,8 +12,7 @@ import pytest
 from preferl.label.accounts import Accounts
 from preferl.label.schema import open_database
 from preferl.label.store import Store
-
-PASSWORD = "correct horse battery"
+from projects import free_port
 
 
 def missing(what: str):
@@ -51,12 +47,6 @@ def postgres_programs() -> Path | None:
         return found[0].parent
     known = shutil.which("initdb")
     return Path(known).resolve().parent if known else None
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
@@ -117,25 +107,6 @@ def accounts(store, clock):
 
 
 # --------------------------------------------------------------------------------------------------- serving
-
-
-@contextlib.contextmanager
-def serving(store, accounts, **options):
-    """The pages at a port of this machine; yields their address."""
-    import uvicorn
-
-    from preferl.label.app import Options, create_app
-
-    app = create_app(store, accounts, Options(secret="s" * 32, **options))
-    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.config.port}"
-    server.should_exit = True
-    thread.join(timeout=10)
 
 
 @pytest.fixture(scope="session")

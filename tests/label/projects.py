@@ -1,9 +1,15 @@
-"""Small projects, and people who work on them."""
+"""Small projects, people who work on them, and a server of their pages."""
+
+import contextlib
+import socket
+import threading
+import time
 
 from preferl.data.records import Ranking
 from preferl.label.judgements import read_judgements
 from preferl.label.store import Answer
 
+PASSWORD = "correct horse battery"
 FIRST, SECOND = Answer(ranks=[1, 2], strength=2), Answer(ranks=[2, 1], strength=-3)
 
 
@@ -40,3 +46,28 @@ def judgements(store):
 def plain(store, **changes):
     """Without gold items and repeats."""
     return store.configure(gold_share=0.0, repeat_share=0.0, **changes)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(store, accounts, **options):
+    """The pages at a port of this machine; yields their address."""
+    import uvicorn
+
+    from preferl.label.app import Options, create_app
+
+    app = create_app(store, accounts, Options(secret="s" * 32, **options))
+    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.config.port}"
+    server.should_exit = True
+    thread.join(timeout=10)

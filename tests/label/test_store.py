@@ -8,7 +8,6 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from projects import FIRST, SECOND, judge_all, judgements, nonce, pairs, people, plain, triples
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import DBAPIError
 
@@ -17,6 +16,7 @@ from preferl.label import schema
 from preferl.label.schema import assignments, events, items, open_database
 from preferl.label.store import Answer, Refused, Store
 from preferl.runs.errors import UsageError
+from projects import FIRST, SECOND, judge_all, judgements, nonce, pairs, people, plain, triples
 
 # --------------------------------------------------------------------------------------------------- schema
 

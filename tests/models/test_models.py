@@ -28,7 +28,7 @@ RESPONSES = ["Paris.", "Red and blue, and the sky is blue.", "The dog was happy.
 @pytest.fixture(params=["llama", "gpt2", "qwen3"])
 def saved(request, tmp_path, tokenizer):
     """Directory of a saved language model of each family."""
-    from conftest import make_language_model
+    from small_models import make_language_model
 
     model = make_language_model(request.param, tokenizer)
     load.save(model, tokenizer, tmp_path / "lm")

@@ -107,7 +107,7 @@ def test_pad_is_never_drawn_even_where_the_model_loves_it(policy_directory, toke
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sequences_come_with_their_exact_probabilities(tokenizer, temperature):
     """Chi-square of 200,000 two-token sequences against all probabilities, by enumeration."""
-    from conftest import make_language_model
+    from small_models import make_language_model
 
     model = make_language_model("llama", tokenizer)
     allowed = [tokenizer.eos_token_id, 40, 41, 42]

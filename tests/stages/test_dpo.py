@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import TEXTS, make_language_model
 from preferl import cli, pipeline, sweep
 from preferl.data.records import DataError, Preference
 from preferl.data.sources import load_source
@@ -20,6 +19,7 @@ from preferl.sampling.cached import CachedEngine
 from preferl.sampling.engine import Sampling
 from preferl.sampling.texts import sampling_for
 from preferl.stages import dpo
+from small_models import TEXTS, make_language_model
 
 CPU = torch.device("cpu")
 NOUNS = ("apple", "river", "house", "stone", "cloud", "table")

@@ -331,7 +331,7 @@ def test_the_adaptive_controller_moves_the_coefficient(config):
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
 def test_other_families_train_too(config, kind, tokenizer, tmp_path):
-    from conftest import make_language_model
+    from small_models import make_language_model
 
     load.save(make_language_model(kind, tokenizer), tokenizer, tmp_path / kind)
     rows = metrics(

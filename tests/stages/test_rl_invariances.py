@@ -8,7 +8,6 @@ import json
 import pytest
 import torch
 
-from conftest import make_language_model
 from exact import tabular_task, train
 from preferl.learning import monitor
 from preferl.learning.learner import Meter, Piece
@@ -19,6 +18,7 @@ from preferl.runs.errors import DivergedError
 from preferl.sampling import rollout as rollouts
 from preferl.sampling.cached import CachedEngine
 from preferl.stages import rl
+from small_models import make_language_model
 
 CPU = torch.device("cpu")
 COEF = 0.37

@@ -184,7 +184,7 @@ def test_the_critic_of_one_base_moves_and_the_reward_model_does_not(config):
 def test_a_reward_model_on_another_base_cannot_share(config, policy_directory, tmp_path, tokenizer):
     with pytest.raises(UsageError, match="holds no LoRA weights"):
         rl.run(dataclasses.replace(config, share_base=True, reward_model=str(policy_directory)))
-    from conftest import make_language_model
+    from small_models import make_language_model
 
     load.save(make_language_model("llama", tokenizer), tokenizer, tmp_path / "other")
     with pytest.raises(UsageError, match="must be one"):
@@ -227,7 +227,7 @@ def test_absolute_and_rotary_positions_with_prompts_of_very_different_lengths(
     config, kind, algorithm, tokenizer, tmp_path
 ):
     """Left padding of up to 60 tokens beside none: sampling and training agree about every probability."""
-    from conftest import make_language_model
+    from small_models import make_language_model
 
     path = tmp_path / "prompts.jsonl"
     rows = [{"prompt": "a" if i % 2 else "Tell me everything of it, please! " * 3} for i in range(60)]

@@ -16,6 +16,7 @@ from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import StringConstraints
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
@@ -204,7 +205,7 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
         nonce: Annotated[str, Form(min_length=8, max_length=64)],
         action: Annotated[str, Form(pattern="^(judge|skip)$")] = "judge",
         choice: Annotated[str, Form(pattern="^(-?[0-3]|bad|)$")] = "",
-        rank: Annotated[list[int] | None, Form()] = None,
+        rank: Annotated[list[Annotated[str, StringConstraints(pattern="^[1-9]?$")]] | None, Form()] = None,
         flagged: Annotated[bool, Form()] = False,
         reason: Annotated[str, Form(max_length=4 * MOST_REASON)] = "",
     ) -> Response:
@@ -296,7 +297,7 @@ def see(path: str) -> Response:
     return RedirectResponse(path, status_code=303)
 
 
-def answer_of(action: str, choice: str, rank: list[int] | None, flagged: bool, reason: str) -> Answer:
+def answer_of(action: str, choice: str, rank: list[str] | None, flagged: bool, reason: str) -> Answer:
     """A form as an answer.
 
     Raises:
@@ -305,8 +306,12 @@ def answer_of(action: str, choice: str, rank: list[int] | None, flagged: bool, r
     said: dict[str, Any] = {"flagged": flagged, "reason": reason}
     if action == "skip":
         return Answer(**said)
+    if rank and choice == "bad":
+        return Answer(ranks=[1] * len(rank), both_bad=True, **said)
     if rank:
-        return Answer(ranks=rank, both_bad=choice == "bad", **said)
+        if not all(rank):
+            raise Refused("give every response a place, or skip", 422)
+        return Answer(ranks=[int(place) for place in rank], **said)
     if not choice:
         raise Refused("choose one of the seven strengths, or skip", 422)
     if choice == "bad":

@@ -98,7 +98,7 @@ def by_majority(group: Sequence[Judgement], item: Item) -> Ranking:
     place_JK = np.array([j.ranks for j in group], dtype=np.float64)
     mean_K = place_JK.mean(0)
     strengths = [j.strength for j in group if j.strength is not None]
-    ranks = ranks_of_scores([-round(place, 9) for place in mean_K])
+    ranks = ranks_of_scores([-round(float(place), 9) for place in mean_K])
     scores = None
     if strengths and ranks[0] != ranks[1]:
         # The mean strength can contradict the majority: many weak votes against a strong one.

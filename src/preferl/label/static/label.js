@@ -95,7 +95,7 @@ function moveFocus(step) {
 }
 
 function submit() {
-  if (ranking && choice() === "bad") for (const card of cards()) select(card).value = "1";
+  if (ranking) for (const card of cards()) select(card).required = choice() !== "bad";
   // The browser says what is missing.
   form.requestSubmit(form.querySelector("[value=judge]"));
 }
