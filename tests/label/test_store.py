@@ -89,7 +89,7 @@ def test_everybody_judges_each_item_once_and_no_item_more_than_overlap(store, ac
     found = judgements(store)
     assert Counter(j.item_id for j in found) == dict.fromkeys(range(1, 13), 3)
     assert max(Counter((j.item_id, j.annotator_id) for j in found).values()) == 1
-    assert store.progress(0)["left"] == 0
+    assert store.progress().left == 0
 
 
 def test_an_item_is_kept_for_whom_it_was_given_to(store, accounts):
@@ -323,7 +323,7 @@ def test_a_late_answer_counts_while_the_slot_is_free(store, accounts, clock):
     store.submit(bob, theirs.id, nonce(1), Answer())
     store.submit(ann, claim.id, nonce(2), FIRST)
     assert [j.annotator for j in judgements(store) if j.ranks] == ["person 0"]
-    assert store.progress(0)["left"] == 0
+    assert store.progress().left == 0
 
 
 def test_an_expired_item_can_be_claimed_again(store, accounts, clock):
@@ -355,7 +355,7 @@ def test_gold_items_are_mixed_in_once_for_everybody_and_take_no_slot(store, acco
     counts = Counter((j.annotator_id, j.purpose) for j in judgements(store))
     for person in ids:
         assert 2 <= counts[person, "gold"] <= 6
-    assert store.progress(0)["left"] == 40 - sum(counts[person, "label"] for person in ids)
+    assert store.progress().left == 40 - sum(counts[person, "label"] for person in ids)
 
 
 def test_repeats_come_later_and_turned_round(store, accounts):
@@ -417,7 +417,7 @@ def test_simulated_annotators_take_no_slot(store, accounts):
     answers = [(item, FIRST) for item in (1, 2, 3)]
     assert store.record(sim.id, answers) == 3
     assert store.record(sim.id, answers) == 0
-    assert store.progress(0)["left"] == 3
+    assert store.progress().left == 3
     judge_all(store, *people(accounts, 1))
     assert Counter(j.purpose for j in judgements(store)) == {"sim": 3, "label": 3}
 
@@ -451,7 +451,7 @@ def test_overlap_cannot_fall_below_what_was_judged(store, accounts):
     with pytest.raises(UsageError, match="overlap"):
         store.configure(overlap=1)
     assert store.configure(overlap=3).overlap == 3
-    assert store.progress(0)["left"] == 1
+    assert store.progress().left == 1
 
 
 def test_settings_are_remembered(store, clock):

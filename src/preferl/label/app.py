@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from preferl import __version__
 from preferl.label import export, statistics
 from preferl.label.accounts import Account, Accounts
-from preferl.label.store import MOST_REASON, Answer, Claim, Refused, Store
+from preferl.label.store import MOST_REASON, Answer, Refused, Store, View
 from preferl.label.text import markdown_html
 from preferl.runs.errors import UsageError
 
@@ -195,8 +195,7 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
     @app.get("/label", response_class=HTMLResponse)
     def label(account: Annotated[Account, Depends(annotator)]) -> Response:
         """The open item, or the next one."""
-        claim = store.claim(account.id)
-        return pages.claim(account, claim)
+        return pages.view(account, store.view(account.id))
 
     @app.post("/judgements", response_class=HTMLResponse)
     def judge(
@@ -338,11 +337,11 @@ class Pages:
         reason = reason[:1].upper() + reason[1:]
         return self.show("error.html", None, status=status, code=status, reason=reason)
 
-    def claim(self, account: Account, claim: Claim | None) -> Response:
-        project = self.store.project()
+    def view(self, account: Account, view: View) -> Response:
+        project, claim = view.project, view.claim
         shared = {
             "project": project,
-            "progress": self.store.progress(account.id),
+            "progress": view.progress,
             "guidelines": markdown_html(project.guidelines) if project.guidelines else "",
             "nonce": secrets.token_urlsafe(16),
         }

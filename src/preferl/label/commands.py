@@ -170,7 +170,7 @@ def prepare(store: Store, config: ServeConfig) -> None:
     if config.gold:
         new, old = store.add_items(read_gold(config.gold), gold=True)
         say(f"label: {new} new items of known answer{f', {old} were there before' if old else ''}")
-    if not store.progress(0)["items"]:
+    if not store.progress().items:
         raise UsageError(
             f"the project in {shown(store.database.url)} has no items; give --items with a collect stage or "
             f"a file of preferences"
@@ -216,8 +216,8 @@ def listen(store: Store, accounts: Accounts, lead: Account, config: ServeConfig,
         public=public,
         https=address.startswith("https://"),
     )
-    progress = store.progress(0)
-    left = f"{progress['items']} items, {progress['left']} judgements to go"
+    progress = store.progress()
+    left = f"{progress.items} items, {progress.left} judgements to go"
     say(f"label: {left}, in {shown(store.database.url)}")
     if public:
         say(f"label: serving at {address}; `preferl label user NAME --url {address}` invites people")

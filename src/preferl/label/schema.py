@@ -93,6 +93,8 @@ items = Table(
     Index("ix_items_taken_place", "taken", "place"),
     Index("ix_items_taken_score", "taken", "score"),
 )
+GIVEN = items.c.gold.is_not(None)
+Index("ix_items_gold", items.c.place, sqlite_where=GIVEN, postgresql_where=GIVEN)
 
 assignments = Table(
     "assignments",

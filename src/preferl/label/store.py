@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, func, insert, select, update
 
 from preferl.data.records import Ranking, prompt_key
 from preferl.label.schema import Database, assignments, events, items, settings
@@ -85,6 +85,25 @@ class Claim:
     shown: list[str]
     order: list[int]
     answer: "Answer | None" = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """An annotator's own counts, and the project's: its items without a known answer, and judgements left."""
+
+    judged: int
+    skipped: int
+    items: int
+    left: int
+
+
+@dataclass(frozen=True)
+class View:
+    """What an annotator's page shows; ``claim`` None where nothing is left for him."""
+
+    project: Project
+    claim: Claim | None
+    progress: Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +195,10 @@ class Store:
 
     def claim(self, annotator_id: int) -> Claim | None:
         """The annotator's open item, or a new one; None where nothing is left for him."""
+        return self.view(annotator_id).claim
+
+    def view(self, annotator_id: int) -> View:
+        """All that an annotator's page shows: claims an item where none is open."""
         with self.database.write() as connection:
             now = self.clock()
             project = project_of(connection)
@@ -183,14 +206,15 @@ class Store:
             if row is None:
                 release_expired(connection, now)
                 row = self.assign(connection, project, annotator_id, now)
-            else:
+            elif row.leased_until < now + project.lease_seconds / 2:
                 extend_lease(connection, row.id, now + project.lease_seconds)
-            return None if row is None else claim_of(connection, row)
+            claim = None if row is None else claim_of(connection, row)
+            return View(project, claim, progress_of(connection, project, annotator_id))
 
     def assign(self, connection: Connection, project: Project, annotator_id: int, now: float) -> Row | None:
         """Chooses what comes next for an annotator, and claims it."""
-        mine = (assignments.c.annotator_id == annotator_id) & assignments.c.state.in_(("done", "left"))
-        count = connection.scalar(select(func.count()).select_from(assignments).where(mine)) or 0
+        states = dict(connection.execute(STATES, {"annotator": annotator_id}).all())
+        count = states.get("done", 0) + states.get("left", 0)
 
         def falls(name: str, share: float) -> bool:
             return share > 0 and chance(project.seed, annotator_id, count, name) < share
@@ -203,7 +227,7 @@ class Store:
         if not any(item for _, _, item in choices):
             informative = project.selection == "informative" and not falls("random", project.random_share)
             selected = "informative" if informative else "random"
-            choices.append(("label", selected, next_item(connection, project, annotator_id, informative)))
+            choices.append(("label", selected, next_item(connection, project, annotator_id, selected)))
         for purpose, selected, item in choices:
             if item is not None:
                 lease = now + project.lease_seconds
@@ -233,11 +257,7 @@ class Store:
             raise Refused("nonce must have 8 to 64 characters", 422)
         with self.database.write() as connection:
             row = own_assignment(connection, annotator_id, assignment_id)
-            before = connection.execute(
-                select(events.c.id, events.c.assignment_id).where(
-                    events.c.annotator_id == annotator_id, events.c.nonce == nonce
-                )
-            ).first()
+            before = connection.execute(BY_NONCE, {"annotator": annotator_id, "nonce": nonce}).first()
             if before is not None:
                 if before.assignment_id != assignment_id:
                     raise Refused("this nonce was used for another item", 422)
@@ -276,10 +296,7 @@ class Store:
         if not 8 <= len(nonce) <= 64:
             raise Refused("nonce must have 8 to 64 characters", 422)
         with self.database.write() as connection:
-            mine = events.c.annotator_id == annotator_id
-            before = connection.execute(
-                select(events.c.assignment_id).where(mine, events.c.nonce == nonce)
-            ).first()
+            before = connection.execute(BY_NONCE, {"annotator": annotator_id, "nonce": nonce}).first()
             if before is not None:
                 return before.assignment_id
             joined = assignments.join(events, events.c.id == assignments.c.event_id)
@@ -352,35 +369,86 @@ class Store:
                 new += 1
         return new
 
-    def progress(self, annotator_id: int) -> dict[str, int]:
-        """An annotator's own counts (judged, skipped), and the project's: items, judgements left."""
+    def progress(self, annotator_id: int = 0) -> Progress:
+        """Where an annotator and the project are."""
         with self.database.read() as connection:
-            project = project_of(connection)
-            joined = assignments.join(events, events.c.id == assignments.c.event_id)
-            counts = connection.execute(
-                select(
-                    func.count().filter(assignments.c.state == "done").label("judged"),
-                    func.count().filter(assignments.c.state == "left").label("skipped"),
-                )
-                .select_from(joined)
-                .where(assignments.c.annotator_id == annotator_id)
-            ).one()
-            wanted = connection.scalar(select(func.count()).select_from(items).where(items.c.gold.is_(None)))
-            taken = connection.scalar(select(func.coalesce(func.sum(items.c.taken), 0)))
-        return {
-            "judged": counts.judged,
-            "skipped": counts.skipped,
-            "items": wanted or 0,
-            "left": (wanted or 0) * project.overlap - int(taken or 0),
-        }
+            return progress_of(connection, project_of(connection), annotator_id)
 
 
 # --------------------------------------------------------------------------------------------- transactions
 
 
+# The statements that every page runs, built once: building one takes longer than running it.
+SETTINGS = select(settings)
+ITEM = select(items).where(items.c.id == bindparam("item"))
+OWN = select(assignments).where(
+    assignments.c.id == bindparam("assignment"), assignments.c.annotator_id == bindparam("annotator")
+)
+OPEN = (
+    select(assignments)
+    .where(assignments.c.annotator_id == bindparam("annotator"), assignments.c.state == "open")
+    .order_by(assignments.c.opened_at.desc(), assignments.c.id.desc())
+    .limit(1)
+)
+STATES = (
+    select(assignments.c.state, func.count())
+    .where(assignments.c.annotator_id == bindparam("annotator"))
+    .group_by(assignments.c.state)
+)
+LATE = select(assignments.c.id).where(
+    assignments.c.state == "open", assignments.c.leased_until < bindparam("now")
+)
+LAST_ANSWER = (
+    select(events)
+    .where(events.c.assignment_id == bindparam("assignment"), events.c.kind == "judge")
+    .order_by(events.c.id.desc())
+    .limit(1)
+)
+BY_NONCE = select(events.c.id, events.c.assignment_id).where(
+    events.c.annotator_id == bindparam("annotator"), events.c.nonce == bindparam("nonce")
+)
+USED_SLOTS = select(assignments.c.slot).where(
+    assignments.c.item_id == bindparam("item"), assignments.c.slot.is_not(None)
+)
+COUNT_ITEMS = select(func.count(), func.coalesce(func.sum(items.c.taken), 0))
+COUNT_GOLD = select(func.count()).select_from(items).where(items.c.gold.is_not(None))
+# Whether the annotator has met an item.
+MET = (
+    select(assignments.c.id)
+    .where(
+        assignments.c.item_id == items.c.id,
+        assignments.c.annotator_id == bindparam("annotator"),
+        assignments.c.state != "expired",
+    )
+    .exists()
+)
+NEXT_GOLD = select(items).where(items.c.gold.is_not(None), ~MET).order_by(items.c.place).limit(1)
+BEGUN = (items.c.taken > 0) & (items.c.taken < bindparam("overlap"))
+ORDER = {
+    "random": (items.c.place,),
+    "informative": (items.c.score.is_(None), items.c.score.desc(), items.c.place),
+}
+# Items that were begun are finished first.
+NEXT_ITEM = {
+    selected: [
+        select(items).where(items.c.gold.is_(None), free, ~MET).order_by(*order).limit(1)
+        for free in (BEGUN, items.c.taken == 0)
+    ]
+    for selected, order in ORDER.items()
+}
+
+
 def project_of(connection: Connection) -> Project:
-    found = {row.name: row.value for row in connection.execute(select(settings))}
+    found = {row.name: row.value for row in connection.execute(SETTINGS)}
     return Project(**found)
+
+
+def progress_of(connection: Connection, project: Project, annotator_id: int) -> Progress:
+    states = dict(connection.execute(STATES, {"annotator": annotator_id}).all())
+    count, taken = connection.execute(COUNT_ITEMS).one()
+    count -= connection.scalar(COUNT_GOLD) or 0
+    left = count * project.overlap - int(taken)
+    return Progress(states.get("done", 0), states.get("left", 0), count, left)
 
 
 def item_key(prompt: Any, responses: Sequence[str]) -> str:
@@ -406,34 +474,20 @@ def order_for(seed: int, item_id: int, annotator_id: int, count: int) -> list[in
 
 def open_assignment(connection: Connection, annotator_id: int) -> Row | None:
     """The item that this annotator opened last and has not answered."""
-    return connection.execute(
-        select(assignments)
-        .where(assignments.c.annotator_id == annotator_id, assignments.c.state == "open")
-        .order_by(assignments.c.opened_at.desc(), assignments.c.id.desc())
-        .limit(1)
-    ).first()
+    return connection.execute(OPEN, {"annotator": annotator_id}).first()
 
 
 def own_assignment(connection: Connection, annotator_id: int, assignment_id: int) -> Row:
-    row = connection.execute(
-        select(assignments).where(
-            assignments.c.id == assignment_id, assignments.c.annotator_id == annotator_id
-        )
-    ).first()
+    row = connection.execute(OWN, {"annotator": annotator_id, "assignment": assignment_id}).first()
     if row is None:
         raise Refused("there is no such item for you", 404)
     return row
 
 
 def claim_of(connection: Connection, row: Row) -> Claim:
-    item = connection.execute(select(items).where(items.c.id == row.item_id)).one()
+    item = connection.execute(ITEM, {"item": row.item_id}).one()
     # After an undo the page starts from what was said before.
-    last = connection.execute(
-        select(events)
-        .where(events.c.assignment_id == row.id, events.c.kind == "judge")
-        .order_by(events.c.id.desc())
-        .limit(1)
-    ).first()
+    last = connection.execute(LAST_ANSWER, {"assignment": row.id}).first()
     answer = None
     if last is not None:
         turned = row.order[0] != 0
@@ -455,9 +509,7 @@ def extend_lease(connection: Connection, assignment_id: int, until: float) -> No
 
 def release_expired(connection: Connection, now: float) -> None:
     """Gives back the slots of claims whose lease ran out."""
-    late = connection.scalars(
-        select(assignments.c.id).where(assignments.c.state == "open", assignments.c.leased_until < now)
-    ).all()
+    late = connection.scalars(LATE, {"now": now}).all()
     for assignment_id in late:
         give_back(connection, assignment_id)
         connection.execute(
@@ -477,13 +529,7 @@ def give_back(connection: Connection, assignment_id: int) -> None:
 
 
 def free_slot(connection: Connection, project: Project, item_id: int) -> int | None:
-    used = set(
-        connection.scalars(
-            select(assignments.c.slot).where(
-                assignments.c.item_id == item_id, assignments.c.slot.is_not(None)
-            )
-        )
-    )
+    used = set(connection.scalars(USED_SLOTS, {"item": item_id}))
     return next((slot for slot in range(1, project.overlap + 1) if slot not in used), None)
 
 
@@ -505,9 +551,7 @@ def append(connection: Connection, **values: Any) -> int:
 
 def next_gold(connection: Connection, annotator_id: int) -> Row | None:
     """An item of known answer that this annotator has not met."""
-    return connection.execute(
-        select(items).where(items.c.gold.is_not(None), ~met(annotator_id)).order_by(items.c.place).limit(1)
-    ).first()
+    return connection.execute(NEXT_GOLD, {"annotator": annotator_id}).first()
 
 
 def next_repeat(connection: Connection, project: Project, annotator_id: int) -> Row | None:
@@ -535,32 +579,11 @@ def next_repeat(connection: Connection, project: Project, annotator_id: int) -> 
     return connection.execute(select(items).where(items.c.id == item_id)).first()
 
 
-def next_item(connection: Connection, project: Project, annotator_id: int, informative: bool) -> Row | None:
-    """An item with a free slot that this annotator has not met; items that were begun are finished first."""
-    order = [items.c.place]
-    if informative:
-        order = [items.c.score.is_(None), items.c.score.desc(), items.c.place]
-    begun = and_(items.c.taken > 0, items.c.taken < project.overlap)
-    for free in (begun, items.c.taken == 0):
-        row = connection.execute(
-            select(items).where(items.c.gold.is_(None), free, ~met(annotator_id)).order_by(*order).limit(1)
-        ).first()
-        if row is not None:
-            return row
-    return None
-
-
-def met(annotator_id: int) -> Any:
-    """Whether an annotator has met an item."""
-    return (
-        select(assignments.c.id)
-        .where(
-            assignments.c.item_id == items.c.id,
-            assignments.c.annotator_id == annotator_id,
-            assignments.c.state != "expired",
-        )
-        .exists()
-    )
+def next_item(connection: Connection, project: Project, annotator_id: int, selected: str) -> Row | None:
+    """An item with a free slot that this annotator has not met."""
+    values = {"annotator": annotator_id, "overlap": project.overlap}
+    found = (connection.execute(statement, values).first() for statement in NEXT_ITEM[selected])
+    return next((row for row in found if row is not None), None)
 
 
 def take(

@@ -47,6 +47,8 @@ def upgrade() -> None:
     )
     op.create_index("ix_items_taken_place", "items", ["taken", "place"])
     op.create_index("ix_items_taken_score", "items", ["taken", "score"])
+    given = sa.text("gold IS NOT NULL")
+    op.create_index("ix_items_gold", "items", ["place"], sqlite_where=given, postgresql_where=given)
     op.create_table(
         "assignments",
         sa.Column("id", sa.Integer, primary_key=True),
