@@ -117,7 +117,9 @@ def check(db: str, acknowledged: list[tuple[str, str]]) -> tuple[int, int, str]:
     doubled += len(acknowledged) - len(set(acknowledged))
     problems = [] if integrity == "ok" else [integrity]
     problems += [f"{len(foreign)} broken references"] if foreign else []
-    problems += ["slots and counts differ"] if any(held.get(item, 0) != n for item, n in taken.items()) else []
+    problems += (
+        ["slots and counts differ"] if any(held.get(item, 0) != n for item, n in taken.items()) else []
+    )
     return lost, doubled, ", ".join(problems)
 
 

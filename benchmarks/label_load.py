@@ -131,7 +131,10 @@ def work(person: Person, think: float, seed: int, times: dict[str, list[float]],
 
     def timed(method: str, path: str, form: dict[str, str] | None = None) -> str:
         began = time.perf_counter()
-        status, body, _ = person.request(method, path, form)
+        try:
+            status, body, _ = person.request(method, path, form)
+        except OSError:  # an idle connection was closed: once more, as browsers do
+            status, body, _ = person.request(method, path, form)
         times[path].append(time.perf_counter() - began)
         statuses[status] += 1
         return body

@@ -29,6 +29,7 @@ usage: preferl label --items F [--db URL] [options]   serve the labelling pages
 `preferl label --help` and `preferl label COMMAND --help` list the options.
 """
 DATABASE = "runs/label/label.sqlite"
+KEEP_ALIVE_SECONDS = 75  # people read for a while between two requests
 
 
 @dataclass(kw_only=True)
@@ -225,7 +226,12 @@ def listen(store: Store, accounts: Accounts, lead: Account, config: ServeConfig,
         say(f"label: open {address}/link/{accounts.link(lead.id)} (works once, signs in as {lead.name})")
         say("label: `preferl label user NAME` makes links for other people; Ctrl+C stops")
     server = uvicorn.Server(
-        uvicorn.Config(create_app(store, accounts, options), log_level="warning", access_log=False)
+        uvicorn.Config(
+            create_app(store, accounts, options),
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
     )
     with listener:
         server.run(sockets=[listener])
@@ -238,7 +244,8 @@ def bound(host: str, port: int) -> socket.socket:
         UsageError: the address is not to be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named because asyncio turns Nagle's algorithm off only where it is: 40 ms an answer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
