@@ -30,6 +30,7 @@ One stage at a time (each takes the previous stage's directory):
   preferl evaluate                 compare the policy with its SFT model and with best-of-N
   preferl report RUN               one HTML file from a run's files
   preferl label --items F          web pages in which people compare responses; `label --help` says more
+  preferl design-reward "TEXT"     protocol, guidelines and criteria for a target behaviour
 
   preferl data validate IN         check every row of a data set
   preferl data convert IN OUT      between formats; `world` as IN writes the embedded world
@@ -238,6 +239,13 @@ def label_command(arguments: list[str]) -> int:
     return commands.main(arguments)
 
 
+def design_command(arguments: list[str]) -> int:
+    """``preferl design-reward``."""
+    from preferl.design import designer
+
+    return designer.main(arguments)
+
+
 def doctor_command(arguments: list[str]) -> int:
     """``preferl doctor``."""
     from preferl.runs import doctor
@@ -256,5 +264,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": report_command,
     "data": data_command,
     "label": label_command,
+    "design-reward": design_command,
     "doctor": doctor_command,
 }

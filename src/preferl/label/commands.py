@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from preferl.label import export
 from preferl.label.accounts import Account, Accounts, install_secret
 from preferl.label.items import read_gold, read_items
-from preferl.label.schema import Database, open_database, shown
+from preferl.label.schema import DATABASE, Database, open_database, shown
 from preferl.label.store import Project, Store
 from preferl.runs.config import instantiate, parser_for
 from preferl.runs.errors import UsageError
@@ -28,7 +28,6 @@ usage: preferl label --items F [--db URL] [options]   serve the labelling pages
        preferl label refit [--db URL] [options]       train reward models meanwhile, and choose items by them
 `preferl label --help` and `preferl label COMMAND --help` list the options.
 """
-DATABASE = "runs/label/label.sqlite"
 KEEP_ALIVE_SECONDS = 75  # people read for a while between two requests
 
 
@@ -116,9 +115,7 @@ def main(arguments: list[str]) -> int:
             config_class = {"user": UserConfig, "export": ExportConfig}[command]
             parser_for(config_class, f"preferl label {command}", USAGE).parse_args(["--help"])
         case [("simulate" | "feed" | "refit") as command, *rest]:
-            from preferl.label import live
-
-            return live.main(command, rest)
+            return beside(command, rest)
         case [word, *_] if not word.startswith("-"):
             print(USAGE, end="", file=sys.stderr)
             return 2
@@ -255,6 +252,20 @@ def bound(host: str, port: int) -> socket.socket:
             f"cannot listen at {host}:{port}: {error.strerror}; choose another --port (0 takes a free one)"
         ) from error
     return listener
+
+
+def beside(command: str, arguments: list[str]) -> int:
+    """One of the commands that run beside the pages, and load models."""
+    from preferl.label import live
+
+    config_class, run = live.COMMANDS[command]
+    config = parsed(config_class, command, arguments)
+    database = existing(config.db)
+    try:
+        run(config, Store(database))
+    finally:
+        database.close()
+    return 0
 
 
 # ------------------------------------------------------------------------------------------- people, exports

@@ -1,7 +1,7 @@
 """The judgements that count, read out of the database: what statistics and exports start from."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,11 @@ def read_items(connection: Connection) -> dict[int, Item]:
         row.id: Item(row.id, row.prompt, row.responses, row.columns, row.gold)
         for row in connection.execute(select(items).order_by(items.c.id))
     }
+
+
+def labels(judgements: Iterable[Judgement], purpose: str = "label") -> list[Judgement]:
+    """The judgements that make the data set."""
+    return [j for j in judgements if j.purpose == purpose and j.ranks is not None]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
 from preferl.runs.errors import UsageError
 
+DATABASE = "runs/label/label.sqlite"
 # The newest migration; a test holds it equal to what alembic finds.
 HEAD = "0001"
 WRITER_LOCK = 0x70726566  # "pref": the key of PostgreSQL's advisory lock

@@ -14,7 +14,7 @@ import numpy as np
 from sqlalchemy import func, select
 
 from preferl.data.records import prompt_text
-from preferl.label.judgements import Item, Judgement, Table, read_items, read_judgements, table_of
+from preferl.label.judgements import Item, Judgement, Table, labels, read_items, read_judgements, table_of
 from preferl.label.schema import assignments, items
 from preferl.label.store import Project, Store, project_of
 from preferl.maths import agreement
@@ -65,11 +65,6 @@ def dashboard(store: Store) -> Row:
             if j.flagged
         ][:MOST_FLAGS],
     }
-
-
-def labels(judgements: Iterable[Judgement], purpose: str = "label") -> list[Judgement]:
-    """The judgements that make the data set."""
-    return [j for j in judgements if j.purpose == purpose and j.ranks is not None]
 
 
 def by_name(judgements: Iterable[Judgement]) -> list[tuple[str, list[Judgement]]]:

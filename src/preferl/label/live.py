@@ -1,0 +1,323 @@
+"""What happens beside the pages while people label: simulated annotators judge the same items, a policy
+writes new ones, reward models are trained on what has come in and say which items are worth a label next.
+
+Each is a command of its own over the project's database; the pages need none of them and load no model.
+"""
+
+import dataclasses
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy import func, select
+
+from preferl.data import sources
+from preferl.data.files import write_rows
+from preferl.data.records import Prompt, Ranking, SplitFractions, split_of
+from preferl.data.rows import MOST_RESPONSES, ranking_row
+from preferl.judging.annotators import Annotator
+from preferl.judging.judges import JudgedPairs, PairwiseJudge
+from preferl.judging.scorers import Ensemble, load_scorer
+from preferl.label import export
+from preferl.label.accounts import Accounts
+from preferl.label.judgements import Item, labels, read_items, read_judgements
+from preferl.label.schema import DATABASE, items
+from preferl.label.store import Answer, Store, project_of
+from preferl.models import load
+from preferl.runs import devices
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
+from preferl.runs.errors import UsageError
+from preferl.runs.progress import say
+from preferl.sampling.cached import CachedEngine
+from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
+from preferl.stages import collect, reward
+
+PAUSE_SECONDS = 5.0
+MOST_BARREN = 20
+# Strength 1, 2 or 3 by how sure a simulated annotator is of its choice.
+SURE = (0.7, 0.9)
+# Refitted models choose items; what is reported is trained by `preferl reward` on splits of its own.
+FRACTIONS = SplitFractions(train=0.8, dev=0.1, rl=0.0, eval=0.1)
+
+
+@dataclass(kw_only=True)
+class SimulateConfig(DeviceOptions):
+    """Options of ``preferl label simulate``."""
+
+    db: str = DATABASE
+    """The project's database."""
+    name: str = "simulated"
+    """Name of the simulated annotator; the same name goes on where it stopped."""
+    annotator: str = "world"
+    """Who it is, as in ``preferl collect``: ``world``, ``length``, a reward model, ``judge:<model>``, …"""
+    count: int = 0
+    """Judge at most so many items; 0 for all."""
+    label_mode: str = "stochastic"
+    """``stochastic`` or ``deterministic``, as in ``preferl collect``."""
+    label_scale: float = 1.0
+    """Multiplies utilities before Bradley-Terry."""
+    error_rate: float = 0.0
+    """Probability that a label is turned round."""
+    position_bias: float = 0.0
+    """Added to the utility of the response that is shown first."""
+    tie_policy: str = "coin"
+    """``coin`` or ``tie``, within ``tie_width``."""
+    tie_width: float = 0.0
+    """Largest difference of utilities that the annotator cannot tell."""
+
+
+@dataclass(kw_only=True)
+class FeedConfig(SamplingOptions, DataOptions, DeviceOptions):
+    """Options of ``preferl label feed``."""
+
+    db: str = DATABASE
+    """The project's database."""
+    model_name_or_path: str = "runs/rl"
+    """Policy that writes the responses; loaded anew when its files change."""
+    split: str = "train"
+    """Which prompts of the data set to take."""
+    num_generations: int = 2
+    """Responses to each prompt."""
+    ahead: int = 50
+    """Items without any judgement to keep in store."""
+    batch: int = 16
+    """Prompts to sample at once."""
+    once: bool = False
+    """Fill up once and stop."""
+
+
+@dataclass(kw_only=True)
+class RefitConfig(reward.RewardConfig):
+    """Options of ``preferl label refit``: those of ``preferl reward``, and when to train."""
+
+    db: str = DATABASE
+    """The project's database."""
+    output_dir: str = "runs/label"
+    """Each training has a folder of its own in it, named after the number of judgements."""
+    num_members: int = 4
+    """Members of the ensemble: items on which they disagree come first."""
+    every: int = 50
+    """Train again after so many new judgements."""
+    once: bool = False
+    """Train once and stop."""
+
+
+# ------------------------------------------------------------------------------------------------- simulating
+
+
+def simulate(config: SimulateConfig, store: Store) -> None:
+    """Lets a simulated annotator judge items that it has not judged."""
+    device, _ = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
+    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(SimulateConfig)}
+    for name in ("db", "name", "count"):
+        del options[name]
+    if config.tie_policy == "skip":
+        raise UsageError("tie_policy skip leaves pairs out; use coin or tie")
+    annotator = collect.load_annotator(collect.CollectConfig(**options), device)
+    accounts = Accounts(store.database)
+    known = next((account for account in accounts.all() if account.name == config.name), None)
+    if known is not None and known.kind != "sim":
+        raise UsageError(f"'{config.name}' is a person; give the simulated annotator another --name")
+    account = known or accounts.add(config.name, kind="sim")
+    with store.database.read() as connection:
+        done = {j.item_id for j in read_judgements(connection) if j.annotator_id == account.id}
+        open_items = [item for item in read_items(connection).values() if item.id not in done]
+    chosen = open_items[: config.count or None]
+    rng = np.random.default_rng([config.seed, len(done)])
+    answers = judged_pairs(annotator, [item for item in chosen if len(item.responses) == 2], rng)
+    rankings = [item for item in chosen if len(item.responses) > 2]
+    if rankings and not isinstance(annotator, Annotator):
+        raise UsageError("a judge compares two responses; the project has items with more")
+    answers += [(item.id, Answer(ranks=ranked(annotator, item, rng))) for item in rankings]  # type: ignore[arg-type]
+    say(f"label: {config.name} judged {store.record(account.id, answers)} items")
+
+
+def judged_pairs(
+    annotator: Annotator | PairwiseJudge, pairs: Sequence[Item], rng: np.random.Generator
+) -> list[tuple[int, Answer]]:
+    """Choices with strengths; pairs on which a judge said nothing readable are left out."""
+    if not pairs:
+        return []
+    first, second = ([item.responses[side] for item in pairs] for side in (0, 1))
+    judged = annotator([item.prompt for item in pairs], first, second, rng)
+    kept_N = judged.kept_N if isinstance(judged, JudgedPairs) else np.ones(len(pairs), bool)
+    answers = []
+    for i, item in enumerate(pairs):
+        if not kept_N[i]:
+            continue
+        if judged.tied_N[i]:
+            answers.append((item.id, Answer(ranks=[1, 1], strength=0)))
+            continue
+        first_wins = bool(judged.first_wins_N[i])
+        probability = float(judged.probability_N[i])
+        sure = probability if first_wins else 1 - probability
+        strength = 1 + sum(sure >= bound for bound in SURE)
+        ranks = [1, 2] if first_wins else [2, 1]
+        answers.append((item.id, Answer(ranks=ranks, strength=strength if first_wins else -strength)))
+    return answers
+
+
+def ranked(annotator: Annotator, item: Item, rng: np.random.Generator) -> list[int]:
+    utility_K = annotator.utility([item.prompt] * len(item.responses), item.responses, finished=None)
+    return annotator.rank(np.asarray(utility_K, dtype=np.float64), rng)
+
+
+# ---------------------------------------------------------------------------------------------------- feeding
+
+
+def feed(config: FeedConfig, store: Store) -> None:
+    """Keeps ``ahead`` items in store that nobody has judged, sampled from the policy as it is now."""
+    require_at_least(config, 1, "ahead", "batch")
+    if not 2 <= config.num_generations <= MOST_RESPONSES:
+        raise UsageError(f"num_generations is {config.num_generations}; an item has 2 to {MOST_RESPONSES}")
+    device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
+    by_split = sources.load_source(**config.source()).prompts
+    if not by_split.get(config.split):
+        raise UsageError(f"{config.dataset_name} has no prompts in split '{config.split}'; choose another")
+    upcoming = endless(by_split[config.split], config.seed)
+    policy: Path | str = config.model_name_or_path
+    seen, engine, tokenizer = None, None, None
+    generator = devices.generator(config.seed, "feed", str(store.clock()))
+    barren = 0
+    while True:
+        missing = config.ahead - untouched(store)
+        if missing > 0:
+            now = fingerprint(Path(policy))
+            if engine is None or now != seen:
+                model, tokenizer = load.load_policy(config.model_name_or_path, device)
+                engine = CachedEngine(model, tokenizer.pad_token_id, config.sampling_batch_size, dtype)
+                seen = now
+            prompts = list(itertools.islice(upcoming, min(config.batch, missing)))
+            found = sampled(config, engine, tokenizer, prompts, generator)
+            new, _ = store.add_items(found)
+            say(f"label: {new} new items from {config.model_name_or_path}")
+            barren = 0 if new else barren + 1
+            if barren == MOST_BARREN:
+                raise UsageError(
+                    f"{config.model_name_or_path} writes nothing new: its responses were equal, empty or "
+                    f"there already in {MOST_BARREN} samples; raise --temperature or give other prompts"
+                )
+            continue
+        if config.once:
+            return
+        time.sleep(PAUSE_SECONDS)
+
+
+def endless(prompts: Sequence[Prompt], seed: int) -> Iterator[Prompt]:
+    """The prompts in random order, again and again."""
+    rng = random.Random(seed)
+    while True:
+        yield from rng.sample(list(prompts), len(prompts))
+
+
+def untouched(store: Store) -> int:
+    with store.database.read() as connection:
+        query = select(func.count()).select_from(items).where(items.c.taken == 0, items.c.gold.is_(None))
+        return connection.scalar(query) or 0
+
+
+def fingerprint(policy: Path) -> tuple[Any, ...]:
+    """Changes when a policy's files do; empty for a Hub name."""
+    return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in policy.rglob("*.safetensors")))
+
+
+def sampled(
+    config: FeedConfig, engine: CachedEngine, tokenizer: Any, prompts: Sequence[Prompt], generator: Any
+) -> list[Ranking]:
+    """Responses of the policy to each prompt; empty and equal ones are left out."""
+    K = config.num_generations
+    tokens = fitting_prompt_ids(tokenizer, prompts, engine.model, config.response_length)
+    made = generate(
+        engine,
+        tokenizer,
+        [prompt for prompt in prompts for _ in range(K)],
+        [row for row in tokens for _ in range(K)],
+        sampling_for(tokenizer, config),
+        generator,
+    )
+    columns = {
+        "policy": str(config.model_name_or_path),
+        "temperature": config.temperature,
+        "sampled_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    found = []
+    for i, prompt in enumerate(prompts):
+        texts = dict.fromkeys(text for text in made.completions[i * K : (i + 1) * K] if text.strip())
+        if len(texts) >= 2:
+            found.append(Ranking(prompt, list(texts), [1] * len(texts), None, dict(columns)))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- refitting
+
+
+def refit(config: RefitConfig, store: Store) -> None:
+    """Trains an ensemble whenever ``every`` new judgements are there, and scores what is left by it."""
+    require_at_least(config, 2, "num_members")
+    require_at_least(config, 1, "every")
+    device, _ = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
+    before = 0
+    while True:
+        with store.database.read() as connection:
+            count = len(labels(read_judgements(connection)))
+        if config.once and not count:
+            raise UsageError("there is no judgement to train on yet")
+        if count and (count - before >= config.every or config.once):
+            train_and_score(config, store, count, device)
+            before = count
+        if config.once:
+            return
+        time.sleep(PAUSE_SECONDS)
+
+
+def train_and_score(config: RefitConfig, store: Store, count: int, device: Any) -> Path:
+    """One training on the judgements so far; returns the reward stage's directory."""
+    folder = Path(config.output_dir) / f"refit-{count:06d}"
+    rankings = export.records(store, "majority")
+    rows = [ranking_row(r) | {"split": split_of(r.prompt, FRACTIONS)} for r in rankings]
+    write_rows(folder / "judgements.jsonl", rows)
+    own = {f.name: getattr(config, f.name) for f in dataclasses.fields(reward.RewardConfig)}
+    own |= {"output_dir": str(folder / "reward"), "dataset_name": str(folder / "judgements.jsonl")}
+    path = reward.run(reward.RewardConfig(**own))
+    ensemble = load_scorer(str(path), device)
+    if not isinstance(ensemble, Ensemble):
+        raise UsageError(f"{path} is no ensemble; give --num_members 2 or more")
+    with store.database.read() as connection:
+        unfinished = (items.c.taken < project_of(connection).overlap) & items.c.gold.is_(None)
+        left = set(connection.scalars(select(items.c.id).where(unfinished)))
+        found = [item for item in read_items(connection).values() if item.id in left]
+    scores = disagreement(ensemble, found)
+    store.set_scores(scores)
+    say(f"label: {count} judgements: {len(scores)} items scored by {path}")
+    return path
+
+
+def disagreement(ensemble: Ensemble, found: Sequence[Item]) -> dict[int, float]:
+    """Standard deviation over the members of the difference of two responses' scores; of more responses the
+    largest of all pairs (Gleave and Irving 2022 on what such uncertainty can and cannot do)."""
+    if not found:
+        return {}
+    prompts = [item.prompt for item in found for _ in item.responses]
+    ensemble(prompts, [text for item in found for text in item.responses])
+    score_MN = np.array(list(ensemble.last_parts.values()), dtype=np.float64)
+    scores, at = {}, 0
+    for item in found:
+        K = len(item.responses)
+        score_MK = score_MN[:, at : at + K]
+        at += K
+        gaps = (score_MK[:, i] - score_MK[:, j] for i, j in itertools.combinations(range(K), 2))
+        scores[item.id] = max(float(gap_M.std()) for gap_M in gaps)
+    return scores
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any, Store], None]]] = {
+    "simulate": (SimulateConfig, simulate),
+    "feed": (FeedConfig, feed),
+    "refit": (RefitConfig, refit),
+}
