@@ -74,7 +74,8 @@ def cohen_kappa(first_U: ArrayLike, second_U: ArrayLike) -> float:
     from statsmodels.stats.inter_rater import cohens_kappa
 
     table = [[((first_U == a) & (second_U == b)).sum() for b in values] for a in values]
-    return float(cohens_kappa(np.asarray(table)).kappa)  # type: ignore[union-attr]
+    # Without its variance, whose rounding can go below 0.
+    return float(cohens_kappa(np.asarray(table), return_results=False))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
