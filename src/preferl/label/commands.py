@@ -246,6 +246,7 @@ def bound(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # so that the link works from the moment when it is printed
     except OSError as error:
         listener.close()
         raise UsageError(
