@@ -1,12 +1,14 @@
 """Small real models, made from configurations with the real libraries; nothing is downloaded."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from environment import missing
 from preferl.models import tiny
 from small_models import TEXTS, make_language_model
 
@@ -90,3 +92,17 @@ def real_data() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("PREFERL_DATA names no folder with real data")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's chromium, without a window."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        missing("chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,5 +1,6 @@
 """The whole pipeline, small: every stage, its files, going on after an interruption, and the report."""
 
+import itertools
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from preferl.stages.evaluate import EvaluateConfig
 from preferl.stages.reward import RewardConfig
 from preferl.stages.rl import RlConfig
 from preferl.stages.sft import SftConfig
+from xss import FOREIGN, PAYLOADS, WATCH
 
 
 def small(root, **changes) -> RunConfig:
@@ -253,6 +255,34 @@ def test_the_report_escapes_what_it_shows(finished, tmp_path):
     assert "img" not in page.tags
     assert not page.fetches
     assert attack in " ".join(page.text)
+
+
+@pytest.mark.slow
+def test_no_text_in_a_report_runs(finished, tmp_path, browser):
+    """In a real browser; a report is a file, so that nothing but its own policy and escaping protects it."""
+    _, run = finished
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    page = browser.new_page()
+    page.add_init_script(WATCH)
+    texts = list(dict.fromkeys(PAYLOADS))
+    shown = 0
+    for start in range(0, len(texts), 10):
+        few = texts[start : start + 10]
+        rows = StageRecord(copy / "evaluate").samples[:10]
+        for row, text in zip(rows, itertools.cycle(few), strict=False):
+            row["policy"] = row["reference"] = row["prompt"] = text
+        (copy / "evaluate" / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        found = json.loads((copy / "reward" / "audit.json").read_text())
+        for row, text in zip(found["disagreements"], itertools.cycle(few), strict=False):
+            row["prompt"] = row["chosen"] = row["rejected"] = text
+        (copy / "reward" / "audit.json").write_text(json.dumps(found))
+        page.goto(report.write(copy).as_uri())
+        assert page.evaluate("window.ran") == [], few
+        assert page.evaluate(FOREIGN) == [], few
+        shown += len(few)
+    page.close()
+    assert shown == len(texts)
 
 
 def edit(record, **values):

@@ -9,17 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from environment import missing
 from preferl.label.accounts import Accounts
 from preferl.label.schema import open_database
 from preferl.label.store import Store
 from projects import free_port
-
-
-def missing(what: str):
-    """Skips a test that needs a system's package; where everything must be there, fails."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{what} is not installed, and continuous integration must have it")
-    pytest.skip(f"{what} is not installed")
 
 
 class Clock:
@@ -107,17 +101,3 @@ def accounts(store, clock):
 
 
 # --------------------------------------------------------------------------------------------------- serving
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Debian's chromium, without a window."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        missing("chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()

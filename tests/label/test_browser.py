@@ -20,7 +20,7 @@ from projects import (
     serving,
     triples,
 )
-from xss import PAYLOADS
+from xss import FOREIGN, PAYLOADS, WATCH
 
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 
@@ -383,21 +383,6 @@ def test_axe_finds_nothing_serious(store, accounts, enter, address, look):
 
 
 # --------------------------------------------------------------------------------------------- hostile texts
-
-# Elements that no page of ours has, and attributes that could run something.
-FOREIGN = """() => [...document.querySelectorAll('*')].flatMap((e) => {
-  const tags = 'main script, main style, main link, main body, base, meta[http-equiv], iframe, object, '
-    + 'embed, svg, math, img, video, audio, marquee, portal, template, frameset, keygen, bgsound';
-  const runs = (a) => /^on/i.test(a.name)
-    || (a.name !== 'value' && /^\\s*(javascript|data|vbscript):/i.test(a.value));
-  return e.matches(tags) || [...e.attributes].some(runs) ? [e.outerHTML] : [];
-})"""
-WATCH = """
-window.ran = [];
-window.xss = () => window.ran.push(1);
-document.addEventListener('securitypolicyviolation',
-  (e) => window.ran.push(`${e.violatedDirective} ${e.sample}`));
-"""
 
 
 def test_there_are_enough_payloads():

@@ -3,6 +3,22 @@ PortSwigger's vectors); each calls ``xss()``."""
 
 import itertools
 
+# In a browser: scripts that ran, and what the policy of a page had to stop.
+WATCH = """
+window.ran = [];
+window.xss = () => window.ran.push(1);
+document.addEventListener('securitypolicyviolation',
+  (e) => window.ran.push(`${e.violatedDirective} ${e.sample}`));
+"""
+# Elements that no page of ours has (drawings of reports apart), and attributes that could run something.
+FOREIGN = """() => [...document.querySelectorAll('*')].flatMap((e) => {
+  const tags = 'main script, main :not(defs) > style, main link, body body, base, iframe, object, embed,'
+    + ' svg a, svg script, math, img, video, audio, marquee, portal, template, keygen, foreignObject';
+  const runs = (a) => /^on/i.test(a.name)
+    || (a.name !== 'value' && /^\\s*(javascript|data|vbscript):/i.test(a.value));
+  return e.matches(tags) || [...e.attributes].some(runs) ? [e.outerHTML] : [];
+})"""
+
 EVENTS = """
 onload onerror onclick onmouseover onfocus onblur onchange oninput onsubmit ontoggle onanimationstart
 onanimationend ontransitionend onwheel onscroll onpointerenter onpointerdown onbeforeinput onpaste oncut
