@@ -17,9 +17,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from label_load import Person, Server, form_on, invite, write_items
 from sqlalchemy import func, select
 
+from label_load import Person, Server, form_on, invite, write_items
 from preferl.label.judgements import read_judgements
 from preferl.label.schema import assignments, events, items, open_database
 

@@ -267,15 +267,16 @@ def test_no_text_in_a_report_runs(finished, tmp_path, browser):
     page.add_init_script(WATCH)
     texts = list(dict.fromkeys(PAYLOADS))
     shown = 0
-    for start in range(0, len(texts), 10):
-        few = texts[start : start + 10]
+    fields = ("prompt", "policy", "reference")
+    for start in range(0, len(texts), 30):
+        few = texts[start : start + 30]
+        upcoming = itertools.cycle(few)
         rows = StageRecord(copy / "evaluate").samples[:10]
-        for row, text in zip(rows, itertools.cycle(few), strict=False):
-            row["policy"] = row["reference"] = row["prompt"] = text
+        rows = [row | {field: next(upcoming) for field in fields} for row in rows]
         (copy / "evaluate" / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         found = json.loads((copy / "reward" / "audit.json").read_text())
-        for row, text in zip(found["disagreements"], itertools.cycle(few), strict=False):
-            row["prompt"] = row["chosen"] = row["rejected"] = text
+        for row in found["disagreements"]:
+            row |= {field: next(upcoming) for field in ("prompt", "chosen", "rejected")}
         (copy / "reward" / "audit.json").write_text(json.dumps(found))
         page.goto(report.write(copy).as_uri())
         assert page.evaluate("window.ran") == [], few

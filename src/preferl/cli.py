@@ -197,7 +197,8 @@ usage: preferl data validate IN            check every row; says file, line and 
        preferl data convert IN OUT [LAYOUT]  write .jsonl, .jsonl.gz or .parquet
 IN is a file, a folder or a Hub name (name, or name:folder of it).
 `data convert world OUT_FOLDER` writes the embedded world.
-LAYOUT of preferences: explicit (default; TRL's prompt, chosen, rejected), implicit, hh (hh-rlhf's dialogues).
+LAYOUT of preferences: explicit (default; TRL's prompt, chosen, rejected), implicit, hh (hh-rlhf's dialogues),
+ranking (responses, ranks), comparison (response_a, response_b, z).
 """
 
 
