@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from preferl import cli
+from preferl.design.designer import DesignConfig
+from preferl.label import live
+from preferl.label.commands import ExportConfig, ServeConfig, UserConfig
 from preferl.pipeline import RUNNERS, RunConfig
 from preferl.stages.audit import AuditConfig
 from preferl.stages.collect import PairCounts
@@ -30,12 +33,17 @@ def test_commands_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_options_exist(page):
     known = {"config", "fresh", "debug", "help", "print_config", "print-config", "version"}
-    known.add("nproc_per_node")  # torchrun's
+    known |= {"nproc_per_node", "password"}  # torchrun's; a flag of `preferl label user`
     for config in (
         RunConfig,
         AuditConfig,
         PairCounts,
         *(type(getattr(RunConfig(), n)) for n in RUNNERS),
+        ServeConfig,
+        UserConfig,
+        ExportConfig,
+        *(config for config, _ in live.COMMANDS.values()),
+        DesignConfig,
     ):
         known |= {f.name for f in fields(config)}
     known |= {f.name for f in fields(SweepOptions)}

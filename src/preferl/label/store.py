@@ -89,7 +89,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Progress:
-    """An annotator's own counts, and the project's: its items without a known answer, and judgements left."""
+    """An annotator's own counts, and the project's: its items without a known answer, and judgements left,
+    those in somebody's hands included."""
 
     judged: int
     skipped: int
@@ -411,6 +412,11 @@ USED_SLOTS = select(assignments.c.slot).where(
     assignments.c.item_id == bindparam("item"), assignments.c.slot.is_not(None)
 )
 COUNT_ITEMS = select(func.count(), func.coalesce(func.sum(items.c.taken), 0))
+COUNT_OPEN = (
+    select(func.count())
+    .select_from(assignments)
+    .where(assignments.c.state == "open", assignments.c.slot.is_not(None))
+)
 COUNT_GOLD = select(func.count()).select_from(items).where(items.c.gold.is_not(None))
 # Whether the annotator has met an item.
 MET = (
@@ -447,7 +453,7 @@ def progress_of(connection: Connection, project: Project, annotator_id: int) -> 
     states = dict(connection.execute(STATES, {"annotator": annotator_id}).all())
     count, taken = connection.execute(COUNT_ITEMS).one()
     count -= connection.scalar(COUNT_GOLD) or 0
-    left = count * project.overlap - int(taken)
+    left = count * project.overlap - int(taken) + (connection.scalar(COUNT_OPEN) or 0)
     return Progress(states.get("done", 0), states.get("left", 0), count, left)
 
 
