@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,31 +45,31 @@ def postgres_programs() -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
-    """A PostgreSQL server of our own, on this machine alone; yields the URL of its database ``postgres``."""
+def postgres():
+    """A PostgreSQL server of our own, on this machine alone; yields the URL of its server."""
     programs = postgres_programs()
     if programs is None:
         missing("PostgreSQL")
-    folder = tmp_path_factory.mktemp("postgres")
-    owner = None
-    if os.getuid() == 0:  # its programs refuse to be run by root
+    # Not below pytest's folder, which belongs to one user alone: the programs refuse to be run by root.
+    folder = Path(tempfile.mkdtemp(prefix="preferl-postgres-"))
+    user = {}
+    if os.getuid() == 0:
         owner = pwd.getpwnam("postgres")
         os.chown(folder, owner.pw_uid, owner.pw_gid)
-        for parent in folder.parents:
-            if parent.is_relative_to(tmp_path_factory.getbasetemp().parent):
-                parent.chmod(parent.stat().st_mode | 0o011)
-    user = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if owner else {}
+        user = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
     port = free_port()
 
     def call(program: str, *arguments: str) -> None:
-        subprocess.run([programs / program, *arguments], check=True, capture_output=True, cwd=folder, **user)
+        done = subprocess.run([programs / program, *arguments], capture_output=True, cwd=folder, **user)
+        assert done.returncode == 0, done.stdout + done.stderr
 
-    data = folder / "data"
-    call("initdb", "-D", str(data), "-U", "preferl", "--auth=trust", "--no-sync", "-E", "UTF8")
+    data = str(folder / "data")
+    call("initdb", "-D", data, "-U", "preferl", "--auth=trust", "--no-sync", "-E", "UTF8")
     options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off -c max_connections=100"
-    call("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
+    call("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", options, "start")
     yield f"postgresql://preferl@127.0.0.1:{port}"
-    call("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+    call("pg_ctl", "-D", data, "-m", "immediate", "stop")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -187,6 +187,48 @@ def test_rankings_are_made_by_dragging(store, enter):
     assert [found.ranks[own.index(text)] for text in shown] == [2, 3, 1]
 
 
+def test_dragging_keeps_the_places_that_keys_gave(store, enter):
+    store.add_items([Ranking("Rank?", [f"{word}." for word in "abcd"], [1] * 4)])
+    page = enter()
+    press(page, "4", "2", "1")
+    drag(page, "D", "C", 0.9)
+    assert page.locator(".chosen").inner_text() == "C > D > B > A"
+    page.reload()
+    press(page, "ArrowDown")
+    assert page.locator(".chosen").inner_text() == "C > D > B > A"
+
+
+def test_what_has_no_place_keeps_none(store, enter):
+    store.add_items([Ranking("Rank?", [f"{word}." for word in "abcd"], [1] * 4)])
+    page = enter()
+    press(page, "1")
+    drag(page, "B", "A", 0.1)
+    assert [page.locator("select").nth(i).input_value() for i in range(4)] == ["1", "2", "", ""]
+    assert page.locator(".chosen").inner_text() == "Give every response a place."
+
+
+def test_all_bad_by_the_mouse_needs_no_places(store, enter):
+    store.add_items(triples(1))
+    page = enter()
+    page.locator("label", has_text="All bad").click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Submit").click()
+    assert judgements(store)[0].both_bad
+
+
+def test_a_key_that_is_held_is_pressed_once(store, enter):
+    plain(store)
+    store.add_items(pairs(9))
+    page = enter()
+    page.keyboard.down("s")
+    for _ in range(12):
+        page.keyboard.down("s")  # what a browser sends while a key is held
+        page.wait_for_timeout(60)
+    page.keyboard.up("s")
+    page.wait_for_timeout(300)
+    assert len(judgements(store)) == 1
+
+
 def test_rankings_are_made_by_touch_on_a_phone(store, enter):
     store.add_items(triples(1))
     page = enter(viewport=PHONE, has_touch=True, is_mobile=True)
@@ -263,6 +305,22 @@ def test_a_draft_outlives_a_reload_and_only_its_item(store, enter):
     assert page.locator("[name=choice]:checked").count() == 0
     assert page.locator("[name=reason]").input_value() == ""
     assert not page.locator("[name=flagged]").is_checked()
+
+
+def test_a_draft_is_of_one_project(store, enter, browser, tmp_path, accounts):
+    """Numbers of items begin at 1 in every project, also in the next one at the same address."""
+    store.add_items(pairs(1))
+    page = enter()
+    press(page, "1")
+    key = page.evaluate("JSON.parse(localStorage.getItem('preferl-draft')).item")
+    assert key == f"{store.project_id()}:{accounts.named('Ann').id}:1"
+    page.evaluate(
+        "(key) => localStorage.setItem('preferl-draft', "
+        "localStorage.getItem('preferl-draft').replace(key, 'another'))",
+        store.project_id(),
+    )
+    page.reload()
+    assert page.locator("[name=choice]:checked").count() == 0
 
 
 def test_a_draft_of_a_ranking_outlives_a_reload(store, enter):

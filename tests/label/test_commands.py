@@ -213,8 +213,22 @@ def test_people_need_a_project_and_a_role(tmp_path, rows, db, capsys):
     assert main(["label", "user", "Ann", "--role", "king", "--db", db]) == 2
     assert main(["label", "user", "Ann", "--db", db]) == 0
     assert main(["label", "user", "Ann", "--role", "lead", "--db", db]) == 0
-    # The role that was given first stays: a link is no promotion.
-    assert [account.role for account in Accounts(open_database(db)).all()] == ["annotator"]
+    assert main(["label", "user", "Ann", "--db", db]) == 0
+    assert [account.role for account in Accounts(open_database(db)).all()] == ["lead"]
+
+
+@pytest.mark.parametrize("name", ["we?ird.sqlite", "a b%20c#d.sqlite"])
+def test_files_may_have_odd_names(rows, tmp_path, name):
+    prepared(str(tmp_path / name), items=str(rows))
+    assert (tmp_path / name).exists()
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} >= {name}
+
+
+def test_reading_makes_no_database(tmp_path, capsys):
+    for db in (str(tmp_path / "none.sqlite"), f"sqlite:///{tmp_path}/none.sqlite"):
+        assert main(["label", "export", str(tmp_path / "x.jsonl"), "--db", db]) == 2
+        assert "there is no project" in capsys.readouterr().err
+    assert list(tmp_path.glob("none*")) == []
 
 
 def test_help_is_there_for_every_command(capsys):
@@ -222,7 +236,9 @@ def test_help_is_there_for_every_command(capsys):
         with pytest.raises(SystemExit) as stop:
             main(["label", *command, "--help"])
         assert stop.value.code == 0
-        assert "--db" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "--db" in said
+        assert "(SQLite)" in said or "The project's database" in said  # what an option is for, too
 
 
 def test_the_pages_load_no_model(rows):

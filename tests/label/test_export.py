@@ -162,15 +162,17 @@ def test_the_majority_decides(url):
             [own(1, 2, strength=3), own(1, 2, strength=1), own(2, 1, strength=-1)],
             [own(1, 2, strength=1), own(1, 2, strength=1), own(2, 1, strength=-3)],
             [own(1, 2, strength=1), own(2, 1, strength=-1), own(1, 1, strength=0)],
+            [own(1, 1, strength=0), own(1, 1, strength=0), own(1, 2, strength=3)],
         ],
-        pairs(3),
+        pairs(4),
     )
     found = by_prompt(export.records(store, "majority"))
     assert found["Prompt 0?"].ranks == [1, 2]
     assert found["Prompt 0?"].scores == pytest.approx([1 / 3, 0])
-    # Two weak votes beat a strong one; the mean strength does not go below 0.
-    assert (found["Prompt 1?"].ranks, found["Prompt 1?"].scores) == ([1, 2], [0.0, 0.0])
+    # Two weak votes beat a strong one; the mean strength, which is against them, is no margin.
+    assert (found["Prompt 1?"].ranks, found["Prompt 1?"].scores) == ([1, 2], None)
     assert found["Prompt 2?"].ranks == [1, 1]
+    assert found["Prompt 3?"].ranks == [1, 1]  # most said tie
     assert found["Prompt 0?"].columns["judgements"] == 3
     assert found["Prompt 0?"].columns["annotators"] == "person 0, person 1, person 2"
 
@@ -182,17 +184,26 @@ def test_rankings_are_put_together_by_mean_place(url):
         assert found.ranks == [1, 2, 3], how
 
 
-def test_a_careless_annotator_is_outweighed(url):
-    # Two careful people, and three who say the first wherever it stands in the item: the truth alternates.
+def test_opposite_rankings_are_a_tie(url):
+    store = project(url, [[own(1, 2, 2), own(3, 1, 1)]], triples(1))
+    (found,) = export.records(store, "majority")
+    assert found.ranks == [1, 1, 1]
+
+
+def test_careless_annotators_are_outweighed(url):
+    """Two careful people and five who take what is shown first; the truth alternates."""
+
     def careful(claim):
         good = claim.item_id % 2 == 0
         return own(*((1, 2) if good else (2, 1)), strength=1 if good else -1)(claim)
 
-    careless = own(1, 2, strength=1)
-    store = project(url, [[careful, careful, careless, careless, careless]] * 30, pairs(30))
-    truth = {f"Prompt {i}?": [1, 2] if (i + 1) % 2 == 0 else [2, 1] for i in range(30)}
+    def careless(claim):
+        return Answer(ranks=[1, 2], strength=1)
+
+    store = project(url, [[careful, careful, *[careless] * 5]] * 80, pairs(80))
+    truth = {f"Prompt {i}?": [1, 2] if (i + 1) % 2 == 0 else [2, 1] for i in range(80)}
     majority = by_prompt(export.records(store, "majority"))
-    assert sum(majority[p].ranks == truth[p] for p in truth) == 15
+    assert sum(majority[p].ranks == truth[p] for p in truth) < 74
     weighed = by_prompt(export.records(store, "dawid_skene"))
-    assert sum(weighed[p].ranks == truth[p] for p in truth) == 30
+    assert sum(weighed[p].ranks == truth[p] for p in truth) >= 78
     assert all(0.5 < r.columns["probability"] <= 1 for r in weighed.values())

@@ -7,12 +7,14 @@ import re
 import stat
 
 import pytest
+from argon2 import PasswordHasher
 from starlette.testclient import TestClient
 
 from preferl.data.records import Ranking
-from preferl.label.accounts import MOST_FAILURES, install_secret
+from preferl.label.accounts import MOST_ATTEMPTS, Accounts, TooManyAttempts, install_secret
 from preferl.label.app import HEADERS, Options, create_app
-from preferl.label.store import Answer
+from preferl.label.schema import open_database
+from preferl.label.store import Answer, Store
 from preferl.runs.errors import UsageError
 from projects import PASSWORD, judge_all, judgements, nonce, pairs, plain, triples
 
@@ -55,7 +57,7 @@ def form_of(client, **said):
 def shown(client):
     """Prompt and responses on the page."""
     page = client.get("/label").text
-    return re.findall(r'<div class="text">(.*?)</div>', page, re.DOTALL)
+    return re.findall(r'<div class="text" dir="auto">(.*?)</div>', page, re.DOTALL)
 
 
 # --------------------------------------------------------------------------------------------------- sign-in
@@ -102,11 +104,65 @@ def test_passwords_are_stored_as_argon2(store, accounts):
 def test_guessing_passwords_has_an_end(visit, accounts, clock):
     accounts.set_password(accounts.add("Ann").id, PASSWORD)
     client = visit()
-    for _ in range(MOST_FAILURES):
+    for _ in range(MOST_ATTEMPTS):
         assert client.post("/login", data={"name": "Ann", "password": "a wrong one"}).status_code == 401
-    assert client.post("/login", data={"name": "Ann", "password": PASSWORD}).status_code == 429
+    for name in ("Ann", "Ann ", " Ann", "Ann\u00a0"):
+        assert client.post("/login", data={"name": name, "password": PASSWORD}).status_code in (401, 429)
+        assert client.get("/label").headers["location"] == "/login"
+    # It is whoever guesses that waits, not Ann at another machine.
+    assert accounts.sign_in("Ann", PASSWORD, "10.0.0.7")
     clock.now += 301
     assert client.post("/login", data={"name": "Ann", "password": PASSWORD}).status_code == 303
+
+
+def test_names_that_are_invented_fill_no_memory(accounts, monkeypatch):
+    monkeypatch.setattr("preferl.label.accounts.MOST_REMEMBERED", 20)
+    accounts.hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    accounts.nobody = accounts.hasher.hash("somebody else's")
+    for i in range(20):
+        assert accounts.sign_in(f"nobody {i}", "x") is None
+    with pytest.raises(TooManyAttempts):
+        accounts.sign_in("one more", "x")
+    assert len(accounts.attempts) == 20
+    accounts.clock.now += 301
+    assert accounts.sign_in("one more", "x") is None
+    assert len(accounts.attempts) == 1
+
+
+def test_a_session_is_of_one_project(visit, store, tmp_path, clock):
+    """Browsers send cookies to every port of a host, and people of two projects have the same numbers."""
+    client = visit("Ann")
+    cookie = client.cookies[f"preferl_{store.project_id()}"]
+    other = Store(open_database(str(tmp_path / "other.sqlite")), clock)
+    accounts = Accounts(other.database, clock)
+    lead = accounts.add("Lea", "lead")
+    accounts.set_password(lead.id, PASSWORD)
+    app = create_app(other, accounts, Options(secret="s" * 32, hosts=("localhost",)))
+    stranger = TestClient(app, base_url="http://localhost", follow_redirects=False)
+    for name in (f"preferl_{store.project_id()}", f"preferl_{other.project_id()}"):
+        stranger.cookies.set(name, cookie)
+    assert stranger.get("/dashboard").headers["location"] == "/login"
+    other.database.close()
+
+
+def test_signing_out_ends_copied_cookies_too(visit, store):
+    client, thief = visit("Ann"), visit()
+    name = f"preferl_{store.project_id()}"
+    thief.cookies.set(name, client.cookies[name])
+    assert thief.get("/label").status_code == 200
+    client.post("/logout")
+    assert thief.get("/label").headers["location"] == "/login"
+
+
+def test_odd_characters_are_no_server_error(visit, store):
+    store.add_items(pairs(2))
+    client = visit("Ann")
+    assert client.post("/login", data={"name": "a\0b", "password": PASSWORD}).status_code == 401
+    form = form_of(client, choice="1", reason="a\0b\r\n" + "x" * 1997)
+    assert client.post("/judgements", data=form | {"nonce": "\0" * 12}).status_code == 422
+    assert client.post("/judgements", data=form).status_code == 303
+    assert judgements(store)[0].reason == "ab\n" + "x" * 1997
+    assert client.post("/undo", data={"nonce": "u" * 12}, headers={"origin": "http://["}).status_code == 403
 
 
 def test_a_link_signs_in_once_and_only_when_asked(visit, accounts, clock):
@@ -147,7 +203,7 @@ def test_a_new_password_ends_open_sessions(visit, accounts):
 
 def test_sessions_cannot_be_forged(visit, store, accounts):
     client = visit("Ann")
-    cookie = client.cookies["preferl_session"]
+    cookie = client.cookies[f"preferl_{store.project_id()}"]
     assert "HttpOnly" in visit("Ann").post("/consent").headers.get("set-cookie", "HttpOnly")
     other = visit()
     payload, rest = cookie.split(".", 1)
@@ -157,11 +213,11 @@ def test_sessions_cannot_be_forged(visit, store, accounts):
         "",
         cookie[:-2],
     ):
-        other.cookies.set("preferl_session", forged)
+        other.cookies.set(f"preferl_{store.project_id()}", forged)
         assert other.get("/label").headers["location"] == "/login"
     foreign = create_app(store, accounts, Options(secret="t" * 32, hosts=("localhost",)))
     stranger = TestClient(foreign, base_url="http://localhost", follow_redirects=False)
-    stranger.cookies.set("preferl_session", cookie)
+    stranger.cookies.set(f"preferl_{store.project_id()}", cookie)
     assert stranger.get("/label").headers["location"] == "/login"
 
 
@@ -227,6 +283,15 @@ def test_a_pair_is_judged_by_its_form(visit, store):
             assert item.responses[found.ranks.index(1)] == texts[better]
             assert abs(found.strength) == abs(int(choice))
     assert "Nothing left for you" in client.get("/label").text
+
+
+def test_undo_is_there_after_skips_alone(visit, store):
+    store.add_items(pairs(1))
+    client = visit("Ann")
+    client.post("/judgements", data=form_of(client, action="skip"))
+    page = client.get("/label").text
+    assert "Nothing left for you" in page
+    assert not re.search(r'data-key="u"\s+disabled', page)
 
 
 def test_both_bad_skip_and_undo_by_form(visit, store):
@@ -436,7 +501,7 @@ def test_no_cell_of_a_csv_is_a_formula(visit, store, accounts, start):
     person = accounts.add("=name").id
     claim = store.claim(person)
     store.submit(person, claim.id, nonce(1), Answer(ranks=[1, 2], strength=1, reason="x" + danger))
-    text = visit("Lea", role="lead").get("/export/csv").text
+    text = visit("Lea", role="lead").get("/export/csv").content.decode("utf-8-sig")
     rows = list(csv.reader(io.StringIO(text, newline="")))
     assert len(rows) == 2
     assert len(rows[0]) == len(rows[1])
@@ -458,7 +523,7 @@ def test_no_request_breaks_the_server(visit, store, accounts):
     client = visit("Lea", role="lead")
     app = create_app(store, accounts, Options(secret="s" * 32, hosts=("*",)))
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
-    cookie = client.cookies["preferl_session"]
+    cookie = client.cookies[f"preferl_{store.project_id()}"]
     calls = []
 
     @settings(
@@ -467,7 +532,7 @@ def test_no_request_breaks_the_server(visit, store, accounts):
     )  # fmt: skip
     @given(case=schema.as_strategy())
     def check(case):
-        answer = case.call(cookies={"preferl_session": cookie})
+        answer = case.call(cookies={f"preferl_{store.project_id()}": cookie})
         calls.append((case.method, case.path, answer.status_code))
         assert answer.status_code < 500, (case.method, case.path, answer.text)
 

@@ -454,6 +454,58 @@ def test_overlap_cannot_fall_below_what_was_judged(store, accounts):
     assert store.progress().left == 1
 
 
+def test_the_seed_is_fixed_once_there_are_items(store):
+    store.configure(seed=3)
+    store.add_items(pairs(1))
+    assert store.configure(seed=3, overlap=2).seed == 3
+    with pytest.raises(UsageError, match="seed is 3"):
+        store.configure(seed=4)
+
+
+def test_all_judgements_of_an_item_count_as_what_the_first_was(store, accounts):
+    """Begun items are finished first, whatever the next person's turn would have been."""
+    plain(store, selection="informative", random_share=0.5, overlap=2)
+    store.add_items(pairs(30))
+    store.set_scores({i: float(i) for i in range(1, 31)})
+    for person in people(accounts, 2):
+        judge_all(store, person)
+    tags = {}
+    for j in judgements(store):
+        tags.setdefault(j.item_id, set()).add(j.selected)
+    assert all(len(found) == 1 for found in tags.values())
+    assert {next(iter(found)) for found in tags.values()} == {"random", "informative"}
+
+
+def test_without_a_score_nothing_is_informative(store, accounts):
+    plain(store, selection="informative", random_share=0.0)
+    store.add_items(pairs(3))
+    judge_all(store, *people(accounts, 1))
+    assert {j.selected for j in judgements(store)} == {"random"}
+
+
+def test_a_skip_is_kept_after_the_lease(store, accounts, clock):
+    plain(store, lease_seconds=60)
+    store.add_items(pairs(1))
+    ann, bob = people(accounts, 2)
+    claim = store.claim(ann)
+    clock.now += 100
+    judge_all(store, bob)
+    store.submit(ann, claim.id, nonce(1), Answer(flagged=True, reason="odd"))
+    assert [j.reason for j in judgements(store) if j.flagged] == ["odd"]
+
+
+def test_time_away_after_the_lease_does_not_count(store, accounts, clock):
+    plain(store, lease_seconds=60)
+    store.add_items(pairs(1))
+    (ann,) = people(accounts, 1)
+    store.claim(ann)
+    clock.now += 100_000
+    claim = store.claim(ann)
+    clock.now += 5
+    store.submit(ann, claim.id, nonce(1), FIRST)
+    assert judgements(store)[0].seconds < 6
+
+
 def test_settings_are_remembered(store, clock):
     store.configure(title="Which is kinder?", overlap=4)
     assert Store(store.database, clock).project().title == "Which is kinder?"

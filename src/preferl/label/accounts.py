@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ ROLES = ("annotator", "lead")
 SHORTEST_PASSWORD = 10
 LONGEST_PASSWORD = 200
 LINK_SECONDS = 24 * 3600.0
-# After so many wrong passwords for one name within the window, sign-in waits for the window to end.
-MOST_FAILURES, FAILURE_WINDOW = 10, 300.0
+# After so many attempts for one name from one address within the window, sign-in waits for its end.
+MOST_ATTEMPTS, ATTEMPT_WINDOW = 10, 300.0
+MOST_REMEMBERED = 10_000
+MOST_HASHING = 2  # at a time: each takes 64 MiB
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Accounts:
         self.hasher = PasswordHasher()
         # Verified where there is no such name, so that the time does not tell.
         self.nobody = self.hasher.hash(secrets.token_hex(8))
-        self.failures: dict[str, list[float]] = {}
+        self.attempts: dict[tuple[str, str], list[float]] = {}
+        self.guard, self.hashing = threading.Lock(), threading.BoundedSemaphore(MOST_HASHING)
 
     def add(self, name: str, role: str = "annotator", kind: str = "human") -> Account:
         """A new account, without a password.
@@ -61,8 +65,7 @@ class Accounts:
         name = name.strip()
         if not 1 <= len(name) <= 60 or not name.isprintable():
             raise UsageError(f"name {name!r} cannot be used; take 1 to 60 printable characters")
-        if role not in ROLES:
-            raise UsageError(f"role '{role}' is unknown; use {' or '.join(ROLES)}")
+        check_role(role)
         try:
             with self.database.write() as connection:
                 connection.execute(
@@ -118,29 +121,58 @@ class Accounts:
                 .values(password_hash=hashed, session=annotators.c.session + 1)
             )
 
-    def sign_in(self, name: str, password: str) -> Account | None:
-        """The account, or None where name and password do not fit."""
-        with self.database.read() as connection:
-            row = connection.execute(
-                select(annotators).where(annotators.c.name == name.strip(), annotators.c.kind == "human")
-            ).first()
+    def sign_in(self, name: str, password: str, address: str = "") -> Account | None:
+        """The account, or None where name and password do not fit.
+
+        Raises:
+            TooManyAttempts: for this name, from this address, just now.
+        """
+        name = name.strip()
+        key = (name, address)
+        self.count_attempt(key)
+        row = None
+        if name.isprintable():
+            with self.database.read() as connection:
+                row = connection.execute(
+                    select(annotators).where(annotators.c.name == name, annotators.c.kind == "human")
+                ).first()
         hashed = row.password_hash if row is not None else None
         try:
-            self.hasher.verify(hashed or self.nobody, password[: LONGEST_PASSWORD + 1])
+            with self.hashing:
+                self.hasher.verify(hashed or self.nobody, password[: LONGEST_PASSWORD + 1])
         except (VerificationError, InvalidHashError):
-            self.failures.setdefault(name, []).append(self.clock())
             return None
-        self.failures.pop(name, None)
+        with self.guard:
+            self.attempts.pop(key, None)
         return account_of(row) if row is not None and hashed else None
 
-    def must_wait(self, name: str) -> bool:
-        """Whether too many wrong passwords were tried for a name just now."""
-        recent = [at for at in self.failures.get(name, []) if at > self.clock() - FAILURE_WINDOW]
-        if recent:
-            self.failures[name] = recent
-        else:
-            self.failures.pop(name, None)
-        return len(recent) >= MOST_FAILURES
+    def count_attempt(self, key: tuple[str, str]) -> None:
+        """Counts before the password is checked, so that many at once gain nothing."""
+        with self.guard:
+            since = self.clock() - ATTEMPT_WINDOW
+            if len(self.attempts) >= MOST_REMEMBERED:
+                self.attempts = {k: times for k, times in self.attempts.items() if times[-1] > since}
+                if len(self.attempts) >= MOST_REMEMBERED:
+                    raise TooManyAttempts
+            recent = [at for at in self.attempts.get(key, []) if at > since]
+            if len(recent) >= MOST_ATTEMPTS:
+                raise TooManyAttempts
+            self.attempts[key] = [*recent, self.clock()]
+
+    def end_sessions(self, annotator_id: int) -> None:
+        """Nobody stays signed in to this account."""
+        with self.database.write() as connection:
+            connection.execute(
+                update(annotators)
+                .where(annotators.c.id == annotator_id)
+                .values(session=annotators.c.session + 1)
+            )
+
+    def set_role(self, annotator_id: int, role: str) -> None:
+        """Raises UsageError where the role is unknown."""
+        check_role(role)
+        with self.database.write() as connection:
+            connection.execute(update(annotators).where(annotators.c.id == annotator_id).values(role=role))
 
     # ------------------------------------------------------------------------------------------------- links
 
@@ -180,6 +212,15 @@ class Accounts:
 
     def usable(self) -> ColumnElement[bool]:
         return links.c.used_at.is_(None) & (links.c.expires_at > self.clock())
+
+
+class TooManyAttempts(Exception):
+    """Somebody tries passwords."""
+
+
+def check_role(role: str) -> None:
+    if role not in ROLES:
+        raise UsageError(f"role '{role}' is unknown; use {' or '.join(ROLES)}")
 
 
 def account_of(row: Row) -> Account:

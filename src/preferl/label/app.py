@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preferl import __version__
 from preferl.label import export, statistics
-from preferl.label.accounts import Account, Accounts
+from preferl.label.accounts import Account, Accounts, TooManyAttempts
 from preferl.label.store import MOST_REASON, Answer, Refused, Store, View
 from preferl.label.text import markdown_html
 from preferl.runs.errors import UsageError
@@ -54,6 +54,7 @@ SCALE = (
     (-3, "B much better"),
 )
 BIGGEST_ID = 2**31 - 1
+Nonce = Annotated[str, Form(pattern=r"^[\w-]{8,64}$")]
 DEFAULT_CONSENT = (
     "You will compare texts that a computer program wrote. Some may be wrong, rude or unpleasant; you can "
     "skip any of them and stop at any time. Your answers, the time they take and your name in this project "
@@ -86,11 +87,12 @@ class ConsentNeeded(Exception):
 def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
     """The application over one project's database."""
     app = FastAPI(title="preferl label", version=__version__, docs_url=None, redoc_url=None)
-    pages = Pages(store)
+    pages, project_id = Pages(store), store.project_id()
 
     def signed_in(request: Request) -> Account:
-        account = accounts.find(request.session.get("id", 0))
-        if account is None or account.session != request.session.get("session"):
+        session = request.session
+        account = accounts.find(session.get("id", 0)) if session.get("project") == project_id else None
+        if account is None or account.session != session.get("session"):
             raise SignInNeeded
         return account
 
@@ -108,7 +110,7 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
         # The account is read again: a new password has ended the sessions before it.
         account = accounts.find(account.id) or account
         request.session.clear()
-        request.session.update({"id": account.id, "session": account.session})
+        request.session.update({"project": project_id, "id": account.id, "session": account.session})
         return see("/dashboard" if account.leads else "/label")
 
     # ----------------------------------------------------------------------------------------------- sign-in
@@ -133,10 +135,11 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
         name: Annotated[str, Form(max_length=60)],
         password: Annotated[str, Form(max_length=1000)],
     ) -> Response:
-        if accounts.must_wait(name):
+        try:
+            account = accounts.sign_in(name, password, request.client.host if request.client else "")
+        except TooManyAttempts:
             wait = "Too many wrong passwords for this name; try again in five minutes."
             return pages.show("login.html", None, status=429, error=wait)
-        account = accounts.sign_in(name, password)
         if account is None:
             return pages.show("login.html", None, status=401, error="Name and password do not fit.")
         return begin_session(request, account)
@@ -176,7 +179,9 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
         return begin_session(request, account)
 
     @app.post("/logout", response_class=RedirectResponse, status_code=303)
-    def logout(request: Request) -> Response:
+    def logout(request: Request, account: Annotated[Account, Depends(signed_in)]) -> Response:
+        """Ends this account's sessions everywhere: a copied cookie is worth nothing any more."""
+        accounts.end_sessions(account.id)
         request.session.clear()
         return see("/login")
 
@@ -201,7 +206,7 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
     def judge(
         account: Annotated[Account, Depends(annotator)],
         assignment: Annotated[int, Form(ge=1, le=BIGGEST_ID)],
-        nonce: Annotated[str, Form(min_length=8, max_length=64)],
+        nonce: Nonce,
         action: Annotated[str, Form(pattern="^(judge|skip)$")] = "judge",
         choice: Annotated[str, Form(pattern="^(-?[0-3]|bad|)$")] = "",
         rank: Annotated[list[Annotated[str, StringConstraints(pattern="^[1-9]?$")]] | None, Form()] = None,
@@ -214,10 +219,7 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
         return see("/label")
 
     @app.post("/undo", response_class=RedirectResponse, status_code=303)
-    def undo(
-        account: Annotated[Account, Depends(annotator)],
-        nonce: Annotated[str, Form(min_length=8, max_length=64)],
-    ) -> Response:
+    def undo(account: Annotated[Account, Depends(annotator)], nonce: Nonce) -> Response:
         """Takes back the caller's last answer."""
         store.undo(account.id, nonce)
         return see("/label")
@@ -236,7 +238,8 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
     @app.get("/dashboard", response_class=HTMLResponse)
     def dashboard(account: Annotated[Account, Depends(lead)]) -> Response:
         found = statistics.dashboard(store)
-        return pages.show("dashboard.html", account, **found, formats=tuple(export.FORMATS))
+        choices = {"formats": export.FORMATS, "aggregates": export.AGGREGATES}
+        return pages.show("dashboard.html", account, **found, **choices)
 
     @app.get("/export/{name}")
     def download(
@@ -282,7 +285,8 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
     app.add_middleware(
         SessionMiddleware,
         secret_key=options.secret,
-        session_cookie="preferl_session",
+        # Browsers send cookies to every port of a host: each project has its own.
+        session_cookie=f"preferl_{project_id}",
         max_age=SESSION_SECONDS,
         same_site="lax",
         https_only=options.https,
@@ -323,7 +327,7 @@ class Pages:
     """The templates with what all of them show."""
 
     def __init__(self, store: Store):
-        self.store = store
+        self.project_id = store.project_id()
         self.environment = Environment(
             loader=PackageLoader("preferl.label", "pages"), autoescape=True, undefined=StrictUndefined
         )
@@ -356,7 +360,8 @@ class Pages:
             messages=messages,
             responses=[render(text) for text in claim.shown],
             scale=SCALE,
-            beat=int(project.lease_seconds / 3),
+            beat=max(1, int(project.lease_seconds / 3)),
+            draft=f"{self.project_id}:{account.id}:{claim.id}",
             most_reason=MOST_REASON,
             **shared,
         )
@@ -398,4 +403,7 @@ def cross_site(headers: Headers) -> bool:
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
         return site not in ("same-origin", "none")
-    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    try:
+        return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    except ValueError:  # no address that a browser could send
+        return True

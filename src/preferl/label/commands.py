@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from preferl.label import export
 from preferl.label.accounts import Account, Accounts, install_secret
 from preferl.label.items import read_gold, read_items
-from preferl.label.schema import DATABASE, Database, open_database, shown
+from preferl.label.schema import DATABASE, Database, open_database, parse_url, shown
 from preferl.label.store import Project, Store
 from preferl.runs.config import instantiate, parser_for
 from preferl.runs.errors import UsageError
@@ -83,8 +83,8 @@ class UserConfig:
 
     db: str = DATABASE
     """The project's database."""
-    role: str = "annotator"
-    """``annotator`` or ``lead``."""
+    role: str | None = None
+    """``annotator`` (as new people are) or ``lead``; changes what somebody is already."""
     url: str = "http://127.0.0.1:8000"
     """Address of the pages, for the link."""
 
@@ -141,8 +141,8 @@ def serve(config: ServeConfig) -> int:
         lead = lead_account(accounts, config.lead)
         if public and not lead.has_password:
             raise UsageError(
-                f"--host {config.host} can be reached by others, and '{lead.name}' has no password; set one "
-                f"first: preferl label user {lead.name} --role lead --password --db {config.db}"
+                f"others can reach {config.public_url or config.host}, and '{lead.name}' has no password; "
+                f"set one first: preferl label user {lead.name} --role lead --password --db {config.db}"
             )
         listen(store, accounts, lead, config, public)
     finally:
@@ -167,7 +167,8 @@ def prepare(store: Store, config: ServeConfig) -> None:
         say(f"label: {report}; {new} new items{f', {old} were there before' if old else ''}")
     if config.gold:
         new, old = store.add_items(read_gold(config.gold), gold=True)
-        say(f"label: {new} new items of known answer{f', {old} were there before' if old else ''}")
+        there = f"; {old} were there before and stay what they were" if old else ""
+        say(f"label: {new} new items of known answer{there}")
     if not store.progress().items:
         raise UsageError(
             f"the project in {shown(store.database.url)} has no items; give --items with a collect stage or "
@@ -206,7 +207,8 @@ def listen(store: Store, accounts: Accounts, lead: Account, config: ServeConfig,
 
     listener = bound(config.host, config.port)
     port = listener.getsockname()[1]
-    address = config.public_url or f"http://{config.host}:{port}"
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = config.public_url or f"http://{host}:{port}"
     hosts = ("localhost", "127.0.0.1", "[::1]", urlsplit(address).hostname or "")
     options = Options(
         secret=install_secret(),
@@ -217,11 +219,14 @@ def listen(store: Store, accounts: Accounts, lead: Account, config: ServeConfig,
     progress = store.progress()
     left = f"{progress.items} items, {progress.left} judgements to go"
     say(f"label: {left}, in {shown(store.database.url)}")
+    invite = f"preferl label user NAME --url {address}" + (
+        f" --db {config.db}" if config.db != DATABASE else ""
+    )
     if public:
-        say(f"label: serving at {address}; `preferl label user NAME --url {address}` invites people")
+        say(f"label: serving at {address}")
     else:
         say(f"label: open {address}/link/{accounts.link(lead.id)} (works once, signs in as {lead.name})")
-        say("label: `preferl label user NAME` makes links for other people; Ctrl+C stops")
+    say(f"label: `{invite}` makes links for other people; Ctrl+C stops")
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(store, accounts, options),
@@ -274,7 +279,8 @@ def beside(command: str, arguments: list[str]) -> int:
 
 def existing(url: str) -> Database:
     """The database of a project that was begun."""
-    if "://" not in url and not Path(url).exists():
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
         raise UsageError(f"there is no project at {url}; give --db, or begin one: preferl label --items F")
     return open_database(url)
 
@@ -283,13 +289,16 @@ def user(name: str, arguments: list[str]) -> int:
     """Adds a person where there is none of this name; prints a one-time link, or asks for a password."""
     asked = "--password" in arguments
     config = parsed(UserConfig, "user", [a for a in arguments if a != "--password"])
+    # The first lead's password may be set before there is anything to label.
     database = open_database(config.db) if config.role == "lead" else existing(config.db)
     try:
         accounts = Accounts(database)
         known = next((account for account in accounts.all() if account.name == name.strip()), None)
-        account = known or accounts.add(name, config.role)
         if known and known.kind == "sim":
             raise UsageError(f"'{name}' is a simulated annotator and cannot sign in; choose another name")
+        if known and config.role not in (None, known.role):
+            accounts.set_role(known.id, config.role)
+        account = accounts.named(name) if known else accounts.add(name, config.role or "annotator")
         if asked:
             accounts.set_password(account.id, getpass.getpass(f"Password for {account.name}: "))
             print(f"{account.name} ({account.role}) can sign in at {config.url}/login")

@@ -7,7 +7,7 @@ kept by the layouts that can hold them (``ranking``, ``comparison``, ``csv``); p
 import csv
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,9 +36,9 @@ def records(store: Store, aggregate: str = "none", kind: str = "human") -> list[
 
     Args:
         store: the project.
-        aggregate: ``none``: each judgement by itself; ``majority``: one a item, by the mean place that its
-            responses were given (of pairs: what most said); ``dawid_skene``: one a item, annotators weighed
-            by the error rates that the model of Dawid and Skene finds.
+        aggregate: ``none``: each judgement by itself; ``majority``: one an item, what most said (of more than
+            two responses: by their mean places); ``dawid_skene``: one an item, annotators weighed by the
+            error rates that the model of Dawid and Skene finds.
         kind: ``human``, ``sim`` or ``all``.
 
     Raises:
@@ -93,17 +93,26 @@ def ranking(item: Item, ranks: list[int], scores: list[float] | None, columns: d
 
 
 def by_majority(group: Sequence[Judgement], item: Item) -> Ranking:
-    """One ranking out of several, by mean place (Borda's count)."""
-    place_JK = np.array([j.ranks for j in group], dtype=np.float64)
-    mean_K = place_JK.mean(0)
-    strengths = [j.strength for j in group if j.strength is not None]
-    ranks = ranks_of_scores([-round(float(place), 9) for place in mean_K])
+    """One ranking out of several: of pairs what most said (a tie where as many said otherwise), of more
+    responses the order of their mean places (Borda's count; tied responses share the mean of theirs)."""
+    columns = summary(group, "majority")
+    if len(item.responses) > 2:
+        mean_K = np.mean([middle_places(j.ranks or []) for j in group], axis=0)
+        return ranking(item, ranks_of_scores([-round(float(place), 9) for place in mean_K]), None, columns)
+    votes = Counter(choice for j in group for _, choice in j.choices())
+    most = [choice for choice, count in votes.items() if count == max(votes.values())]
+    choice = most[0] if len(most) == 1 else 0
+    # Many weak votes can stand against a strong one: then the mean strength says nothing about the winner.
+    margin = choice * float(np.mean([j.strength or 0 for j in group])) / STRENGTHS
     scores = None
-    if strengths and ranks[0] != ranks[1]:
-        # The mean strength can contradict the majority: many weak votes against a strong one.
-        margin = max(float(np.mean(strengths)) * (1 if ranks[0] < ranks[1] else -1), 0.0) / STRENGTHS
-        scores = [margin, 0.0] if ranks[0] < ranks[1] else [0.0, margin]
-    return ranking(item, ranks, scores, summary(group, "majority"))
+    if choice and margin > 0:
+        scores = [margin, 0.0] if choice > 0 else [0.0, margin]
+    return ranking(item, {1: [1, 2], 0: [1, 1], -1: [2, 1]}[choice], scores, columns)
+
+
+def middle_places(ranks: Sequence[int]) -> list[float]:
+    """Places in which tied responses share the mean of theirs: 1, 2, 2 becomes 1, 2.5, 2.5."""
+    return [rank + (ranks.count(rank) - 1) / 2 for rank in ranks]
 
 
 def by_dawid_skene(judgements: Sequence[Judgement], texts: dict[int, Item]) -> list[Ranking]:
@@ -114,7 +123,11 @@ def by_dawid_skene(judgements: Sequence[Judgement], texts: dict[int, Item]) -> l
         fit = agreement.dawid_skene(table.choice_AU)
     except agreement.Undefined as error:
         raise UsageError(f"dawid_skene: {error}") from error
-    posterior = dict(zip(table.units, fit.posterior_UC, strict=True))
+    # Back into each item's own order: P(choice) of every pair of responses.
+    posterior = {
+        unit: dict(zip(fit.values_C * turn, probability_C, strict=True))
+        for unit, turn, probability_C in zip(table.units, table.turn_U, fit.posterior_UC, strict=True)
+    }
     groups: dict[int, list[Judgement]] = defaultdict(list)
     for j in judgements:
         groups[j.item_id].append(j)
@@ -123,15 +136,14 @@ def by_dawid_skene(judgements: Sequence[Judgement], texts: dict[int, Item]) -> l
         item, columns = texts[key], summary(groups[key], "dawid_skene")
         K = len(item.responses)
         if K == 2:
-            probability_C = posterior[key, 0, 1]
-            best = int(np.argmax(probability_C))
-            ranks = {1: [1, 2], 0: [1, 1], -1: [2, 1]}[int(fit.values_C[best])]
-            columns["probability"] = round(float(probability_C[best]), 6)
+            choice, probability = max(posterior[key, 0, 1].items(), key=lambda entry: entry[1])
+            ranks = {1: [1, 2], 0: [1, 1], -1: [2, 1]}[int(choice)]
+            columns["probability"] = round(float(probability), 6)
         else:
             wins_K = np.zeros(K)
             for i in range(K):
                 for k in range(i + 1, K):
-                    expected = float(posterior[key, i, k] @ (fit.values_C + 1)) / 2
+                    expected = sum(p * (choice + 1) / 2 for choice, p in posterior[key, i, k].items())
                     wins_K[i] += expected
                     wins_K[k] += 1 - expected
             ranks = ranks_of_scores([round(float(w), 9) for w in wins_K])
@@ -183,7 +195,7 @@ def safe_cell(value: Any) -> Any:
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as CSV (RFC 4180)."""
+    """Rows as CSV (RFC 4180); written with a byte order mark, without which Excel takes UTF-8 for Latin-1."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO(newline="")
     writer = csv.writer(out)
@@ -205,7 +217,7 @@ def write(store: Store, path: Path, layout: str, aggregate: str = "none", kind: 
         raise UsageError("there is no judgement to export yet")
     if layout == "csv":
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(csv_text(rows), encoding="utf-8", newline="")
+        path.write_text(csv_text(rows), encoding="utf-8-sig", newline="")
     else:
         write_rows(path, rows)
     return len(rows)
@@ -217,6 +229,6 @@ def as_bytes(
     """The judgements for a browser: content, media type and the file's ending."""
     rows = rows_of(records(store, aggregate, kind), layout)
     if layout == "csv":
-        return csv_text(rows).encode(), "text/csv; charset=utf-8", "csv"
+        return csv_text(rows).encode("utf-8-sig"), "text/csv; charset=utf-8", "csv"
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return lines.encode(), "application/x-ndjson; charset=utf-8", "jsonl"

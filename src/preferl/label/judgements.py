@@ -9,6 +9,7 @@ import numpy as np
 from sqlalchemy import Connection, select
 
 from preferl.label.schema import annotators, assignments, events, items
+from preferl.label.store import chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +111,16 @@ class Table:
     choice_AU: np.ndarray
     strength_AU: np.ndarray
     """Strengths of pairs only."""
+    turn_U: np.ndarray
+    """1, or -1 where the unit is turned round."""
 
 
 def table_of(judgements: Sequence[Judgement]) -> Table:
-    """Judgements as answers to units: every two responses of an item are one."""
+    """Judgements as answers to units: every two responses of an item are one.
+
+    Half of the units, drawn by a hash, are turned round. Files hold the response that was chosen before
+    first; without that, its place would pass for what annotators say anyway, and agreement for chance.
+    """
     names = sorted({j.annotator for j in judgements})
     found = [(j, pair, choice) for j in judgements for pair, choice in j.choices()]
     units = sorted({(j.item_id, *pair) for j, pair, _ in found})
@@ -125,4 +132,5 @@ def table_of(judgements: Sequence[Judgement]) -> Table:
         choice_AU[place] = choice
         if judgement.strength is not None:
             strength_AU[place] = judgement.strength
-    return Table(names, units, choice_AU, strength_AU)
+    turn_U = np.array([1 if chance("unit", *unit) < 0.5 else -1 for unit in units], dtype=np.float64)
+    return Table(names, units, choice_AU * turn_U, strength_AU * turn_U, turn_U)

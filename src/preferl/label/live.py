@@ -28,7 +28,7 @@ from preferl.label import export
 from preferl.label.accounts import Accounts
 from preferl.label.judgements import Item, labels, read_items, read_judgements
 from preferl.label.schema import DATABASE, items
-from preferl.label.store import Answer, Store, project_of
+from preferl.label.store import Answer, Store, order_for, project_of
 from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
@@ -128,7 +128,13 @@ def simulate(config: SimulateConfig, store: Store) -> None:
     with store.database.read() as connection:
         done = {j.item_id for j in read_judgements(connection) if j.annotator_id == account.id}
         open_items = [item for item in read_items(connection).values() if item.id not in done]
-    chosen = open_items[: config.count or None]
+        seed = project_of(connection).seed
+    # As this annotator is shown them.
+    chosen = [
+        dataclasses.replace(item, responses=[item.responses[i] for i in order])
+        for item in open_items[: config.count or None]
+        for order in [order_for(seed, item.id, account.id, len(item.responses))]
+    ]
     rng = np.random.default_rng([config.seed, len(done)])
     answers = judged_pairs(annotator, [item for item in chosen if len(item.responses) == 2], rng)
     rankings = [item for item in chosen if len(item.responses) > 2]

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    URL,
     Boolean,
     Column,
     Connection,
@@ -144,16 +145,19 @@ class Database:
     SQLite runs in WAL mode with ``synchronous=FULL``: what was committed survives a kill and a power cut.
     """
 
-    def __init__(self, url: str):
-        self.url = normal_url(url)
+    def __init__(self, url: str | URL):
+        self.url = parse_url(url)
         self.engine = connect(self.url)
         self.writing = threading.Lock()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database."""
-        with self.engine.connect() as connection, connection.begin():
-            yield connection
+        with self.engine.connect() as connection:
+            if self.engine.dialect.name == "postgresql":
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
@@ -169,7 +173,7 @@ class Database:
         self.engine.dispose()
 
 
-def open_database(url: str) -> Database:
+def open_database(url: str | URL) -> Database:
     """Connects, and brings the tables to the newest migration.
 
     Raises:
@@ -225,48 +229,51 @@ def alembic_config() -> Any:
     return config
 
 
-def normal_url(url: str) -> str:
+def parse_url(url: str | URL) -> URL:
     """A file name as SQLite's URL, and PostgreSQL's URLs with the driver.
 
     Raises:
-        UsageError: another kind of database.
+        UsageError: another kind of database, or none that could keep anything.
     """
+    if isinstance(url, URL):
+        return url
     if "://" not in url:
-        return f"sqlite:///{url}"
-    scheme, rest = url.split("://", 1)
-    if scheme in ("postgres", "postgresql"):
-        return f"postgresql+psycopg://{rest}"
-    if scheme not in ("sqlite", "postgresql+psycopg"):
-        raise UsageError(
-            f"--db {scheme}://… is not supported; use a file name (SQLite) or a postgresql:// URL"
-        )
-    return url
-
-
-def shown(url: str) -> str:
-    """A URL without its password."""
-    return make_url(url).render_as_string(hide_password=True)
-
-
-def connect(url: str) -> Engine:
+        # Not as text: a question mark in a file's name would start the URL's options.
+        return URL.create("sqlite", database=url)
     try:
         parsed = make_url(url)
-        if parsed.get_backend_name() == "postgresql":
-            return create_engine(parsed, pool_size=10, max_overflow=30, pool_pre_ping=True)
-        if not parsed.database or parsed.database == ":memory:":
-            raise UsageError("--db must name a file: judgements in memory would be lost")
-        path = Path(parsed.database).absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Judgements and password hashes are nobody else's business; SQLite's other files follow this one.
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
-        engine = create_engine(parsed, pool_size=10, max_overflow=30)
     except ArgumentError as error:
+        raise UsageError("--db is no URL; use a file name or postgresql://…") from error
+    if parsed.drivername in ("postgres", "postgresql"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise UsageError("--db must name a file: judgements in memory would be lost")
+    if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
         raise UsageError(
-            f"--db '{url}' is no database URL; use a file name or a postgresql:// URL"
-        ) from error
-    except (ModuleNotFoundError, NoSuchModuleError) as error:
-        raise UsageError("PostgreSQL needs its driver: pip install 'preferl[postgres]'") from error
+            f"--db {parsed.drivername}://… is not supported; use a file name (SQLite) or postgresql://…"
+        )
+    return parsed
+
+
+def shown(url: URL) -> str:
+    """What a person is told of a database: its file, or its URL without the password."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    return url.render_as_string(hide_password=True)
+
+
+def connect(url: URL) -> Engine:
+    if url.get_backend_name() == "postgresql":
+        try:
+            return create_engine(url, pool_size=10, max_overflow=30, pool_pre_ping=True)
+        except (ModuleNotFoundError, NoSuchModuleError) as error:
+            raise UsageError("PostgreSQL needs its driver: pip install 'preferl[postgres]'") from error
+    path = Path(str(url.database)).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Judgements and password hashes are nobody else's business; SQLite's other files follow this one.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+    engine = create_engine(url, pool_size=10, max_overflow=30)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, record: Any) -> None:

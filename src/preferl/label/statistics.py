@@ -31,7 +31,9 @@ def dashboard(store: Store) -> Row:
         judgements = read_judgements(connection)
         texts = read_items(connection)
         open_claims = connection.scalar(
-            select(func.count()).select_from(assignments).where(assignments.c.state == "open")
+            select(func.count())
+            .select_from(assignments)
+            .where(assignments.c.state == "open", assignments.c.leased_until > store.clock())
         )
         taken = connection.execute(
             select(items.c.taken, func.count()).where(items.c.gold.is_(None)).group_by(items.c.taken)
@@ -143,14 +145,13 @@ def same_choice(table: Table) -> float | str:
 def annotator_row(project: Project, name: str, own: Sequence[Judgement], texts: dict[int, Item]) -> Row:
     """How one annotator works."""
     judged = [j for j in own if j.ranks is not None]
-    choices = [choice for j in judged for _, choice in j.choices()]
     return {
         "name": name,
         "judged": len(judged),
         "skipped": sum(j.ranks is None for j in own),
         "flagged": sum(j.flagged for j in own),
-        "ties": share(sum(choice == 0 for choice in choices), len(choices)),
-        "both_bad": share(sum(j.both_bad for j in judged), len(judged)),
+        "ties": share(ties(j) for j in judged),
+        "both_bad": share((int(j.both_bad), 1) for j in judged),
         "median_seconds": median_seconds(project, judged),
         "first_wins": first_wins(judged),
         "flips": flips(judged),
@@ -163,12 +164,24 @@ def median_seconds(project: Project, judged: Sequence[Judgement]) -> float | Non
     return median(min(j.seconds, project.idle_seconds) for j in judged) if judged else None
 
 
-def share(count: int, total: int) -> Row | None:
-    """A proportion with Wilson's 95 % interval, or None of nothing."""
-    if not total:
+def share(counts: Iterable[tuple[int, int]]) -> Row | None:
+    """A proportion with Wilson's 95 % interval, or None of nothing.
+
+    Args:
+        counts: successes and trials of each judgement. The pairs of one ranking hang together, so that a
+            judgement is one observation in the interval, however many pairs it decides.
+    """
+    rows = [(count, total) for count, total in counts if total]
+    if not rows:
         return None
-    low, high = wilson_interval(count, total)
-    return {"share": count / total, "low": low, "high": high, "count": count, "total": total}
+    found = sum(count for count, _ in rows) / sum(total for _, total in rows)
+    low, high = wilson_interval(found * len(rows), len(rows))
+    return {"share": found, "low": low, "high": high, "total": len(rows)}
+
+
+def ties(j: Judgement) -> tuple[int, int]:
+    choices = [choice for _, choice in j.choices()]
+    return choices.count(0), len(choices)
 
 
 def first_wins(judged: Sequence[Judgement]) -> Row | None:
@@ -176,45 +189,37 @@ def first_wins(judged: Sequence[Judgement]) -> Row | None:
 
     ``biased``: the interval does not hold one half.
     """
-    wins = total = 0
+    counts = []
     for j in judged:
         place = {response: position for position, response in enumerate(j.order)}
-        for (a, b), choice in j.choices():
-            if choice:
-                total += 1
-                wins += (choice > 0) == (place[a] < place[b])
-    found = share(wins, total)
+        won = [(choice > 0) == (place[a] < place[b]) for (a, b), choice in j.choices() if choice]
+        counts.append((sum(won), len(won)))
+    found = share(counts)
     return found and found | {"biased": not found["low"] <= 0.5 <= found["high"]}
 
 
 def flips(judged: Sequence[Judgement]) -> Row | None:
     """Of the pairs that an annotator decided twice, the share decided the other way the second time."""
     first = {j.item_id: dict(j.choices()) for j in judged if j.purpose == "label"}
-    turned = total = 0
+    counts = []
     for j in judged:
-        if j.purpose != "repeat" or j.item_id not in first:
-            continue
-        for pair, choice in j.choices():
-            before = first[j.item_id][pair]
-            if choice and before:
-                total += 1
-                turned += choice != before
-    return share(turned, total)
+        if j.purpose == "repeat" and j.item_id in first:
+            before = first[j.item_id]
+            turned = [choice != before[pair] for pair, choice in j.choices() if choice and before[pair]]
+            counts.append((sum(turned), len(turned)))
+    return share(counts)
 
 
 def gold_accuracy(judged: Sequence[Judgement], texts: dict[int, Item]) -> Row | None:
     """Share of the pairs with a known answer that were judged so; a tie is not."""
-    right = total = 0
+    counts = []
     for j in judged:
         gold = texts[j.item_id].gold
-        if j.purpose != "gold" or gold is None:
-            continue
-        for (a, b), choice in j.choices():
-            answer = int(np.sign(gold[b] - gold[a]))
-            if answer:
-                total += 1
-                right += choice == answer
-    return share(right, total)
+        if j.purpose == "gold" and gold is not None:
+            answers = [(int(np.sign(gold[b] - gold[a])), choice) for (a, b), choice in j.choices()]
+            right = [choice == answer for answer, choice in answers if answer]
+            counts.append((sum(right), len(right)))
+    return share(counts)
 
 
 def selection_rows(people: Sequence[Judgement]) -> list[Row]:
@@ -223,12 +228,11 @@ def selection_rows(people: Sequence[Judgement]) -> list[Row]:
     for selected in ("random", "informative"):
         own = [j for j in labels(people) if j.selected == selected]
         if own:
-            choices = [choice for j in own for _, choice in j.choices()]
             rows.append(
                 {
                     "selected": selected,
                     "judgements": len(own),
-                    "ties": share(sum(choice == 0 for choice in choices), len(choices)),
+                    "ties": share(ties(j) for j in own),
                     "same_choice": same_choice(table_of(own)),
                 }
             )
@@ -241,7 +245,8 @@ def same_as_people(simulated: Sequence[Judgement], people: Sequence[Judgement]) 
     for j in labels(people):
         for pair, choice in j.choices():
             votes[j.item_id, pair] += choice
-    products = [
-        choice * votes[j.item_id, pair] for j in labels(simulated, "sim") for pair, choice in j.choices()
-    ]
-    return share(sum(p > 0 for p in products), sum(p != 0 for p in products))
+    counts = []
+    for j in labels(simulated, "sim"):
+        products = [choice * votes[j.item_id, pair] for pair, choice in j.choices()]
+        counts.append((sum(p > 0 for p in products), sum(p != 0 for p in products)))
+    return share(counts)

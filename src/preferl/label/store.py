@@ -9,6 +9,7 @@ round, some of his own again (``repeat``).
 import dataclasses
 import hashlib
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from preferl.label.schema import Database, assignments, events, items, settings
 from preferl.runs.errors import UsageError
 
 MOST_REASON = 2000
+PROJECT_ID = "id"  # beside the settings
 STRENGTHS = range(-3, 4)
 
 
@@ -134,6 +136,15 @@ class Store:
 
     # ------------------------------------------------------------------------------------------- the project
 
+    def project_id(self) -> str:
+        """A random name of this project, which sessions and drafts carry."""
+        with self.database.write() as connection:
+            found = connection.scalar(select(settings.c.value).where(settings.c.name == PROJECT_ID))
+            if found is None:
+                found = secrets.token_hex(8)
+                connection.execute(insert(settings).values(name=PROJECT_ID, value=found))
+            return found
+
     def project(self) -> Project:
         with self.database.read() as connection:
             return project_of(connection)
@@ -145,7 +156,13 @@ class Store:
             UsageError: a value out of range, or an overlap below what items already have.
         """
         with self.database.write() as connection:
-            project = dataclasses.replace(project_of(connection), **changes)
+            before = project_of(connection)
+            project = dataclasses.replace(before, **changes)
+            if project.seed != before.seed and connection.scalar(select(func.count()).select_from(items)):
+                raise UsageError(
+                    f"seed is {before.seed} and there are items: their order hangs on it; start a project of "
+                    f"its own (--db) for another seed"
+                )
             most = connection.scalar(select(func.max(assignments.c.slot))) or 0
             if project.overlap < most:
                 raise UsageError(f"overlap {project.overlap} is below {most}, which some items have already")
@@ -188,9 +205,11 @@ class Store:
 
     def set_scores(self, scores: dict[int, float]) -> None:
         """New scores of items, for informative selection: larger ones are labelled first."""
-        with self.database.write() as connection:
-            for item_id, score in scores.items():
-                connection.execute(update(items).where(items.c.id == item_id).values(score=score))
+        if scores:
+            rows = [{"item": item_id, "value": score} for item_id, score in scores.items()]
+            statement = update(items).where(items.c.id == bindparam("item")).values(score=bindparam("value"))
+            with self.database.write() as connection:
+                connection.execute(statement, rows)
 
     # -------------------------------------------------------------------------------------------- annotating
 
@@ -208,7 +227,9 @@ class Store:
                 release_expired(connection, now)
                 row = self.assign(connection, project, annotator_id, now)
             elif row.leased_until < now + project.lease_seconds / 2:
-                extend_lease(connection, row.id, now + project.lease_seconds)
+                # Who comes back after the lease begins anew, in the statistics of time too.
+                opened = now if row.leased_until < now else row.opened_at
+                extend_lease(connection, row.id, leased_until=now + project.lease_seconds, opened_at=opened)
             claim = None if row is None else claim_of(connection, row)
             return View(project, claim, progress_of(connection, project, annotator_id))
 
@@ -220,7 +241,7 @@ class Store:
         def falls(name: str, share: float) -> bool:
             return share > 0 and chance(project.seed, annotator_id, count, name) < share
 
-        choices: list[tuple[str, str, Row | None]] = []
+        choices: list[tuple[str, Any, Row | None]] = []
         if falls("gold", project.gold_share):
             choices.append(("gold", "random", next_gold(connection, annotator_id)))
         if not any(item for _, _, item in choices) and falls("repeat", project.repeat_share):
@@ -228,7 +249,8 @@ class Store:
         if not any(item for _, _, item in choices):
             informative = project.selection == "informative" and not falls("random", project.random_share)
             selected = "informative" if informative else "random"
-            choices.append(("label", selected, next_item(connection, project, annotator_id, selected)))
+            item = next_item(connection, project, annotator_id, selected)
+            choices.append(("label", item and how_selected(connection, item, selected), item))
         for purpose, selected, item in choices:
             if item is not None:
                 lease = now + project.lease_seconds
@@ -245,7 +267,8 @@ class Store:
             row = own_assignment(connection, annotator_id, assignment_id)
             if row.state != "open":
                 raise Refused("this item is not open any more")
-            extend_lease(connection, row.id, self.clock() + project_of(connection).lease_seconds)
+            until = self.clock() + project_of(connection).lease_seconds
+            extend_lease(connection, row.id, leased_until=until)
 
     def submit(self, annotator_id: int, assignment_id: int, nonce: str, answer: Answer) -> int:
         """Appends a judgement or a skip; returns the event's id. The same nonce again changes nothing.
@@ -269,7 +292,7 @@ class Store:
                 raise Refused("this item is answered already; undo takes the answer back")
             now = self.clock()
             values = checked(answer, row.order)
-            if row.state == "expired":
+            if row.state == "expired" and answer.ranks is not None:
                 regain(connection, project_of(connection), row)
             event_id = append(
                 connection,
@@ -331,13 +354,15 @@ class Store:
             return row.id
 
     def record(self, annotator_id: int, answers: Sequence[tuple[int, Answer]]) -> int:
-        """Answers of a simulated annotator to items, in the items' own order, beside the slots of people.
+        """Answers of a simulated annotator to items, beside the slots of people.
+
+        Answers are in the order in which ``order_for`` shows the item to this annotator, as a person's are.
 
         Returns:
             How many were new: it judges each item once.
         """
         with self.database.write() as connection:
-            now, new = self.clock(), 0
+            now, new, seed = self.clock(), 0, project_of(connection).seed
             known = set(
                 connection.scalars(
                     select(assignments.c.item_id).where(assignments.c.annotator_id == annotator_id)
@@ -346,7 +371,7 @@ class Store:
             for item_id, answer in answers:
                 if item_id in known or answer.ranks is None:
                     continue
-                order = list(range(len(answer.ranks)))
+                order = order_for(seed, item_id, annotator_id, len(answer.ranks))
                 claim = {"item_id": item_id, "annotator_id": annotator_id, "purpose": "sim", "order": order}
                 times = {"opened_at": now, "leased_until": now}
                 result = connection.execute(
@@ -380,7 +405,7 @@ class Store:
 
 
 # The statements that every page runs, built once: building one takes longer than running it.
-SETTINGS = select(settings)
+SETTINGS = select(settings).where(settings.c.name != PROJECT_ID)
 ITEM = select(items).where(items.c.id == bindparam("item"))
 OWN = select(assignments).where(
     assignments.c.id == bindparam("assignment"), assignments.c.annotator_id == bindparam("annotator")
@@ -410,6 +435,17 @@ BY_NONCE = select(events.c.id, events.c.assignment_id).where(
 )
 USED_SLOTS = select(assignments.c.slot).where(
     assignments.c.item_id == bindparam("item"), assignments.c.slot.is_not(None)
+)
+FIRST_SELECTED = (
+    select(assignments.c.selected)
+    .where(assignments.c.item_id == bindparam("item"), assignments.c.slot.is_not(None))
+    .order_by(assignments.c.id)
+    .limit(1)
+)
+FIRST_ORDER = select(assignments.c.order).where(
+    assignments.c.item_id == bindparam("item"),
+    assignments.c.annotator_id == bindparam("annotator"),
+    assignments.c.purpose == "label",
 )
 COUNT_ITEMS = select(func.count(), func.coalesce(func.sum(items.c.taken), 0))
 COUNT_OPEN = (
@@ -445,8 +481,7 @@ NEXT_ITEM = {
 
 
 def project_of(connection: Connection) -> Project:
-    found = {row.name: row.value for row in connection.execute(SETTINGS)}
-    return Project(**found)
+    return Project(**{row.name: row.value for row in connection.execute(SETTINGS)})
 
 
 def progress_of(connection: Connection, project: Project, annotator_id: int) -> Progress:
@@ -507,10 +542,8 @@ def claim_of(connection: Connection, row: Row) -> Claim:
     return Claim(row.id, item.id, item.prompt, [item.responses[i] for i in row.order], row.order, answer)
 
 
-def extend_lease(connection: Connection, assignment_id: int, until: float) -> None:
-    connection.execute(
-        update(assignments).where(assignments.c.id == assignment_id).values(leased_until=until)
-    )
+def extend_lease(connection: Connection, assignment_id: int, **values: float) -> None:
+    connection.execute(update(assignments).where(assignments.c.id == assignment_id).values(**values))
 
 
 def release_expired(connection: Connection, now: float) -> None:
@@ -592,6 +625,13 @@ def next_item(connection: Connection, project: Project, annotator_id: int, selec
     return next((row for row in found if row is not None), None)
 
 
+def how_selected(connection: Connection, item: Row, selected: str) -> str:
+    """An item's judgements all count as what its first was; without a score nothing was known about it."""
+    if item.taken:
+        return connection.scalar(FIRST_SELECTED, {"item": item.id}) or selected
+    return "random" if item.score is None else selected
+
+
 def take(
     connection: Connection,
     project: Project,
@@ -604,11 +644,14 @@ def take(
 ) -> Row:
     """Claims an item; an expired claim of the same item is taken up again."""
     order = order_for(project.seed, item.id, annotator_id, len(item.responses))
+    if purpose == "repeat":  # what was shown first comes last
+        order = connection.execute(FIRST_ORDER, {"item": item.id, "annotator": annotator_id}).scalar_one()[
+            ::-1
+        ]
     values: dict[str, Any] = {
         "slot": free_slot(connection, project, item.id) if purpose == "label" else None,
         "state": "open",
-        # A repeat shows what was first last.
-        "order": order[::-1] if purpose == "repeat" else order,
+        "order": order,
         "selected": selected,
         "opened_at": now,
         "leased_until": lease,
@@ -629,7 +672,8 @@ def checked(answer: Answer, order: Sequence[int]) -> dict[str, Any]:
     Raises:
         Refused: it does not fit the item.
     """
-    reason = answer.reason.strip()
+    # Forms send line ends as CRLF; no database of ours holds NUL.
+    reason = answer.reason.replace("\r\n", "\n").replace("\0", "").strip()
     if len(reason) > MOST_REASON:
         raise Refused(f"the reason has {len(reason)} characters; at most {MOST_REASON} are kept", 422)
     values: dict[str, Any] = {"reason": reason, "flagged": answer.flagged}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from preferl.runs import parallel
 from preferl.runs.errors import UsageError
@@ -88,6 +88,10 @@ class SamplingOptions:
     """Texts that end a response, as EOS does; they stay in it."""
     sampling_batch_size: int = 256
     """Sequences decoded at once."""
+
+
+# Each option's help is the text below its field.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class Parser(ArgumentParser):

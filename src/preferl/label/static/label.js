@@ -37,7 +37,7 @@ function describe() {
 }
 
 // ------------------------------------------------------------------------------------------------- drafts
-// One draft is kept: that of the open item. It outlives a reload, a lost connection and a closed browser.
+// One draft is kept: that of the open item of this person and project. It outlives a reload, a lost connection and a closed browser.
 
 const DRAFT = "preferl-draft";
 
@@ -48,7 +48,7 @@ function keepDraft() {
     flagged: form.elements.flagged.checked,
     reason: reason.value,
   };
-  localStorage.setItem(DRAFT, JSON.stringify({ assignment: main.dataset.assignment, values }));
+  localStorage.setItem(DRAFT, JSON.stringify({ item: main.dataset.draft, values }));
 }
 
 function restoreDraft() {
@@ -58,7 +58,7 @@ function restoreDraft() {
   } catch {
     localStorage.removeItem(DRAFT);
   }
-  if (draft?.assignment !== main.dataset.assignment) {
+  if (draft?.item !== main.dataset.draft) {
     localStorage.removeItem(DRAFT);
     return;
   }
@@ -95,12 +95,12 @@ function moveFocus(step) {
 }
 
 function submit() {
-  if (ranking) for (const card of cards()) select(card).required = choice() !== "bad";
   // The browser says what is missing.
   form.requestSubmit(form.querySelector("[value=judge]"));
 }
 
 document.addEventListener("keydown", (event) => {
+  if (event.repeat && !event.target.matches("textarea")) return; // a key that is held is pressed once
   if (event.ctrlKey && event.key === "Enter" && form) return submit();
   if (event.ctrlKey || event.metaKey || event.altKey || help?.open) return;
   if (event.target.matches("textarea, select, input[type=text]")) {
@@ -155,24 +155,28 @@ function startDrag(card, start) {
 }
 
 function drop(card, { over, how }) {
+  // Groups of equal place, best first; then what has no place yet, in the order of the page. Where nothing
+  // has one, the page is the ranking.
   const others = cards().filter((other) => other !== card);
-  // Groups of equal place, in the order of the page; a card without a place is a group of its own.
+  const untouched = cards().every((other) => !select(other).value);
+  const rank = (other) => Number(select(other).value || Infinity);
   const groups = [];
-  let last = null;
-  for (const other of others) {
-    const place = select(other).value;
-    if (place && place === last) groups.at(-1).push(other);
+  for (const other of [...others].sort((a, b) => rank(a) - rank(b))) {
+    const last = groups.at(-1);
+    if (last && rank(other) < Infinity && rank(other) === rank(last[0])) last.push(other);
     else groups.push([other]);
-    last = place;
   }
   const at = groups.findIndex((group) => group.includes(over));
   if (how === "onto") groups[at].push(card);
   else groups.splice(how === "before" ? at : at + 1, 0, [card]);
+  // What was moved has a place now, and so has all that stands before it.
+  const moved = groups.findIndex((group) => group.includes(card));
   let place = 1;
-  for (const group of groups) {
+  for (const [i, group] of groups.entries()) {
+    const placed = untouched || i <= moved || group.some((member) => select(member).value);
     for (const member of group) {
       ranking.append(member);
-      select(member).value = String(place);
+      select(member).value = placed ? String(place) : "";
     }
     place += group.length;
   }
@@ -182,14 +186,21 @@ function drop(card, { over, how }) {
 
 // -------------------------------------------------------------------------------------------------- start
 
+function demandPlaces() {
+  // The server asks for places too; here the browser shows where one is missing.
+  if (ranking) for (const card of cards()) select(card).required = choice() !== "bad";
+}
+
 function changed() {
   describe();
+  demandPlaces();
   keepDraft();
 }
 
 if (form) {
   restoreDraft();
   describe();
+  demandPlaces();
   form.addEventListener("input", changed);
   // Places are sent in the order in which the page came, wherever dragging has put the cards.
   if (ranking) form.addEventListener("formdata", ({ formData }) => {
@@ -209,6 +220,7 @@ if (ranking) {
   });
   cards()[0].focus({ preventScroll: true });
 }
+if (!form) localStorage.removeItem(DRAFT);
 if (help) {
   const button = document.getElementById("help-button");
   button.hidden = false;
