@@ -79,6 +79,7 @@ MODELS = "tests/models/test_models.py::"
 PACKING = "tests/models/test_packing.py::"
 SAMPLING = "tests/sampling/test_sampling.py::"
 CHAT = "tests/data/test_chat.py::"
+LABEL = "tests/label/"
 SFT = "tests/stages/test_sft.py::"
 DPO = "tests/stages/test_dpo.py::"
 REWARD = "tests/stages/test_reward.py::"
@@ -402,6 +403,46 @@ MUTANTS = (
            (MODELS + "test_reward_models_load_with_plain_transformers_up_to_a_constant[llama]",)),
     Mutant("reward-scaled-the-wrong-way", "models/reward.py", "head.weight.div_(sd)", "head.weight.mul_(sd)",
            (MODELS + "test_reward_models_load_with_plain_transformers_up_to_a_constant[llama]",)),
+    # ------------------------------------------------------------------------------------ labelling by people
+    Mutant("one-slot-too-many", "label/store.py", "range(1, project.overlap + 1)",
+           "range(1, project.overlap + 2)",
+           (LABEL + "test_store.py::test_people_at_once_never_get_the_same_slot",
+            LABEL + "test_store.py::test_a_late_answer_counts_while_the_slot_is_free",
+            LABEL + "test_store.py::test_a_lease_that_ran_out_gives_the_item_to_somebody_else")),
+    Mutant("strength-as-shown", "label/store.py", "strength if order[0] == 0 else -strength", "strength",
+           (LABEL + "test_store.py::test_what_is_stored_is_in_the_items_own_order",)),
+    Mutant("ranks-as-shown", "label/store.py", "own = dict(zip(order, shown, strict=True))",
+           "own = dict(enumerate(shown))",
+           (LABEL + "test_store.py::test_what_is_stored_is_in_the_items_own_order",)),
+    Mutant("repeats-not-turned-round", "label/store.py", "first.scalar_one()[::-1]", "first.scalar_one()",
+           (LABEL + "test_store.py::test_repeats_come_later_and_turned_round",)),
+    Mutant("leases-without-end", "label/store.py", 'assignments.c.leased_until < bindparam("now")',
+           'assignments.c.leased_until < bindparam("now") - 1e9',
+           (LABEL + "test_store.py::test_a_lease_that_ran_out_gives_the_item_to_somebody_else",)),
+    Mutant("others-items-answered", "label/store.py",
+           'bindparam("assignment"), assignments.c.annotator_id == bindparam("annotator")',
+           'bindparam("assignment"), bindparam("annotator") > 0',
+           (LABEL + "test_store.py::test_others_items_cannot_be_judged",)),
+    Mutant("nonce-unread", "label/store.py", "                return before.id\n", "                pass\n",
+           (LABEL + "test_store.py::test_the_same_nonce_is_one_judgement",)),
+    Mutant("units-not-turned", "label/judgements.py", "1 if chance(\"unit\", *unit) < 0.5 else -1", "1",
+           (LABEL + "test_statistics.py::test_agreement_does_not_hang_on_the_order_of_the_file",)),
+    Mutant("every-pair-an-observation", "label/statistics.py",
+           "wilson_interval(found * len(rows), len(rows))",
+           "wilson_interval(*map(sum, zip(*rows, strict=True)))",
+           (LABEL + "test_statistics.py::test_a_ranking_is_one_observation",)),
+    Mutant("dawid-skene-transposed", "maths/agreement.py", '"aud,acd->uc"', '"aud,adc->uc"',
+           ("tests/maths/test_agreement.py::test_the_posterior_is_bayes_rule_by_enumeration",)),
+    Mutant("posterior-not-turned-back", "label/export.py", "fit.values_C * turn", "fit.values_C",
+           (LABEL + "test_export.py::test_careless_annotators_are_outweighed",)),
+    Mutant("cross-site-posts", "label/app.py", 'return site not in ("same-origin", "none")', "return False",
+           (LABEL + "test_pages.py::test_posts_from_other_sites_are_refused",)),
+    Mutant("sessions-of-any-project", "label/app.py",
+           'if session.get("project") == project_id else None',
+           "if True else None", (LABEL + "test_pages.py::test_a_session_is_of_one_project",)),
+    Mutant("formulas-in-csv", "label/export.py", "value.startswith(FORMULA_STARTS)",
+           'value.startswith("=")',
+           (LABEL + "test_pages.py::test_no_cell_of_a_csv_is_a_formula",)),
 )  # fmt: skip
 
 

@@ -304,6 +304,7 @@ def test_a_lease_that_ran_out_gives_the_item_to_somebody_else(store, accounts, c
     assert store.claim(bob) is None
     clock.now += 20
     theirs = store.claim(bob)
+    assert theirs is not None
     assert theirs.item_id == claim.item_id
     with pytest.raises(Refused, match="not open"):
         store.renew(ann, claim.id)

@@ -645,9 +645,8 @@ def take(
     """Claims an item; an expired claim of the same item is taken up again."""
     order = order_for(project.seed, item.id, annotator_id, len(item.responses))
     if purpose == "repeat":  # what was shown first comes last
-        order = connection.execute(FIRST_ORDER, {"item": item.id, "annotator": annotator_id}).scalar_one()[
-            ::-1
-        ]
+        first = connection.execute(FIRST_ORDER, {"item": item.id, "annotator": annotator_id})
+        order = first.scalar_one()[::-1]
     values: dict[str, Any] = {
         "slot": free_slot(connection, project, item.id) if purpose == "label" else None,
         "state": "open",
