@@ -491,7 +491,18 @@ def test_exports_come_in_every_layout(visit, store, accounts):
         assert answer.headers["content-disposition"] == 'attachment; filename="judgements.jsonl"'
     assert len(client.get("/export/ranking?aggregate=majority").text.splitlines()) == 3
     for bad in ("/export/xml", "/export/ranking?aggregate=best", "/export/ranking?kind=alien"):
-        assert client.get(bad).status_code == 404
+        assert client.get(bad).status_code == 422
+
+
+def test_what_a_layout_cannot_hold_is_said(visit, store, accounts):
+    plain(store)
+    store.add_items(triples(1))
+    client = visit("Lea", role="lead")
+    empty = client.get("/export/ranking?aggregate=dawid_skene")
+    assert (empty.status_code, "no judgements" in empty.text) == (409, True)
+    judge_all(store, accounts.add("Bob").id, lambda claim: Answer(ranks=[1, 2, 3]))
+    answer = client.get("/export/comparison")
+    assert (answer.status_code, "write rankings or pairs" in answer.text) == (409, True)
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import Depends, FastAPI, Form, Request, Response
+from fastapi import Depends, FastAPI, Form, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
@@ -25,6 +25,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preferl import __version__
+from preferl.data.records import DataError
 from preferl.label import export, statistics
 from preferl.label.accounts import Account, Accounts, TooManyAttempts
 from preferl.label.store import MOST_REASON, Answer, Refused, Store, View
@@ -244,13 +245,11 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
     @app.get("/export/{name}")
     def download(
         account: Annotated[Account, Depends(lead)],
-        name: Annotated[str, PathParameter(pattern="^[a-z_]+$", max_length=20)],
-        aggregate: str = "none",
-        kind: str = "human",
+        name: Annotated[str, PathParameter(pattern=one_of(export.FORMATS))],
+        aggregate: Annotated[str, Query(pattern=one_of(export.AGGREGATES))] = "none",
+        kind: Annotated[str, Query(pattern=one_of(export.KINDS))] = "human",
     ) -> Response:
         """The judgements as a file."""
-        if name not in export.FORMATS or aggregate not in export.AGGREGATES or kind not in export.KINDS:
-            raise Refused("there is no such export", 404)
         body, media, ending = export.as_bytes(store, name, aggregate, kind)
         return Response(
             body,
@@ -272,10 +271,15 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
     def refused(request: Request, error: Refused) -> Response:
         return pages.error(error.status, str(error))
 
+    @app.exception_handler(DataError)
+    @app.exception_handler(UsageError)
+    def impossible(request: Request, error: Exception) -> Response:
+        return pages.error(409, str(error))
+
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
         fields = sorted({str(entry["loc"][-1]) for entry in error.errors()})
-        return pages.error(422, f"The form was not understood: {', '.join(fields)}.")
+        return pages.error(422, f"The request was not understood: {', '.join(fields)}.")
 
     @app.exception_handler(HTTPException)
     def http_error(request: Request, error: HTTPException) -> Response:
@@ -294,6 +298,10 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
     app.add_middleware(Guard)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(options.hosts), www_redirect=False)
     return app
+
+
+def one_of(words: tuple[str, ...]) -> str:
+    return f"^({'|'.join(words)})$"
 
 
 def see(path: str) -> Response:

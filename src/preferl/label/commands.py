@@ -28,6 +28,14 @@ usage: preferl label --items F [--db URL] [options]   serve the labelling pages
        preferl label refit [--db URL] [options]       train reward models meanwhile, and choose items by them
 `preferl label --help` and `preferl label COMMAND --help` list the options.
 """
+ABOUT = {
+    "": "Serve the labelling pages. Other commands: preferl label user | export | simulate | feed | refit.",
+    "user": "preferl label user NAME: add a person, or a new one-time link; --password asks for a password.",
+    "export": "preferl label export OUT: write what was judged.",
+    "simulate": "Let a simulated annotator judge the items that people judge.",
+    "feed": "Sample new items from a policy while people label.",
+    "refit": "Train reward models while people label, and let them choose the next items.",
+}
 KEEP_ALIVE_SECONDS = 75  # people read for a while between two requests
 
 
@@ -113,7 +121,7 @@ def main(arguments: list[str]) -> int:
             return write_export(Path(out), rest)
         case [("user" | "export") as command, "--help" | "-h"]:
             config_class = {"user": UserConfig, "export": ExportConfig}[command]
-            parser_for(config_class, f"preferl label {command}", USAGE).parse_args(["--help"])
+            parsed(config_class, command, ["--help"])
         case [("simulate" | "feed" | "refit") as command, *rest]:
             return beside(command, rest)
         case [word, *_] if not word.startswith("-"):
@@ -124,7 +132,7 @@ def main(arguments: list[str]) -> int:
 
 def parsed(config_class: type, command: str, arguments: list[str]) -> Any:
     """A command's options."""
-    parser = parser_for(config_class, f"preferl label {command}".strip(), USAGE)
+    parser = parser_for(config_class, f"preferl label {command}".strip(), ABOUT[command])
     return instantiate(parser, config_class, parser.parse_args(arguments))
 
 

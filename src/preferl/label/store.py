@@ -241,21 +241,17 @@ class Store:
         def falls(name: str, share: float) -> bool:
             return share > 0 and chance(project.seed, annotator_id, count, name) < share
 
-        choices: list[tuple[str, Any, Row | None]] = []
+        item, purpose, selected = None, "label", "random"
         if falls("gold", project.gold_share):
-            choices.append(("gold", "random", next_gold(connection, annotator_id)))
-        if not any(item for _, _, item in choices) and falls("repeat", project.repeat_share):
-            choices.append(("repeat", "random", next_repeat(connection, project, annotator_id)))
-        if not any(item for _, _, item in choices):
+            item, purpose = next_gold(connection, annotator_id), "gold"
+        if item is None and falls("repeat", project.repeat_share):
+            item, purpose = next_repeat(connection, project, annotator_id), "repeat"
+        if item is None:
             informative = project.selection == "informative" and not falls("random", project.random_share)
             selected = "informative" if informative else "random"
-            item = next_item(connection, project, annotator_id, selected)
-            choices.append(("label", item and how_selected(connection, item, selected), item))
-        for purpose, selected, item in choices:
-            if item is not None:
-                lease = now + project.lease_seconds
-                return take(connection, project, annotator_id, item, purpose, selected, now, lease)
-        return None
+            item, purpose = next_item(connection, project, annotator_id, selected), "label"
+            selected = how_selected(connection, item, selected) if item is not None else selected
+        return None if item is None else take(connection, project, annotator_id, item, purpose, selected, now)
 
     def renew(self, annotator_id: int, assignment_id: int) -> None:
         """A sign of life: the lease of an open item starts again.
@@ -640,7 +636,6 @@ def take(
     purpose: str,
     selected: str,
     now: float,
-    lease: float,
 ) -> Row:
     """Claims an item; an expired claim of the same item is taken up again."""
     order = order_for(project.seed, item.id, annotator_id, len(item.responses))
@@ -653,7 +648,7 @@ def take(
         "order": order,
         "selected": selected,
         "opened_at": now,
-        "leased_until": lease,
+        "leased_until": now + project.lease_seconds,
     }
     key = {"item_id": item.id, "annotator_id": annotator_id, "purpose": purpose}
     same = and_(*(assignments.c[name] == value for name, value in key.items()))
