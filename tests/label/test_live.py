@@ -16,8 +16,9 @@ from preferl.label import live
 from preferl.label.accounts import Accounts
 from preferl.label.judgements import Item, read_items
 from preferl.label.schema import items
+from preferl.runs.directory import StageRecord
 from preferl.runs.errors import UsageError
-from projects import FIRST, judgements, pairs, people, plain, triples
+from projects import FIRST, judge_all, judgements, pairs, people, plain, triples
 
 NOUNS = ("apple", "river", "house", "stone", "cloud", "table")
 
@@ -179,6 +180,23 @@ def test_reward_models_are_refitted_and_score_what_is_left(store, accounts, poli
         order.append(claim.item_id)
         store.submit(bob, claim.id, f"b-nonce-{i}", prefer_first(claim))
     assert order == sorted(untouched, key=lambda item: -scored[item])[:5]
+
+
+@pytest.mark.slow
+def test_a_reward_model_learns_what_people_said(store, accounts, policy_directory, tmp_path):
+    """The file of ``preferl label export`` is what ``preferl reward --dataset_name`` reads."""
+    plain(store)
+    store.add_items(friendly(260))
+    (ann,) = people(accounts, 1)
+    judge_all(store, ann, prefer_first)
+    out, stage = tmp_path / "labels.jsonl", tmp_path / "reward"
+    assert main(["label", "export", str(out), "--db", str(tmp_path / "label.sqlite")]) == 0
+    options = {
+        "model_name_or_path": policy_directory, "dataset_name": out, "output_dir": stage,
+        "num_train_epochs": 4, "num_evals": 3, "device": "cpu", "num_threads": 1,
+    }  # fmt: skip
+    assert main(["reward", *(f"--{name}={value}" for name, value in options.items())]) == 0
+    assert StageRecord(stage).summary["eval_accuracy"] > 0.9
 
 
 def test_disagreement_is_that_of_differences(store):
