@@ -229,7 +229,7 @@ class Store:
             elif row.leased_until < now + project.lease_seconds / 2:
                 # Who comes back after the lease begins anew, in the statistics of time too.
                 opened = now if row.leased_until < now else row.opened_at
-                extend_lease(connection, row.id, leased_until=now + project.lease_seconds, opened_at=opened)
+                change(connection, row.id, leased_until=now + project.lease_seconds, opened_at=opened)
             claim = None if row is None else claim_of(connection, row)
             return View(project, claim, progress_of(connection, project, annotator_id))
 
@@ -264,7 +264,7 @@ class Store:
             if row.state != "open":
                 raise Refused("this item is not open any more")
             until = self.clock() + project_of(connection).lease_seconds
-            extend_lease(connection, row.id, leased_until=until)
+            change(connection, row.id, leased_until=until)
 
     def submit(self, annotator_id: int, assignment_id: int, nonce: str, answer: Answer) -> int:
         """Appends a judgement or a skip; returns the event's id. The same nonce again changes nothing.
@@ -273,8 +273,7 @@ class Store:
             Refused: the item is not this annotator's, was answered before, was given to somebody else after
                 the lease ran out, or the answer does not fit it.
         """
-        if not 8 <= len(nonce) <= 64:
-            raise Refused("nonce must have 8 to 64 characters", 422)
+        check_nonce(nonce)
         with self.database.write() as connection:
             row = own_assignment(connection, annotator_id, assignment_id)
             before = connection.execute(BY_NONCE, {"annotator": annotator_id, "nonce": nonce}).first()
@@ -300,11 +299,10 @@ class Store:
                 at=now,
                 **values,
             )
-            state: dict[str, Any] = {"state": "done", "event_id": event_id}
             if answer.ranks is None:
-                state = {"state": "left", "event_id": event_id, "slot": None}
                 give_back(connection, row.id)
-            connection.execute(update(assignments).where(assignments.c.id == row.id).values(**state))
+            state = "left" if answer.ranks is None else "done"
+            change(connection, row.id, state=state, event_id=event_id)
             return event_id
 
     def undo(self, annotator_id: int, nonce: str) -> int | None:
@@ -313,8 +311,7 @@ class Store:
         Raises:
             Refused: the item was skipped and has gone to somebody else.
         """
-        if not 8 <= len(nonce) <= 64:
-            raise Refused("nonce must have 8 to 64 characters", 422)
+        check_nonce(nonce)
         with self.database.write() as connection:
             before = connection.execute(BY_NONCE, {"annotator": annotator_id, "nonce": nonce}).first()
             if before is not None:
@@ -342,11 +339,8 @@ class Store:
                 seconds=0.0,
                 at=now,
             )
-            connection.execute(
-                update(assignments)
-                .where(assignments.c.id == row.id)
-                .values(state="open", event_id=None, opened_at=now, leased_until=now + project.lease_seconds)
-            )
+            lease = now + project.lease_seconds
+            change(connection, row.id, state="open", event_id=None, opened_at=now, leased_until=lease)
             return row.id
 
     def record(self, annotator_id: int, answers: Sequence[tuple[int, Answer]]) -> int:
@@ -384,9 +378,7 @@ class Store:
                     at=now,
                     **checked(answer, order),
                 )
-                connection.execute(
-                    update(assignments).where(assignments.c.id == assignment_id).values(event_id=event_id)
-                )
+                change(connection, assignment_id, event_id=event_id)
                 known.add(item_id)
                 new += 1
         return new
@@ -538,7 +530,7 @@ def claim_of(connection: Connection, row: Row) -> Claim:
     return Claim(row.id, item.id, item.prompt, [item.responses[i] for i in row.order], row.order, answer)
 
 
-def extend_lease(connection: Connection, assignment_id: int, **values: float) -> None:
+def change(connection: Connection, assignment_id: int, **values: Any) -> None:
     connection.execute(update(assignments).where(assignments.c.id == assignment_id).values(**values))
 
 
@@ -547,20 +539,23 @@ def release_expired(connection: Connection, now: float) -> None:
     late = connection.scalars(LATE, {"now": now}).all()
     for assignment_id in late:
         give_back(connection, assignment_id)
-        connection.execute(
-            update(assignments).where(assignments.c.id == assignment_id).values(state="expired", slot=None)
-        )
+        change(connection, assignment_id, state="expired")
 
 
 def give_back(connection: Connection, assignment_id: int) -> None:
-    """Counts an item's slot as free, where the assignment holds one; the caller clears the slot itself."""
+    """Frees an item's slot, where the assignment holds one."""
     item_id = connection.scalar(
         select(assignments.c.item_id).where(
             assignments.c.id == assignment_id, assignments.c.slot.is_not(None)
         )
     )
     if item_id is not None:
-        connection.execute(update(items).where(items.c.id == item_id).values(taken=items.c.taken - 1))
+        change(connection, assignment_id, slot=None)
+        count_taken(connection, item_id, -1)
+
+
+def count_taken(connection: Connection, item_id: int, by: int) -> None:
+    connection.execute(update(items).where(items.c.id == item_id).values(taken=items.c.taken + by))
 
 
 def free_slot(connection: Connection, project: Project, item_id: int) -> int | None:
@@ -575,8 +570,8 @@ def regain(connection: Connection, project: Project, row: Row) -> None:
     slot = free_slot(connection, project, row.item_id)
     if slot is None:
         raise Refused("this item has gone to somebody else in the meantime; go on with the next one")
-    connection.execute(update(assignments).where(assignments.c.id == row.id).values(slot=slot))
-    connection.execute(update(items).where(items.c.id == row.item_id).values(taken=items.c.taken + 1))
+    change(connection, row.id, slot=slot)
+    count_taken(connection, row.item_id, 1)
 
 
 def append(connection: Connection, **values: Any) -> int:
@@ -656,8 +651,13 @@ def take(
     if not again:
         connection.execute(insert(assignments).values(**key, **values))
     if purpose == "label":
-        connection.execute(update(items).where(items.c.id == item.id).values(taken=items.c.taken + 1))
+        count_taken(connection, item.id, 1)
     return connection.execute(select(assignments).where(same)).one()
+
+
+def check_nonce(nonce: str) -> None:
+    if not 8 <= len(nonce) <= 64:
+        raise Refused("nonce must have 8 to 64 characters", 422)
 
 
 def checked(answer: Answer, order: Sequence[int]) -> dict[str, Any]:
