@@ -6,9 +6,8 @@ Each is a command of its own over the project's database; the pages need none of
 
 import dataclasses
 import itertools
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +25,8 @@ from preferl.judging.judges import JudgedPairs, PairwiseJudge
 from preferl.judging.scorers import Ensemble, load_scorer
 from preferl.label import export
 from preferl.label.accounts import Accounts
-from preferl.label.judgements import Item, labels, read_items, read_judgements
-from preferl.label.schema import DATABASE, items
+from preferl.label.judgements import Item, read_items, read_judgements
+from preferl.label.schema import DATABASE, assignments, items
 from preferl.label.store import Answer, Store, order_for, project_of
 from preferl.models import load
 from preferl.runs import devices
@@ -186,7 +185,7 @@ def feed(config: FeedConfig, store: Store) -> None:
     by_split = sources.load_source(**config.source()).prompts
     if not by_split.get(config.split):
         raise UsageError(f"{config.dataset_name} has no prompts in split '{config.split}'; choose another")
-    upcoming = endless(by_split[config.split], config.seed)
+    upcoming = collect.rounds(by_split[config.split], config.seed, config.split)
     policy: Path | str = config.model_name_or_path
     seen, engine, tokenizer = None, None, None
     generator = devices.generator(config.seed, "feed", str(store.clock()))
@@ -215,13 +214,6 @@ def feed(config: FeedConfig, store: Store) -> None:
         time.sleep(PAUSE_SECONDS)
 
 
-def endless(prompts: Sequence[Prompt], seed: int) -> Iterator[Prompt]:
-    """The prompts in random order, again and again."""
-    rng = random.Random(seed)
-    while True:
-        yield from rng.sample(list(prompts), len(prompts))
-
-
 def untouched(store: Store) -> int:
     with store.database.read() as connection:
         query = select(func.count()).select_from(items).where(items.c.taken == 0, items.c.gold.is_(None))
@@ -239,14 +231,7 @@ def sampled(
     """Responses of the policy to each prompt; empty and equal ones are left out."""
     K = config.num_generations
     tokens = fitting_prompt_ids(tokenizer, prompts, engine.model, config.response_length)
-    made = generate(
-        engine,
-        tokenizer,
-        [prompt for prompt in prompts for _ in range(K)],
-        [row for row in tokens for _ in range(K)],
-        sampling_for(tokenizer, config),
-        generator,
-    )
+    made = generate(engine, tokenizer, prompts, tokens, sampling_for(tokenizer, config), generator, K)
     columns = {
         "policy": str(config.model_name_or_path),
         "temperature": config.temperature,
@@ -270,8 +255,7 @@ def refit(config: RefitConfig, store: Store) -> None:
     device, _ = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     before = 0
     while True:
-        with store.database.read() as connection:
-            count = len(labels(read_judgements(connection)))
+        count = count_judgements(store)
         if config.once and not count:
             raise UsageError("there is no judgement to train on yet")
         if count and (count - before >= config.every or config.once):
@@ -280,6 +264,13 @@ def refit(config: RefitConfig, store: Store) -> None:
         if config.once:
             return
         time.sleep(PAUSE_SECONDS)
+
+
+def count_judgements(store: Store) -> int:
+    """Judgements of people that make the data set."""
+    with store.database.read() as connection:
+        wanted = (assignments.c.purpose == "label") & (assignments.c.state == "done")
+        return connection.scalar(select(func.count()).select_from(assignments).where(wanted)) or 0
 
 
 def train_and_score(config: RefitConfig, store: Store, count: int, device: Any) -> Path:

@@ -84,11 +84,14 @@ def generate(
     prompt_tokens: Sequence[Sequence[int]],
     sampling: Sampling,
     generator: torch.Generator,
+    group_size: int = 1,
 ) -> Generated:
-    """Samples one response to each prompt, as text."""
+    """Samples ``group_size`` responses to each prompt, as text; those of one prompt stand together."""
+    prompts = [prompt for prompt in prompts for _ in range(group_size)]
+    prompt_tokens = [tokens for tokens in prompt_tokens for _ in range(group_size)]
     samples, completions = sample_texts(engine, tokenizer, prompt_tokens, sampling, generator)
     return Generated(
-        prompts=list(prompts),
+        prompts=prompts,
         completions=completions,
         finished=samples.finished_B.tolist(),
         lengths=samples.mask_BT.sum(-1).tolist(),

@@ -213,14 +213,7 @@ def sample(
     for start in range(0, len(prompts), chunk):
         part = list(prompts[start : start + chunk])
         tokens = fitting_prompt_ids(tokenizer, part, engine.model, config.response_length)
-        made = generate(
-            engine,
-            tokenizer,
-            [p for p in part for _ in range(N)],
-            [t for t in tokens for _ in range(N)],
-            sampling,
-            generator,
-        )
+        made = generate(engine, tokenizer, part, tokens, sampling, generator, N)
         score_PN = scores_of(scorer, made).reshape(-1, N)
         gold_PN = None if gold is None else scores_of(gold, made).reshape(-1, N)
         finished_PN = np.array(made.finished).reshape(-1, N)

@@ -254,16 +254,8 @@ def sample_candidates(
             chunk = max(1, 4 * config.sampling_batch_size // K)
             while due:
                 part = list(itertools.islice(order, min(chunk, due)))
-                repeated = [p for p in part for _ in range(K)]
                 tokens = fitting_prompt_ids(tokenizer, part, engine.model, config.response_length)
-                made = generate(
-                    engine,
-                    tokenizer,
-                    repeated,
-                    [t for t in tokens for _ in range(K)],
-                    sampling,
-                    generator,
-                )
+                made = generate(engine, tokenizer, part, tokens, sampling, generator, K)
                 for i, prompt in enumerate(part):
                     row = slice(i * K, (i + 1) * K)
                     rows.append(Candidates(prompt, made.completions[row], made.finished[row]))
