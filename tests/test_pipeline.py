@@ -11,6 +11,7 @@ import pytest
 
 from preferl import pipeline
 from preferl.pipeline import RunConfig
+from preferl.reporting.verdict import verdict
 from preferl.runs.directory import StageRecord, stage_records
 from preferl.runs.errors import UsageError
 from preferl.stages import report
@@ -309,7 +310,7 @@ def test_the_verdict_follows_the_intervals(finished, proxy, gold, word):
             del record.summary["comparison"][name]
         else:
             record.summary["comparison"][name] |= {"difference_low": bounds[0], "difference_high": bounds[1]}
-    assert report.verdict({"evaluate": record}).word == word
+    assert verdict({"evaluate": record}).word == word
 
 
 def test_a_run_of_an_ensemble_against_a_worst_case_has_its_report(finished, tmp_path):

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from preferl import cli, pipeline, sweep, sweep_report
+from preferl import cli, pipeline, sweep
 from preferl.pipeline import RunConfig
+from preferl.reporting import sweeps
 from preferl.runs.config import instantiate, parser_for
 from preferl.runs.errors import UsageError
 from preferl.stages import reward
@@ -602,7 +603,7 @@ def rows_for(settings, metric="m", seeds=2, failed=()):
         values = {} if i in failed else {seed: 0.5 + 0.1 * i + 0.02 * seed for seed in range(seeds)}
         errors = dict.fromkeys(range(seeds), f"DivergedError: {ATTACK}") if i in failed else {}
         point = sweep.name_of(setting)
-        rows.append(sweep_report.Row(point, setting, {metric: values}, {metric: {}}, errors))
+        rows.append(sweeps.Row(point, setting, {metric: values}, {metric: {}}, errors))
     return rows
 
 
@@ -612,7 +613,7 @@ ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{1}$ _hid
 def test_everything_shown_is_escaped(tmp_path):
     settings = [{"collect.annotator": a, ATTACK: b} for a in (ATTACK, "world") for b in (ATTACK, "b")]
     rows = rows_for(settings, metric=ATTACK, failed=[3])
-    path = sweep_report.write_report(tmp_path, ATTACK, rows, {ATTACK: "reward.x"}, [0, 1], ATTACK)
+    path = sweeps.write_report(tmp_path, ATTACK, rows, {ATTACK: "reward.x"}, [0, 1], ATTACK)
     page = Page(path)
     assert not {"script", "img"} & set(page.tags)
     assert not page.fetches
@@ -624,7 +625,7 @@ def test_everything_shown_is_escaped(tmp_path):
 
 def test_plots_show_dollars_and_backslashes_as_they_are(tmp_path):
     rows = rows_for([{"reward.x": x, "reward.y": y} for x in ("$\\frac{1}$", "\\$") for y in ("$a_1$", "_b")])
-    text = Page(sweep_report.write_report(tmp_path, "", rows, {"m": "a.kl"}, [0, 1], "")).text
+    text = Page(sweeps.write_report(tmp_path, "", rows, {"m": "a.kl"}, [0, 1], "")).text
     plot = text[text.index("Curves") : text.index("Lowest at")]
     for shown in ("$\\frac{1}$", "\\$", "y = $a_1$", "y = _b"):
         assert shown in plot
@@ -647,15 +648,13 @@ def test_plots_show_dollars_and_backslashes_as_they_are(tmp_path):
 )
 def test_the_axis_fits_the_values(values, scale, tmp_path):
     rows = rows_for([{"reward.x": value} for value in values])
-    assert sweep_report.lines_of(rows, "m")[0] == sweep_report.scale_of(values) == scale
-    assert (
-        Page(sweep_report.write_report(tmp_path, "", rows, {"m": "a.kl"}, [0, 1], "")).tags.count("svg") == 1
-    )
+    assert sweeps.lines_of(rows, "m")[0] == sweeps.scale_of(values) == scale
+    assert Page(sweeps.write_report(tmp_path, "", rows, {"m": "a.kl"}, [0, 1], "")).tags.count("svg") == 1
 
 
 def test_two_keys_make_one_line_for_each_value_of_the_second():
     grid = [{"a.x": x, "b.y": y} for x, y in itertools.product([3, 1, 2], ["p", "q"])]
-    scale, ticks, lines = sweep_report.lines_of(rows_for(grid), "m")
+    scale, ticks, lines = sweeps.lines_of(rows_for(grid), "m")
     assert scale == "linear"
     assert [text for _, text in ticks] == ["1", "2", "3"]
     assert [line.label for line in lines] == ["y = p", "y = q"]
@@ -665,27 +664,27 @@ def test_two_keys_make_one_line_for_each_value_of_the_second():
 
 
 def test_a_point_without_a_number_does_not_stretch_the_axis():
-    scale, ticks, _ = sweep_report.lines_of(rows_for([{"a.x": x} for x in (1, 2, 1e30)], failed=[2]), "m")
+    scale, ticks, _ = sweeps.lines_of(rows_for([{"a.x": x} for x in (1, 2, 1e30)], failed=[2]), "m")
     assert (scale, ticks) == ("linear", [(1.0, "1"), (2.0, "2")])
 
 
 def test_too_many_lines_become_rows_of_the_table():
     grid = [{"a.x": x, "b.y": y} for x, y in itertools.product([1, 2], range(9))]
-    scale, ticks, lines = sweep_report.lines_of(rows_for(grid), "m")
+    scale, ticks, lines = sweeps.lines_of(rows_for(grid), "m")
     assert (scale, len(lines), len(ticks)) == ("rows", 1, 18)
     corners = [{"a.x": 1, "b.y": 1}, {"a.x": 2, "b.y": 2}]
-    assert sweep_report.lines_of(rows_for(corners), "m")[0] == "rows"
+    assert sweeps.lines_of(rows_for(corners), "m")[0] == "rows"
 
 
 def test_the_sentence_is_computed_from_the_numbers():
     rows = rows_for([{"reward.x": x} for x in (1, 2, 3)], failed=[2])
-    text = sweep_report.reading(rows, "m")
+    text = sweeps.reading(rows, "m")
     sd = statistics.stdev([0.5, 0.52])
     assert "Lowest at x = 1: 0.510 ± 0.014; highest at x = 2: 0.610 ± 0.014" in text
     assert f"differ by 0.100, {0.1 / sd:.1f} standard deviations over seeds" in text
     assert "± 1 standard deviation over 2 seeds" in text
     assert "1 of 3 points have no number" in text
-    assert "standard deviation" not in sweep_report.reading(rows_for([{"reward.x": 1}], seeds=1), "m")
+    assert "standard deviation" not in sweeps.reading(rows_for([{"reward.x": 1}], seeds=1), "m")
 
 
 def test_shipped_sweeps_can_run():

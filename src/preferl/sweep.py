@@ -28,12 +28,12 @@ import yaml
 from preferl import pipeline
 from preferl.data.records import DataError
 from preferl.pipeline import RunConfig
+from preferl.reporting.sweeps import Row, print_table, write_report, write_tables
 from preferl.runs.config import instantiate, parser_for, to_yaml
 from preferl.runs.directory import StageDirectory, write_atomically, write_run_files
 from preferl.runs.errors import DATA, UsageError
 from preferl.runs.progress import say
 from preferl.stages import report
-from preferl.sweep_report import Row, print_table, write_report, write_tables
 
 # Metrics of a sweep that names none: those of its stages, as far as the summaries have them.
 DEFAULT_METRICS = {

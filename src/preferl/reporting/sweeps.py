@@ -1,6 +1,6 @@
 """What a sweep shows: its table on the terminal and as files, and one page with a plot for each metric.
 
-The page is the template of ``stages/report.py`` with other content; plots are inline SVG, nothing is fetched.
+Plots are inline SVG, nothing is fetched.
 """
 
 import csv
@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from preferl import __version__
+from preferl.reporting.page import Plot, Section, Table, Verdict, draw, write_page
 from preferl.runs.directory import write_atomically
 from preferl.runs.progress import console, say
-from preferl.stages.report import Plot, Table, Verdict, draw
 
 # Okabe and Ito's palette without its yellow, which is faint on white; markers differ too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#777777")
@@ -192,23 +190,20 @@ def write_report(
     if failed:
         errors = [[row.point, str(seed), error] for row in rows for seed, error in row.errors.items()]
         tables.append(Table("Failed runs", ["point", "seed", "error"], errors))
-    environment = Environment(loader=PackageLoader("preferl.stages", "."), autoescape=True)
-    html = environment.get_template("report.html").render(
+    plots = [plot(rows, name, path) for name, path in metrics.items()]
+    return write_page(
+        root / "report.html",
         name=root.resolve().name,
-        version=__version__,
         verdict=Verdict(word, "bad" if failed else "good", text),
-        facts=[("points", str(len(rows)), "rows of the table"), ("seeds", str(len(seeds)), "each point"),
-               ("runs finished", str(count - failed), f"of {count}")],
-        plots=[plot(rows, name, path) for name, path in metrics.items()],
-        tables=tables,
-        examples=[],
-        notes=[],
+        facts=[
+            ("points", str(len(rows)), "rows of the table"),
+            ("seeds", str(len(seeds)), "each point"),
+            ("runs finished", str(count - failed), f"of {count}"),
+        ],
+        sections=[Section("Curves", plots, tables)],
         configs=[("sweep", config)],
-        stage_names=[f"{len(rows)} points x {len(seeds)} seeds"],
-    )  # fmt: skip
-    path = root / "report.html"
-    write_atomically(path, html)
-    return path
+        made_from=[f"{len(rows)} points x {len(seeds)} seeds"],
+    )
 
 
 # ------------------------------------------------------------------------------------------------- plots

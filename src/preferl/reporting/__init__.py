@@ -1,0 +1,1 @@
+"""Pages from files: what every report shows, section by section."""

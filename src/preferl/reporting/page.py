@@ -1,0 +1,176 @@
+"""What pages are made of: plots as inline SVG, tables, verdicts, sections, and the one template.
+
+Every page is a single file that loads nothing; everything shown is escaped.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from preferl import __version__
+from preferl.runs.directory import StageRecord, write_atomically
+
+# Okabe and Ito's palette: told apart with every kind of colour vision, and in print.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+MAX_TEXT = 1200  # characters of a response that a table shows
+
+Stages = dict[str, StageRecord]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An inline SVG with its title and a sentence that reads it, computed from the data."""
+
+    title: str
+    svg: Markup
+    reading: str
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``word`` in one or two words, ``tone`` good, plain or bad, ``text`` one paragraph."""
+
+    word: str
+    tone: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Plots and tables that answer one question; left out where there are none."""
+
+    title: str
+    plots: list[Plot] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+def draw(paint: Callable[[Any], None], x_label: str, y_label: str) -> Markup:
+    """One small chart as SVG; text stays text."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "preferl",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "#999999",
+        "axes.grid": True,
+        "grid.color": "#e6e6e6",
+        "legend.frameon": False,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.8, 2.9), layout="constrained")
+        axes = figure.subplots()
+        paint(axes)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return Markup(text[text.index("<svg") :].replace("<svg ", '<svg role="img" ', 1))
+
+
+def series(record: StageRecord, key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the rows that have ``key`` as a finite number."""
+    rows = [(row["step"], row[key]) for row in record.metrics if isinstance(row.get(key), int | float)]
+    return [step for step, _ in rows], [value for _, value in rows]
+
+
+def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
+    """Exponential moving average, its start corrected."""
+    out, total, norm = [], 0.0, 0.0
+    for value in values:
+        total, norm = weight * total + (1 - weight) * value, weight * norm + 1 - weight
+        out.append(total / norm)
+    return out
+
+
+def estimate(row: dict[str, Any] | None, form: Callable[[float], str]) -> str:
+    """An audit's estimate with its interval, or a dash."""
+    if row is None or row["value"] is None:
+        return "–"
+    ends = [form(row[end]) if row[end] is not None else "…" for end in ("low", "high")]
+    return f"{form(row['value'])} [{ends[0]}, {ends[1]}]"
+
+
+def short(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " …"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}\u00a0%"
+
+
+def signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def signed_percent(value: float) -> str:
+    return f"{100 * value:+.1f} %".replace("-", "−")
+
+
+def two(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def interval(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str:
+    """[low, high] of a 95 % interval."""
+    return f"[{form(row[key + '_low'])}, {form(row[key + '_high'])}]"
+
+
+def write_page(
+    path: Path,
+    name: str,
+    verdict: Verdict,
+    facts: Sequence[tuple[str, str, str]],
+    sections: Sequence[Section],
+    configs: Sequence[tuple[str, str]],
+    made_from: Sequence[str],
+    examples: Sequence[dict[str, Any]] = (),
+    notes: Sequence[str] = (),
+) -> Path:
+    """Writes one page.
+
+    Args:
+        path: the file.
+        name: of the run, the title.
+        verdict: what stands on top.
+        facts: the few numbers under it: name, value, interval or unit.
+        sections: in their order; empty ones are left out.
+        configs: title and YAML of each configuration, folded.
+        made_from: what the page was made from, for the last line.
+        examples: prompts with both responses, as ``samples.jsonl`` of evaluate has them.
+        notes: sentences about the data.
+    """
+    environment = Environment(loader=PackageLoader("preferl.reporting", "."), autoescape=True)
+    text = environment.get_template("page.html").render(
+        name=name,
+        version=__version__,
+        verdict=verdict,
+        facts=facts,
+        sections=[section for section in sections if section.plots or section.tables],
+        examples=examples,
+        notes=notes,
+        configs=configs,
+        made_from=made_from,
+    )
+    write_atomically(path, text)
+    return path

@@ -1,0 +1,220 @@
+"""How the policy was trained: curves of sft, dpo and rl, alarms, rounds, checks, memory."""
+
+from typing import Any
+
+from preferl.reporting.page import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    Plot,
+    Stages,
+    Table,
+    draw,
+    interval,
+    percent,
+    series,
+    smooth,
+    two,
+)
+
+
+def sft_plot(stages: Stages) -> Plot | None:
+    if "sft" not in stages:
+        return None
+    record = stages["sft"]
+    step, loss = series(record, "loss")
+    eval_step, eval_loss = series(record, "eval_loss")
+
+    def paint(axes: Any) -> None:
+        axes.plot(step, loss, color=BLUE, alpha=0.25, linewidth=0.8)
+        axes.plot(step, smooth(loss), color=BLUE, label="training")
+        if eval_loss:
+            axes.plot(eval_step, eval_loss, color=ORANGE, marker="o", markersize=3, label="held out")
+
+    svg = draw(paint, "update", "loss (nats per token)")
+    reading = f"The training loss fell from {loss[0]:.2f} to {smooth(loss)[-1]:.2f} nats per token"
+    if eval_loss:
+        best = min(range(len(eval_loss)), key=eval_loss.__getitem__)
+        reading += f"; the held-out loss ended at {eval_loss[-1]:.2f}"
+        late = best < len(eval_loss) - 1 and eval_loss[-1] > eval_loss[best] + 0.01
+        reading += (
+            f", above its lowest value {eval_loss[best]:.2f} (update {eval_step[best]})" if late else ""
+        )
+    return Plot("SFT loss", svg, reading + ".")
+
+
+def dpo_plot(stages: Stages) -> Plot | None:
+    if "dpo" not in stages:
+        return None
+    record = stages["dpo"]
+    step, train = series(record, "accuracy")
+    eval_step, held_out = series(record, "eval_accuracy")
+    _, loss = series(record, "eval_loss")
+
+    def paint(axes: Any) -> None:
+        axes.plot(step, train, color=BLUE, alpha=0.25, linewidth=0.8)
+        axes.plot(step, smooth(train), color=BLUE, label="training pairs")
+        if held_out:
+            axes.plot(eval_step, held_out, color=ORANGE, marker="o", markersize=3, label="held-out pairs")
+
+    reading = f"The implicit reward orders {percent(smooth(train)[-1])} of the training pairs as labelled"
+    if held_out:
+        reading += (
+            f" and {percent(held_out[-1])} of the held-out ones; the held-out loss went from "
+            f"{loss[0]:.3f} to {loss[-1]:.3f}"
+        )
+    return Plot("DPO: pairs ordered as labelled", draw(paint, "update", "accuracy"), reading + ".")
+
+
+def rl_reward_plot(stages: Stages) -> Plot | None:
+    if "rl" not in stages:
+        return None
+    record = stages["rl"]
+    step, train = series(record, "reward")
+    eval_step, held_out = series(record, "eval_reward")
+    gold_step, gold = series(record, "eval_gold")
+    if not gold:
+        gold_step, gold = series(record, "gold")
+
+    def paint(axes: Any) -> None:
+        axes.plot(step, train, color=BLUE, alpha=0.35, linewidth=0.9, label="reward, training batch")
+        if held_out:
+            axes.plot(eval_step, held_out, color=BLUE, label="reward, held-out prompts")
+        if gold:
+            axes.plot(gold_step, gold, color=ORANGE, label="gold reward (never trained on)")
+
+    shown = held_out or train
+    reading = f"The reward went from {two(shown[0])} to {two(shown[-1])}"
+    reading += f" and the gold reward from {two(gold[0])} to {two(gold[-1])}" if gold else ""
+    return Plot("RL: reward", draw(paint, "iteration", "mean reward"), reading + ".")
+
+
+def rl_kl_plot(stages: Stages) -> Plot | None:
+    if "rl" not in stages:
+        return None
+    record = stages["rl"]
+    step, kl = series(record, "kl")
+    _, error = series(record, "kl_se")
+    eval_step, eval_kl = series(record, "eval_kl")
+
+    def paint(axes: Any) -> None:
+        low = [k - 2 * e for k, e in zip(kl, error, strict=True)]
+        high = [k + 2 * e for k, e in zip(kl, error, strict=True)]
+        axes.fill_between(step, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        axes.plot(step, kl, color=BLUE, label="training batch ± 2 standard errors")
+        if eval_kl:
+            axes.plot(eval_step, eval_kl, color=ORANGE, linewidth=0.9, label="held-out prompts")
+
+    last = record.metrics[-1]
+    reading = (
+        f"After {step[-1]} iterations a response is {kl[-1]:.1f} ± {error[-1]:.1f} nats away from the SFT "
+        f"model, {two(last['kl_per_token'])} per token (by k3 {last['kl_k3']:.1f} ± {last['kl_k3_se']:.1f}, "
+        f"exactly over the vocabulary {last['kl_exact']:.1f} ± {last['kl_exact_se']:.1f}; KL coefficient "
+        f"{last['kl_coef']:.3g})."
+    )
+    return Plot("RL: KL to the SFT model", draw(paint, "iteration", "KL (nats per response)"), reading)
+
+
+def rl_length_plot(stages: Stages) -> Plot | None:
+    if "rl" not in stages:
+        return None
+    step, length = series(stages["rl"], "length")
+    _, eos = series(stages["rl"], "eos_rate")
+
+    def paint(axes: Any) -> None:
+        axes.plot(step, length, color=BLUE, label="mean length")
+        axes.set_ylim(bottom=0)
+
+    reading = (
+        f"Responses went from {length[0]:.0f} to {length[-1]:.0f} tokens; the share that ends by itself "
+        f"from {percent(eos[0])} to {percent(eos[-1])}."
+    )
+    return Plot("RL: length of responses", draw(paint, "iteration", "tokens"), reading)
+
+
+def rl_health_plot(stages: Stages) -> Plot | None:
+    if "rl" not in stages:
+        return None
+    record = stages["rl"]
+
+    def paint(axes: Any) -> None:
+        for key, label, colour in (
+            ("entropy", "entropy (nats per token)", BLUE),
+            ("clip_fraction", "clipped share", ORANGE),
+            ("explained_variance", "explained variance of the critic", GREEN),
+        ):
+            steps, values = series(record, key)
+            if values:
+                axes.plot(steps, values, color=colour, label=label)
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], -1))
+
+    _, entropy = series(record, "entropy")
+    _, clipped = series(record, "clip_fraction")
+    reading = (
+        f"Entropy went from {entropy[0]:.2f} to {entropy[-1]:.2f} nats per token; at most "
+        f"{percent(max(clipped))} of the ratios were outside the clip range."
+    )
+    return Plot("RL: health of the optimisation", draw(paint, "iteration", "value"), reading)
+
+
+def alarms_table(stages: Stages) -> Table | None:
+    """What RL raised an alarm about."""
+    found = [
+        [name, str(alarm["first"]), f"{alarm['count']} of {record.summary['iterations']}", alarm["text"]]
+        for name, record in stages.items()
+        for alarm in record.summary.get("alarms", {}).values()
+    ]
+    head = ["stage", "first at iteration", "iterations", "what was wrong then"]
+    return Table("Alarms", head, found) if found else None
+
+
+def rounds_table(stages: Stages) -> Table | None:
+    """What each round of collect, reward and rl brought."""
+    names = [name for name in stages if name == "rl" or name.startswith("rl, round ")]
+    if len(names) < 2:
+        return None
+    rows = []
+    for name in names:
+        reward = stages[name.replace("rl", "reward", 1)].summary
+        record = stages[name]
+        agreed = series(record, "reward_accuracy")[1]
+        gold, kl = series(record, "eval_gold")[1], series(record, "eval_kl_exact")[1]
+        rows.append(
+            [
+                name.partition(", ")[2] or f"round {len(names)}",
+                f"{reward['train_pairs']:,}",
+                f"{percent(reward['eval_accuracy'])} {interval(reward, 'eval_accuracy', percent)}",
+                f"{percent(agreed[0])} → {percent(agreed[-1])}" if agreed else "–",
+                f"{two(gold[0])} → {two(gold[-1])}" if gold else "–",
+                two(kl[-1]) if kl else "–",
+            ]
+        )
+    head = ["", "training pairs", "reward model: held-out pairs", "on fresh samples", "gold reward", "KL"]
+    note = "On fresh samples: how often the reward model prefers what the annotator prefers, first and last."
+    return Table("Rounds", head, rows, note)
+
+
+def memory_table(stages: Stages) -> Table | None:
+    """What the models of RL took, by the part they play."""
+    if "rl" not in stages or "memory" not in stages["rl"].summary:
+        return None
+    used = stages["rl"].summary["memory"]
+    rows = [[role, f"{m['weights_mib']:.1f}", f"{m['training_mib']:.1f}"] for role, m in used.items()]
+    total = [sum(m[key] for m in used.values()) for key in ("weights_mib", "training_mib")]
+    rows.append(["together", *(f"{value:.1f}" for value in total)])
+    note = (
+        "Weights, and gradients with AdamW's two moments of what is trained, without activations. "
+        "What several parts share counts once, as the policy's. 0 for a reference that is the policy "
+        "without its LoRA weights, and for a reward that is no model."
+    )
+    return Table("Memory of the models", ["", "weights (MiB)", "gradients and moments (MiB)"], rows, note)
+
+
+def checks_table(stages: Stages) -> Table | None:
+    trained = [name for name in ("dpo", "rl") if name in stages]
+    rows = [[name, check] for name in trained for check in stages[name].summary["checks"]]
+    sft = stages["sft"].summary if "sft" in stages else {}
+    if "well_formed_rate" in sft:
+        share = percent(sft["well_formed_rate"])
+        rows.insert(0, ["sft", f"{share} of {sft['samples']} samples parse as well-formed and end with EOS"])
+    return Table("Checked in the run itself", ["stage", "what held"], rows) if rows else None
