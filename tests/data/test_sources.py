@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from preferl.data.records import DataError, Demonstration
+from preferl.data.records import DataError, Demonstration, prompt_key
 from preferl.data.sources import load_source, opening, passages
+from preferl.data.world import FAMILIES
 
 
 def test_a_text_is_cut_into_opening_and_whole_sentences():
@@ -56,7 +57,22 @@ def test_the_world_is_a_source():
     source = load_source("world")
     assert {len(v) > 100 for v in source.prompts.values()} == {True}
     assert source.demonstrations["train"]
-    assert not source.demonstrations["eval"]
+    # Those of the eval prompts are there to be compared with, not to learn from.
+    references = source.references("eval")
+    assert all(prompt_key(prompt) in references for prompt in source.prompts["eval"])
+    assert {source.category(prompt) for prompt in source.prompts["eval"]} == set(FAMILIES)
+
+
+def test_prompts_have_the_category_that_a_column_names(tmp_path):
+    rows = [{"prompt": f"q{i}", "response": f"a{i}", "task": "x", "subset": "ab"[i % 2]} for i in range(8)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = load_source(str(tmp_path / "x.jsonl"))
+    prompts = [p for split in source.prompts.values() for p in split]
+    assert {source.category(p) for p in prompts} == {"a", "b"}
+    assert source.category("q1") == "b"
+    del rows[0]["subset"]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert not load_source(str(tmp_path / "x.jsonl")).categories
 
 
 def test_unknown_options_are_refused(tmp_path):

@@ -266,6 +266,7 @@ def test_features_by_hand():
         "hedging": 2,
         "flattery": 1,
         "refusal": 1,
+        "keywords": 0,
     }
     more = auditing.feature_functions({"greeting": ["hello"], "hedging": ["mightily"], "refusal": []})
     assert (more["greeting"]("Hello, hello. Othello"), more["hedging"](text)) == (2, 1)

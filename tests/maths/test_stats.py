@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from preferl.maths import stats
 
@@ -58,6 +59,266 @@ def test_paired_bootstrap_covers_the_truth_about_as_often_as_it_says():
         _, low, high = stats.paired_bootstrap(x, np.zeros(60), resamples=500, seed=trial)
         hits += low <= 0.3 <= high
     assert 0.88 <= hits / 200 <= 0.99
+
+
+# -- several responses to a prompt
+
+
+def two_level_reference(a_PA, b_PB, statistic, resamples, rng):
+    """Prompts, then responses within them, one draw at a time."""
+    a, b = a_PA.shape[1], b_PB.shape[1]
+    mean_R = np.zeros(resamples)
+    for r in range(resamples):
+        for p in rng.integers(0, len(a_PA), len(a_PA)):
+            mean_R[r] += statistic(a_PA[p, rng.integers(0, a, a)], b_PB[p, rng.integers(0, b, b)])
+    return np.quantile(mean_R / len(a_PA), [0.025, 0.975])
+
+
+def share_won(a_A, b_B):
+    return sum((a > b) + 0.5 * (a == b) for a in a_A for b in b_B) / (len(a_A) * len(b_B))
+
+
+def test_two_levels_with_one_response_are_the_paired_bootstrap():
+    rng = np.random.default_rng(5)
+    a_P, b_P = rng.normal(0.4, 1, 120), rng.exponential(0.5, 120)
+    mean, low, high = stats.paired_hierarchical_bootstrap(a_P[:, None], b_P[:, None], resamples=20_000)
+    expected = stats.paired_bootstrap(a_P, b_P, resamples=20_000)
+    assert mean == pytest.approx(expected[0])
+    assert (low, high) == pytest.approx(expected[1:], abs=0.012)
+
+
+def test_two_levels_against_one_draw_at_a_time():
+    rng = np.random.default_rng(6)
+    a_PA = rng.normal(size=(6, 1)) + 2 * rng.exponential(size=(6, 4))
+    b_PB = rng.normal(size=(6, 7))
+    mean, low, high = stats.paired_hierarchical_bootstrap(a_PA, b_PB, resamples=20_000)
+    assert mean == pytest.approx(np.mean([a_PA[p].mean() - b_PB[p].mean() for p in range(6)]))
+    expected = two_level_reference(a_PA, b_PB, lambda a, b: a.mean() - b.mean(), 8000, rng)
+    # 4 standard errors of a 2.5 % quantile of 8,000 draws are 0.03 of the width.
+    assert (low, high) == pytest.approx(expected, abs=0.03 * (high - low))
+    assert stats.paired_hierarchical_bootstrap(a_PA, b_PB, seed=3) == stats.paired_hierarchical_bootstrap(
+        a_PA, b_PB, seed=3
+    )
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (8, 1), (4, 16)])
+def test_two_levels_are_wide_by_prompts_and_by_responses(a, b):
+    """Var = Var(gaps of prompts) / P + the mean population variance of responses / (A P), for a and b."""
+    rng = np.random.default_rng(7)
+    a_PA, b_PB = rng.normal(size=(300, a)), rng.normal(0, 2, size=(300, b))
+    mean, low, high = stats.paired_hierarchical_bootstrap(a_PA, b_PB, level=0.9, resamples=6000)
+    variance = (a_PA.mean(-1) - b_PB.mean(-1)).var() + a_PA.var(-1).mean() / a + b_PB.var(-1).mean() / b
+    half = 1.64485 * (variance / 300) ** 0.5
+    assert (mean - low, high - mean) == pytest.approx((half, half), rel=0.06)
+
+
+def test_two_levels_cover_the_truth_at_least_as_often_as_they_say():
+    rng = np.random.default_rng(8)
+    hits = 0
+    for trial in range(200):
+        a_PA = rng.normal(0.3, 1, size=(40, 1)) + rng.normal(size=(40, 3))
+        _, low, high = stats.paired_hierarchical_bootstrap(a_PA, np.zeros((40, 2)), resamples=300, seed=trial)
+        hits += low <= 0.3 <= high
+    assert 0.91 <= hits / 200 <= 0.995
+
+
+def test_one_prompt_says_nothing_about_the_spread_of_prompts():
+    assert stats.paired_hierarchical_bootstrap([[1.0, 2.0]], [[1.0]]) == (0.5, -np.inf, np.inf)
+    rate, low, high = stats.hierarchical_win_rate([[1.0, 2.0]], [[1.0]])
+    assert (rate, low, high) == pytest.approx((0.75, *stats.wilson_interval(0.75, 1)))
+
+
+def test_win_rate_of_responses_counts_every_comparison_and_half_a_tie():
+    a_PA, b_PB = [[1.0, 2.0, 3.0], [0.0, 0.0, 5.0]], [[2.0, 0.0], [0.0, 5.0]]
+    # Of 6 comparisons each: 1 beats 0; 2 ties 2 and beats 0; 3 beats both. 0 ties 0 twice; 5 beats 0, ties 5.
+    assert stats.hierarchical_win_rate(a_PA, b_PB)[0] == pytest.approx((4.5 / 6 + 2.5 / 6) / 2)
+    assert stats.hierarchical_win_rate(b_PB, a_PA)[0] == pytest.approx(1 - (4.5 / 6 + 2.5 / 6) / 2)
+
+
+def test_win_rate_interval_against_one_draw_at_a_time():
+    rng = np.random.default_rng(9)
+    a_PA = np.round(rng.normal(0.4, 1, size=(6, 1)) + rng.normal(size=(6, 4)))
+    b_PB = np.round(rng.normal(size=(6, 2)))
+    rate, low, high = stats.hierarchical_win_rate(a_PA, b_PB, resamples=20_000)
+    assert rate == pytest.approx(np.mean([share_won(*ab) for ab in zip(a_PA, b_PB, strict=True)]))
+    expected = two_level_reference(a_PA, b_PB, share_won, 4000, rng)
+    assert (low, high) == pytest.approx(expected, abs=0.04 * (high - low))
+
+
+def test_win_rate_of_comparisons_that_all_agree_is_wilsons_over_prompts():
+    low_PK, high_PK = np.zeros((20, 4)), np.ones((20, 3))
+    assert stats.hierarchical_win_rate(high_PK, low_PK) == (1, *stats.wilson_interval(20, 20))
+    assert stats.hierarchical_win_rate(low_PK, high_PK, level=0.8) == (
+        0,
+        *stats.wilson_interval(0, 20, level=0.8),
+    )
+    assert stats.hierarchical_win_rate(low_PK, low_PK) == (0.5, *stats.wilson_interval(10, 20))
+
+
+# -- win rate at equal lengths
+
+
+def logistic(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def lengths_and_wins(rng, n, theta, effect):
+    """Lengths of a mostly above those of b; P(a wins) by the model of the paper."""
+    length_a_N, length_b_N = rng.poisson(160, n), rng.poisson(rng.uniform(60, 200, n))
+    gap_N = length_a_N - length_b_N
+    p_N = logistic(theta + effect * np.tanh(gap_N / gap_N.std()))
+    return (rng.random(n) < p_N).astype(float), length_a_N, length_b_N
+
+
+def test_win_rate_at_equal_lengths_by_hand():
+    """Two lengths: the log-odds at equal lengths lie midway between those of longer and of shorter."""
+    won_N = np.repeat([1.0, 0.0, 1.0, 0.0], [80, 20, 40, 60])
+    length_a_N = np.repeat([30.0, 10.0], 100)
+    rate = stats.length_controlled_win_rate(won_N, length_a_N, np.full(200, 20.0))
+    longer, shorter = np.log(0.8 / 0.2), np.log(0.4 / 0.6)
+    theta, effect = (longer + shorter) / 2, (longer - shorter) / 2 / np.tanh(1)
+    error = np.sqrt(1 / (0.8 * 0.2 * 100) + 1 / (0.4 * 0.6 * 100)) / 2
+    half = 1.97196 * error * np.sqrt(200 / 198)  # Student's t of 199; Liang and Zeger's 2 coefficients of 200
+    assert rate.rate == pytest.approx(logistic(theta))
+    assert (rate.low, rate.high) == pytest.approx((logistic(theta - half), logistic(theta + half)), abs=1e-5)
+    wide = half / np.tanh(1)
+    assert rate.length_effect == pytest.approx((effect, effect - wide, effect + wide), abs=1e-4)
+    assert rate.reason is None
+
+
+def test_win_rate_at_equal_lengths_is_the_most_likely_one():
+    """Against a general optimiser, with ties and soft outcomes."""
+    rng = np.random.default_rng(10)
+    won_N, length_a_N, length_b_N = lengths_and_wins(rng, 150, 0.4, 1.0)
+    won_N[:30], won_N[30:50] = 0.5, rng.random(20)
+    x_N = np.tanh((length_a_N - length_b_N) / np.std(length_a_N - length_b_N))
+
+    def loss(coef):
+        z_N = coef[0] + coef[1] * x_N
+        return (won_N * np.logaddexp(0, -z_N) + (1 - won_N) * np.logaddexp(0, z_N)).sum()
+
+    best = optimize.minimize(loss, [0.0, 0.0], method="BFGS").x
+    rate = stats.length_controlled_win_rate(won_N, length_a_N, length_b_N)
+    assert rate.rate == pytest.approx(logistic(best[0]), abs=1e-5)
+    assert rate.length_effect is not None
+    assert rate.length_effect[0] == pytest.approx(best[1], abs=1e-4)
+
+
+def test_length_is_not_quality():
+    """Longer answers win and a's are longer: the plain rate flatters a, the controlled one does not."""
+    won_N, length_a_N, length_b_N = lengths_and_wins(np.random.default_rng(11), 4000, -0.2, 2.0)
+    rate = stats.length_controlled_win_rate(won_N, length_a_N, length_b_N)
+    assert rate.low < logistic(-0.2) < rate.high < 0.5 < won_N.mean() - 0.1
+    assert rate.length_effect is not None
+    assert rate.length_effect[1] < 2 < rate.length_effect[2]
+    # In another unit of length, and seen from the other side.
+    other = stats.length_controlled_win_rate(1 - won_N, 7.3 * length_b_N, 7.3 * length_a_N)
+    assert (other.rate, other.low, other.high) == pytest.approx((1 - rate.rate, 1 - rate.high, 1 - rate.low))
+
+
+def test_length_controlled_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(12)
+    hits = np.zeros(2)
+    for _ in range(400):
+        rate = stats.length_controlled_win_rate(*lengths_and_wins(rng, 80, 0.3, 1.5))
+        assert rate.length_effect is not None
+        hits += [rate.low <= logistic(0.3) <= rate.high, rate.length_effect[1] < 1.5 < rate.length_effect[2]]
+    assert (hits / 400 > 0.91).all()
+    assert (hits / 400 < 0.99).all()
+
+
+def test_the_same_model_twice_wins_half_whatever_its_lengths():
+    rng = np.random.default_rng(13)
+    quality, length = rng.normal(size=(2, 1500)), rng.lognormal(4, 0.7, size=(2, 1500))
+    score = quality + length / 50
+    rate = stats.length_controlled_win_rate(score[0] > score[1], *length)
+    assert rate.low < 0.5 < rate.high
+    assert rate.rate == pytest.approx(0.5, abs=0.05)
+    assert rate.length_effect is not None
+    assert rate.length_effect[1] > 0
+
+
+def test_comparisons_entered_twice_are_no_new_information():
+    columns = lengths_and_wins(np.random.default_rng(14), 200, 0.3, 1.0)
+    once = stats.length_controlled_win_rate(*columns)
+    twice = [np.tile(column, 3) for column in columns]
+    grouped = stats.length_controlled_win_rate(
+        *twice, group_N=np.tile([f"prompt {i}" for i in range(200)], 3)
+    )
+    assert (grouped.rate, grouped.low, grouped.high) == pytest.approx(
+        (once.rate, once.low, once.high), abs=0.001
+    )
+    alone = stats.length_controlled_win_rate(*twice)
+    assert alone.high - alone.low < 0.65 * (once.high - once.low)
+
+
+LENGTHS = np.arange(20.0)
+
+
+@pytest.mark.parametrize(
+    ("won_N", "length_N", "reason"),
+    [
+        (np.arange(20) % 4 == 0, np.full(20, 9.0), "the same in every comparison"),
+        (np.arange(20) % 4 == 0, np.full(20, 10.0), "the same in every comparison"),
+        (np.ones(20), LENGTHS, "the same outcome"),
+        (np.zeros(20), LENGTHS, "the same outcome"),
+        (np.full(20, 0.5), LENGTHS, "the same outcome"),
+        (LENGTHS > 9, LENGTHS, "the length alone"),
+        (LENGTHS < 4, LENGTHS, "the length alone"),
+        # A tie at the border belongs to both sides and does not make them overlap.
+        (np.repeat([0.0, 0.5, 1.0], [9, 1, 10]), LENGTHS, "the length alone"),
+        # Overlap too small for arithmetic.
+        (
+            np.repeat([0.0, 1.0, 0.0, 1.0], [9, 1, 1, 9]),
+            LENGTHS + 1e-13 * (LENGTHS == 10) - (LENGTHS == 10),
+            "no answer",
+        ),
+        # Soft outcomes exactly on a logistic curve: no scatter, so no interval.
+        (logistic(0.3 + np.tanh((LENGTHS - 9) / LENGTHS.std())), LENGTHS, "no answer"),
+    ],
+)
+def test_where_length_cannot_be_controlled_for_the_rate_is_the_plain_one(won_N, length_N, reason):
+    won_N = np.asarray(won_N, dtype=float)
+    rate = stats.length_controlled_win_rate(won_N, length_N, np.full(20, 9.0), level=0.9)
+    assert rate.length_effect is None
+    assert rate.reason is not None
+    assert reason in rate.reason
+    assert (rate.rate, rate.low, rate.high) == pytest.approx(
+        (won_N.mean(), *stats.wilson_interval(won_N.sum(), 20, level=0.9))
+    )
+
+
+def test_without_control_the_groups_are_the_trials():
+    group_N = np.repeat(np.arange(5), 4)
+    rate = stats.length_controlled_win_rate(np.ones(20), LENGTHS, np.full(20, 9.0), group_N)
+    assert (rate.low, rate.high) == stats.wilson_interval(5, 5)
+    few = stats.length_controlled_win_rate(LENGTHS % 2, LENGTHS, np.full(20, 9.0), group_N // 2)
+    assert few.reason == "3 groups are too few for a regression"
+    assert (few.low, few.high) == stats.wilson_interval(1.5, 3)
+
+
+def test_comparisons_in_both_orders_leave_no_scatter():
+    """Each comparison and its mirror image in a group: half by construction, not by evidence."""
+    won_N, length_a_N, length_b_N = lengths_and_wins(np.random.default_rng(15), 50, 0.5, 1.0)
+    rate = stats.length_controlled_win_rate(
+        np.append(won_N, 1 - won_N),
+        np.append(length_a_N, length_b_N),
+        np.append(length_b_N, length_a_N),
+        np.tile(np.arange(50), 2),
+    )
+    assert (rate.rate, rate.low, rate.high) == pytest.approx((0.5, *stats.wilson_interval(25, 50)))
+    assert rate.reason == "the outcomes do not vary between groups"
+
+
+def test_one_overlap_is_enough_for_a_wide_interval():
+    won_N = (LENGTHS > 9).astype(float)
+    won_N[9], won_N[10] = 1, 0
+    rate = stats.length_controlled_win_rate(won_N, LENGTHS, np.full(20, 9.0))
+    assert rate.reason is None
+    assert rate.high - rate.low > 0.5
+
+
+# -- calibration and text
 
 
 def test_calibration_error_by_hand():
@@ -117,6 +378,21 @@ def test_repetition_and_distinct():
         (lambda: stats.paired_bootstrap([], []), "at least one value"),
         (lambda: stats.paired_bootstrap([1, 2], [1, np.inf]), r"b_N\[1\] is not a finite number"),
         (lambda: stats.paired_bootstrap([1, 2], [1, 2], resamples=0), "resamples is 0"),
+        (
+            lambda: stats.paired_hierarchical_bootstrap([[1.0]], [[1.0], [2.0]]),
+            "equally long: a_PA 1, b_PB 2",
+        ),
+        (lambda: stats.paired_hierarchical_bootstrap([1.0], [[1.0]]), r"a_PA has shape \(1,\)"),
+        (lambda: stats.paired_hierarchical_bootstrap([[1.0]], [[1.0]], resamples=0), "resamples is 0"),
+        (lambda: stats.paired_hierarchical_bootstrap([[1.0]], [[1.0]], level=95), "level is 95"),
+        (lambda: stats.hierarchical_win_rate([[1.0]], [[np.nan]]), r"b_PB\[0, 0\] is not a finite"),
+        (lambda: stats.hierarchical_win_rate([[1.0]], np.empty((1, 0))), r"b_PB has shape \(1, 0\)"),
+        (lambda: stats.hierarchical_win_rate([[1.0]], [[1.0]], resamples=0), "resamples is 0"),
+        (lambda: stats.length_controlled_win_rate([1.5], [1], [1]), r"won_N\[0\] is 1.5"),
+        (lambda: stats.length_controlled_win_rate([1], [np.inf], [1]), r"length_a_N\[0\] is not a finite"),
+        (lambda: stats.length_controlled_win_rate([1], [1], [1, 2]), "equally long"),
+        (lambda: stats.length_controlled_win_rate([1, 0], [1, 2], [1, 2], [0]), "equally long"),
+        (lambda: stats.length_controlled_win_rate([1], [1], [1], level=0), "level is 0"),
         (lambda: stats.expected_calibration_error([0.5], [2]), r"label_N\[0\] is 2"),
         (lambda: stats.expected_calibration_error([np.nan], [1]), "not a finite number"),
         (lambda: stats.expected_calibration_error([0.5], [1], bins=0), "bins is 0"),

@@ -1,51 +1,21 @@
-"""The evaluate stage: win rates, differences and best-of-N by hand, and the KL of a policy to itself."""
+"""The evaluate stage: log-probabilities by hand, and what stands in the summary of a small real run."""
 
 import numpy as np
 import pytest
 import torch
 
 from preferl.models import load
-from preferl.sampling.texts import Generated
+from preferl.runs.directory import StageRecord
+from preferl.runs.errors import UsageError
+from preferl.sampling.rollout import rows_of
 from preferl.stages import evaluate
-from preferl.stages.evaluate import EvaluateConfig, Judge, Responses
+from preferl.stages.evaluate import EvaluateConfig, Judge
 
 CPU = torch.device("cpu")
 
 
-def scored(score, gold=None) -> Responses:
-    made = Generated.__new__(Generated)  # the texts play no part here
-    return Responses(
-        made, np.array(score, dtype=float), None if gold is None else np.array(gold, dtype=float)
-    )
-
-
-def test_a_tie_is_half_a_win_and_the_difference_is_paired():
-    row = evaluate.compare(np.array([1.0, 2.0, 3.0, 0.0]), np.array([0.0, 2.0, 1.0, 1.0]))
-    assert (row["wins"], row["ties"], row["n"]) == (2, 1, 4)
-    assert row["win_rate"] == 2.5 / 4
-    assert row["win_rate_low"] < 2.5 / 4 < row["win_rate_high"]
-    assert row["difference"] == pytest.approx((1 + 0 + 2 - 1) / 4)
-    shifted = evaluate.compare(np.arange(50) + 1.0, np.arange(50) * 1.0)
-    assert shifted["difference_low"] == shifted["difference_high"] == 1
-
-
-def test_best_of_n_picks_by_score_and_uses_the_whole_pool():
-    config = EvaluateConfig(best_of=[4, 1, 2])
-    pool = scored(
-        [[1, 4, 3, 2], [0, -1, 5, 6]],
-        gold=[[10, 0, 7, 9], [1, 2, 3, 8]],
-    )
-    pool = Responses(pool.made, pool.score.ravel(), pool.gold.ravel())
-    one, two, four = evaluate.best_of_ways(config, pool, scored([0, 0], gold=[0, 3]))
-    assert [row["n"] for row in (one, two, four)] == [1, 2, 4]
-    assert one["score"] == pytest.approx((1 + 4 + 3 + 2 + 0 - 1 + 5 + 6) / 8)
-    assert two["score"] == pytest.approx(((4 + 3) / 2 + (0 + 6) / 2) / 2)
-    assert four["score"] == pytest.approx((4 + 6) / 2)
-    assert two["gold"] == pytest.approx(((0 + 7) / 2 + (1 + 8) / 2) / 2)
-    assert four["gold"] == pytest.approx((0 + 8) / 2)
-    assert four["win_rate"] == pytest.approx((0.5 + 1) / 2)
-    assert [row["forward_passes_per_response"]["policy"] for row in (one, two, four)] == [1, 2, 4]
-    assert four["kl_bound"] == pytest.approx(np.log(4) - 3 / 4)
+def length(prompts, completions, **columns):
+    return [float(len(text)) for text in completions]
 
 
 def test_the_kl_of_a_policy_to_itself_is_zero_and_to_another_is_its_log_ratio(policy_directory):
@@ -54,24 +24,100 @@ def test_the_kl_of_a_policy_to_itself_is_zero_and_to_another_is_its_log_ratio(po
     with torch.no_grad():
         other.model.embed_tokens.weight.mul_(1.3)
     config = EvaluateConfig(response_length=6, temperature=0.7)
-
-    def length(prompts, completions, **columns):
-        return [float(len(text)) for text in completions]
-
-    judge = Judge(config, tokenizer, length, None, CPU, torch.float32)
-    made = judge.respond("policy", policy, ["What is red?", "Tell me of the sea and of the sky."]).made
-    assert judge.kl(made.samples, policy, policy) == pytest.approx([0, 0], abs=1e-6)
-    kl = judge.kl(made.samples, policy, other)
-    samples = made.samples
-    for i in range(2):
-        real = samples.attention_BS[i].bool()
-        ids = samples.tokens_BS[i][real]
-        count = int(samples.mask_BT[i].sum())
-        by_hand = 0.0
-        for model, sign in ((policy, 1), (other, -1)):
+    judge = Judge(config, tokenizer, {"score": length}, CPU, torch.float32)
+    made = judge.respond("policy", policy, ["What is red?", "Tell me of the sea and of the sky."], 2)
+    samples = made.made.samples
+    assert made.logp_N == pytest.approx(judge.log_probability(policy, samples), abs=1e-4)
+    for model in (policy, other):
+        found = judge.log_probability(model, samples)
+        for i in range(4):
+            real = samples.attention_BS[i].bool()
+            ids = samples.tokens_BS[i][real]
+            count = int(samples.mask_BT[i].sum())
             with torch.no_grad():
                 logits = model(ids[None]).logits[0].double() / 0.7
             logits[:, list(samples.sampling.suppressed)] = -torch.inf
             logp = logits.log_softmax(-1)
-            by_hand += sign * sum(logp[j - 1, ids[j]].item() for j in range(len(ids) - count, len(ids)))
-        assert kl[i] == pytest.approx(by_hand, abs=1e-4)
+            by_hand = sum(logp[j - 1, ids[j]].item() for j in range(len(ids) - count, len(ids)))
+            assert found[i] == pytest.approx(by_hand, abs=1e-4)
+    summary = evaluate.kl_summary(np.array([1.0, 3.0, 4.0, 6.0]), made)
+    assert summary["kl"] == 3.5
+    assert summary["kl_se"] == pytest.approx(1.5)  # of the two prompts' means, 2 and 5
+    tokens = sum(made.made.lengths)
+    assert summary["kl_per_token"] == pytest.approx(14 / tokens)
+    assert evaluate.perplexity(made, np.full(4, -1.0))["perplexity"] == pytest.approx(np.exp(4 / tokens))
+    part = made.made.rows([2])
+    assert part.completions == made.made.completions[2:3]
+    assert torch.equal(part.samples.logp_BT, rows_of(samples, torch.tensor([2])).logp_BT)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"best_of": [0]}, "every N must be at least 1"),
+        ({"pool_size": 8}, "needs at least its largest N"),
+        ({"num_generations": 0}, "num_generations is 0"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, words):
+    with pytest.raises(UsageError, match=words):
+        evaluate.check_options(EvaluateConfig(**options))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, policy_directory):
+    """A policy against itself, on the world's prompts, by two rewards and a gold reward."""
+    path = tmp_path_factory.mktemp("evaluate") / "evaluate"
+    config = EvaluateConfig(
+        output_dir=str(path),
+        model_name_or_path=str(policy_directory),
+        ref_model=str(policy_directory),
+        reward_model="tokens",
+        held_out_reward="concise",
+        gold="world",
+        response_length=6,
+        num_generations=3,
+        max_eval_prompts=40,
+        best_of=[2, 4],
+        best_of_prompts=12,
+        pool_size=8,
+        device="cpu",
+        num_threads=1,
+    )
+    return StageRecord(evaluate.run(config))
+
+
+def test_every_measure_is_compared_with_the_sft_model_and_with_the_data(evaluated):
+    s = evaluated.summary
+    assert set(s["comparison"]) == {"score", "gold", "held_out"}
+    for row in s["comparison"].values():
+        assert row["n"] == 40 * 3 * 3
+        assert row["win_rate_low"] <= 0.5 <= row["win_rate_high"]  # it is the same policy
+        assert row["difference_low"] <= 0 <= row["difference_high"]
+        assert sum(c["prompts"] for c in row["by_category"]) <= 40
+        assert row["length_control_left_out"] or row["length_controlled_win_rate_low"] < 0.5
+    # The reward of tokens cannot read the data set's responses: nobody sampled them.
+    assert set(s["references"]) == {"prompts", "gold", "held_out"}
+    assert s["references"]["gold"]["mean"] > s["policies"]["policy"]["gold"]
+    assert [row["sign"] for row in s["signs"]] == list(evaluate.comparison.SIGNS)
+    assert s["policies"]["policy"]["kl"] == pytest.approx(0, abs=1e-4)
+    assert not s["policies"]["policy"]["drifted"]
+    assert len(evaluated.samples) == 40
+
+
+def test_the_pool_gives_best_of_n_the_optima_and_the_gap_of_judging(evaluated):
+    s = evaluated.summary
+    assert [row["n"] for row in s["best_of"]] == [2, 4]
+    assert [row["n"] for row in s["frontier"]["best_of"]] == [1, 2, 4, 8]
+    scores = [row["score"] for row in s["frontier"]["best_of"]]
+    assert scores == sorted(scores)
+    assert s["frontier"]["pool"] == 8
+    # A smaller coefficient moves further, for more reward, from fewer effective samples.
+    for key, sign in (("kl", 1), ("score", 1), ("effective_sample_size", -1)):
+        values = [sign * row[key] for row in s["frontier"]["tilt"]]
+        assert values == sorted(values)
+    assert 0 <= s["verification"]["accuracy_likelihood"] <= 1
+    assert "prediction" not in s  # nothing says that this policy was trained with a KL penalty
+    example = s["examples"][0]
+    assert example["log_ratio"] == pytest.approx(0, abs=1e-4)
+    assert [row["score"] for row in s["examples"]] == sorted(row["score"] for row in s["examples"])

@@ -6,7 +6,7 @@ handing files around. ``world`` is the embedded world; everything else is read b
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +24,9 @@ from preferl.data.records import (
     split_for,
 )
 
+# Columns that name what kind of prompt a row has; the first that tells the rows apart is taken.
+PROMPT_CATEGORIES = ("category", "subset", "family", "task")
+MOST_CATEGORIES = 40
 KINDS = ("preference", "ranking", "demonstration", "text", "prompt")
 
 Record = TypeVar("Record", Demonstration, Preference, Ranking)
@@ -44,6 +47,19 @@ class Source:
     preferences: dict[str, list[Preference]]
     notes: list[str] = field(default_factory=list)
     rankings: dict[str, list[Ranking]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    categories: dict[str, str] = field(default_factory=dict)
+
+    def category(self, prompt: Prompt) -> str | None:
+        """What kind of prompt it is, where the data set says so."""
+        return self.categories.get(prompt_key(prompt))
+
+    def references(self, split: str) -> dict[str, str]:
+        """The data set's own response to each prompt of a split (the first one), by ``prompt_key``."""
+        found: dict[str, str] = {}
+        for d in self.demonstrations[split]:
+            if d.response.strip() and not d.columns.get("passage"):
+                found.setdefault(prompt_key(d.prompt), d.response)
+        return found
 
     def need(self, kind: str, split: str) -> list:
         """The records of a kind in a split.
@@ -146,22 +162,35 @@ def load_source(
         preferences=by_split(preferences),
         notes=notes,
         rankings=by_split(rankings),
+        categories=categories_of(demonstrations),
     )
+
+
+def categories_of(rows: Sequence[Demonstration]) -> dict[str, str]:
+    """Prompt -> category, by the first of ``PROMPT_CATEGORIES`` that every row has and that varies."""
+    for column in PROMPT_CATEGORIES:
+        values = [d.columns.get(column) for d in rows]
+        if all(isinstance(v, str) and v for v in values) and 2 <= len(set(values)) <= MOST_CATEGORIES:
+            return {prompt_key(d.prompt): str(v) for d, v in zip(rows, values, strict=True)}
+    return {}
 
 
 def world_source(seed: int = 0) -> Source:
     """The embedded world: its SFT corpus, and its prompts in four splits."""
     prompts: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
+    categories = {}
     for prompt in world.prompts(seed):
-        prompts[world.split(prompt)].append([{"role": "user", "content": prompt.text}])
+        message: Prompt = [{"role": "user", "content": prompt.text}]
+        prompts[world.split(prompt)].append(message)
+        categories[prompt_key(message)] = prompt.family
     demonstrations: dict[str, list[Demonstration]] = {split: [] for split in SPLITS}
-    for split in ("train", "dev"):
+    for split in ("train", "dev", "eval"):
         for prompt, response in world.sft_corpus(seed, split=split):
             message = [{"role": "user", "content": prompt.text}]
             demonstrations[split].append(Demonstration(message, response, {}))
     count = sum(map(len, prompts.values()))
     note = f"the embedded world: {count} prompts, {len(demonstrations['train'])} demonstrations"
-    return Source("world", prompts, demonstrations, {s: [] for s in SPLITS}, [note])
+    return Source("world", prompts, demonstrations, {s: [] for s in SPLITS}, [note], categories=categories)
 
 
 def opening(text: Demonstration, opening_words: int, max_response_words: int | None) -> Demonstration | None:

@@ -29,36 +29,13 @@ from typing import Any
 import numpy as np
 
 from preferl.data.records import Preference, dialogue_text, prompt_key, prompt_text
+from preferl.judging.features import feature_functions
 from preferl.judging.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
 from preferl.judging.scored import Row, ScoredPairs, estimate, oriented, scores_of
 from preferl.judging.scorers import Scorer, accept_columns, reward_models
 from preferl.maths import calibration as maths
 from preferl.maths import stats
 
-PHRASES: dict[str, tuple[str, ...]] = {
-    name: tuple(phrases.split(" | "))
-    for name, phrases in {
-        "hedging": "it depends | might | maybe | perhaps | possibly | it seems | i think | i believe | "
-        "i'm not sure | i am not sure | i may be wrong | hard to say | in some cases | generally speaking",
-        "flattery": "great question | good question | excellent question | what a wonderful | brilliant | "
-        "you're absolutely right | you are absolutely right | you're so right | so glad you asked | "
-        "happy to help | i hope this helps",
-        "refusal": "i cannot help | i can't help | i cannot assist | i can't assist | i'm sorry, but | "
-        "i am sorry, but | i'm unable to | i am unable to | as an ai",
-    }.items()
-}
-"""Phrases counted as whole words in any case; `bias_audit` takes more, or others under the same name."""
-
-FEATURES: dict[str, Callable[[str], float]] = {
-    "characters": len,
-    "words": lambda text: len(text.split()),
-    "list_lines": lambda text: len(re.findall(r"^\s*(?:[-*+•]|\d+[.)])\s", text, re.MULTILINE)),
-    "headings": lambda text: len(re.findall(r"^#{1,6}\s", text, re.MULTILINE)),
-    "bold": lambda text: len(re.findall(r"\*\*\S(?:.*?\S)?\*\*|__\S(?:.*?\S)?__", text)),
-    "code_fences": lambda text: len(re.findall(r"^\s*```", text, re.MULTILINE)) / 2,
-    "exclamation_marks": lambda text: text.count("!"),
-    "repetition": stats.repetition,
-}
 LENGTH_FEATURES = ("characters", "words")
 CATEGORY_COLUMNS = ("subset", "category", "family", "aspect", "selection", "source")
 REWARDBENCH_SECTIONS = {
@@ -98,7 +75,7 @@ def audit(
         member_score_chosen_MN: scores of M members of an ensemble, for the same pairs.
         member_score_rejected_MN: the same, of the rejected responses.
         category_column: the column that names a pair's category; found among the usual names where None.
-        phrases: more phrase lists, added to `PHRASES`.
+        phrases: more phrase lists, added to `features.PHRASES`.
         disagreement_count: most rows of ``disagreements``.
         level: confidence of all intervals.
         resamples: of the bootstrap over prompts.
@@ -366,21 +343,6 @@ def score_pairs(
             for pair, (chosen, rejected) in zip(pairs, score_N2, strict=True)
         ],
     }
-
-
-def feature_functions(
-    phrases: Mapping[str, Sequence[str]] | None = None,
-) -> dict[str, Callable[[str], float]]:
-    """`FEATURES` and a count for every phrase list of `PHRASES` and ``phrases``."""
-
-    def counter(words: Sequence[str]) -> Callable[[str], float]:
-        joined = "|".join(re.escape(w.lower()) for w in sorted(words, key=len, reverse=True))
-        pattern = re.compile(rf"(?<!\w)(?:{joined})(?!\w)")
-        # Typographic apostrophes are as common as plain ones.
-        return lambda text: len(pattern.findall(text.lower().replace("’", "'")))
-
-    lists = PHRASES | dict(phrases or {})
-    return FEATURES | {name: counter(words) for name, words in lists.items() if words}
 
 
 def bias_audit(

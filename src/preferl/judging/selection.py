@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from preferl.judging.audit import FEATURES
+from preferl.judging.features import FEATURES, FORM
 
-FORM = ("list_lines", "headings", "bold", "code_fences")
 LENGTH_TOLERANCE = 0.1
 
 

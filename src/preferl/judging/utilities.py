@@ -20,6 +20,22 @@ def length_utility(prompts: Sequence[Prompt], completions: Sequence[str], **colu
     return [len(text) / 100 for text in completions]
 
 
+def token_utility(
+    prompts: Sequence[Prompt],
+    completions: Sequence[str],
+    lengths: Sequence[int] | None = None,
+    **columns: Any,
+) -> list[float]:
+    """Tokens of the response / 100, EOS included: nothing but length.
+
+    Raises:
+        UsageError: the number of tokens is not known, because the response was not sampled here.
+    """
+    if lengths is None:
+        raise UsageError("the reward 'tokens' counts sampled tokens; for texts of elsewhere use 'length'")
+    return [length / 100 for length in lengths]
+
+
 def concise_utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
     """Minus the words of the response / 10."""
     return [-len(text.split()) / 10 for text in completions]
@@ -66,6 +82,7 @@ def sentiment_utility() -> Scorer:
 # Name -> function of what follows the colon (None where nothing does).
 NAMED: dict[str, Callable[[str | None], Scorer]] = {
     "length": lambda rest: length_utility,
+    "tokens": lambda rest: token_utility,
     "concise": lambda rest: concise_utility,
     "world": world_utility,
     "sentiment": lambda rest: sentiment_utility(),

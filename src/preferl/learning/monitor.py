@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from preferl.data.records import Prompt, prompt_text
+from preferl.judging.features import sign_shares
 from preferl.judging.utilities import Scorer
 from preferl.learning.learner import Learner
 from preferl.maths import kl as kl_maths
@@ -18,7 +19,7 @@ from preferl.maths.policy import masked_sum
 from preferl.runs.errors import DivergedError
 from preferl.sampling import rollout as rollouts
 from preferl.sampling.rollout import Rollout
-from preferl.sampling.texts import Generated
+from preferl.sampling.texts import Generated, score
 
 EXACT_KL_ROWS = 16  # responses of a batch whose KL is also summed over the vocabulary
 NOISE = 3.0  # standard errors that an alarm takes for noise
@@ -66,7 +67,8 @@ def describe(rollout: Rollout, learner: Learner, gold: Scorer | None, kl_coef: f
         "eos_rate": float(samples.finished_B.float().mean()),
     }
     if gold is not None:
-        values = gold(rollout.prompts, rollout.completions, finished=samples.finished_B.tolist())
+        ends, lengths = samples.finished_B.tolist(), length_B.int().tolist()
+        values = gold(rollout.prompts, rollout.completions, finished=ends, lengths=lengths)
         row["gold"] = sum(values) / n
     return row
 
@@ -135,8 +137,8 @@ def best_possible(shaped_B: torch.Tensor, kl_coef: float) -> tuple[float, float]
 
 
 def held_out(made: Generated, learner: Learner, scorer: Scorer, gold: Scorer | None) -> dict[str, float]:
-    """Means over one response to each held-out prompt."""
-    score_B = torch.tensor(scorer(made.prompts, made.completions, finished=made.finished))
+    """Means over one response to each held-out prompt, and the share that shows each sign of gaming."""
+    score_B = torch.from_numpy(score(scorer, made))
     reference_BT = learner.reference_logprobs(made.samples)
     kl_B = masked_sum(made.samples.logp_BT - reference_BT, made.samples.mask_BT)
     exact_B = learner.exact_kl(made.samples)
@@ -151,19 +153,14 @@ def held_out(made: Generated, learner: Learner, scorer: Scorer, gold: Scorer | N
         "eval_eos_rate": made.eos_rate,
     }
     if gold is not None:
-        value_B = torch.tensor(gold(made.prompts, made.completions, finished=made.finished))
-        row["eval_gold"] = float(value_B.mean())
-    return row
+        row["eval_gold"] = float(score(gold, made).mean())
+    return row | {f"sign/{name}": share for name, share in sign_shares(made.completions).items()}
 
 
 def reward_accuracy(first: Generated, second: Generated, scorer: Scorer, gold: Scorer) -> tuple[int, int]:
     """On how many pairs of fresh samples the reward and the annotator prefer the same response, and of how
     many; where the annotator sees no difference there is nothing to agree with."""
-    score_B, gold_B = (
-        torch.tensor(judge(first.prompts, first.completions, finished=first.finished))
-        - torch.tensor(judge(second.prompts, second.completions, finished=second.finished))
-        for judge in (scorer, gold)
-    )
+    score_B, gold_B = (score(judge, first) - score(judge, second) for judge in (scorer, gold))
     told_B = gold_B != 0
     return int(((score_B * gold_B) > 0)[told_B].sum()), int(told_B.sum())
 

@@ -102,7 +102,7 @@ class StageDirectory:
     def __init__(self, path: Path, name: str):
         self.path = Path(path)
         self.name = name
-        self.started = time.time()
+        self.started, self.cpu_started = time.time(), time.process_time()
 
     model = property(lambda self: self.path / "model")
     data = property(lambda self: self.path / "data")
@@ -152,7 +152,7 @@ class StageDirectory:
                 elif not path.is_dir():
                     path.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
-        self.started = time.time()
+        self.started, self.cpu_started = time.time(), time.process_time()
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "config.yaml", text)
         self.write_json(
@@ -196,9 +196,13 @@ class StageDirectory:
 
     @parallel.first_writes
     def finish(self, **summary: Any) -> None:
-        """Writes ``summary.json``, and DONE after everything else."""
-        seconds = round(time.time() - self.started, 2)
-        self.write_json("summary.json", {**summary, "seconds": seconds})
+        """Writes ``summary.json`` with the seconds by the clock and of all this process's threads, and DONE
+        after everything else."""
+        took = {
+            "seconds": round(time.time() - self.started, 2),
+            "cpu_seconds": round(time.process_time() - self.cpu_started, 2),
+        }
+        self.write_json("summary.json", summary | took)
         write_atomically(self.path / "DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
 
     @parallel.first_writes

@@ -101,7 +101,8 @@ def collect(
     prompts = [prompt for prompt in prompts for _ in range(group_size)]
     prompt_tokens = [tokens for tokens in prompt_tokens for _ in range(group_size)]
     samples, completions = sample_texts(engine, tokenizer, prompt_tokens, sampling, generator)
-    scores = scorer(prompts, completions, finished=samples.finished_B.tolist())
+    lengths = samples.mask_BT.sum(-1).tolist()
+    scores = scorer(prompts, completions, finished=samples.finished_B.tolist(), lengths=lengths)
     check_scores(scores, completions)
     score_B = torch.tensor(scores, dtype=torch.float32)
     shaped_B = shaping(score_B, samples)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -13,7 +14,7 @@ from preferl.models.load import max_positions
 from preferl.runs.config import SamplingOptions
 from preferl.runs.errors import UsageError
 from preferl.sampling.engine import Samples, Sampling, SamplingEngine
-from preferl.sampling.rollout import sample_texts
+from preferl.sampling.rollout import Scorer, check_scores, rows_of, sample_texts
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,14 @@ class Generated:
     lengths: list[int]
     samples: Samples
 
+    def rows(self, rows: Sequence[int]) -> "Generated":
+        """Some of them, by number."""
+        return Generated(
+            *([values[i] for i in rows] for values in (self.prompts, self.completions)),
+            *([values[i] for i in rows] for values in (self.finished, self.lengths)),
+            samples=rows_of(self.samples, torch.tensor(rows)),
+        )
+
     @property
     def eos_rate(self) -> float:
         return sum(self.finished) / len(self.finished)
@@ -33,6 +42,18 @@ class Generated:
     @property
     def mean_length(self) -> float:
         return sum(self.lengths) / len(self.lengths)
+
+
+def score(scorer: Scorer, made: Generated) -> np.ndarray:
+    """``score_B``: a finite score of every response, in float64. The scorer is told which responses ended and
+    how many tokens each has.
+
+    Raises:
+        UsageError: the scorer returned another number of scores than it was given, or a non-finite one.
+    """
+    scores = scorer(made.prompts, made.completions, finished=made.finished, lengths=made.lengths)
+    check_scores(scores, made.completions)
+    return np.array(scores, dtype=np.float64)
 
 
 def sampling_for(tokenizer: Any, options: SamplingOptions) -> Sampling:

@@ -33,8 +33,7 @@ from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.rollout import check_scores
-from preferl.sampling.texts import Generated, fitting_prompt_ids, generate, sampling_for
+from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for, score
 
 # Split of the demonstrations -> split of the prompts that they answer.
 PROMPTS_OF = {"train": "rl", "dev": "dev"}
@@ -214,8 +213,8 @@ def sample(
         part = list(prompts[start : start + chunk])
         tokens = fitting_prompt_ids(tokenizer, part, engine.model, config.response_length)
         made = generate(engine, tokenizer, part, tokens, sampling, generator, N)
-        score_PN = scores_of(scorer, made).reshape(-1, N)
-        gold_PN = None if gold is None else scores_of(gold, made).reshape(-1, N)
+        score_PN = score(scorer, made).reshape(-1, N)
+        gold_PN = None if gold is None else score(gold, made).reshape(-1, N)
         finished_PN = np.array(made.finished).reshape(-1, N)
         length_PN = np.array(made.lengths).reshape(-1, N)
         rows += [
@@ -232,13 +231,6 @@ def sample(
         best = float(score_PN.max(-1).mean())
         steps.advance(len(part), reward=float(score_PN.mean()), best=best, eos=made.eos_rate)
     return rows
-
-
-def scores_of(scorer: Scorer, made: Generated) -> np.ndarray:
-    """A finite score for every response."""
-    scores = scorer(made.prompts, made.completions, finished=made.finished)
-    check_scores(scores, made.completions)
-    return np.array(scores, dtype=np.float64)
 
 
 def choose(rows: Sequence[Candidates], config: BestOfConfig) -> tuple[list[Kept], dict[str, int]]:

@@ -1,11 +1,14 @@
-"""evaluate: the policy against its SFT model and against best-of-N from it, on prompts nothing has seen.
+"""evaluate: the policy against its SFT model, best-of-N and the optimum, on prompts nothing has seen.
 
-One response of each policy to every eval prompt at one named temperature; means, paired differences and
-win rates with intervals, and the cost of each way in language-model forward passes.
+Responses of both policies to every eval prompt at one named temperature, and a pool of the SFT model's on
+some of them: means, paired differences and win rates with intervals, what best-of-N and the optimum of the
+policy's own objective would reach, signs of a gamed reward, and the cost of each way in forward passes of
+language models and processor time.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,22 +18,33 @@ import torch
 from transformers import PreTrainedModel
 
 from preferl.data import sources
-from preferl.data.records import DataError, Prompt, prompt_text
+from preferl.data.records import DataError, Prompt, prompt_key, prompt_text
+from preferl.judging import comparison, pool
 from preferl.judging.backends import JudgeConfig
+from preferl.judging.comparison import interval
 from preferl.judging.judges import load_pairwise_judge
+from preferl.judging.pool import Pool
 from preferl.judging.scorers import Scorer, load_scorer, reward_models
 from preferl.maths import stats
-from preferl.maths.kl import best_of_n_kl_bound
+from preferl.maths.frontier import break_even_queries
 from preferl.models import load
 from preferl.runs import devices
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
 from preferl.runs.directory import StageDirectory, StageRecord
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling import rollout as rollouts
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.engine import Samples
-from preferl.sampling.texts import Generated, fitting_prompt_ids, generate, sampling_for
+from preferl.sampling.rollout import Shaping
+from preferl.sampling.texts import Generated, fitting_prompt_ids, generate, sampling_for, score
+
+# KL coefficients whose optimum is estimated from the pool, beside the policy's own.
+TILTS = (3.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
+EXAMPLES = 5  # of the SFT model's responses, from the lowest to the highest reward
+# Options of rl that make a reward of a score, in the order of ``Shaping``.
+SHAPING = ("reward_clip", "length_penalty", "missing_eos_penalty", "replace_missing_eos")
+DRIFT = 0.1  # nats per token beyond which a policy counts as significantly drifted
 
 
 @dataclass(kw_only=True)
@@ -47,14 +61,20 @@ class EvaluateConfig(SamplingOptions, DataOptions, DeviceOptions):
     """The reward: a reward model's directory, or ``module:function``."""
     gold: str | None = None
     """An annotator's utility that nothing was trained on directly (``world``, ``sentiment``, …)."""
+    held_out_reward: str | None = None
+    """A second reward, such as a model of other pairs or another seed, that nothing was trained against."""
     judge: str | None = None
     """A language model that compares the policies' responses: ``judge:<model>``, ``judge:<url>#<model>``."""
     max_eval_prompts: int = 512
     """Most eval prompts."""
+    num_generations: int = 1
+    """Responses of each policy to each prompt."""
     best_of: list[int] = field(default_factory=lambda: [4, 16])
     """N of best-of-N from the reference policy, picked by the reward."""
     best_of_prompts: int = 128
-    """Eval prompts on which best-of-N is measured."""
+    """Eval prompts of the pool, on which best-of-N and the optimum are measured."""
+    pool_size: int | None = None
+    """Responses of the reference policy to each of them; by default as many as the largest N."""
 
 
 def run(config: EvaluateConfig, fresh: bool = False) -> Path:
@@ -64,8 +84,7 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
     if stage.settled(options, fresh):
         say(f"evaluate: finished before in {stage.path}")
         return stage.path
-    if any(n < 1 for n in config.best_of):
-        raise UsageError(f"best_of is {config.best_of}; every N must be at least 1")
+    check_options(config)
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     source = sources.load_source(**config.source())
     prompts = source.need("prompts", "eval")[: config.max_eval_prompts]
@@ -76,45 +95,52 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
         )
     policy, tokenizer = load.load_policy(config.model_name_or_path, device)
     reference, _ = load.load_policy(config.ref_model, device)
-    scorer = load_scorer(config.reward_model, device)
-    gold = load_scorer(config.gold, device) if config.gold else None
+    named = {"score": config.reward_model, "gold": config.gold, "held_out": config.held_out_reward}
+    scorers = {measure: load_scorer(name, device) for measure, name in named.items() if name}
     stage.begin(
         options,
-        {
-            "policy": config.model_name_or_path,
-            "reference": config.ref_model,
-            "reward": config.reward_model,
-        },
+        {"policy": config.model_name_or_path, "reference": config.ref_model, "reward": config.reward_model},
     )
-    judge = Judge(config, tokenizer, scorer, gold, device, dtype)
-    with Steps("evaluate", 2 + bool(config.best_of)) as steps:
-        rl = judge.respond("policy", policy, prompts)
+    judge = Judge(config, tokenizer, scorers, device, dtype)
+    size = config.pool_size or max(config.best_of, default=0)
+    with Steps("evaluate", 2 + bool(size)) as steps:
+        rl = judge.respond("policy", policy, prompts, config.num_generations)
         steps.advance()
-        sft = judge.respond("reference", reference, prompts)
-        kl_N = judge.kl(rl.made.samples, policy, reference)
+        sft = judge.respond("reference", reference, prompts, config.num_generations)
         steps.advance()
-        pool = judge.pool(reference, prompts[: config.best_of_prompts]) if config.best_of else None
-        steps.advance(bool(config.best_of))
+        few = prompts[: config.best_of_prompts]
+        drawn = judge.respond("best-of", reference, few, size) if size else None
+        steps.advance(bool(size))
 
-    rows = side_by_side(prompts, rl, sft, kl_N)
-    stage.log_samples(rows)
-    policies = {"reference": means(sft), "policy": means(rl) | kl_summary(kl_N)}
-    comparison = {
-        measure: compare(getattr(rl, measure), getattr(sft, measure))
-        for measure in ("score", "gold")
-        if getattr(rl, measure) is not None
+    # The policy's own log-probabilities travel with its samples; only the reference's are missing.
+    reference_logp_N = judge.log_probability(reference, rl.made.samples)
+    log_ratio_N = rl.logp_N - reference_logp_N
+    training = training_of(config)
+    policies = {
+        "reference": means(sft) | perplexity(sft, sft.logp_N),
+        "policy": means(rl) | perplexity(rl, reference_logp_N) | kl_summary(log_ratio_N, rl),
     }
-    if config.judge:
-        comparison["judge"] = judged_win_rate(config, device, prompts, rl, sft)
-    ways = best_of_ways(config, pool, sft, len(reward_models(scorer))) if pool is not None else []
-    say_result(policies, comparison)
+    categories = [source.category(prompt) for prompt in prompts]
+    against = {measure: comparison.compare(rl[measure], sft[measure], categories) for measure in scorers}
+    for measure, row in against.items():
+        row |= comparison.at_equal_length(rl[measure], sft[measure], rl.length_PG, sft.length_PG)
+    judged = judge_of(config, device)
+    if judged is not None:
+        against["judge"] = judged(prompts, rl, sft.first, sft.first_finished)
+    references = against_references(source.references("eval"), prompts, rl, scorers, judged)
+    stage.log_samples(side_by_side(prompts, rl, sft, log_ratio_N))
+    say_result(policies, against)
     stage.finish(
         prompts=len(prompts),
+        num_generations=config.num_generations,
         temperature=config.temperature,
         policies=policies,
-        comparison=comparison,
-        best_of=ways,
-        cost=cost(config),
+        comparison=against,
+        references=references,
+        signs=comparison.signs(rl.made.completions, sft.made.completions),
+        examples=examples(prompts, sft, judge.log_probability(policy, sft.made.samples)),
+        training=training,
+        **from_pool(config, training, drawn, sft, rl, scorers["score"], tokenizer),
         gold=config.gold,
         peak_memory_mib=devices.peak_memory_mib(device),
         notes=source.notes,
@@ -122,13 +148,51 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
     return stage.path
 
 
+def check_options(config: EvaluateConfig) -> None:
+    """Refuses what cannot work, before anything is loaded."""
+    require_at_least(config, 1, "num_generations")
+    if any(n < 1 for n in config.best_of):
+        raise UsageError(f"best_of is {config.best_of}; every N must be at least 1")
+    size = config.pool_size
+    if size is not None and size < max([1, *config.best_of]):
+        raise UsageError(f"pool_size is {size}; best_of {config.best_of} needs at least its largest N")
+
+
+# ------------------------------------------------------------------------------------------------- responses
+
+
 @dataclass(frozen=True)
 class Responses:
-    """Responses of one policy with their scores, and gold values where they are known."""
+    """G responses of one policy to each of P prompts, with the values of every measure.
+
+    ``cpu_seconds`` is the processor time of one response: of sampling it, and of its reward.
+    """
 
     made: Generated
-    score: np.ndarray
-    gold: np.ndarray | None
+    value_PG: Mapping[str, np.ndarray]
+    group_size: int
+    cpu_seconds: tuple[float, float] = (0.0, 0.0)
+
+    def __getitem__(self, measure: str) -> np.ndarray:
+        return self.value_PG[measure]
+
+    @property
+    def length_PG(self) -> np.ndarray:
+        return np.array(self.made.lengths).reshape(-1, self.group_size)
+
+    @property
+    def logp_N(self) -> np.ndarray:
+        """log pi(y|x) of each response under the policy that wrote it, in nats."""
+        return self.made.samples.logp_BT.double().sum(-1).cpu().numpy()
+
+    @property
+    def first(self) -> list[str]:
+        """The first response to each prompt."""
+        return self.made.completions[:: self.group_size]
+
+    @property
+    def first_finished(self) -> list[bool]:
+        return self.made.finished[:: self.group_size]
 
 
 class Judge:
@@ -138,182 +202,240 @@ class Judge:
         self,
         config: EvaluateConfig,
         tokenizer: Any,
-        scorer: Scorer,
-        gold: Scorer | None,
+        scorers: Mapping[str, Scorer],
         device: torch.device,
         dtype: torch.dtype,
     ):
-        self.config, self.tokenizer, self.scorer, self.gold = config, tokenizer, scorer, gold
+        self.config, self.tokenizer, self.scorers = config, tokenizer, scorers
         self.device, self.dtype = device, dtype
         self.sampling = sampling_for(tokenizer, config)
 
-    def respond(self, name: str, model: PreTrainedModel, prompts: Sequence[Prompt]) -> Responses:
-        """One response to each prompt."""
+    def respond(self, name: str, model: PreTrainedModel, prompts: Sequence[Prompt], count: int) -> Responses:
+        """``count`` responses to each prompt, with every measure's values."""
         engine = CachedEngine(model, self.tokenizer.pad_token_id, self.config.sampling_batch_size, self.dtype)
         tokens = fitting_prompt_ids(self.tokenizer, prompts, model, self.config.response_length)
         generator = devices.generator(self.config.seed, "evaluate", name)
-        made = generate(engine, self.tokenizer, prompts, tokens, self.sampling, generator)
-        score = np.array(self.scorer(made.prompts, made.completions, finished=made.finished))
-        gold = None
-        if self.gold is not None:
-            gold = np.array(self.gold(made.prompts, made.completions, finished=made.finished))
-        return Responses(made, score, gold)
-
-    def pool(self, model: PreTrainedModel, prompts: Sequence[Prompt]) -> Responses:
-        """max(N) responses to each prompt, prompt by prompt."""
-        size = max(self.config.best_of)
-        return self.respond("best-of", model, [p for p in prompts for _ in range(size)])
+        started = time.process_time()
+        made = generate(engine, self.tokenizer, prompts, tokens, self.sampling, generator, count)
+        sampled = time.process_time()
+        values = {"score": score(self.scorers["score"], made).reshape(-1, count)}
+        scored = time.process_time()
+        values |= {
+            measure: score(scorer, made).reshape(-1, count)
+            for measure, scorer in self.scorers.items()
+            if measure != "score"
+        }
+        n = len(made.completions)
+        return Responses(made, values, count, ((sampled - started) / n, (scored - sampled) / n))
 
     @torch.no_grad()
-    def kl(self, samples: Samples, policy: PreTrainedModel, reference: PreTrainedModel) -> np.ndarray:
-        """log pi(y|x) - log pi_ref(y|x) of each response, in nats: its mean estimates the KL."""
-        out_B = torch.zeros(len(samples.mask_BT))
+    def log_probability(self, model: PreTrainedModel, samples: Samples) -> np.ndarray:
+        """log pi(y|x) of each response under a model at the sampling temperature, in nats."""
+        out_B = torch.zeros(len(samples.mask_BT), dtype=torch.float64)
         for rows in samples.mask_BT.sum(-1).argsort().split(128):
-            part = rollouts.rows_of(samples, rows)
             with devices.autocast(self.device, self.dtype):
-                policy_BT = rollouts.policy_logprobs(policy, part)
-                reference_BT = rollouts.policy_logprobs(reference, part)
-            out_B[rows] = (policy_BT - reference_BT).sum(-1).float().cpu()
-        return out_B.numpy().astype(np.float64)
+                logp_BT = rollouts.policy_logprobs(model, rollouts.rows_of(samples, rows))
+            out_B[rows] = logp_BT.double().sum(-1).cpu()
+        return out_B.numpy()
 
 
 def means(responses: Responses) -> dict[str, Any]:
     """Means of one policy's responses; ``repetition`` is the share of repeated word trigrams."""
     made = responses.made
-    score, low, high = stats.mean_interval(responses.score)
-    row: dict[str, Any] = {
-        "score": score,
-        "score_low": low,
-        "score_high": high,
-        "length": made.mean_length,
+    row: dict[str, Any] = {}
+    for measure, value_PG in responses.value_PG.items():
+        row |= interval(measure, stats.mean_interval(value_PG.mean(-1)))
+    return row | {
+        **interval("length", stats.mean_interval(responses.length_PG.mean(-1))),
         "eos_rate": made.eos_rate,
         "repetition": float(np.mean([stats.repetition(text) for text in made.completions])),
         "distinct_2": stats.distinct_n(made.completions, 2),
     }
-    if responses.gold is not None:
-        row["gold"], row["gold_low"], row["gold_high"] = stats.mean_interval(responses.gold)
-    return row
 
 
-def kl_summary(kl_N: np.ndarray) -> dict[str, float]:
-    """Mean KL in nats per response with its standard error."""
-    return {"kl": float(kl_N.mean()), "kl_se": float(kl_N.std(ddof=1) / len(kl_N) ** 0.5)}
+def perplexity(responses: Responses, reference_logp_N: np.ndarray) -> dict[str, float]:
+    """exp of minus the mean log-probability of a token under the SFT model: 1 for what it is sure of."""
+    return {"perplexity": float(np.exp(-reference_logp_N.sum() / responses.length_PG.sum()))}
 
 
-def compare(a_N: np.ndarray, b_N: np.ndarray) -> dict[str, float]:
-    """a against b on the same prompts: paired difference with bootstrap interval, win rate with Wilson's.
-
-    A tie is half a win.
-    """
-    difference, low, high = stats.paired_bootstrap(a_N, b_N)
-    wins, ties = int((a_N > b_N).sum()), int((a_N == b_N).sum())
-    rate = (wins + ties / 2) / len(a_N)
-    rate_low, rate_high = stats.wilson_interval(wins + ties / 2, len(a_N))
+def kl_summary(log_ratio_N: np.ndarray, responses: Responses) -> dict[str, Any]:
+    """Mean KL in nats per response with its standard error over prompts, and per token."""
+    kl_P = log_ratio_N.reshape(responses.length_PG.shape).mean(-1)
+    per_token = float(log_ratio_N.sum() / responses.length_PG.sum())
     return {
-        "difference": difference,
-        "difference_low": low,
-        "difference_high": high,
-        "win_rate": rate,
-        "win_rate_low": rate_low,
-        "win_rate_high": rate_high,
-        "wins": wins,
-        "ties": ties,
-        "n": len(a_N),
+        "kl": float(kl_P.mean()),
+        "kl_se": float(kl_P.std(ddof=1) / len(kl_P) ** 0.5),
+        "kl_per_token": per_token,
+        "drifted": per_token > DRIFT,
     }
 
 
-def judged_win_rate(
-    config: EvaluateConfig, device: torch.device, prompts: Sequence[Prompt], rl: Responses, sft: Responses
+# ------------------------------------------------------------------------------------ against other responses
+
+
+def judge_of(config: EvaluateConfig, device: torch.device) -> Any:
+    """A function (prompts, responses, other texts) -> win rate by a language model asked in both orders, or
+    None without a judge. Of several responses to a prompt the first is judged."""
+    if not config.judge:
+        return None
+    name = config.judge
+    judge = load_pairwise_judge(name, device, JudgeConfig(seed=config.seed, unparsable="skip"))
+
+    def win_rate(
+        prompts: Sequence[Prompt], rl: Responses, others: Sequence[str], ended: Sequence[bool]
+    ) -> dict[str, Any]:
+        """Verdicts that cannot be read are left out and counted."""
+        before = dataclasses.asdict(judge.counts)
+        rng = np.random.default_rng(devices.derived_seed(config.seed, "evaluate", "judge"))
+        judged = judge(prompts, rl.first, list(others), rng, rl.first_finished, ended)
+        probability_N = judged.probability_N[judged.kept_N]
+        if not len(probability_N):
+            raise DataError(f"evaluate: no verdict of '{name}' was readable; look at what it replies")
+        counts = {k: v - before[k] for k, v in dataclasses.asdict(judge.counts).items()}
+        rate = interval("win_rate", stats.mean_interval(probability_N))
+        return rate | {"n": len(probability_N), **counts}
+
+    return win_rate
+
+
+def against_references(
+    responses: Mapping[str, str],
+    prompts: Sequence[Prompt],
+    rl: Responses,
+    scorers: Mapping[str, Scorer],
+    judged: Any,
 ) -> dict[str, Any]:
-    """The policy's win rate by a language model that was asked in both orders; unreadable ones left out."""
-    assert config.judge is not None
-    judge = load_pairwise_judge(config.judge, device, JudgeConfig(seed=config.seed, unparsable="skip"))
-    judged = judge(
-        prompts,
-        rl.made.completions,
-        sft.made.completions,
-        np.random.default_rng(devices.derived_seed(config.seed, "evaluate", "judge")),
-        rl.made.finished,
-        sft.made.finished,
-    )
-    probability_N = judged.probability_N[judged.kept_N]
-    if not len(probability_N):
-        raise DataError(f"evaluate: no verdict of '{config.judge}' was readable; look at what it replies")
-    rate, low, high = stats.mean_interval(probability_N)
-    return {
-        "win_rate": rate,
-        "win_rate_low": low,
-        "win_rate_high": high,
-        "n": len(probability_N),
-        **dataclasses.asdict(judge.counts),
+    """The policy against the data set's own responses, by every measure that can read texts of elsewhere."""
+    known = [i for i, prompt in enumerate(prompts) if prompt_key(prompt) in responses]
+    if len(known) < 2:
+        return {}
+    asked = [prompts[i] for i in known]
+    texts = [responses[prompt_key(prompt)] for prompt in asked]
+    found: dict[str, Any] = {"prompts": len(known)}
+    for measure, scorer in scorers.items():
+        try:
+            values = scorer(asked, texts, finished=[True] * len(texts))
+        except UsageError:
+            continue  # a reward of tokens has nothing to say about texts that were not sampled
+        rollouts.check_scores(values, texts)
+        value_P1 = np.array(values, dtype=np.float64)[:, None]
+        mean = interval("mean", stats.mean_interval(value_P1[:, 0]))
+        found[measure] = comparison.compare(rl[measure][known], value_P1) | mean
+    if judged is not None:
+        chosen = dataclasses.replace(rl, made=rl.made.rows([i * rl.group_size for i in known]), group_size=1)
+        found["judge"] = judged(asked, chosen, texts, [True] * len(texts))
+    return found
+
+
+def examples(prompts: Sequence[Prompt], sft: Responses, policy_logp_N: np.ndarray) -> list[dict[str, Any]]:
+    """Responses of the SFT model from the lowest to the highest reward, each with log pi - log pi_ref: the
+    adjusted reward at a coefficient b is score - b * log_ratio."""
+    score_N, texts = sft["score"].ravel(), sft.made.completions
+    distinct = {texts[i]: i for i in np.argsort(score_N, kind="stable").tolist()}
+    order = sorted(distinct.values(), key=lambda i: score_N[i])
+    places = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int)
+    return [
+        {
+            "prompt": prompt_text(prompts[i // sft.group_size]),
+            "response": texts[i],
+            "log_ratio": policy_logp_N[i] - sft.logp_N[i],
+            **{measure: value_PG.ravel()[i] for measure, value_PG in sft.value_PG.items()},
+        }
+        for i in (order[place] for place in places)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- from the pool
+
+
+def training_of(config: EvaluateConfig) -> dict[str, Any]:
+    """What trained the policy and at what cost, where it is a stage's directory: forward passes counted by
+    model, processor time without what was only watched."""
+    directory = Path(config.model_name_or_path)
+    if not (directory / "manifest.json").exists():
+        return {}
+    record = StageRecord(directory)
+    iterations = [row["cpu_seconds"] for row in record.metrics if "cpu_seconds" in row]
+    found = {
+        "stage": record.manifest["stage"],
+        "algorithm": record.config.get("algorithm") or record.config.get("loss") or record.manifest["stage"],
+        "forward_passes": record.summary.get("forward_passes", {}),
+        "cpu_seconds": sum(iterations) if iterations else record.summary.get("cpu_seconds"),
     }
+    if record.manifest["stage"] == "rl":
+        found |= {key: record.config[key] for key in ("kl_coef", "kl_controller", *SHAPING)}
+        found["by_this_reward"] = record.config["reward_model"] == config.reward_model
+    return found
 
 
-def best_of_ways(
-    config: EvaluateConfig, pool: Responses, sft: Responses, reward_models: int = 1
-) -> list[dict[str, Any]]:
-    """Best-of-N for each N, all from one pool: its max(N) responses make max(N) // N draws of N."""
-    size = max(config.best_of)
-    score_PK = pool.score.reshape(-1, size)
-    gold_PK = None if pool.gold is None else pool.gold.reshape(-1, size)
+def from_pool(
+    config: EvaluateConfig,
+    training: Mapping[str, Any],
+    drawn: Responses | None,
+    sft: Responses,
+    rl: Responses,
+    scorer: Scorer,
+    tokenizer: Any,
+) -> dict[str, Any]:
+    """``best_of``, ``frontier``, ``prediction``, ``verification`` and ``cost`` of the summary."""
+    spent = sum(training.get("forward_passes", {}).values())
+    cost: dict[str, Any] = {
+        "training": training.get("forward_passes", {}),
+        "training_total": spent,
+        "training_cpu_seconds": training.get("cpu_seconds"),
+        "policy_per_response": 1,
+        "policy_cpu_seconds_per_response": rl.cpu_seconds[0],
+    }
+    if drawn is None:
+        return {"best_of": [], "cost": cost}
+    reference = Pool(dict(drawn.value_PG), drawn.length_PG, drawn.logp_N.reshape(drawn.length_PG.shape))
+    per_response = sum(drawn.cpu_seconds)
+    against = sft["gold"][: len(reference.length_PK)] if "gold" in sft.value_PG else None
     rows = []
     for n in sorted(config.best_of):
-        groups = size // n
-        cut = score_PK[:, : groups * n].reshape(-1, groups, n)
-        best = cut.argmax(-1)[..., None]
-        score_P = np.take_along_axis(cut, best, -1)[..., 0].mean(-1)
-        row: dict[str, Any] = {
-            "n": n,
-            "score": float(score_P.mean()),
-            "kl_bound": best_of_n_kl_bound(n),
-            "forward_passes_per_response": {
-                "policy": n,
-                "reward": n * reward_models,
-            },
-            "prompts": len(score_P),
+        passes = {"policy": n, "reward": n * len(reward_models(scorer))}
+        row = pool.best_of(reference, n, against_PB=against) | {
+            "forward_passes_per_response": passes,
+            "cpu_seconds_per_response": n * per_response,
         }
-        if gold_PK is not None and sft.gold is not None:
-            gold_cut = gold_PK[:, : groups * n].reshape(-1, groups, n)
-            picked = np.take_along_axis(gold_cut, best, -1)[..., 0]
-            row["gold"], row["gold_low"], row["gold_high"] = stats.mean_interval(picked.mean(-1))
-            single = sft.gold[: len(picked), None]
-            won = ((picked > single) + 0.5 * (picked == single)).mean(-1)
-            row["win_rate"], row["win_rate_low"], row["win_rate_high"] = stats.mean_interval(won)
+        if spent:
+            row["break_even_queries"] = break_even_queries(spent, 1, sum(passes.values()))
+        if training.get("cpu_seconds"):
+            row["break_even_queries_cpu"] = break_even_queries(
+                training["cpu_seconds"], rl.cpu_seconds[0], n * per_response
+            )
         rows.append(row)
-    return rows
-
-
-def cost(config: EvaluateConfig) -> dict[str, Any]:
-    """Language-model forward passes: of the policy's training, by model, and of each response."""
-    training: dict[str, int] = {}
-    directory = Path(config.model_name_or_path)
-    if (directory / "manifest.json").exists():
-        training = StageRecord(directory).summary.get("forward_passes", {})
-    return {
-        "training": training,
-        "training_total": sum(training.values()),
-        "policy_per_response": 1,
+    found: dict[str, Any] = {"best_of": rows, "cost": cost, "verification": pool.verification(reference)}
+    found["frontier"] = {
+        "prompts": len(reference.length_PK),
+        "pool": reference.size,
+        "best_of": [pool.best_of(reference, n) for n in pool.sizes(reference.size, config.best_of)],
+        "tilt": [pool.tilt(reference, kl_coef) for kl_coef in TILTS],
     }
+    kl_coef = training.get("kl_coef")
+    if kl_coef and training["kl_controller"] == "fixed" and training["by_this_reward"]:
+        clip, *penalties = (training[key] for key in SHAPING)
+        shaping = Shaping(clip or None, *penalties)
+        shaped_N = shaping(torch.from_numpy(drawn["score"].ravel()), drawn.made.samples).numpy()
+        found["prediction"] = pool.tilt(reference, kl_coef, shaped_N.reshape(drawn.length_PG.shape))
+    return found
 
 
 def side_by_side(
-    prompts: Sequence[Prompt], rl: Responses, sft: Responses, kl_N: np.ndarray
+    prompts: Sequence[Prompt], rl: Responses, sft: Responses, log_ratio_N: np.ndarray
 ) -> list[dict[str, Any]]:
-    """One row per prompt: both responses with score, gold, KL and whether they ended."""
+    """One row per prompt: the first response of both with score, gold, KL and whether they ended."""
     rows = []
-    for i, prompt in enumerate(prompts):
+    for p, prompt in enumerate(prompts):
         row = {
             "prompt": prompt_text(prompt),
-            "reference": sft.made.completions[i],
-            "policy": rl.made.completions[i],
-            "reference_score": sft.score[i],
-            "policy_score": rl.score[i],
-            "kl": kl_N[i],
-            "reference_finished": sft.made.finished[i],
-            "policy_finished": rl.made.finished[i],
+            "reference": sft.first[p],
+            "policy": rl.first[p],
+            "kl": log_ratio_N[p * rl.group_size],
         }
-        if rl.gold is not None and sft.gold is not None:
-            row |= {"reference_gold": sft.gold[i], "policy_gold": rl.gold[i]}
+        for name, responses in (("reference", sft), ("policy", rl)):
+            row[f"{name}_finished"] = responses.first_finished[p]
+            row |= {f"{name}_{m}": value_PG[p, 0] for m, value_PG in responses.value_PG.items()}
         rows.append(row)
     return rows
 

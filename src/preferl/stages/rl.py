@@ -496,6 +496,7 @@ class Trainer:
     def iterate(self, iteration: int) -> tuple[dict[str, Any], Rollout]:
         """A rollout, an update, the metrics of both, and what is measured every few iterations."""
         config, state, started = self.config, self.state, time.perf_counter()
+        cpu_started = time.process_time()
         state.iteration = iteration
         rollout = self.collect()
         sampled = time.perf_counter()
@@ -519,6 +520,8 @@ class Trainer:
             "tokens_per_second": float(rollout.samples.mask_BT.sum()) / seconds,
             "sampling_seconds": sampled - started,
             "seconds": seconds,
+            "cpu_seconds": time.process_time() - cpu_started,
+            "forward_passes": sum(state.forward_passes.values()),
         }
         if self.watching and iteration % config.eval_every == 0:
             row |= self.measure(iteration, found)

@@ -1,0 +1,86 @@
+"""Two policies' responses to the same prompts: differences and win rates, by category and at equal length."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from preferl.judging.features import SIGNS, sign_shares
+from preferl.maths import stats
+
+Row = dict[str, Any]
+LEAST_IN_CATEGORY = 5  # prompts
+
+
+def compare(a_PA: np.ndarray, b_PB: np.ndarray, category_P: Sequence[str | None] = ()) -> Row:
+    """a against b: the difference of their means and how often a wins, a tie half, with 95 % intervals.
+
+    Every response of a is compared with every one of b to the same prompt. With one response of each the
+    difference has the paired bootstrap's interval and the win rate Wilson's; with several, prompts are
+    resampled and responses within them. ``by_category`` has a row for each category of at least
+    ``LEAST_IN_CATEGORY`` prompts.
+    """
+    single = a_PA.shape[1] == b_PB.shape[1] == 1
+    wins, ties = int(outcomes(a_PA, b_PB, tie=0).sum()), int((a_PA[:, :, None] == b_PB[:, None, :]).sum())
+    if single:
+        difference = stats.paired_bootstrap(a_PA[:, 0], b_PB[:, 0])
+        low_high = stats.wilson_interval(wins + ties / 2, len(a_PA))
+        rate = ((wins + ties / 2) / len(a_PA), *low_high)
+    else:
+        difference = stats.paired_hierarchical_bootstrap(a_PA, b_PB)
+        rate = stats.hierarchical_win_rate(a_PA, b_PB)
+    row = interval("difference", difference) | interval("win_rate", rate)
+    row |= {"wins": wins, "ties": ties, "n": a_PA.shape[0] * a_PA.shape[1] * b_PB.shape[1]}
+    rows = []
+    for category in sorted({c for c in category_P if c is not None}):
+        inside_P = np.array([c == category for c in category_P])
+        if inside_P.sum() >= LEAST_IN_CATEGORY:
+            part = compare(a_PA[inside_P], b_PB[inside_P])
+            rows.append({"category": category, "prompts": int(inside_P.sum()), **part})
+    return row | ({"by_category": rows} if len(rows) > 1 else {})
+
+
+def outcomes(a_PA: np.ndarray, b_PB: np.ndarray, tie: float = 0.5) -> np.ndarray:
+    """``won_PAB``: 1 where a's response is better, 0 where b's is, ``tie`` where they are equal."""
+    a_PA1, b_P1B = a_PA[:, :, None], b_PB[:, None, :]
+    return (a_PA1 > b_P1B) + tie * (a_PA1 == b_P1B)
+
+
+def at_equal_length(a_PA: np.ndarray, b_PB: np.ndarray, length_PA: np.ndarray, length_PB: np.ndarray) -> Row:
+    """The length-controlled win rate of a over b (Dubois et al. 2024); lengths in tokens."""
+    won_PAB = outcomes(a_PA, b_PB)
+    group_PAB, a_length_PAB, b_length_PAB = (
+        np.broadcast_to(x, won_PAB.shape)
+        for x in (np.arange(len(a_PA))[:, None, None], length_PA[:, :, None], length_PB[:, None, :])
+    )
+    found = stats.length_controlled_win_rate(
+        won_PAB.ravel(), a_length_PAB.ravel(), b_length_PAB.ravel(), group_PAB.ravel()
+    )
+    row = interval("length_controlled_win_rate", (found.rate, found.low, found.high))
+    effect = found.length_effect
+    return row | {"length_effect": effect and list(effect), "length_control_left_out": found.reason}
+
+
+def signs(a: Sequence[str], b: Sequence[str]) -> list[Row]:
+    """How often each sign of gaming shows in two lots of responses, with Wilson's intervals.
+
+    Example:
+        >>> rows = signs(["Great question! Paris.", "Paris."], ["Paris.", "Paris."])
+        >>> rows[0]["sign"], rows[0]["policy"], rows[0]["reference"]
+        ('sycophancy', 0.5, 0.0)
+    """
+    rows = []
+    shares = [(name, texts, sign_shares(texts)) for name, texts in (("policy", a), ("reference", b))]
+    for sign in SIGNS:
+        row: Row = {"sign": sign}
+        for name, texts, share in shares:
+            bounds = stats.wilson_interval(round(share[sign] * len(texts)), len(texts))
+            row |= interval(name, (share[sign], *bounds))
+        rows.append(row)
+    return rows
+
+
+def interval(name: str, value_low_high: tuple[float, float, float]) -> Row:
+    """``name``, ``name_low`` and ``name_high``."""
+    value, low, high = value_low_high
+    return {name: value, f"{name}_low": low, f"{name}_high": high}

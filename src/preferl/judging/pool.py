@@ -1,0 +1,110 @@
+"""What a pool of the SFT model's responses tells without training anything: best-of-n for every n, the
+optimum of every KL coefficient by reweighting, and how well the reward picks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from preferl.judging.comparison import interval, outcomes
+from preferl.maths import frontier, stats
+from preferl.maths.kl import best_of_n_kl_bound
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """K responses of the SFT model to each of P prompts.
+
+    ``value_PK`` maps a measure (``score``, ``gold``, …) to its values, ``length_PK`` counts tokens,
+    ``logp_PK`` is log pi_ref(y|x) in nats.
+
+    Example: ``Pool({"score": np.array([[0.2, -1.0]])}, np.array([[4, 7]]), np.array([[-3.1, -9.0]]))``.
+    """
+
+    value_PK: dict[str, np.ndarray]
+    length_PK: np.ndarray
+    logp_PK: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return self.length_PK.shape[1]
+
+    def means(self, weight_PK: np.ndarray) -> Row:
+        """Means over prompts of every measure and of the length under weights, with 95 % intervals."""
+        row: Row = {}
+        for name, x_PK in {**self.value_PK, "length": self.length_PK}.items():
+            row |= interval(name, stats.mean_interval((weight_PK * x_PK).sum(-1)))
+        return row
+
+
+def best_of(pool: Pool, n: int, picked_by: str = "score", against_PB: np.ndarray | None = None) -> Row:
+    """Best-of-n, unbiased from all K responses: n of them drawn without replacement, the best one taken.
+
+    ``against_PB`` are gold values of other responses to the same prompts: the win rate is over them. The KL
+    has a known upper bound, nearly reached where scores are all different.
+    """
+    weight_PK = frontier.best_of_n_weights(pool.value_PK[picked_by], n)
+    row: Row = {"n": n, "prompts": len(weight_PK), "kl_bound": best_of_n_kl_bound(n)}
+    row |= pool.means(weight_PK)
+    if against_PB is not None:
+        won_PK = outcomes(pool.value_PK["gold"], against_PB).mean(-1)
+        row |= interval("win_rate", stats.mean_interval((weight_PK * won_PK).sum(-1)))
+    return row
+
+
+def tilt(pool: Pool, kl_coef: float, score_PK: np.ndarray | None = None) -> Row:
+    """The optimum of reward minus ``kl_coef`` * KL, pi_ref e^(r / kl_coef), by importance weights.
+
+    ``score_PK`` is the reward where it is not the pool's score. ``effective_sample_size`` is the mean over
+    prompts of (sum w)^2 / sum w^2, ``_low`` the smallest: where it is small the estimate is a bound from
+    below.
+    """
+    weight_PK = frontier.tilt_weights(pool.value_PK["score"] if score_PK is None else score_PK, kl_coef)
+    size_P = frontier.effective_sample_size(weight_PK)
+    return {
+        "kl_coef": kl_coef,
+        "prompts": len(weight_PK),
+        "pool": pool.size,
+        "effective_sample_size": float(size_P.mean()),
+        "effective_sample_size_low": float(size_P.min()),
+        **interval("kl", stats.mean_interval(frontier.tilt_kl(weight_PK))),
+        **pool.means(weight_PK),
+    }
+
+
+def verification(pool: Pool) -> Row | None:
+    """Judging against generating, on the same prompts; None without a gold reward that tells them apart.
+
+    Judging: the share of a prompt's pairs of unequal gold in which the reward prefers the better response,
+    and the same for the SFT model's own log-probability, of the whole response and per token. Generating:
+    the gold reward of one response; of the pool's best by the reward; of its best by gold. ``closed`` is the
+    share of that gap which choosing by the reward closes.
+    """
+    gold_PK, score_PK = pool.value_PK.get("gold"), pool.value_PK["score"]
+    if gold_PK is None:
+        return None
+    differs_PKK = gold_PK[:, :, None] > gold_PK[:, None, :]
+    pairs_P = differs_PKK.sum((1, 2))
+    if (pairs_P > 0).sum() < 2:
+        return None
+    judges = {"reward": score_PK, "likelihood": pool.logp_PK}
+    judges["likelihood_per_token"] = pool.logp_PK / pool.length_PK
+    row: Row = {"prompts": int((pairs_P > 0).sum()), "pairs": int(pairs_P.sum())}
+    for name, x_PK in judges.items():
+        right_P = (outcomes(x_PK, x_PK) * differs_PKK).sum((1, 2))
+        share_P = right_P[pairs_P > 0] / pairs_P[pairs_P > 0]
+        row |= interval(f"accuracy_{name}", stats.mean_interval(share_P))
+    chosen_P = (frontier.best_of_n_weights(score_PK, pool.size) * gold_PK).sum(-1)
+    row |= interval("one_sample", stats.mean_interval(gold_PK.mean(-1)))
+    row |= interval("chosen_by_reward", stats.mean_interval(chosen_P))
+    row |= interval("best_there", stats.mean_interval(gold_PK.max(-1)))
+    room = row["best_there"] - row["one_sample"]
+    return row | {"closed": (row["chosen_by_reward"] - row["one_sample"]) / room if room > 0 else None}
+
+
+def sizes(most: int, wanted: Sequence[int]) -> list[int]:
+    """Every power of two up to a pool's size, its size, and what was asked for."""
+    return sorted({*wanted, most, *(2**k for k in range(most.bit_length()) if 2**k <= most)})

@@ -1,0 +1,273 @@
+"""Reward against KL: what the reference could reach at a price, and where more of it over-optimises.
+
+P prompts, K responses of the reference to each, N points of a curve. KL in nats, from the reference (the
+SFT model). On NumPy arrays; nothing here loads torch.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from preferl.maths import stats
+
+DRAWS = 10_000
+
+# The two terms of a curve at distance d: the gain is alpha * first - beta * second.
+TERMS = {
+    "best_of_n": lambda d_N: (d_N, d_N**2),
+    "rl": lambda d_N: (d_N, d_N * np.log(np.where(d_N > 0, d_N, 1.0))),
+}
+# The distance at which the curve of beta > 0 is highest; one that falls from the start is highest at 0.
+PEAKS = {
+    "best_of_n": lambda alpha, beta: np.maximum(alpha, 0) / (2 * beta),
+    "rl": lambda alpha, beta: np.exp(alpha / beta - 1),
+}
+
+
+def best_of_n_weights(score_PK: ArrayLike, n: int) -> np.ndarray:
+    """``weight_PK``: the chance that a response is the one picked when n of the K are drawn without
+    replacement and the highest score is taken.
+
+    sum_K weight * value is an unbiased estimate of the value of best-of-n, of the score itself or of any
+    other measure of the picked response (Nakano et al. 2021, appendix I; Gao et al. 2023): the response of
+    rank m from below is picked with C(m - 1, n - 1) / C(K, n). Equal scores share evenly. Rows sum to 1.
+
+    Raises:
+        ValueError: the scores are no table of finite values, or n is not in [1, K].
+    """
+    score_PK = stats._finite_table("score_PK", score_PK)
+    k = score_PK.shape[1]
+    if not 1 <= n <= k:
+        raise ValueError(f"n is {n}; best-of-n draws between 1 and all {k} responses of a prompt")
+    # C(m, n) / C(K, n) for m = K, K - 1, ..., 1 as a running product: no factorial, no cancellation.
+    m_K = np.arange(k, 0, -1)
+    all_below_K = np.cumprod(np.append(1.0, np.maximum(m_K - n, 0)[:-1] / m_K[:-1]))
+    picked_K = (all_below_K * n / m_K)[::-1]
+    order_PK = np.argsort(score_PK, axis=-1)
+    sorted_PK = np.take_along_axis(score_PK, order_PK, -1)
+    new_PK = np.ones(score_PK.shape, dtype=bool)
+    new_PK[:, 1:] = sorted_PK[:, 1:] != sorted_PK[:, :-1]
+    tie_PK = np.cumsum(new_PK).reshape(score_PK.shape) - 1
+    sum_T = np.bincount(tie_PK.ravel(), weights=np.tile(picked_K, len(score_PK)))
+    weight_PK = np.empty_like(score_PK)
+    np.put_along_axis(weight_PK, order_PK, (sum_T / np.bincount(tie_PK.ravel()))[tie_PK], -1)
+    return weight_PK
+
+
+def tilt_weights(score_PK: ArrayLike, beta: float) -> np.ndarray:
+    """``weight_PK``: softmax(score / beta) over a prompt's K responses.
+
+    Self-normalised importance weights from the reference to the optimum of E[score] - beta * KL, pi* =
+    pi_ref exp(score / beta) / Z (Rafailov et al. 2023, eq. 4). sum_K weight * value estimates the mean of a
+    value under pi*; the bias is of order 1 / K and large where ``effective_sample_size`` is small.
+
+    Raises:
+        ValueError: the scores are no table of finite values, or beta is not above 0.
+    """
+    score_PK = stats._finite_table("score_PK", score_PK)
+    if not (beta > 0 and math.isfinite(beta)):
+        raise ValueError(f"beta is {beta}; it must be a finite number above 0")
+    with np.errstate(over="ignore", under="ignore"):
+        weight_PK = np.exp((score_PK - score_PK.max(-1, keepdims=True)) / beta)
+    return weight_PK / weight_PK.sum(-1, keepdims=True)
+
+
+def effective_sample_size(weight_PK: ArrayLike) -> np.ndarray:
+    """``size_P``: (sum w)^2 / sum w^2 (Kish 1965), between 1 and K; the weights' scale does not matter.
+
+    Raises:
+        ValueError: the weights are no table of finite values, one is negative, or a row has none above 0.
+    """
+    scaled_PK = _weights(weight_PK)
+    scaled_PK = scaled_PK / scaled_PK.max(-1, keepdims=True)
+    return scaled_PK.sum(-1) ** 2 / (scaled_PK**2).sum(-1)
+
+
+def tilt_kl(weight_PK: ArrayLike) -> np.ndarray:
+    """``kl_P``: sum_K w log(K w), an estimate of KL(pi*‖pi_ref) in nats from weights on K samples of pi_ref.
+
+    K samples cannot show more than log K, so the estimate is too low where the true KL comes near that. Of
+    ``best_of_n_weights`` it is the KL of best-of-n.
+
+    Raises:
+        ValueError: the weights are no table of finite values, one is negative, or a row does not sum to 1.
+    """
+    share_PK = _weights(weight_PK)
+    sum_P = share_PK.sum(-1)
+    if not np.allclose(sum_P, 1, rtol=0, atol=1e-6):
+        where = int(np.argmax(np.abs(sum_P - 1)))
+        raise ValueError(
+            f"row {where} of weight_PK sums to {sum_P[where]:g}; the weights of a prompt sum to 1"
+        )
+    # At 0 the logarithm is of 1, so that 0 log 0 = 0.
+    ratio_PK = np.where(share_PK > 0, share_PK * share_PK.shape[1], 1.0)
+    return (share_PK * np.log(ratio_PK)).sum(-1)
+
+
+@dataclass(frozen=True)
+class OverOptimization:
+    """A fitted curve of gain against d = sqrt(KL): d (alpha - beta d) for best-of-n, d (alpha - beta log d)
+    for RL.
+
+    ``low`` and ``high`` bound an interval of confidence ``level``. Turning points are KLs in nats: where the
+    curve is highest and more optimisation starts to cost. ``turning_low`` or ``turning_high`` is None where
+    that end is not bounded: too many curves that fit as well rise without end.
+
+    Example: ``fit_over_optimization([1, 4, 9, 16], [.8, 1.3, 1.4, 1.1], "best_of_n").turning_kl`` is 7.59.
+    """
+
+    form: str
+    alpha: float
+    alpha_error: float
+    alpha_low: float
+    alpha_high: float
+    beta: float
+    beta_error: float
+    beta_low: float
+    beta_high: float
+    r_squared: float
+    """1 - residual / total sum of squares about 0: the curve goes through the origin."""
+    points: int
+    largest_kl: float
+    turning_low: float | None
+    turning_high: float | None
+    level: float
+
+    def __call__(self, kl_N: ArrayLike) -> np.ndarray:
+        """``value_N``: the curve's gain at these KLs; 0 at KL 0 and, for estimates below 0, there too."""
+        first_N, second_N = TERMS[self.form](_distance(kl_N))
+        return self.alpha * first_N - self.beta * second_N
+
+    @property
+    def turning_kl(self) -> float | None:
+        """KL at which the curve is highest; None where it does not turn (beta <= 0), falls from the start
+        (best-of-n with alpha <= 0), or turns further out than a float can say."""
+        kl = float(_peak_kl(self.form, np.array([self.alpha]), np.array([self.beta]))[0])
+        return kl if 0 < kl < math.inf else None
+
+    @property
+    def turning_distance(self) -> float | None:
+        """sqrt(``turning_kl``): alpha / (2 beta) for best-of-n, exp(alpha / beta - 1) for RL."""
+        return None if self.turning_kl is None else math.sqrt(self.turning_kl)
+
+    @property
+    def observed(self) -> bool:
+        """Whether the curve turns within the measured KLs; beyond them a turning point is extrapolated."""
+        return self.turning_kl is not None and self.turning_kl <= self.largest_kl
+
+
+def fit_over_optimization(
+    kl_N: ArrayLike, gain_N: ArrayLike, form: str, level: float = 0.95, seed: int = 0
+) -> OverOptimization:
+    """Fits gain against KL by least squares (Gao, Schulman & Hilton 2023, "Scaling laws for reward model
+    overoptimization", section 3.1).
+
+    Intervals of the coefficients are Student's; the turning point's is the percentile interval of draws
+    from the coefficients' t distribution. Both describe independent scatter about the curve: checkpoints of
+    one run share their luck, and another run may differ by more.
+
+    Points at KL 0 are left out: both terms are 0 there, whatever the coefficients, and the SFT model's gain
+    of 0 over itself is no evidence of a good fit.
+
+    Args:
+        kl_N: KL from the SFT model; estimates below 0 count as 0.
+        gain_N: reward minus that of the SFT model.
+        form: "best_of_n" or "rl".
+        level: confidence.
+        seed: of the draws.
+
+    Raises:
+        ValueError: another form, rows of different length or not finite, fewer than three points above KL 0
+            or all at one KL, a gain of 0 everywhere, or ``level`` not in (0, 1).
+    """
+    if form not in TERMS:
+        raise ValueError(f"form '{form}' is unknown; use {' or '.join(TERMS)}")
+    stats._require_level(level)
+    kl_N, gain_N = stats._finite_row("kl_N", kl_N), stats._finite_row("gain_N", gain_N)
+    stats._require_same_length(kl_N=kl_N, gain_N=gain_N)
+    kl_N, gain_N = kl_N[kl_N > 0], gain_N[kl_N > 0]
+    n = len(kl_N)
+    if n < 3:
+        raise ValueError(f"{n} points lie above KL 0; a curve of two coefficients needs at least 3")
+    if not gain_N.any():
+        raise ValueError("gain_N is 0 at every KL; there is no curve to fit")
+    first_N, second_N = TERMS[form](_distance(kl_N))
+    term_N2 = np.stack([first_N, -second_N], -1)
+    scale_2 = np.linalg.norm(term_N2, axis=0)
+    if not scale_2.all() or np.linalg.matrix_rank(term_N2 / scale_2, tol=1e-8) < 2:
+        raise ValueError(f"all points lie at KL {kl_N[0]:g}; a curve needs at least two different ones")
+    q_N2, r_22 = np.linalg.qr(term_N2 / scale_2)
+    inverse_22 = np.linalg.inv(r_22) / scale_2[:, None]
+    coef_2 = inverse_22 @ (q_N2.T @ gain_N)
+    residual_N = gain_N - term_N2 @ coef_2
+    sd = math.sqrt(float((residual_N**2).sum()) / (n - 2))
+    error_2 = sd * np.linalg.norm(inverse_22, axis=1)
+    from scipy.stats import t
+
+    half_2 = float(t.ppf(0.5 + level / 2, n - 2)) * error_2
+    rng = np.random.default_rng(seed)
+    t_D2 = rng.standard_normal((DRAWS, 2)) * np.sqrt((n - 2) / rng.chisquare(n - 2, (DRAWS, 1)))
+    coef_D2 = coef_2 + sd * t_D2 @ inverse_22.T
+    # Order statistics, since a mean of two neighbours is not a number where both are infinite.
+    peak_D = np.sort(_peak_kl(form, coef_D2[:, 0], coef_D2[:, 1]))
+    low = float(peak_D[math.floor((1 - level) / 2 * (DRAWS - 1))])
+    high = float(peak_D[math.ceil((1 + level) / 2 * (DRAWS - 1))])
+    return OverOptimization(
+        form=form,
+        alpha=float(coef_2[0]),
+        alpha_error=float(error_2[0]),
+        alpha_low=float(coef_2[0] - half_2[0]),
+        alpha_high=float(coef_2[0] + half_2[0]),
+        beta=float(coef_2[1]),
+        beta_error=float(error_2[1]),
+        beta_low=float(coef_2[1] - half_2[1]),
+        beta_high=float(coef_2[1] + half_2[1]),
+        r_squared=float(1 - (residual_N**2).sum() / (gain_N**2).sum()),
+        points=n,
+        largest_kl=float(kl_N.max()),
+        turning_low=low if math.isfinite(low) else None,
+        turning_high=high if math.isfinite(high) else None,
+        level=level,
+    )
+
+
+def break_even_queries(training: float, per_query: float, other_per_query: float) -> float | None:
+    """Number of queries above which training once is cheaper: training + per_query q < other_per_query q.
+
+    All costs in one unit (FLOPs, seconds or money). None where it never is: a query costs no less.
+
+    Raises:
+        ValueError: a cost is negative or not finite.
+    """
+    for name, cost in (
+        ("training", training),
+        ("per_query", per_query),
+        ("other_per_query", other_per_query),
+    ):
+        if not 0 <= cost < math.inf:
+            raise ValueError(f"{name} is {cost}; a cost is a finite number of at least 0")
+    saved = other_per_query - per_query
+    return training / saved if saved > 0 else None
+
+
+def _distance(kl_N: ArrayLike) -> np.ndarray:
+    return np.sqrt(np.maximum(np.asarray(kl_N, dtype=np.float64), 0))
+
+
+def _peak_kl(form: str, alpha_D: np.ndarray, beta_D: np.ndarray) -> np.ndarray:
+    """KL >= 0 at which a curve is highest; infinite where beta <= 0, as it then rises in the end."""
+    with np.errstate(over="ignore", under="ignore"):
+        peak_D = PEAKS[form](alpha_D, np.where(beta_D > 0, beta_D, 1.0)) ** 2
+    return np.where(beta_D > 0, peak_D, np.inf)
+
+
+def _weights(values: ArrayLike) -> np.ndarray:
+    weight_PK = stats._finite_table("weight_PK", values)
+    if (weight_PK < 0).any():
+        row, column = (int(i[0]) for i in np.nonzero(weight_PK < 0))
+        raise ValueError(f"weight_PK[{row}, {column}] is {weight_PK[row, column]}; a weight is at least 0")
+    if not weight_PK.any(-1).all():
+        raise ValueError(f"row {int(np.argmin(weight_PK.any(-1)))} of weight_PK has no weight above 0")
+    return weight_PK
