@@ -35,11 +35,12 @@ bench: $(STAMP)  ## speed, as ratios printed side by side
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/reward_speed.py
 
-docs: $(STAMP)  ## check that every command, option and path the documentation names exists
+docs: $(STAMP)  ## the documentation as a site in site/; every link, command, option and path in it exists
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python -m pytest tests/test_docs.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
