@@ -99,7 +99,7 @@ def done_files(root) -> dict[str, int]:
 
 def planned(config: SweepConfig) -> list[sweep.Run]:
     points, root = sweep.points_of(config), Path(config.output_dir)
-    return [sweep.plan(root, point, seed) for point in points for seed in config.sweep.seeds]
+    return sweep.plan_all(root, points, config.sweep.seeds)
 
 
 def places(config: SweepConfig) -> set[str]:

@@ -2,6 +2,7 @@
 ``preferl --help`` never loads torch."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,7 +16,7 @@ HELP = f"""\
 preferl {__version__}: RLHF, from preferences to policy.
 
   preferl demo                     the whole pipeline on the embedded world, in minutes on a laptop
-  preferl run --config F.yaml      the same pipeline on any model and data set
+  preferl run --config F.yaml      the same pipeline on any model and data set; `--seeds 3` for intervals
   preferl sweep --config F.yaml    a grid over any keys, several seeds: one table and one report
 
 One stage at a time (each takes the previous stage's directory):
@@ -108,6 +109,22 @@ def take_flag(arguments: list[str], flag: str) -> tuple[list[str], bool]:
     return [a for a in arguments if a != flag], flag in arguments
 
 
+def take_number(arguments: list[str], flag: str) -> tuple[list[str], int | None]:
+    """``--flag N`` or ``--flag=N``, taken out.
+
+    Raises:
+        UsageError: N is no number above 0.
+    """
+    joined = "\0".join(arguments)
+    found = re.search(rf"(?:^|\0){flag}(?:[=\0]([^\0]*))?(?=\0|$)", joined)
+    if found is None:
+        return arguments, None
+    if not (found[1] or "").isdigit() or int(found[1]) < 1:
+        raise UsageError(f"{flag} is {found[1] or 'nothing'}; give a number of at least 1")
+    left = (joined[: found.start()] + joined[found.end() :]).strip("\0")
+    return left.split("\0") if left else [], int(found[1])
+
+
 def stage_command(name: str) -> Callable[[list[str]], int]:
     """``preferl NAME``: a stage by itself."""
 
@@ -130,25 +147,32 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
 
 
 def run_command(arguments: list[str]) -> int:
-    """``preferl run``: the pipeline from a configuration."""
-    from preferl import pipeline
-    from preferl.runs.config import instantiate, parser_for
-
-    arguments, fresh = take_flag(arguments, "--fresh")
-    parser = parser_for(pipeline.RunConfig, "preferl run", (pipeline.__doc__ or "").strip())
-    config = instantiate(parser, pipeline.RunConfig, parser.parse_args(arguments))
-    pipeline.run(config, fresh=fresh)
-    return 0
+    """``preferl run``: the pipeline from a configuration, or all its points where it holds a sweep."""
+    return run_or_sweep(arguments, "run")
 
 
 def sweep_command(arguments: list[str]) -> int:
     """``preferl sweep``: a run for every point and every seed."""
-    from preferl import sweep
+    return run_or_sweep(arguments, "sweep")
+
+
+def run_or_sweep(arguments: list[str], name: str) -> int:
+    """Both commands take the same configurations; ``--seeds N`` runs each point with N seeds."""
+    from preferl import pipeline, sweep
     from preferl.runs.config import instantiate, parser_for
 
     arguments, fresh = take_flag(arguments, "--fresh")
-    parser = parser_for(sweep.SweepConfig, "preferl sweep", (sweep.__doc__ or "").strip())
+    arguments, seeds = take_number(arguments, "--seeds")
+    module = pipeline if name == "run" else sweep
+    parser = parser_for(sweep.SweepConfig, f"preferl {name}", (module.__doc__ or "").strip())
+    parser.set_defaults(output_dir=f"runs/{name}")
     config = instantiate(parser, sweep.SweepConfig, parser.parse_args(arguments))
+    if seeds:
+        config.sweep.seeds = list(range(config.seed, config.seed + seeds))
+        config.sweep.points = config.sweep.points or ([] if config.sweep.grid else [{}])
+    if name == "run" and not (config.sweep.grid or config.sweep.points):
+        pipeline.run(sweep.base_of(config), fresh=fresh)
+        return 0
     outcome = sweep.run(config, fresh=fresh)
     if not outcome.errors:
         return 0

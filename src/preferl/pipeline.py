@@ -5,7 +5,9 @@ directories; this file fills in the paths, so that a configuration names only wh
 """
 
 import dataclasses
+import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,9 @@ RUNNERS: dict[str, Any] = {
     "rl": rl,
     "evaluate": evaluate,
 }
+# ``@/reward`` in a text stands for the directory of this run's reward stage, ``@other name/reward`` for that
+# of another point of the same sweep.
+REFERENCE = re.compile(r"@([^@/]*)/(\w+)")
 SHARED = tuple(f.name for f in dataclasses.fields(DeviceOptions))
 DATA = tuple(f.name for f in dataclasses.fields(DataOptions))
 SAMPLING = ("temperature", "response_length", "stop_sequences")
@@ -200,14 +205,38 @@ def resolve(config: RunConfig) -> RunConfig:
     policy = next(map(at, trained), base)
     # A run of dpo needs no reward model: where it has none, what labelled the pairs is the measure.
     measure = annotator if "dpo" in present and "reward" not in present else None
+    # The reward is what the policy was trained against, however it is put together.
+    given = shared["rl"].reward_model if "rl" in present and config.rounds == 1 else None
     fill(
         "evaluate",
         model_name_or_path=policy,
         ref_model=base,
-        reward_model=measure or at(f"reward{last}"),
+        reward_model=measure or given or at(f"reward{last}"),
         gold=annotator,
     )
-    return dataclasses.replace(config, **shared)
+
+    def here(found: re.Match[str]) -> str:
+        name, stage = found[1], found[2]
+        if name:
+            raise UsageError(f"'{found[0]}' names another point; only a sweep has points")
+        if stage not in present:
+            raise UsageError(f"'{found[0]}' names no stage of this run ({', '.join(config.stages)})")
+        return at(stage)
+
+    return dataclasses.replace(config, **map_texts(shared, lambda text: REFERENCE.sub(here, text)))
+
+
+def map_texts(options: Any, change: Callable[[str], str]) -> Any:
+    """Options with every text in them changed, however deep."""
+    if isinstance(options, str):
+        return change(options)
+    if isinstance(options, list):
+        return [map_texts(value, change) for value in options]
+    if isinstance(options, dict):
+        return {key: map_texts(value, change) for key, value in options.items()}
+    if dataclasses.is_dataclass(options) and not isinstance(options, type):
+        return dataclasses.replace(options, **{k: map_texts(v, change) for k, v in vars(options).items()})
+    return options
 
 
 def demo_config(output_dir: str = "runs/demo", seed: int = 0) -> RunConfig:

@@ -18,7 +18,7 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,7 +65,8 @@ class SweepOptions:
     grid: dict[str, list[Any]] = field(default_factory=dict)
     """Dotted key of a run -> values; every combination is a point."""
     points: list[dict[str, Any]] = field(default_factory=list)
-    """Further points, each with the keys it sets; {} is the base configuration."""
+    """Further points, each with the keys it sets and, under ``name``, what it is called; {} is the base. In a
+    text ``@other name/reward`` stands for the directory of that stage of a point named before."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Every point is run with each of these seeds."""
     metrics: dict[str, str] = field(default_factory=dict)
@@ -84,23 +85,26 @@ class SweepConfig(RunConfig):
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of the swept keys: its own keys, and the value of every key of the sweep."""
+    """One setting of the swept keys: its own keys, and the value of every key of the sweep; ``name`` is its
+    directory's, ``label`` what it is called where the configuration says so."""
 
     keys: dict[str, Any]
     settings: dict[str, Any]
     config: RunConfig
     name: str
+    label: str | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A point with a seed: where each of its stages lies, what they read from, and their options."""
+    """A point with a seed: where each of its stages lies, the directories that they read from (of this run or
+    of others), and their options."""
 
     point: Point
     seed: int
     path: Path
     where: dict[str, Path]
-    needs: dict[str, list[str]]
+    needs: dict[str, list[Path]]
     config: RunConfig
 
     def options(self, stage: str) -> Any:
@@ -128,7 +132,7 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
     """
     root = Path(config.output_dir)
     points = points_of(config)
-    runs = [plan(root, point, seed) for point in points for seed in config.sweep.seeds]
+    runs = plan_all(root, points, config.sweep.seeds)
     metrics = metrics_of(config, runs)
     check_directory(root)
     for run_ in runs:
@@ -178,9 +182,10 @@ def run_stages(run_: Run, fresh: bool, made: set[Path], broken: dict[Path, Excep
     made anew too; a stage that failed is not tried again by the runs that share it."""
     write_run_files(run_.path, to_yaml(run_.config))
     for name, path in run_.where.items():
-        if path in broken:
-            raise broken[path]
-        redo = path not in made and (fresh or any(run_.where[need] in made for need in run_.needs[name]))
+        for needed in (path, *run_.needs[name]):
+            if needed in broken:
+                raise broken[needed]
+        redo = path not in made and (fresh or any(need in made for need in run_.needs[name]))
         options = run_.options(name)
         if StageDirectory(path, name).settled(dataclasses.asdict(options), redo):
             continue
@@ -211,10 +216,13 @@ def points_of(config: SweepConfig) -> list[Point]:
         raise UsageError("sweep: runs in rounds cannot be swept; leave rounds at 1")
     parser = parser_for(RunConfig, "preferl sweep", "")
     parser.error = refuse  # type: ignore[method-assign]
+    labels = [str(point["name"]) if "name" in point else None for point in sweep.points]
+    explicit = [{key: value for key, value in point.items() if key != "name"} for point in sweep.points]
+    check_labels([label for label in labels if label is not None])
     names = parser.keys()
     fixed = ("config", "help", "print_config")
     known = [n for n in names if n not in fixed and not any(o.startswith(n + ".") for o in names)]
-    keys = list(dict.fromkeys([*sweep.grid, *(key for point in sweep.points for key in point)]))
+    keys = list(dict.fromkeys([*sweep.grid, *(key for point in explicit for key in point)]))
     for key in keys:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -233,14 +241,38 @@ def points_of(config: SweepConfig) -> list[Point]:
         raise UsageError(f"sweep.seeds is {sweep.seeds}; list different seeds, at least one")
     grid = itertools.product(*sweep.grid.values()) if sweep.grid else []
     points: dict[str, Point] = {}
-    for wanted in [*(dict(zip(sweep.grid, values, strict=True)) for values in grid), *sweep.points]:
+    wanted_points = [dict(zip(sweep.grid, values, strict=True)) for values in grid]
+    for wanted, label in [*((w, None) for w in wanted_points), *zip(explicit, labels, strict=True)]:
         raw = functools.reduce(lambda c, item: with_key(c, *item), wanted.items(), base)
         typed = instantiate(parser, RunConfig, parser.parse_object(dataclasses.asdict(raw)))
         own = {key: value_at(typed, key) for key in keys if key in wanted}
-        point = Point(own, {key: value_at(typed, key) for key in keys}, typed, name_of(own))
-        if points.setdefault(point.name, point).keys != own:
-            raise UsageError(f"sweep: {own} and {points[point.name].keys} have the same name {point.name}")
+        settings = {key: value_at(typed, key) for key in keys}
+        point = Point(own, settings, typed, slug(label) if label else name_of(own), label)
+        before = points.setdefault(point.name, point)
+        if before.keys != own:
+            raise UsageError(f"sweep: {own} and {before.keys} have the same name {point.name}")
+        same = next(p for p in points.values() if p.keys == own)
+        if same.label != label:
+            raise UsageError(f"sweep: '{label}' and '{same.label or same.name}' are the same point: {own}")
     return list(points.values())
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Names of points are different, and can be referred to."""
+    for label in labels:
+        if not re.fullmatch(r"\w[^@/\x00-\x1f]{0,59}", label):
+            raise UsageError(
+                f"sweep.points: name {label!r}: up to 60 characters, the first a letter or digit, no @ or /"
+            )
+    slugs = [slug(label) for label in labels]
+    twice = [label for label, own in zip(labels, slugs, strict=True) if slugs.count(own) > 1]
+    if twice:
+        raise UsageError(f"sweep.points: two points are called '{twice[0]}', or nearly so")
+
+
+def slug(label: str) -> str:
+    """A point's name as a directory's."""
+    return re.sub(r"[^\w.+-]+", "-", label, flags=re.A).strip("-.") or "point"
 
 
 def refuse(message: str, ex: Exception | None = None) -> NoReturn:
@@ -280,20 +312,51 @@ def name_of(keys: dict[str, Any]) -> str:
     return name or BASE
 
 
-def plan(root: Path, point: Point, seed: int) -> Run:
+def plan_all(root: Path, points: Sequence[Point], seeds: Sequence[int]) -> list[Run]:
+    """Every point with every seed, in this order; a point can refer to those before it."""
+    names = {name_of(point.keys): point.name for point in points if point.label and point.keys}
+    runs: list[Run] = []
+    for point in points:
+        for seed in seeds:
+            earlier = {run_.point.label or run_.point.name: run_ for run_ in runs if run_.seed == seed}
+            runs.append(plan(root, point, seed, names, earlier))
+    return runs
+
+
+def plan(root: Path, point: Point, seed: int, names: Mapping[str, str], earlier: Mapping[str, Run]) -> Run:
     """Resolves a run as ``preferl run`` would, then moves every stage to the directory of the keys that reach
     it.
 
-    Which keys reach a stage is found by resolving the run with a mark in their place.
+    Which keys reach a stage is found by resolving the run with a mark in their place. ``names`` gives
+    directories of their own to some settings, ``earlier`` the runs of this seed that texts refer to.
+
+    Raises:
+        UsageError: a key that no stage reads, or a reference to a point or stage that is not there.
     """
     path = root / point.name / f"seed-{seed}"
+
+    def of_another_point(found: re.Match[str]) -> str:
+        name, stage = found[1], found[2]
+        if not name:
+            return found[0]
+        if name not in earlier or stage not in earlier[name].where:
+            there = [f"@{label}/{s}" for label, run_ in earlier.items() for s in run_.where]
+            near = difflib.get_close_matches(found[0], there, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(there) or 'none'}"
+            raise UsageError(f"sweep: {point.name}: '{found[0]}' is no stage of an earlier point{hint}")
+        return str(earlier[name].where[stage])
+
     config = dataclasses.replace(point.config, output_dir=str(path), seed=seed)
+    config = pipeline.map_texts(config, lambda text: pipeline.REFERENCE.sub(of_another_point, text))
     resolved = pipeline.resolve(config)
     stages = [name for name in pipeline.STAGES if name in config.stages and name != "report"]
     usual = {str(path / name): name for name in stages}
-    needs = {
-        s: [usual[t] for t in texts_of(getattr(resolved, s)) if t in usual and usual[t] != s] for s in stages
-    }
+    others = {str(place): place for run_ in earlier.values() for place in run_.where.values()}
+    # Paths also stand inside texts: 0.7*runs/a/reward + 0.3*concise.
+    either = "|".join(map(re.escape, sorted([*usual, *others], key=len, reverse=True)))
+    place = re.compile(rf"(?:{either})(?![\w.-])")
+    read = {s: [t for text in texts_of(getattr(resolved, s)) for t in place.findall(text)] for s in stages}
+    needs = {s: [usual[t] for t in read[s] if t in usual and usual[t] != s] for s in stages}
     mark = "\0swept"
     reach: dict[str, set[str]] = {name: set() for name in stages}
     for key in [*point.keys, "seed"]:
@@ -311,11 +374,14 @@ def plan(root: Path, point: Point, seed: int) -> Run:
     for name in stages:
         reach[name] |= {key for need in needs[name] for key in reach[need]}
         keys = {key: value for key, value in point.keys.items() if key in reach[name]}
-        where[name] = (
-            root / name_of(keys) / (f"seed-{seed}" if "seed" in reach[name] else "every-seed") / name
-        )
+        named = names.get(name_of(keys), name_of(keys))
+        where[name] = root / named / (f"seed-{seed}" if "seed" in reach[name] else "every-seed") / name
     moves = {old: str(where[name]) for old, name in usual.items()}
-    return Run(point, seed, path, where, needs, moved(resolved, moves))
+    options = pipeline.map_texts(
+        resolved, lambda text: place.sub(lambda found: moves.get(found[0], found[0]), text)
+    )
+    paths = {s: [where[n] for n in needs[s]] + [others[t] for t in read[s] if t in others] for s in stages}
+    return Run(point, seed, path, where, paths, options)
 
 
 def texts_of(options: Any) -> list[str]:
@@ -326,19 +392,6 @@ def texts_of(options: Any) -> list[str]:
         options = vars(options)
     parts = options.values() if isinstance(options, dict) else options
     return [text for part in parts for text in texts_of(part)] if isinstance(parts, Iterable) else []
-
-
-def moved(options: Any, moves: dict[str, str]) -> Any:
-    """Options in which every path of ``moves`` is replaced."""
-    if isinstance(options, str):
-        return moves.get(options, options)
-    if isinstance(options, list):
-        return [moved(value, moves) for value in options]
-    if isinstance(options, dict):
-        return {key: moved(value, moves) for key, value in options.items()}
-    if dataclasses.is_dataclass(options) and not isinstance(options, type):
-        return dataclasses.replace(options, **{k: moved(v, moves) for k, v in vars(options).items()})
-    return options
 
 
 def check_directory(root: Path) -> None:
@@ -391,7 +444,11 @@ def rows_of(
     errors: dict[tuple[str, int], Exception],
 ) -> list[Row]:
     """One row for each point, from the summaries of the stages that are finished."""
-    empty = [Row(p.name, p.settings, {m: {} for m in metrics}, {m: {} for m in metrics}, {}) for p in points]
+    named = any(p.label for p in points)
+    shown = {p.name: {"run": p.label or p.name} if named else p.settings for p in points}
+    empty = [
+        Row(p.name, shown[p.name], {m: {} for m in metrics}, {m: {} for m in metrics}, {}) for p in points
+    ]
     rows = {row.point: row for row in empty}
     for run_ in runs:
         row, seed = rows[run_.point.name], run_.seed

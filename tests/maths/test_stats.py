@@ -271,7 +271,7 @@ LENGTHS = np.arange(20.0)
         (
             np.repeat([0.0, 1.0, 0.0, 1.0], [9, 1, 1, 9]),
             LENGTHS + 1e-13 * (LENGTHS == 10) - (LENGTHS == 10),
-            "no answer",
+            "does not converge",
         ),
         # Soft outcomes exactly on a logistic curve: no scatter, so no interval.
         (logistic(0.3 + np.tanh((LENGTHS - 9) / LENGTHS.std())), LENGTHS, "no answer"),

@@ -153,7 +153,8 @@ def held_out(made: Generated, learner: Learner, scorer: Scorer, gold: Scorer | N
         "eval_eos_rate": made.eos_rate,
     }
     if gold is not None:
-        row["eval_gold"] = float(score(gold, made).mean())
+        value_B = torch.from_numpy(score(gold, made))
+        row |= {"eval_gold": float(value_B.mean()), "eval_gold_se": standard_error(value_B)}
     return row | {f"sign/{name}": share for name, share in sign_shares(made.completions).items()}
 
 

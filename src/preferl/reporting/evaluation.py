@@ -1,146 +1,132 @@
-"""What the evaluation found: policies side by side, the frontier, the cost, examples."""
+"""Did it work? Policies side by side, win rates by every measure and category, responses to read."""
 
 import random
 from typing import Any
 
-from preferl.reporting.page import (
-    BLUE,
-    GREY,
-    ORANGE,
-    Plot,
-    Stages,
-    Table,
-    draw,
-    interval,
-    percent,
-    short,
-    two,
-)
+from preferl.reporting.page import Stages, Table, interval, percent, short, signed, two
+
+MEASURES = {
+    "score": "reward (trained against)",
+    "gold": "gold reward",
+    "held_out": "held-out reward",
+    "judge": "judge, both orders",
+}
+MOST_CATEGORIES = 16
 
 
-def frontier_plot(stages: Stages) -> Plot | None:
-    """Reward against KL: the SFT model, the policy, best-of-N at its KL bound."""
-    if "evaluate" not in stages:
-        return None
-    summary = stages["evaluate"].summary
-    key = "gold" if "gold" in summary["comparison"] else "score"
-    name = "gold reward" if key == "gold" else "reward"
-    policy, reference = summary["policies"]["policy"], summary["policies"]["reference"]
-    best = [row for row in summary["best_of"] if key in row]
+def main_measure(summary: dict[str, Any]) -> tuple[str, str]:
+    """What a policy is judged by, with its name: gold, else a held-out reward, else the proxy itself."""
+    key = next(m for m in ("gold", "held_out", "score") if m in summary["comparison"])
+    return key, {"gold": "gold reward", "held_out": "held-out reward", "score": "reward"}[key]
 
-    def paint(axes: Any) -> None:
-        axes.scatter([0], [reference[key]], color=GREY, label="SFT model", zorder=3)
-        axes.scatter([policy["kl"]], [policy[key]], color=BLUE, label="policy", zorder=3)
-        if best:
-            x, y = [r["kl_bound"] for r in best], [r[key] for r in best]
-            axes.plot(x, y, color=ORANGE, marker="s", linestyle=":", label="best-of-N")
-            for row in best:
-                axes.annotate(
-                    f"N={row['n']}",
-                    (row["kl_bound"], row[key]),
-                    xytext=(5, -10),
-                    textcoords="offset points",
-                    fontsize=8,
-                )
 
-    reading = f"The policy reaches {two(policy[key])} at {policy['kl']:.1f} nats"
-    if best:
-        row = best[-1]
-        reading += (
-            f"; best-of-{row['n']} reaches {two(row[key])} at no more than {row['kl_bound']:.1f} nats, "
-            f"but draws {row['n']} responses for each answer"
-        )
-    return Plot(f"What the KL bought: {name}", draw(paint, "KL (nats per response)", name), reading + ".")
+def with_interval(row: dict[str, Any], key: str, form: Any = two) -> str:
+    """A value and its 95 % interval; a dash where it is not known."""
+    return f"{form(row[key])} {interval(row, key, form)}" if row.get(key) is not None else "–"
 
 
 def policies_table(stages: Stages) -> Table | None:
     if "evaluate" not in stages:
         return None
     summary = stages["evaluate"].summary
-    gold = "gold" in summary["comparison"]
-    head = ["", "reward", *(["gold reward"] if gold else []), "win rate against SFT", "KL", "length", "ends",
-            "repeated trigrams", "passes per answer"]  # fmt: skip
+    shown = [m for m in ("score", "gold", "held_out") if m in summary["policies"]["policy"]]
+    names = {"score": "reward", "gold": "gold reward", "held_out": "held-out reward"}
+    head = ["", *(names[m] for m in shown), "KL (nats)", "length (tokens)", "ends by itself",
+            "repeated trigrams", "distinct bigrams", "perplexity", "passes per answer"]  # fmt: skip
     rows = []
-    judged = summary["comparison"]["gold" if gold else "score"]
     for key, name in (("reference", "SFT model"), ("policy", "policy")):
         p = summary["policies"][key]
-        wins = (
-            ""
-            if key == "reference"
-            else f"{percent(judged['win_rate'])} {interval(judged, 'win_rate', percent)}"
-        )
         rows.append(
             [
                 name,
-                f"{two(p['score'])} {interval(p, 'score', two)}",
-                *([f"{two(p['gold'])} {interval(p, 'gold', two)}"] if gold else []),
-                wins,
+                *(with_interval(p, m) for m in shown),
                 f"{p['kl']:.2f} ± {p['kl_se']:.2f}" if "kl" in p else "0",
                 f"{p['length']:.1f}",
                 percent(p["eos_rate"]),
                 percent(p["repetition"]),
+                two(p["distinct_2"]),
+                f"{p['perplexity']:.2f}",
                 "1",
             ]
         )
     for row in summary["best_of"]:
-        wins = f"{percent(row['win_rate'])} {interval(row, 'win_rate', percent)}" if "win_rate" in row else ""
         passes = row["forward_passes_per_response"]
-        rows.append(
-            [
-                f"best-of-{row['n']} ({row['prompts']} prompts)",
-                two(row["score"]),
-                *([f"{two(row['gold'])} {interval(row, 'gold', two)}"] if gold else []),
-                wins,
-                f"≤ {row['kl_bound']:.2f}",
-                "",
-                "",
-                "",
-                f"{passes['policy']} + {passes['reward']} of the reward model",
-            ]
-        )
+        cells = [with_interval(row, m) for m in shown]
+        cost = f"{passes['policy']} + {passes['reward']} of the reward model"
+        rows.append([f"best-of-{row['n']} ({row['prompts']} prompts)", *cells, f"≤ {row['kl_bound']:.2f}",
+                     f"{row['length']:.1f}", "–", "–", "–", "–", cost])  # fmt: skip
     note = (
-        f"{summary['prompts']} prompts of the eval split, temperature {summary['temperature']}, one response "
-        f"each; 95 % intervals; a tie is half a win. KL in nats per response, length in tokens; “ends” is "
-        f"the share that stops by EOS. A pass is one sequence through one language model."
+        f"{summary['prompts']} prompts of the eval split, temperature {summary['temperature']}, "
+        f"{summary['num_generations']} response{'s' * (summary['num_generations'] > 1)} each; 95 % "
+        f"intervals. KL in nats per response, perplexity under the SFT model. A pass is one sequence through "
+        f"one language model."
     )
     return Table("Policies side by side", head, rows, note)
 
 
-def cost_table(stages: Stages) -> Table | None:
+def win_rates_table(stages: Stages) -> Table | None:
+    """The policy against the SFT model and against the data set's responses, by everything that can judge."""
+    if "evaluate" not in stages:
+        return None
+    summary = stages["evaluate"].summary
     rows = []
-    for name, record in stages.items():
-        s = record.summary
-        memory = f"{s['peak_memory_mib']:,.0f}" if "peak_memory_mib" in s else ""
-        rows.append([name, f"{s.get('seconds', 0):.0f}", memory, work_of(record.manifest["stage"], s)])
-    note = "Seconds of wall time; memory is the peak of the process up to that stage, in MiB. "
-    if "evaluate" in stages and (cost := stages["evaluate"].summary["cost"])["training_total"]:
-        note += (
-            f"Training the policy took {cost['training_total']:,} forward passes of one sequence through one "
-            f"language model (a backward pass counts two)."
-        )
-    return Table("What it cost", ["stage", "seconds", "memory (MiB)", "work"], rows, note)
+    for against, found in (
+        ("SFT model", summary["comparison"]),
+        ("the data's responses", summary["references"]),
+    ):
+        for measure, name in MEASURES.items():
+            if measure not in found:
+                continue
+            row = found[measure]
+            equal = "–"
+            if row.get("length_effect"):
+                equal = with_interval(row, "length_controlled_win_rate", percent)
+            rows.append(
+                [
+                    against,
+                    name,
+                    with_interval(row, "win_rate", percent),
+                    equal,
+                    with_interval(row, "difference", signed),
+                    f"{row['n']:,}",
+                ]
+            )
+    reasons = {row.get("length_control_left_out") for row in summary["comparison"].values()} - {None}
+    note = (
+        "A tie is half a win; 95 % intervals: Wilson’s and the paired bootstrap’s with one response to a "
+        "prompt, else both levels resampled. “At equal length” is a logistic regression on the difference "
+        "of lengths, read at 0 (Dubois et al. 2024)"
+    )
+    note += f"; left out where {' or '.join(sorted(reasons))}." if reasons else "."
+    if "judge" in summary["comparison"]:
+        j = summary["comparison"]["judge"]
+        note += f" {j['inconsistent']} verdicts of the judge changed with the order, "
+        note += f"{j['unparsable']} were unreadable."
+    head = ["against", "by", "win rate", "at equal length", "difference of means", "comparisons"]
+    return Table("Win rates", head, rows, note)
 
 
-def work_of(kind: str, s: dict[str, Any]) -> str:
-    """What a stage did, in words."""
-    if kind == "sft":
-        size, rows = s["parameters"], s["demonstrations"]
-        return f"{size:,} parameters, {rows:,} demonstrations, {s['updates']:,} updates"
-    if kind == "collect":
-        counts = ", ".join(f"{row['pairs']:,} {split}" for split, row in s["splits"].items())
-        return f"pairs by {s['annotator']}: {counts}"
-    if kind == "reward":
-        made = f"{s['updates']:,} updates" if "updates" in s else f"{s['members']} members"
-        return f"{s['train_pairs']:,} pairs, {made}"
-    if kind == "dpo":
-        return f"{s['pairs']:,} pairs, {s['updates']:,} updates"
-    if kind == "rl":
-        return f"{s['algorithm']}, {s['iterations']} iterations, {s['episodes']:,} episodes"
-    if kind == "evaluate":
-        return f"{s['prompts']} prompts"
-    if kind == "best_of":
-        return f"{s['forward_passes']['policy']:,} responses, {s['num_generations']} to each prompt"
-    return ""
+def categories_table(stages: Stages) -> Table | None:
+    """The win rate against the SFT model by kind of prompt."""
+    if "evaluate" not in stages:
+        return None
+    summary = stages["evaluate"].summary
+    key, name = main_measure(summary)
+    rows = sorted(summary["comparison"][key].get("by_category", []), key=lambda row: row["win_rate"])
+    cells = [
+        [
+            row["category"],
+            f"{row['prompts']}",
+            with_interval(row, "win_rate", percent),
+            with_interval(row, "difference", signed),
+        ]
+        for row in rows[:MOST_CATEGORIES]
+    ]
+    note = f"Against the SFT model by {name}, worst first."
+    if len(rows) > MOST_CATEGORIES:
+        note += f" The {MOST_CATEGORIES} worst of {len(rows)}."
+    head = ["kind of prompt", "prompts", "win rate", "difference of means"]
+    return Table("By kind of prompt", head, cells, note) if cells else None
 
 
 def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:

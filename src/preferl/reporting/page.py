@@ -17,6 +17,9 @@ from preferl.runs.directory import StageRecord, write_atomically
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+# The same without its yellow, which is faint on white, for several lines; their markers differ too.
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000", GREY)
+MARKERS = "osD^vP*X"
 MAX_TEXT = 1200  # characters of a response that a table shows
 
 Stages = dict[str, StageRecord]
@@ -133,7 +136,7 @@ def two(value: float) -> str:
 
 def interval(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str:
     """[low, high] of a 95 % interval."""
-    return f"[{form(row[key + '_low'])}, {form(row[key + '_high'])}]"
+    return f"[{form(row[key + '_low'])},\u00a0{form(row[key + '_high'])}]"
 
 
 def write_page(

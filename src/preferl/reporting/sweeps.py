@@ -17,13 +17,10 @@ from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from preferl.reporting.page import Plot, Section, Table, Verdict, draw, write_page
+from preferl.reporting.page import COLOURS, MARKERS, Plot, Section, Table, Verdict, draw, write_page
 from preferl.runs.directory import write_atomically
 from preferl.runs.progress import console, say
 
-# Okabe and Ito's palette without its yellow, which is faint on white; markers differ too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#777777")
-MARKERS = "osD^vP*X"
 # Units by the last part of a key or of a metric's path.
 UNITS = {
     "difference": "sd of the reward",

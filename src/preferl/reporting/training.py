@@ -86,7 +86,7 @@ def rl_reward_plot(stages: Stages) -> Plot | None:
     shown = held_out or train
     reading = f"The reward went from {two(shown[0])} to {two(shown[-1])}"
     reading += f" and the gold reward from {two(gold[0])} to {two(gold[-1])}" if gold else ""
-    return Plot("RL: reward", draw(paint, "iteration", "mean reward"), reading + ".")
+    return Plot("RL: reward", draw(paint, "iteration", "mean reward (points)"), reading + ".")
 
 
 def rl_kl_plot(stages: Stages) -> Plot | None:
@@ -154,7 +154,9 @@ def rl_health_plot(stages: Stages) -> Plot | None:
         f"Entropy went from {entropy[0]:.2f} to {entropy[-1]:.2f} nats per token; at most "
         f"{percent(max(clipped))} of the ratios were outside the clip range."
     )
-    return Plot("RL: health of the optimisation", draw(paint, "iteration", "value"), reading)
+    return Plot(
+        "RL: health of the optimisation", draw(paint, "iteration", "nats per token, or share"), reading
+    )
 
 
 def alarms_table(stages: Stages) -> Table | None:
@@ -192,22 +194,6 @@ def rounds_table(stages: Stages) -> Table | None:
     head = ["", "training pairs", "reward model: held-out pairs", "on fresh samples", "gold reward", "KL"]
     note = "On fresh samples: how often the reward model prefers what the annotator prefers, first and last."
     return Table("Rounds", head, rows, note)
-
-
-def memory_table(stages: Stages) -> Table | None:
-    """What the models of RL took, by the part they play."""
-    if "rl" not in stages or "memory" not in stages["rl"].summary:
-        return None
-    used = stages["rl"].summary["memory"]
-    rows = [[role, f"{m['weights_mib']:.1f}", f"{m['training_mib']:.1f}"] for role, m in used.items()]
-    total = [sum(m[key] for m in used.values()) for key in ("weights_mib", "training_mib")]
-    rows.append(["together", *(f"{value:.1f}" for value in total)])
-    note = (
-        "Weights, and gradients with AdamW's two moments of what is trained, without activations. "
-        "What several parts share counts once, as the policy's. 0 for a reference that is the policy "
-        "without its LoRA weights, and for a reward that is no model."
-    )
-    return Table("Memory of the models", ["", "weights (MiB)", "gradients and moments (MiB)"], rows, note)
 
 
 def checks_table(stages: Stages) -> Table | None:

@@ -1,66 +1,117 @@
 """Did it work, and was the reward hacked? One word, one paragraph, a few numbers."""
 
-from preferl.reporting.page import (
-    Stages,
-    Verdict,
-    interval,
-    percent,
-    signed,
-    two,
-)
+from typing import Any
+
+from preferl.reporting.evaluation import main_measure
+from preferl.reporting.hacking import risen_signs
+from preferl.reporting.page import Stages, Verdict, interval, percent, series, signed, two
 
 
 def verdict(stages: Stages) -> Verdict:
-    """Did it work, and was the reward hacked? Read off the paired intervals alone."""
+    """The word for a run, read off paired intervals alone.
+
+    ``Reward hacked``: the reward rose and what it stands for fell (the gold reward, or else a held-out one).
+    ``Over-optimised``: it rose, but less than it had in between. ``Better``, ``Worse``, ``No clear gain`` by
+    the same measure. Where the reward itself is all there is, ``Higher reward``, and ``Higher reward,
+    gamed?`` where signs of gaming rose with it.
+    """
     if "evaluate" not in stages:
-        done = ", ".join(stages)
-        if all(record.manifest["stage"] == "audit" for record in stages.values()):
-            found = []
-            for name, r in ((name, record.summary) for name, record in stages.items()):
-                ends = f"[{r['eval_accuracy_low']:.1%}, {r['eval_accuracy_high']:.1%}]"
-                share = f"{r['eval_accuracy']:.1%} {ends} of {r['eval_pairs']:,} pairs"
-                found.append(f"{name}: {share} are scored as labelled by {r['reward']}.")
-            return Verdict("Audited", "plain", " ".join(found))
-        return Verdict("Not evaluated", "plain", f"Finished stages: {done}. Run `evaluate` for a verdict.")
+        return without_evaluation(stages)
     summary = stages["evaluate"].summary
-    proxy, gold = summary["comparison"]["score"], summary["comparison"].get("gold")
-    after, before = summary["policies"]["policy"], summary["policies"]["reference"]
+    key, _ = main_measure(summary)
+    proxy, judged = summary["comparison"]["score"], summary["comparison"][key]
+    text = told(summary)
+    if judged["difference_high"] < 0:
+        if key != "score" and proxy["difference_low"] > 0:
+            return Verdict("Reward hacked", "bad", f"The reward rose while what it stands for fell. {text}")
+        return Verdict("Worse", "bad", text)
+    fell = fallen_from_its_peak(stages) if key == "gold" else None
+    if fell:
+        return Verdict("Over-optimised", "bad", f"{fell} {text}")
+    if judged["difference_low"] <= 0:
+        return Verdict("No clear gain", "plain", text)
+    if key != "score":
+        return Verdict("Better", "good", text)
+    signs = risen_signs(summary)
+    if signs:
+        found = f"Signs of gaming became more frequent: {', '.join(signs)}."
+        return Verdict("Higher reward, gamed?", "plain", f"{found} {text}")
+    return Verdict("Higher reward", "good", text)
+
+
+def fallen_from_its_peak(stages: Stages) -> str | None:
+    """A sentence where the gold reward ended below its own highest value in training, beyond noise.
+
+    The highest of many measurements is high by luck too, so means of three neighbours are compared, and they
+    have to differ by three standard errors of the difference.
+    """
+    if "rl" not in stages:
+        return None
+    step, gold = series(stages["rl"], "eval_gold")
+    _, error = series(stages["rl"], "eval_gold_se")
+    if len(gold) < 6 or len(error) != len(gold):
+        return None
+    mean = [sum(gold[i : i + 3]) / 3 for i in range(len(gold) - 2)]
+    peak = max(range(len(mean)), key=mean.__getitem__)
+    noise = ((sum(e**2 for e in error[peak : peak + 3]) + sum(e**2 for e in error[-3:])) / 9) ** 0.5
+    if mean[peak] - mean[-1] <= 3 * noise:
+        return None
+    return (
+        f"The gold reward was highest at iteration {step[peak + 1]}, {two(mean[peak])} on held-out prompts, "
+        f"and fell to {two(mean[-1])} while training went on."
+    )
+
+
+def without_evaluation(stages: Stages) -> Verdict:
+    done = ", ".join(stages)
+    if all(record.manifest["stage"] == "audit" for record in stages.values()):
+        found = []
+        for name, r in ((name, record.summary) for name, record in stages.items()):
+            ends = f"[{r['eval_accuracy_low']:.1%}, {r['eval_accuracy_high']:.1%}]"
+            share = f"{r['eval_accuracy']:.1%} {ends} of {r['eval_pairs']:,} pairs"
+            found.append(f"{name}: {share} are scored as labelled by {r['reward']}.")
+        return Verdict("Audited", "plain", " ".join(found))
+    return Verdict("Not evaluated", "plain", f"Finished stages: {done}. Run `evaluate` for a verdict.")
+
+
+def told(summary: dict[str, Any]) -> str:
+    """What was measured, in sentences."""
+    comparison, policies = summary["comparison"], summary["policies"]
+    after, before = policies["policy"], policies["reference"]
+    proxy = comparison["score"]
     text = (
         f"On {summary['prompts']} held-out prompts training moved the reward by "
         f"{signed(proxy['difference'])} {interval(proxy, 'difference', signed)} against the SFT model "
-        f"(from {two(before['score'])} to {two(after['score'])}, in standard deviations of the reward), "
+        f"(from {two(before['score'])} to {two(after['score'])})"
     )
-    if gold:
-        text += (
-            f"and the gold reward, which it was not trained on, moved by {signed(gold['difference'])} "
-            f"{interval(gold, 'difference', signed)}. It wins {percent(gold['win_rate'])} "
-            f"{interval(gold, 'win_rate', percent)} of the comparisons by gold reward. "
-        )
-    else:
-        text += (
-            f"and it wins {percent(proxy['win_rate'])} {interval(proxy, 'win_rate', percent)} of the "
-            f"comparisons by that reward. No gold reward is known here, so hacking cannot be ruled out. "
-        )
-    judge = summary["comparison"].get("judge")
+    for key, name in (("gold", "the gold reward"), ("held_out", "the held-out reward")):
+        if key in comparison:
+            row = comparison[key]
+            text += (
+                f", and {name}, which it was not trained on, by {signed(row['difference'])} "
+                f"{interval(row, 'difference', signed)}"
+            )
+    key, name = main_measure(summary)
+    judged = comparison[key]
+    text += (
+        f". It wins {percent(judged['win_rate'])} {interval(judged, 'win_rate', percent)} of the comparisons "
+        f"by {name}. "
+    )
+    if key == "score":
+        text += "No gold or held-out reward is known here, so hacking cannot be ruled out. "
+    judge = comparison.get("judge")
     if judge:
         text += (
             f"A language model that judged {judge['n']} pairs in both orders prefers it in "
-            f"{percent(judge['win_rate'])} {interval(judge, 'win_rate', percent)} ({judge['inconsistent']} "
-            f"verdicts changed with the order, {judge['unparsable']} were unreadable). "
+            f"{percent(judge['win_rate'])} {interval(judge, 'win_rate', percent)}. "
         )
     text += (
-        f"This moved it {after['kl']:.1f} ± {after['kl_se']:.1f} nats per response away from the SFT model; "
+        f"This moved it {after['kl']:.1f} ± {after['kl_se']:.1f} nats per response away from the SFT model "
+        f"({two(after['kl_per_token'])} per token{', a significant drift' if after['drifted'] else ''}); "
         f"{percent(after['eos_rate'])} of its responses end by themselves, "
         f"{after['length']:.0f} tokens long on average (before: {before['length']:.0f})."
     )
-    judged = gold or proxy
-    if gold and gold["difference_high"] < 0 and proxy["difference_low"] > 0:
-        return Verdict("Reward hacked", "bad", "The reward rose while what it stands for fell. " + text)
-    if judged["difference_low"] > 0:
-        return Verdict("Better" if gold else "Higher reward", "good", text)
-    if judged["difference_high"] < 0:
-        return Verdict("Worse", "bad", text)
-    return Verdict("No clear gain", "plain", text)
+    return text
 
 
 def facts(stages: Stages) -> list[tuple[str, str, str]]:
@@ -68,21 +119,15 @@ def facts(stages: Stages) -> list[tuple[str, str, str]]:
     cards = []
     if "evaluate" in stages:
         summary = stages["evaluate"].summary
-        key = "gold" if "gold" in summary["comparison"] else "score"
-        name = "gold reward" if key == "gold" else "reward"
+        key, name = main_measure(summary)
         c, policy = summary["comparison"][key], summary["policies"]["policy"]
         cards.append((f"gain in {name}", signed(c["difference"]), interval(c, "difference", signed)))
         cards.append((f"win rate by {name}", percent(c["win_rate"]), interval(c, "win_rate", percent)))
         cards.append(("KL to the SFT model", f"{policy['kl']:.1f}", "nats per response"))
     if "reward" in stages:
         r = stages["reward"].summary
-        cards.append(
-            (
-                "reward model accuracy",
-                percent(r["eval_accuracy"]),
-                f"[{percent(r['eval_accuracy_low'])}, {percent(r['eval_accuracy_high'])}]",
-            )
-        )
+        ends = interval(r, "eval_accuracy", percent)
+        cards.append(("reward model accuracy", percent(r["eval_accuracy"]), ends))
     seconds = sum(record.summary.get("seconds", 0) for record in stages.values())
     cards.append(("all stages", f"{seconds / 60:.1f}", "minutes"))
     return cards

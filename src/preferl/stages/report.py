@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from preferl.reporting import evaluation, rewards, training
+from preferl.reporting import cost, evaluation, hacking, rewards, training
 from preferl.reporting.page import Plot, Section, Stages, Table, write_page
 from preferl.reporting.verdict import facts, verdict
 from preferl.runs.directory import stage_records
@@ -19,13 +19,28 @@ ROUND = re.compile(r"(collect|reward|rl)(?:-(\d+))?")
 
 # Title of a section -> what makes its plots and tables, each from the stages that are there, or None.
 SECTIONS = {
-    "Did it work?": (evaluation.policies_table, training.rl_reward_plot, evaluation.frontier_plot),
-    "Was the reward hacked?": (training.alarms_table, training.rl_kl_plot, training.rl_length_plot),
-    "What it cost": (evaluation.cost_table, training.memory_table),
+    "Did it work?": (
+        evaluation.policies_table,
+        evaluation.win_rates_table,
+        evaluation.categories_table,
+        training.rl_reward_plot,
+        training.rl_kl_plot,
+    ),
+    "What the KL bought": (hacking.frontier_plots, hacking.prediction_table, hacking.adjusted_table),
+    "Was the reward hacked?": (
+        hacking.over_optimisation_plot,
+        hacking.best_of_n_plot,
+        hacking.signs_plot,
+        training.rl_length_plot,
+        hacking.signs_table,
+        training.alarms_table,
+    ),
+    "What it cost": (cost.cost_plot, cost.equal_cost_table, cost.stages_table, cost.memory_table),
     "The reward model": (
         rewards.reward_plot,
         rewards.calibration_plot,
         rewards.reward_table,
+        hacking.verification_table,
         rewards.audit_table,
         rewards.benchmark_table,
         rewards.bias_table,
@@ -66,7 +81,8 @@ def write(run: Path) -> Path:
 
 def section(title: str, stages: Stages) -> Section:
     """A section with everything that there is data for."""
-    parts = [part for make in SECTIONS[title] if (part := make(stages)) is not None]
+    made = [make(stages) for make in SECTIONS[title]]
+    parts = [part for some in made for part in (some if isinstance(some, list) else [some])]
     plots = [part for part in parts if isinstance(part, Plot)]
     return Section(title, plots, [part for part in parts if isinstance(part, Table)])
 
