@@ -50,6 +50,9 @@ def test_version_and_module():
         (["report", "absent"], ["absent", "not a directory"]),
         (["sweep", "--sweep.gird", "{}"], ["sweep.gird", "did you mean 'sweep.grid'"]),
         (["sweep"], ["nothing varies", "sweep.grid"]),
+        (["run", "--seeds", "none"], ["--seeds is none", "at least 1"]),
+        (["run", "--seeds"], ["--seeds needs a value"]),
+        (["report", "a", "b", "--output"], ["--output needs a value"]),
         (["rl", "--model_name_or_path", "absent/model/x", "--reward_model", "absent"], ["absent"]),
     ],
 )

@@ -475,6 +475,51 @@ def test_equal_places_mean_equal_options(tmp_path):
     assert len(options) < 3 * len(planned(config))
 
 
+def test_named_points_refer_to_stages_of_their_own_and_of_each_other(tmp_path):
+    """``@/stage`` and ``@name/stage`` become the directories where those stages lie, also inside a text."""
+    points = [
+        {"name": "few labels", "collect.pairs.train": 10},
+        {
+            "name": "more",
+            "collect.add_to": "@few labels/collect",
+            "collect.adversarial": "@few labels/reward",
+        },
+        {"name": "mixed", "rl.reward_model": "0.7*@/reward + 0.3*min(@few labels/reward, concise)"},
+    ]
+    config = world_sweep(tmp_path, points=points, seeds=[0, 1])
+    config = replace(config, stages=[*config.stages, "rl", "evaluate"])
+    runs = planned(config)
+    few, more, mixed = (run for run in runs if run.seed == 1)
+    assert few.path == tmp_path / "few-labels" / "seed-1"
+    assert few.where["collect"] == few.path / "collect"
+    assert more.options("collect").add_to == str(few.where["collect"])
+    assert more.options("collect").adversarial == str(few.where["reward"])
+    assert {few.where["collect"], few.where["reward"]} <= set(more.needs["collect"])
+    # The reward model of the mixture is the one without changes: nothing that the point sets reaches it.
+    assert mixed.where["reward"] == tmp_path / "base" / "seed-1" / "reward"
+    text = f"0.7*{mixed.where['reward']} + 0.3*min({few.where['reward']}, concise)"
+    assert mixed.options("rl").reward_model == text
+    assert mixed.options("evaluate").reward_model == text  # what it was trained against
+    assert set(mixed.needs["rl"]) == {mixed.where["sft"], mixed.where["reward"], few.where["reward"]}
+
+
+def test_what_a_failed_point_would_have_given_is_not_waited_for(tmp_path, monkeypatch):
+    """A point that reads from a stage of another that failed fails with its error; the rest goes on."""
+    config = world_sweep(
+        tmp_path / "sweep",
+        points=[{"name": "a", "collect.pairs.train": 9}, {"name": "b", "reward.dataset_name": "@a/collect"}],
+    )
+
+    def run(options, fresh=False):
+        raise UsageError("no labels today")
+
+    monkeypatch.setattr(pipeline.collect, "run", run)
+    monkeypatch.setattr(pipeline.sft, "run", lambda options, fresh=False: None)
+    outcome = sweep.run(config)
+    assert [error.split(":")[0] for error in outcome.errors] == ["a/seed-0", "b/seed-0"]
+    assert all("no labels today" in error for error in outcome.errors)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -498,6 +543,15 @@ def test_equal_places_mean_equal_options(tmp_path):
         ),
         ({"grid": {"reward.seed": [1]}, "metrics": {"a": "rl.kl"}}, ["rl.kl", "sft, collect, reward"]),
         ({"grid": {"stages": [["sft", "dream"]]}}, ["dream"]),
+        ({"points": [{"name": "a/b"}]}, ["a/b", "no @ or /"]),
+        ({"points": [{"name": "A"}, {"name": "A", "reward.seed": 1}]}, ["two points are called 'A'"]),
+        ({"points": [{"name": "A"}, {}]}, ["the same point"]),
+        (
+            {"points": [{"name": "A"}, {"name": "B", "reward.dataset_name": "@A/colect"}]},
+            ["'@A/colect' is no stage", "did you mean '@A/collect'"],
+        ),
+        ({"points": [{"name": "B", "reward.dataset_name": "@C/collect"}, {"name": "C"}]}, ["@C/collect"]),
+        ({"points": [{"name": "B", "reward.dataset_name": "@/rl"}]}, ["'@/rl' names no stage of this run"]),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(tmp_path, recorded, options, words):
@@ -624,7 +678,7 @@ def test_everything_shown_is_escaped(tmp_path):
 def test_plots_show_dollars_and_backslashes_as_they_are(tmp_path):
     rows = rows_for([{"reward.x": x, "reward.y": y} for x in ("$\\frac{1}$", "\\$") for y in ("$a_1$", "_b")])
     text = Page(sweeps.write_report(tmp_path, "", rows, {"m": "a.kl"}, [0, 1], "")).text
-    plot = text[text.index("Curves") : text.index("Lowest at")]
+    plot = text[text.index("Table and curves") : text.index("Lowest at")]
     for shown in ("$\\frac{1}$", "\\$", "y = $a_1$", "y = _b"):
         assert shown in plot
 

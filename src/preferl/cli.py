@@ -2,7 +2,6 @@
 ``preferl --help`` never loads torch."""
 
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -29,7 +28,7 @@ One stage at a time (each takes the previous stage's directory):
                                    with several processes: torchrun --nproc_per_node N -m preferl rl …
   preferl audit                    any reward on labelled pairs: RewardBench, RM-Bench, LLMBar, your own
   preferl evaluate                 compare the policy with its SFT model and with best-of-N
-  preferl report RUN               one HTML file from a run's files
+  preferl report RUN [RUN …]       one HTML file from a run's files, or several runs side by side
   preferl label --items F          web pages in which people compare responses; `label --help` says more
   preferl design-reward "TEXT"     protocol, guidelines and criteria for a target behaviour
 
@@ -109,20 +108,20 @@ def take_flag(arguments: list[str], flag: str) -> tuple[list[str], bool]:
     return [a for a in arguments if a != flag], flag in arguments
 
 
-def take_number(arguments: list[str], flag: str) -> tuple[list[str], int | None]:
-    """``--flag N`` or ``--flag=N``, taken out.
+def take_option(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
+    """``--flag VALUE`` or ``--flag=VALUE``, taken out.
 
     Raises:
-        UsageError: N is no number above 0.
+        UsageError: no value follows.
     """
-    joined = "\0".join(arguments)
-    found = re.search(rf"(?:^|\0){flag}(?:[=\0]([^\0]*))?(?=\0|$)", joined)
-    if found is None:
-        return arguments, None
-    if not (found[1] or "").isdigit() or int(found[1]) < 1:
-        raise UsageError(f"{flag} is {found[1] or 'nothing'}; give a number of at least 1")
-    left = (joined[: found.start()] + joined[found.end() :]).strip("\0")
-    return left.split("\0") if left else [], int(found[1])
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return arguments[:i] + arguments[i + 1 :], argument.removeprefix(f"{flag}=")
+        if argument == flag:
+            if i + 1 == len(arguments):
+                raise UsageError(f"{flag} needs a value after it")
+            return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
+    return arguments, None
 
 
 def stage_command(name: str) -> Callable[[list[str]], int]:
@@ -162,7 +161,10 @@ def run_or_sweep(arguments: list[str], name: str) -> int:
     from preferl.runs.config import instantiate, parser_for
 
     arguments, fresh = take_flag(arguments, "--fresh")
-    arguments, seeds = take_number(arguments, "--seeds")
+    arguments, given = take_option(arguments, "--seeds")
+    if given is not None and not (given.isdigit() and int(given)):
+        raise UsageError(f"--seeds is {given}; give the number of seeds, at least 1")
+    seeds = int(given or 0)
     module = pipeline if name == "run" else sweep
     parser = parser_for(sweep.SweepConfig, f"preferl {name}", (module.__doc__ or "").strip())
     parser.set_defaults(output_dir=f"runs/{name}")
@@ -206,14 +208,27 @@ def vars_of(config: object) -> dict[str, object]:
 
 
 def report_command(arguments: list[str]) -> int:
-    """``preferl report RUN``."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: preferl report RUN_DIRECTORY", file=sys.stderr)
-        return 0 if arguments in (["--help"], ["-h"]) else USAGE
+    """``preferl report RUN`` and ``preferl report RUN RUN …``."""
+    arguments, out = take_option(arguments, "--output")
+    if not arguments or any(argument.startswith("-") for argument in arguments):
+        asked = arguments in (["--help"], ["-h"])
+        print(REPORT_USAGE, end="", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else USAGE
     from preferl.stages import report
 
-    print(report.write(Path(arguments[0])))
+    runs = [Path(argument) for argument in arguments]
+    if len(runs) == 1 and out is None:
+        print(report.write(runs[0]))
+    else:
+        print(report.compare(runs, Path(out) if out else None))
     return 0
+
+
+REPORT_USAGE = """\
+usage: preferl report RUN                       one page of a run: RUN/report.html
+       preferl report RUN RUN … [--output FILE]  several runs side by side; by default comparison.html
+                                                 beside the first run
+"""
 
 
 DATA_USAGE = """\

@@ -28,9 +28,9 @@ import yaml
 from preferl import pipeline
 from preferl.data.records import DataError
 from preferl.pipeline import RunConfig
-from preferl.reporting.sweeps import Row, print_table, write_report, write_tables
+from preferl.reporting.sweeps import NAMED, Row, print_table, where, write_report, write_tables
 from preferl.runs.config import instantiate, parser_for, to_yaml
-from preferl.runs.directory import StageDirectory, write_atomically, write_run_files
+from preferl.runs.directory import StageDirectory, StageRecord, write_atomically, write_run_files
 from preferl.runs.errors import DATA, UsageError
 from preferl.runs.progress import say
 from preferl.stages import report
@@ -156,7 +156,9 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
         write_tables(root, rows_of(points, runs, metrics, errors), metrics)
     rows = rows_of(points, runs, metrics, errors)
     shown = {name: path for name, path in metrics.items() if any(row.values[name] for row in rows)}
-    page = write_report(root, to_yaml(config), rows, shown, config.sweep.seeds, shared(runs))
+    page = write_report(
+        root, to_yaml(config), rows, shown, config.sweep.seeds, shared(runs), finished(runs, rows)
+    )
     print_table(rows, shown, len(config.sweep.seeds))
     say(f"sweep: {page}")
     missing = [
@@ -166,6 +168,16 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
         raise UsageError(missing[0])
     return Outcome(page, len(runs), [f"{p}/seed-{s}: {said(e)}" for (p, s), e in errors.items()],
                    next((exit_code_of(error) for error in errors.values()), 0))  # fmt: skip
+
+
+def finished(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, dict[str, StageRecord]]:
+    """The finished stages of every point with the first seed, by what the table calls the point."""
+    first = [run_ for run_ in runs if run_.seed == runs[0].seed]
+    names = [where(row) for row in rows]
+    return {
+        name: {stage: StageRecord(path) for stage, path in run_.where.items() if (path / "DONE").exists()}
+        for name, run_ in zip(names, first, strict=True)
+    }
 
 
 def said(error: Exception) -> str:
@@ -445,7 +457,7 @@ def rows_of(
 ) -> list[Row]:
     """One row for each point, from the summaries of the stages that are finished."""
     named = any(p.label for p in points)
-    shown = {p.name: {"run": p.label or p.name} if named else p.settings for p in points}
+    shown = {p.name: {NAMED: p.label or p.name} if named else p.settings for p in points}
     empty = [
         Row(p.name, shown[p.name], {m: {} for m in metrics}, {m: {} for m in metrics}, {}) for p in points
     ]

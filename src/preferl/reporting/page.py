@@ -60,8 +60,8 @@ class Section:
     tables: list[Table] = field(default_factory=list)
 
 
-def draw(paint: Callable[[Any], None], x_label: str, y_label: str) -> Markup:
-    """One small chart as SVG; text stays text."""
+def draw(paint: Callable[[Any], None], x_label: str, y_label: str, height: float = 2.9) -> Markup:
+    """One small chart as SVG, 4.8 inches wide; text stays text."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -78,12 +78,16 @@ def draw(paint: Callable[[Any], None], x_label: str, y_label: str) -> Markup:
         "legend.frameon": False,
     }
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.8, 2.9), layout="constrained")
+        figure = Figure(figsize=(4.8, height), layout="constrained")
         axes = figure.subplots()
         paint(axes)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        if axes.get_legend_handles_labels()[0]:
+        lines = len(axes.get_legend_handles_labels()[0])
+        if lines > 5:  # they would hide the curves
+            figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+            figure.set_figheight(height + 0.2 * -(-lines // 3))
+        elif lines:
             axes.legend()
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

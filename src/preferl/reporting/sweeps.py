@@ -11,16 +11,20 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
+from preferl.reporting import comparison
 from preferl.reporting.page import COLOURS, MARKERS, Plot, Section, Table, Verdict, draw, write_page
 from preferl.runs.directory import write_atomically
 from preferl.runs.progress import console, say
 
+# The one setting that the table shows of points that have names.
+NAMED = "run"
 # Units by the last part of a key or of a metric's path.
 UNITS = {
     "difference": "sd of the reward",
@@ -154,7 +158,13 @@ def write_tables(root: Path, rows: Sequence[Row], metrics: dict[str, str]) -> No
 
 
 def write_report(
-    root: Path, config: str, rows: Sequence[Row], metrics: dict[str, str], seeds: Sequence[int], stages: str
+    root: Path,
+    config: str,
+    rows: Sequence[Row],
+    metrics: dict[str, str],
+    seeds: Sequence[int],
+    stages: str,
+    runs: comparison.Runs = MappingProxyType({}),
 ) -> Path:
     """Writes ``report.html``.
 
@@ -165,6 +175,7 @@ def write_report(
         metrics: name -> path, those that have a number.
         seeds: of every point.
         stages: how many of each stage were made, in words.
+        runs: the finished stages of each point with the first seed, for what a comparison of runs shows.
     """
     failed = sum(len(row.errors) for row in rows)
     count = len(rows) * len(seeds)
@@ -174,6 +185,8 @@ def write_report(
         f"{'seed' if len(seeds) == 1 else 'seeds'} each. Runs share what no swept key reaches: there are "
         f"{stages} stages in all."
     )
+    if comparison.evaluated(runs):
+        text += f" With seed {seeds[0]}: {comparison.overall(runs).text}"
     word = f"{failed} of {count} runs failed" if failed else f"All {count} runs finished"
     head, cells = table_of(rows, metrics, len(seeds))
     first = 1 + len(rows[0].settings)  # numbers stay on one line
@@ -197,7 +210,7 @@ def write_report(
             ("seeds", str(len(seeds)), "each point"),
             ("runs finished", str(count - failed), f"of {count}"),
         ],
-        sections=[Section("Curves", plots, tables)],
+        sections=[Section("Table and curves", plots, tables), *comparison.sections(runs)],
         configs=[("sweep", config)],
         made_from=[f"{len(rows)} points x {len(seeds)} seeds"],
     )
@@ -334,7 +347,9 @@ def reading(rows: Sequence[Row], metric: str) -> str:
 
 
 def where(row: Row) -> str:
-    """``kl_coef = 0.1, gamma = 1``."""
+    """``kl_coef = 0.1, gamma = 1``, or the name of a point that has one."""
+    if list(row.settings) == [NAMED]:
+        return str(row.settings[NAMED])
     return (
         ", ".join(f"{k.split('.')[-1]} = {short(plain_value(v))}" for k, v in row.settings.items()) or "base"
     )

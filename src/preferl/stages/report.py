@@ -5,11 +5,12 @@ when their data exists. Plots are inline SVG, everything shown is escaped, and n
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from preferl.reporting import cost, evaluation, hacking, rewards, training
+from preferl.reporting import comparison, cost, evaluation, hacking, rewards, training
 from preferl.reporting.page import Plot, Section, Stages, Table, write_page
 from preferl.reporting.verdict import facts, verdict
 from preferl.runs.directory import stage_records
@@ -76,6 +77,33 @@ def write(run: Path) -> Path:
         made_from=list(stages),
         examples=evaluation.examples(stages),
         notes=notes(stages),
+    )
+
+
+def compare(runs: Sequence[Path], path: Path | None = None) -> Path:
+    """Writes one page about several runs, by default ``comparison.html`` beside the first; returns its path.
+
+    Raises:
+        UsageError: one is no run, or two are the same.
+    """
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UsageError(f"the same run is named twice: {', '.join(map(str, runs))}")
+    names = [run.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    found = {name: finished_stages(run) for name, run in zip(names, runs, strict=True)}
+    return write_page(
+        path or runs[0].resolve().parent / "comparison.html",
+        name=" · ".join(names),
+        verdict=comparison.overall(found),
+        facts=[("runs", str(len(runs)), "side by side")],
+        sections=comparison.sections(found),
+        configs=[
+            (f"{name}: {stage}", yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True))
+            for name, stages in found.items()
+            for stage, record in stages.items()
+        ],
+        made_from=names,
     )
 
 

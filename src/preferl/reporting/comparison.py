@@ -1,0 +1,412 @@
+"""Several runs side by side: verdicts, frontiers, over-optimisation, signs of gaming, cost.
+
+For `preferl report runs/a runs/b` and for the page of a sweep. A run is its finished stages by name; runs
+that were not evaluated are left out.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from preferl.reporting.evaluation import main_measure, with_interval
+from preferl.reporting.hacking import DISTANCE, FEW, NAMES, fitted, root, trajectory
+from preferl.reporting.page import (
+    BLUE,
+    COLOURS,
+    GREY,
+    MARKERS,
+    ORANGE,
+    Plot,
+    Section,
+    Stages,
+    Table,
+    Verdict,
+    draw,
+    percent,
+    short,
+    signed,
+    two,
+)
+from preferl.reporting.verdict import verdict
+
+Runs = Mapping[str, Stages]
+USEFUL = 0.25  # of the best gain: below it a policy counts as safe but useless
+
+
+def overall(runs: Runs) -> Verdict:
+    """How many runs have which verdict, and which gained most."""
+    shown = evaluated(runs)
+    if not shown:
+        return Verdict("Not evaluated", "plain", "None of these runs has a finished stage evaluate.")
+    words = [verdict(stages).word for stages in shown.values()]
+    counts = ", ".join(f"{words.count(word)} {word.lower()}" for word in dict.fromkeys(words))
+    gains = {name: gain(stages) for name, stages in shown.items()}
+    best = max(gains, key=lambda name: gains[name]["difference"])
+    worst = min(gains, key=lambda name: gains[name]["difference"])
+    measure = main_measure(summary_of(shown[best]))[1]
+    most, least = (with_interval(gains[name], "difference", signed) for name in (best, worst))
+    text = f"{len(shown)} runs: {counts}. By {measure} {best} gained most: {most}"
+    text += f"; {worst} least: {least}." if worst != best else "."
+    word = f"{best} gained most" if gains[best]["difference_low"] > 0 else "No run gained"
+    return Verdict(word, "plain", text)
+
+
+def sections(runs: Runs) -> list[Section]:
+    """Everything that there is data for."""
+    shown = evaluated(runs)
+    if not shown:
+        return []
+    makers: dict[str, tuple[Any, ...]] = {
+        "Did it work?": (gains_plot, side_by_side),
+        "What the KL bought": (frontier_plot, trade_off_plot, prediction_table, adjusted_table),
+        "Was the reward hacked?": (over_optimisation_plot, over_optimisation_table, signs_table),
+        "What it cost": (cost_plot, cost_table),
+    }
+    out = []
+    for title, make in makers.items():
+        parts = [part for one in make if (part := one(shown)) is not None]
+        plots = [part for part in parts if isinstance(part, Plot)]
+        out.append(Section(title, plots, [part for part in parts if isinstance(part, Table)]))
+    return out
+
+
+def evaluated(runs: Runs) -> dict[str, Stages]:
+    return {name: stages for name, stages in runs.items() if "evaluate" in stages}
+
+
+def summary_of(stages: Stages) -> dict[str, Any]:
+    return stages["evaluate"].summary
+
+
+def common_measure(runs: Runs) -> str:
+    """What all runs can be judged by."""
+    keys = [main_measure(summary_of(stages))[0] for stages in runs.values()]
+    return keys[0] if len(set(keys)) == 1 else "score"
+
+
+def gain(stages: Stages) -> dict[str, Any]:
+    """The comparison with the SFT model by what the run is judged by."""
+    summary = summary_of(stages)
+    return summary["comparison"][main_measure(summary)[0]]
+
+
+def side_by_side(runs: Runs) -> Table:
+    key = common_measure(runs)
+    rows = []
+    for name, stages in runs.items():
+        summary = summary_of(stages)
+        p, compared = summary["policies"]["policy"], summary["comparison"]
+        rows.append(
+            [
+                name,
+                verdict(stages).word,
+                with_interval(compared["score"], "difference", signed),
+                *([with_interval(compared[key], "difference", signed)] if key != "score" else []),
+                with_interval(compared[key], "win_rate", percent),
+                f"{p['kl']:.1f} ± {p['kl_se']:.1f}",
+                f"{p['length']:.1f}",
+                percent(p["eos_rate"]),
+                percent(p["repetition"]),
+            ]
+        )
+    main = [f"gain in {NAMES[key]}"] if key != "score" else []
+    head = ["run", "verdict", "gain in its reward", *main, f"win rate by {NAMES[key]}", "KL (nats)",
+            "length (tokens)", "ends by itself", "repeated trigrams"]  # fmt: skip
+    note = "Against each run’s own SFT model, on held-out prompts; 95 % intervals over the prompts."
+    return Table("Runs side by side", head, rows, note)
+
+
+def gains_plot(runs: Runs) -> Plot:
+    """Each run's gain by its own reward and by the common measure."""
+    key, names = common_measure(runs), list(runs)
+    measures = [("score", BLUE, "o")] + ([(key, ORANGE, "s")] if key != "score" else [])
+
+    def paint(axes: Any) -> None:
+        for i, (measure, colour, marker) in enumerate(measures):
+            rows = [summary_of(runs[name])["comparison"][measure] for name in names]
+            y = [-n + (0.12 if i else -0.12) * (len(measures) - 1) for n in range(len(names))]
+            x = [row["difference"] for row in rows]
+            ends = [
+                [max(0.0, row["difference"] - row["difference_low"]) for row in rows],
+                [max(0.0, row["difference_high"] - row["difference"]) for row in rows],
+            ]
+            axes.errorbar(
+                x, y, xerr=ends, color=colour, marker=marker, ls="none", ms=4, capsize=2, label=NAMES[measure]
+            )
+        axes.axvline(0, color=GREY, lw=0.8)
+        axes.set_yticks([-n for n in range(len(names))], [short(name) for name in names])
+
+    worse = [n for n in names if gain(runs[n])["difference_high"] < 0]
+    better = [n for n in names if gain(runs[n])["difference_low"] > 0]
+    reading = f"By {NAMES[key]} {len(better)} of {len(names)} runs gained and {len(worse)} lost beyond noise"
+    reading += f" ({', '.join(worse)})." if worse else "."
+    height = max(2.9, 0.32 * len(names) + 0.9)
+    svg = draw(paint, "gain over the SFT model (points)", "", height=height)
+    return Plot("Reward and what it stands for", svg, reading)
+
+
+def frontier_plot(runs: Runs) -> Plot:
+    """All runs' ways from the SFT model, with best-of-n and the optimum of the first run that has a pool."""
+    key = common_measure(runs)
+    metric = {"score": "eval_reward", "gold": "eval_gold"}.get(key, "")
+    first = next((s for s in runs.values() if summary_of(s).get("frontier")), None)
+    frontier = summary_of(first)["frontier"] if first else {"best_of": [], "tilt": []}
+
+    def paint(axes: Any) -> None:
+        for (name, stages), (colour, marker) in zip(runs.items(), styles(len(runs)), strict=True):
+            path = trajectory(stages, metric)
+            if path:
+                axes.plot(*zip(*path, strict=True), color=colour, lw=0.8, alpha=0.6)
+            p = summary_of(stages)["policies"]["policy"]
+            look = {"color": colour, "marker": marker, "ls": "none", "ms": 5}
+            axes.plot([root(p["kl"])], [p[key]], label=short(name), **look)
+        for rows, x_key, colour, style, label in (
+            (frontier["best_of"], "kl_bound", "#000000", ":", "best-of-n"),
+            ([r for r in frontier["tilt"] if r["effective_sample_size"] >= 2], "kl", GREY, "--", "optimum"),
+        ):
+            if rows:
+                x, y = [root(row[x_key]) for row in rows], [row[key] for row in rows]
+                axes.plot(x, y, color=colour, ls=style, lw=1.4, label=label)
+
+    ends = {n: summary_of(s)["policies"]["policy"] for n, s in runs.items()}
+    best = max(ends, key=lambda name: ends[name][key])
+    far = max(ends, key=lambda name: ends[name]["kl"])
+    reading = (
+        f"{best} ends highest, {two(ends[best][key])} at {ends[best]['kl']:.1f} nats; {far} goes furthest, "
+        f"{ends[far]['kl']:.1f} nats, for {two(ends[far][key])}."
+    )
+    return Plot(f"{NAMES[key]} against √KL", draw(paint, DISTANCE, f"{NAMES[key]} (points)"), reading)
+
+
+def styles(count: int) -> list[tuple[str, str]]:
+    """Colour and marker of each of several runs; beyond eight the pairs differ, not the colours."""
+    return [(COLOURS[i % 8], MARKERS[(i + i // 8) % 8]) for i in range(count)]
+
+
+def coefficient(stages: Stages) -> float | None:
+    """The KL coefficient of a run's policy, where it had a fixed one."""
+    training = summary_of(stages).get("training", {})
+    return training.get("kl_coef") if training.get("kl_controller") == "fixed" else None
+
+
+def trade_off_plot(runs: Runs) -> Plot | None:
+    """Gain, and how often answers hedge or refuse, by KL coefficient; where “safe but useless” begins."""
+    at = sorted((c, name) for name, s in runs.items() if (c := coefficient(s)))
+    if len({c for c, _ in at}) < 3 or len(at) != len(runs):
+        return None
+    key = common_measure(runs)
+    coefs = [c for c, _ in at]
+    rows = [summary_of(runs[name])["comparison"][key] for _, name in at]
+    careful = [careful_share(summary_of(runs[name]), "policy") for _, name in at]
+    before = careful_share(summary_of(runs[at[0][1]]), "reference")
+
+    def paint(axes: Any) -> None:
+        low = [max(0.0, r["difference"] - r["difference_low"]) for r in rows]
+        high = [max(0.0, r["difference_high"] - r["difference"]) for r in rows]
+        gains = [r["difference"] for r in rows]
+        look = {"color": BLUE, "marker": "o", "ms": 4, "capsize": 2}
+        axes.errorbar(coefs, gains, yerr=[low, high], label="gain (points)", **look)
+        axes.plot(coefs, careful, color=ORANGE, marker="s", ms=4, ls="--", label="hedges or refuses (share)")
+        axes.set_xscale("log")
+        axes.set_xticks(coefs, [f"{c:g}" for c in coefs])
+        axes.set_xticks([], minor=True)
+
+    best = max(range(len(rows)), key=lambda i: rows[i]["difference"])
+    most = rows[best]["difference"]
+    reading = f"The gain in {NAMES[key]} is highest at {coefs[best]:g}: {signed(most)}. "
+    useless = [i for i in range(best + 1, len(rows)) if rows[i]["difference"] < USEFUL * most]
+    shares = f"{percent(careful[-1])} of its answers hedge or refuse, {percent(before)} of the SFT model’s"
+    if most <= 0:
+        reading += "No coefficient gains anything."
+    elif useless:
+        i = useless[0]
+        reading += (
+            f"“Safe but useless” begins at {coefs[i]:g}: the gain is {signed(rows[i]['difference'])}, less "
+            f"than a quarter of that; at {coefs[-1]:g} {shares}."
+        )
+    else:
+        reading += (
+            f"“Safe but useless” does not begin in this range: at {coefs[-1]:g} the gain is still "
+            f"{signed(rows[-1]['difference'])}, and {shares}."
+        )
+    svg = draw(paint, "KL coefficient β (reward per nat)", "gain (points), share")
+    return Plot("The trade-off", svg, reading)
+
+
+def careful_share(summary: dict[str, Any], who: str) -> float:
+    """Share of hedging plus share of refusing answers: an upper bound of either."""
+    return min(1.0, sum(row[who] for row in summary["signs"] if row["sign"] in ("hedging", "refusing")))
+
+
+def prediction_table(runs: Runs) -> Table | None:
+    """Length, reward and KL: predicted by reweighting the SFT model's samples, and measured."""
+    rows = []
+    for name, stages in runs.items():
+        summary = summary_of(stages)
+        row, policy = summary.get("prediction"), summary["policies"]["policy"]
+        if not row:
+            continue
+        off = policy["length"] / row["length"] - 1
+        size = row["effective_sample_size"]
+        rows.append(
+            [
+                name,
+                f"{row['kl_coef']:g}",
+                f"{size:.0f} of {row['pool']}" + (" (too few)" if size < FEW else ""),
+                with_interval(row, "length"),
+                f"{with_interval(policy, 'length')} ({100 * off:+.1f} %)".replace("-", "−"),
+                with_interval(row, "score"),
+                with_interval(policy, "score"),
+                two(row["kl"]),
+                two(policy["kl"]),
+            ]
+        )
+    head = ["run", "KL coefficient", "effective samples", "length, predicted (tokens)", "measured",
+            "reward, predicted", "measured", "KL, predicted (nats)", "measured"]  # fmt: skip
+    note = (
+        "Predicted: the optimum π_ref·e^(r/β), by reweighting samples of the SFT model. Where the effective "
+        "samples are too few it is a bound from below."
+    )
+    return Table("What each KL coefficient should lead to", head, rows, note) if rows else None
+
+
+def adjusted_table(runs: Runs) -> Table | None:
+    """The reward less the KL's price of the same responses under every policy."""
+    found = {n: summary_of(s).get("examples") or [] for n, s in runs.items() if coefficient(s) is not None}
+    keys = {tuple((row["prompt"], row["response"]) for row in rows) for rows in found.values()}
+    if len(found) < 2 or len(keys) != 1 or not next(iter(keys)):
+        return None
+    coefs = {name: coefficient(runs[name]) or 0.0 for name in found}
+    rows = []
+    for i, (prompt, response) in enumerate(next(iter(keys))):
+        cells = []
+        for name, examples in found.items():
+            score, log_ratio = examples[i]["score"], examples[i]["log_ratio"]
+            cells.append(f"{two(score - coefs[name] * log_ratio)} ({two(log_ratio)})")
+        rows.append([short(prompt), short(response), *cells])
+    head = ["prompt", "response of the SFT model", *(f"{name}, β {coefs[name]:g}" for name in found)]
+    note = (
+        "r − β·log π/π_ref, and in brackets log π/π_ref in nats, of five responses of the SFT model from the "
+        "lowest to the highest reward. At the optimum the adjusted reward is the same for every response to "
+        "one prompt: what a policy still avoids costs it nothing, what it prefers it has paid for."
+    )
+    return Table("Adjusted reward of five responses", head, rows, note)
+
+
+def over_optimisation_plot(runs: Runs) -> Plot | None:
+    """Gain in gold reward over training against √KL, with each run's fitted curve."""
+    paths = {name: trajectory(stages, "eval_gold") for name, stages in runs.items()}
+    paths = {name: path for name, path in paths.items() if len(path) >= 4}
+    if not paths:
+        return None
+
+    def paint(axes: Any) -> None:
+        for (name, path), (colour, marker) in zip(paths.items(), styles(len(paths)), strict=True):
+            x, y = [d for d, _ in path], [v - path[0][1] for _, v in path]
+            axes.plot(x, y, color=colour, marker=marker, ms=3, lw=0.7, label=short(name))
+        axes.axhline(0, color=GREY, lw=0.6)
+
+    fell = [n for n, path in paths.items() if path[-1][1] < path[0][1]]
+    reading = f"In {len(fell)} of {len(paths)} runs the gold reward ended below the SFT model’s"
+    reading += f": {', '.join(fell)}." if fell else "."
+    svg = draw(paint, DISTANCE, "gain in gold reward (points)")
+    return Plot("Over-optimisation in training", svg, reading)
+
+
+def over_optimisation_table(runs: Runs) -> Table | None:
+    """The published curve d (α − β log d), fitted to each run: where gold turns."""
+    rows = []
+    for name, stages in runs.items():
+        path = trajectory(stages, "eval_gold")
+        fit = fitted(path, "rl")
+        if fit is None:
+            continue
+        peak = max(path, key=lambda point: point[1])
+        ends = [f"{end:.1f}" if end is not None else "…" for end in (fit.turning_low, fit.turning_high)]
+        place = "does not turn"
+        if fit.turning_kl is not None:
+            place = f"{fit.turning_kl:.1f} [{ends[0]},\u00a0{ends[1]}]"
+        rows.append(
+            [
+                name,
+                f"{fit.alpha:.2f} ± {fit.alpha_error:.2f}",
+                f"{fit.beta:.2f} ± {fit.beta_error:.2f}",
+                two(fit.r_squared),
+                place if fit.observed or fit.turning_kl is None else f"{place}, extrapolated",
+                f"{signed(peak[1] - path[0][1])} at {peak[0] ** 2:.1f} nats",
+                f"{signed(path[-1][1] - path[0][1])} at {path[-1][0] ** 2:.1f} nats",
+            ]
+        )
+    head = ["run", "α", "β", "R²", "turns at (nats)", "highest gain measured", "gain at the end"]
+    note = (
+        "Gold reward’s gain d(α − β log d) with d = √KL (Gao, Schulman & Hilton 2023), fitted to the "
+        "measurements of one training each: they share its luck, and another seed may differ by more."
+    )
+    return Table("Over-optimisation, fitted", head, rows, note) if rows else None
+
+
+def signs_table(runs: Runs) -> Table | None:
+    """Share of the final responses that show each sign of gaming."""
+    first = summary_of(next(iter(runs.values())))
+    names = [row["sign"] for row in first.get("signs", [])]
+    if not names:
+        return None
+    rows = []
+    found = [("SFT model", first, "reference"), *((n, summary_of(s), "policy") for n, s in runs.items())]
+    for name, summary, who in found:
+        share = {row["sign"]: row[who] for row in summary["signs"]}
+        length = summary["policies"][who]["length"]
+        rows.append([name, *(percent(share[sign]) for sign in names), f"{length:.1f}"])
+    note = "The SFT model’s are those of the first run."
+    return Table("Signs of a gamed reward", ["run", *names, "verbosity (tokens)"], rows, note)
+
+
+def cost_plot(runs: Runs) -> Plot | None:
+    """What is reached for the same number of forward passes, over training."""
+    key = {"score": "eval_reward", "gold": "eval_gold"}.get(common_measure(runs))
+    curves = {}
+    for name, stages in runs.items():
+        metrics = stages["rl"].metrics if "rl" in stages else []
+        points = [(row.get("forward_passes", 0), row[key]) for row in metrics if key in row] if key else []
+        if len(points) > 2:
+            curves[name] = points
+    if len(curves) < 2:
+        return None
+
+    def paint(axes: Any) -> None:
+        for (name, points), (colour, marker) in zip(curves.items(), styles(len(curves)), strict=True):
+            x, y = [p / 1000 for p, _ in points], [v for _, v in points]
+            axes.plot(x, y, color=colour, marker=marker, ms=3, lw=0.8, label=short(name))
+
+    budget = min(points[-1][0] for points in curves.values())
+    reached = {n: max((p, v) for p, v in points if p <= budget)[1] for n, points in curves.items()}
+    best = max(reached, key=reached.__getitem__)
+    name = NAMES[common_measure(runs)]
+    reading = (
+        f"At {budget:,} passes, where the shortest run ends, {best} has the highest {name}: "
+        f"{two(reached[best])}."
+    )
+    svg = draw(paint, "forward passes of training (thousands)", f"{name} (points)")
+    return Plot("At equal cost", svg, reading)
+
+
+def cost_table(runs: Runs) -> Table:
+    rows = []
+    for name, stages in runs.items():
+        summary = summary_of(stages)
+        cost, key = summary["cost"], main_measure(summary)[0]
+        seconds = cost["training_cpu_seconds"]
+        last = summary["best_of"][-1] if summary["best_of"] else {}
+        after = last.get("break_even_queries")
+        rows.append(
+            [
+                name,
+                with_interval(summary["policies"]["policy"], key),
+                f"{cost['training_total']:,}" if cost["training_total"] else "–",
+                f"{seconds:,.0f}" if seconds else "–",
+                f"best-of-{last['n']}: {with_interval(last, key)}" if last else "–",
+                f"{after:,.0f}" if after else "–",
+            ]
+        )
+    head = ["run", "reached", "passes to train", "processor seconds", "beside it", "break-even (answers)"]
+    note = "Break-even: from so many answers on, training once has cost fewer passes than that best-of-n."
+    return Table("Cost side by side", head, rows, note)
