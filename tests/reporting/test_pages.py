@@ -1,0 +1,233 @@
+"""What pages say: verdicts, turning points, where “safe but useless” begins, break-even; computed from
+numbers that are known here."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from preferl.reporting import comparison, cost, evaluation, hacking
+from preferl.reporting.page import Plot, Section, Verdict, draw, write_page
+from preferl.reporting.verdict import fallen_from_its_peak, verdict
+from preferl.runs.errors import UsageError
+from preferl.stages import report
+
+
+def difference(value, half=0.2):
+    return {
+        "difference": value,
+        "difference_low": value - half,
+        "difference_high": value + half,
+        "win_rate": 0.5,
+        "win_rate_low": 0.4,
+        "win_rate_high": 0.6,
+        "n": 100,
+    }
+
+
+def about(name, value):
+    return {name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1}
+
+
+def signs(before=0.1, after=0.1):
+    return [
+        {"sign": sign, **about("reference", before), **about("policy", after)}
+        for sign in ("hedging", "refusing", "repetition")
+    ]
+
+
+def summary(proxy=1.0, gold=1.0, coef=0.1, **more):
+    """An evaluation: a policy that gained so much by the reward and by gold."""
+    policies = {
+        "reference": about("score", 0.0) | about("gold", -1.0) | about("length", 12.0),
+        "policy": about("score", proxy) | about("gold", gold - 1.0) | about("length", 20.0),
+    }
+    shared = {"eos_rate": 1.0, "repetition": 0.0, "distinct_2": 0.3, "perplexity": 1.5}
+    policies = {name: row | shared for name, row in policies.items()}
+    policies["policy"] |= {"kl": 4.0, "kl_se": 0.1, "kl_per_token": 0.2, "drifted": True}
+    return {
+        "prompts": 100,
+        "num_generations": 1,
+        "temperature": 1.0,
+        "policies": policies,
+        "comparison": {"score": difference(proxy), "gold": difference(gold)},
+        "references": {},
+        "signs": signs(),
+        "best_of": [],
+        "training": {"kl_coef": coef, "kl_controller": "fixed"},
+        "cost": {
+            "training_total": 3000,
+            "training_cpu_seconds": 60.0,
+            "policy_cpu_seconds_per_response": 0.01,
+        },
+    } | more
+
+
+def stage(summary, metrics=(), kind="evaluate"):
+    return SimpleNamespace(summary=summary, metrics=list(metrics), manifest={"stage": kind}, samples=[])
+
+
+def run(metrics=(), **options):
+    found = {"evaluate": stage(summary(**options))}
+    return found | ({"rl": stage({}, metrics, "rl")} if metrics else {})
+
+
+def training(golds, kls=None, error=0.05):
+    """Measurements on held-out prompts while gold went through these values."""
+    kls = kls or [float(i) for i in range(len(golds))]
+    return [
+        {"step": i, "eval_gold": g, "eval_gold_se": error, "eval_reward": i / 5, "eval_kl_exact": kl,
+         "forward_passes": 100 * i, "sign/hedging": 0.1 * i}
+        for i, (g, kl) in enumerate(zip(golds, kls, strict=True))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({}, "Better"),
+        ({"gold": -1.0}, "Reward hacked"),
+        ({"proxy": -1.0, "gold": -1.0}, "Worse"),
+        ({"gold": 0.1}, "No clear gain"),
+    ],
+)
+def test_one_word(options, word):
+    assert verdict(run(**options)).word == word
+
+
+def test_a_held_out_reward_can_tell_of_hacking_too():
+    stages = run()
+    found = stages["evaluate"].summary["comparison"]
+    found["held_out"] = difference(-0.5)
+    del found["gold"]
+    assert verdict(stages).word == "Reward hacked"
+    del found["held_out"]
+    assert verdict(stages).word == "Higher reward"
+    stages["evaluate"].summary["signs"] = signs(0.1, 0.6)
+    told = verdict(stages)
+    assert told.word == "Higher reward, gamed?"
+    assert "hedging, refusing, repetition" in told.text
+
+
+def test_a_gold_reward_that_fell_from_its_peak_beyond_noise():
+    falling = [-2, -1, 0, 1, 1, 1, 0.5, 0, -0.5, -0.5, -0.5]
+    assert verdict(run(training(falling))).word == "Over-optimised"
+    assert "iteration 4, 1.00" in (fallen_from_its_peak(run(training(falling))) or "")
+    assert verdict(run(training(falling, error=1.0))).word == "Better"  # it may be noise
+    assert verdict(run(training([-2, -1, 0, 1, 1, 1, 1]))).word == "Better"
+    assert fallen_from_its_peak(run()) is None
+
+
+def test_the_turning_point_is_that_of_the_published_curve():
+    alpha, beta = 1.2, 0.5
+    kl = [i**2 / 20 for i in range(1, 20)]
+    d = np.sqrt(kl)
+    gains = d * (alpha - beta * np.log(d))
+    golds = [-1.0, *(gains - 1.0).tolist()]
+    plot = hacking.over_optimisation_plot(run(training(golds, [0.0, *kl])))
+    expected = np.exp(alpha / beta - 1) ** 2
+    assert expected > kl[-1] / 2
+    assert f"turns at {expected:.1f} [" in plot.reading
+    assert "α 1.20, β 0.50" in plot.reading
+    rising = hacking.over_optimisation_plot(run(training([0, 1, 2, 3, 4, 5], [0, 1, 4, 9, 16, 25])))
+    assert "does not turn" in rising.reading
+    assert hacking.over_optimisation_plot(run()) is None
+
+
+def test_where_safe_but_useless_begins():
+    gains = {0.01: 1.0, 0.1: 2.0, 0.5: 0.6, 1.0: 0.3}
+    runs = {f"kl_coef = {c}": run(gold=g, coef=c) for c, g in gains.items()}
+    reading = comparison.trade_off_plot(runs).reading
+    assert "highest at 0.1: +2.00" in reading
+    assert "begins at 1: the gain is +0.30" in reading
+    assert "20.0\u00a0% of its answers hedge or refuse" in reading
+    runs["kl_coef = 1.0"] = run(gold=1.5, coef=1.0)
+    assert "does not begin in this range" in comparison.trade_off_plot(runs).reading
+    assert comparison.trade_off_plot({"a": run(), "b": run()}) is None
+
+
+def test_the_adjusted_reward_subtracts_the_price_of_the_kl():
+    def rows(log_ratio):
+        return [{"prompt": "q", "response": "a", "score": 2.0, "log_ratio": log_ratio}]
+
+    runs = {"low": run(coef=0.1, examples=rows(3.0)), "high": run(coef=1.0, examples=rows(0.5))}
+    table = comparison.adjusted_table(runs)
+    assert table.rows == [["q", "a", "1.70 (3.00)", "1.50 (0.50)"]]
+    assert hacking.adjusted_table(runs["low"]).rows[0][-1] == "1.70"
+    other = [{"prompt": "q", "response": "b", "score": 2.0, "log_ratio": 1.0}]
+    assert comparison.adjusted_table({"low": runs["low"], "high": run(examples=other)}) is None
+
+
+def test_predictions_stand_beside_what_was_measured():
+    row = {"kl_coef": 0.1, "pool": 64, "prompts": 9, "effective_sample_size": 12.0}
+    row |= about("length", 16.0) | about("score", 1.0) | about("kl", 2.0)
+    table = hacking.prediction_table(run(prediction=row))
+    assert ["length (tokens)", "12.00 [11.90,\u00a012.10]", "16.00 [15.90,\u00a016.10]",
+            "20.00 [19.90,\u00a020.10]"] in table.rows  # fmt: skip
+    assert "too few" in table.note
+    table = comparison.prediction_table({"a": run(prediction=row), "b": run()})
+    assert len(table.rows) == 1
+    assert "(+25.0 %)" in table.rows[0][4]
+
+
+def test_when_training_pays():
+    best = [{"n": 4, "forward_passes_per_response": {"policy": 4, "reward": 4}, "prompts": 50,
+             "kl_bound": 0.6, "break_even_queries": 3000 / 7, "break_even_queries_cpu": None,
+             "cpu_seconds_per_response": 0.02, **about("score", 0.5), **about("gold", 0.2),
+             **about("length", 9.0)}]  # fmt: skip
+    stages = run(best_of=best)
+    assert "after 429 answers the trained policy has cost less" in cost.cost_plot(stages).reading
+    table = cost.equal_cost_table(stages)
+    assert table.rows[1][-2:] == ["429", "–"]
+    assert table.rows[0][2:6] == ["3,000", "60", "1", "10.0"]
+    assert cost.cost_plot(run()) is None
+
+
+def test_runs_side_by_side_name_the_best_and_the_worst():
+    runs = {"good": run(gold=2.0), "bad": run(gold=-1.0)}
+    told = comparison.overall(runs)
+    assert told.word == "good gained most"
+    assert "1 better, 1 reward hacked" in told.text
+    table = comparison.side_by_side(runs)
+    assert [row[:2] for row in table.rows] == [["good", "Better"], ["bad", "Reward hacked"]]
+    assert "1 of 2 runs gained and 1 lost beyond noise (bad)" in comparison.gains_plot(runs).reading
+    assert comparison.overall({"a": {}}).word == "Not evaluated"
+    assert comparison.sections({"a": {}}) == []
+
+
+def test_at_equal_passes_the_best_so_far_is_named():
+    slow, quick = training([0, 1, 2, 3, 4, 5]), training([0, 3, 4, 4])
+    reading = comparison.cost_plot({"slow": run(slow), "quick": run(quick)}).reading
+    assert reading.startswith("At 300 passes, where the shortest run ends, quick has the highest")
+
+
+def test_ten_runs_have_ten_looks():
+    assert len(set(comparison.styles(10))) == 10
+
+
+def test_every_measure_of_a_policy_is_a_column():
+    table = evaluation.policies_table(run())
+    assert len(table.head) == len(table.rows[0])
+    assert {len(row) for row in table.rows} == {len(table.head)}
+    assert evaluation.win_rates_table(run()).rows[0][:2] == ["SFT model", "reward (trained against)"]
+
+
+def test_empty_sections_are_left_out_and_all_is_escaped(tmp_path):
+    attack = "<script>alert(1)</script>"
+    plot = Plot(attack, draw(lambda axes: axes.plot([0, 1], [0, 1], label=attack), "x (s)", "y (m)"), attack)
+    path = write_page(
+        tmp_path / "page.html", attack, Verdict(attack, "plain", attack), [(attack, attack, attack)],
+        [Section("Nothing"), Section(attack, [plot])], [(attack, attack)], [attack], notes=[attack],
+    )  # fmt: skip
+    text = path.read_text()
+    assert "Nothing" not in text
+    assert "<script" not in text
+    assert text.count("&lt;script") >= 8
+
+
+def test_comparing_wants_different_runs(tmp_path):
+    with pytest.raises(UsageError, match="named twice"):
+        report.compare([tmp_path / "a", tmp_path / "b" / ".." / "a"])
+    with pytest.raises(UsageError, match="not a directory"):
+        report.compare([tmp_path / "a", Path("absent")])
