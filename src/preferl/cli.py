@@ -217,17 +217,15 @@ def report_command(arguments: list[str]) -> int:
     from preferl.stages import report
 
     runs = [Path(argument) for argument in arguments]
-    if len(runs) == 1 and out is None:
-        print(report.write(runs[0]))
-    else:
-        print(report.compare(runs, Path(out) if out else None))
+    path = Path(out) if out else None
+    print(report.write(runs[0], path) if len(runs) == 1 else report.compare(runs, path))
     return 0
 
 
 REPORT_USAGE = """\
-usage: preferl report RUN                       one page of a run: RUN/report.html
-       preferl report RUN RUN … [--output FILE]  several runs side by side; by default comparison.html
-                                                 beside the first run
+usage: preferl report RUN [--output FILE]        one page of a run, by default RUN/report.html
+       preferl report RUN RUN … [--output FILE]  several runs side by side, by default comparison.html
+                                                 beside the first
 """
 
 

@@ -26,7 +26,7 @@ from preferl.reporting.page import (
     signed,
     two,
 )
-from preferl.reporting.verdict import verdict
+from preferl.reporting.verdict import fallen_from_its_peak, verdict
 
 Runs = Mapping[str, Stages]
 USEFUL = 0.25  # of the best gain: below it a policy counts as safe but useless
@@ -174,7 +174,9 @@ def frontier_plot(runs: Runs) -> Plot:
         f"{best} ends highest, {two(ends[best][key])} at {ends[best]['kl']:.1f} nats; {far} goes furthest, "
         f"{ends[far]['kl']:.1f} nats, for {two(ends[far][key])}."
     )
-    return Plot(f"{NAMES[key]} against √KL", draw(paint, DISTANCE, f"{NAMES[key]} (points)"), reading)
+    return Plot(
+        f"{NAMES[key].capitalize()} against √KL", draw(paint, DISTANCE, f"{NAMES[key]} (points)"), reading
+    )
 
 
 def styles(count: int) -> list[tuple[str, str]]:
@@ -305,8 +307,8 @@ def over_optimisation_plot(runs: Runs) -> Plot | None:
             axes.plot(x, y, color=colour, marker=marker, ms=3, lw=0.7, label=short(name))
         axes.axhline(0, color=GREY, lw=0.6)
 
-    fell = [n for n, path in paths.items() if path[-1][1] < path[0][1]]
-    reading = f"In {len(fell)} of {len(paths)} runs the gold reward ended below the SFT model’s"
+    fell = [name for name in paths if fallen_from_its_peak(runs[name])]
+    reading = f"In {len(fell)} of {len(paths)} runs the gold reward ended below its own peak beyond noise"
     reading += f": {', '.join(fell)}." if fell else "."
     svg = draw(paint, DISTANCE, "gain in gold reward (points)")
     return Plot("Over-optimisation in training", svg, reading)
@@ -366,9 +368,9 @@ def cost_plot(runs: Runs) -> Plot | None:
     curves = {}
     for name, stages in runs.items():
         metrics = stages["rl"].metrics if "rl" in stages else []
-        points = [(row.get("forward_passes", 0), row[key]) for row in metrics if key in row] if key else []
-        if len(points) > 2:
-            curves[name] = points
+        known = [(row.get("forward_passes", 0), row[key]) for row in metrics if key and key in row]
+        if len(known) > 2 and known[-1][0]:
+            curves[name] = known
     if len(curves) < 2:
         return None
 

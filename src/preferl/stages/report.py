@@ -4,6 +4,7 @@ Reads ``summary.json``, ``metrics.jsonl`` and ``samples.jsonl`` of the stages th
 when their data exists. Plots are inline SVG, everything shown is escaped, and nothing is fetched.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,16 +58,16 @@ SECTIONS = {
 }
 
 
-def write(run: Path) -> Path:
-    """Writes ``report.html`` into a run's directory and returns its path.
+def write(run: Path, path: Path | None = None) -> Path:
+    """Writes a run's page, by default ``report.html`` in its directory; returns its path.
 
     Raises:
         UsageError: the directory holds no finished stage.
     """
     stages = finished_stages(run)
     return write_page(
-        run / "report.html",
-        name=run.name,
+        path or run / "report.html",
+        name=run.resolve().name,
         verdict=verdict(stages),
         facts=facts(stages),
         sections=[section(title, stages) for title in SECTIONS],
@@ -88,9 +89,11 @@ def compare(runs: Sequence[Path], path: Path | None = None) -> Path:
     """
     if len({run.resolve() for run in runs}) < len(runs):
         raise UsageError(f"the same run is named twice: {', '.join(map(str, runs))}")
-    names = [run.resolve().name for run in runs]
+    places = [run.resolve() for run in runs]
+    names = [place.name for place in places]
     if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
+        shared = Path(os.path.commonpath(places))
+        names = [str(place.relative_to(shared)) for place in places]
     found = {name: finished_stages(run) for name, run in zip(names, runs, strict=True)}
     return write_page(
         path or runs[0].resolve().parent / "comparison.html",
