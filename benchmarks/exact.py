@@ -125,7 +125,7 @@ class Task:
         return (self.objective(self.logprobs(model)) - self.start) / (self.best - self.start)
 
     def scorer(
-        self, prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]
+        self, prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool], **columns: Any
     ) -> list[float]:
         """The reward as ``preferl rl`` calls it."""
         return [
@@ -285,9 +285,9 @@ def with_outlier(task: Task, at_call: int, size: float = 1e6) -> Callable[..., l
     """The task's reward, with one reward of ``size`` in one batch."""
     calls = []
 
-    def score(prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool]) -> list[float]:
+    def score(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
         calls.append(1)
-        scores = task.scorer(prompts, completions, finished)
+        scores = task.scorer(prompts, completions, **columns)
         if len(calls) == at_call:
             scores[0] = size
         return scores

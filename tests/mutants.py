@@ -80,6 +80,9 @@ PACKING = "tests/models/test_packing.py::"
 SAMPLING = "tests/sampling/test_sampling.py::"
 CHAT = "tests/data/test_chat.py::"
 LABEL = "tests/label/"
+FRONTIER, FRONTIERS = "maths/frontier.py", "tests/maths/test_frontier.py"
+COMPARISONS = "tests/judging/test_comparison.py"
+PAGES = "tests/reporting/test_pages.py"
 SFT = "tests/stages/test_sft.py::"
 DPO = "tests/stages/test_dpo.py::"
 REWARD = "tests/stages/test_reward.py::"
@@ -163,8 +166,8 @@ MUTANTS = (
            (SHAPED,)),
     Mutant("first-kl-unchecked", STAGE, 'abs(row["kl"]) > limit', 'abs(row["kl"]) > 1e9',
            (EXACT + "test_a_policy_that_does_not_start_at_its_reference_stops_the_run",)),
-    Mutant("scorer-told-that-all-ended", ROLLOUT, "finished=samples.finished_B.tolist())",
-           "finished=[True] * len(prompts))", (TOKEN_REWARDS,)),
+    Mutant("scorer-told-that-all-ended", ROLLOUT, "finished=samples.finished_B.tolist(), lengths",
+           "finished=[True] * len(prompts), lengths", (TOKEN_REWARDS,)),
     Mutant("eos-in-the-scored-text", ROLLOUT, "if real and token not in ends", "if real", (TOKEN_REWARDS,)),
     # Tokens, masks and positions.
     Mutant("no-shift", ROLLOUT, "outputs.logits[:, :-1]", "outputs.logits[:, 1:]", (CAPTURED,)),
@@ -443,6 +446,36 @@ MUTANTS = (
     Mutant("formulas-in-csv", "label/export.py", "value.startswith(FORMULA_STARTS)",
            'value.startswith("=")',
            (LABEL + "test_pages.py::test_no_cell_of_a_csv_is_a_formula",)),
+    # Evaluation, frontiers, pages.
+    Mutant("best-of-n-ignores-ties", FRONTIER, "(sum_T / np.bincount(tie_PK.ravel()))[tie_PK]",
+           "np.broadcast_to(picked_K, score_PK.shape)", (FRONTIERS,)),
+    Mutant("best-of-n-takes-the-worst", FRONTIER, "* n / m_K)[::-1]", "* n / m_K)", (FRONTIERS,)),
+    Mutant("tilt-times-beta", FRONTIER, "keepdims=True)) / beta)", "keepdims=True)) * beta)", (FRONTIERS,)),
+    Mutant("turning-point-of-the-other-form", FRONTIER, "np.exp(alpha / beta - 1)", "np.exp(alpha / beta)",
+           (FRONTIERS,)),
+    Mutant("length-not-controlled", "maths/stats.py", "x_N = np.tanh(gap_N / (gap_N.std() or 1.0))",
+           "x_N = np.tanh(np.abs(gap_N) / (gap_N.std() or 1.0))",
+           ("tests/maths/test_stats.py",)),
+    Mutant("a-tie-is-a-win", "judging/comparison.py", "rate = ((wins + ties / 2)", "rate = ((wins + ties)",
+           (COMPARISONS,)),
+    Mutant("any-likelihood-judges", "judging/pool.py", '"likelihood": pool.logp_PK}',
+           '"likelihood": score_PK}', (COMPARISONS,)),
+    Mutant("prediction-by-the-raw-score", "judging/pool.py",
+           'pool.value_PK["score"] if score_PK is None else score_PK', 'pool.value_PK["score"]',
+           (COMPARISONS,)),
+    Mutant("log-ratio-turned-round", "stages/evaluate.py", "rl.logp_N - reference_logp_N",
+           "reference_logp_N - rl.logp_N", ("tests/stages/test_evaluate.py::test_every_kl_has_its_sign",)),
+    Mutant("kl-per-prompt-without-its-clusters", "stages/evaluate.py",
+           "kl_P = log_ratio_N.reshape(responses.length_PG.shape).mean(-1)", "kl_P = log_ratio_N",
+           ("tests/stages/test_evaluate.py",)),
+    Mutant("hacked-is-only-worse", "reporting/verdict.py", 'key != "score" and proxy["difference_low"] > 0',
+           'key != "score" and proxy["difference_low"] > 1e9', (PAGES,)),
+    Mutant("adjusted-by-the-wrong-sign", "reporting/comparison.py", "score - coefs[name] * log_ratio",
+           "score + coefs[name] * log_ratio", (PAGES,)),
+    Mutant("references-to-stages-not-waited-for", "sweep.py",
+           "paths = {s: [where[n] for n in needs[s]] + [others[t] for t in read[s] if t in others]",
+           "paths = {s: [where[n] for n in needs[s]]",
+           ("tests/test_sweep.py::test_named_points_refer_to_stages_of_their_own_and_of_each_other",)),
 )  # fmt: skip
 
 

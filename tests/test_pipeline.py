@@ -230,7 +230,7 @@ def test_the_report_is_one_file_that_fetches_nothing(finished):
     page.feed(html)
     assert not page.fetches
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 8
+    assert page.tags.count("svg") == page.tags.count("figcaption") == 11
     assert page.tags.count("article") == 10
     text = " ".join(page.text)
     for words in ("held-out prompts", "win rate", "best-of-4", "Reward model, audited", "What it cost", "KL"):
@@ -393,6 +393,19 @@ def test_rounds_label_what_the_policy_writes_and_train_the_reward_model_on_it(tm
 def test_rounds_that_cannot_be_are_refused(tmp_path, changes, message):
     with pytest.raises(UsageError, match=message):
         pipeline.run(small(tmp_path, **changes))
+
+
+def test_runs_are_compared_on_one_page(finished, tmp_path):
+    _, run = finished
+    shutil.copytree(run, tmp_path / "other")
+    page = Page()
+    page.feed(report.compare([run, tmp_path / "other"]).read_text(encoding="utf-8"))
+    text = " ".join(page.text)
+    assert not page.fetches
+    assert page.tags.count("svg") == page.tags.count("figcaption") == 3
+    for words in ("Runs side by side", "gained", "At equal cost", "Cost side by side", "forward passes"):
+        assert words in text
+    (run.parent / "comparison.html").unlink()
 
 
 def test_the_report_shows_alarms_and_the_memory_of_every_model(finished):

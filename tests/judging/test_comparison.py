@@ -96,10 +96,13 @@ def test_reweighting_a_pool_gives_the_optimum_of_the_objective():
 def test_judging_and_generating_on_the_same_prompts():
     gold = np.array([[1.0, 0.0, 0.0], [2.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
     score = np.array([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0], [1.0, 2.0, 3.0]])
-    row = pool.verification(Pool({"score": score, "gold": gold}, np.full((3, 3), 2), -score))
+    logp = np.array([[-3.0, -1.0, -2.0], [-9.0, -8.0, -7.0], [-1.0, -1.0, -1.0]])
+    length = np.array([[9, 1, 1], [9, 4, 1], [1, 1, 1]])
+    row = pool.verification(Pool({"score": score, "gold": gold}, length, logp))
     assert (row["prompts"], row["pairs"]) == (2, 2 + 3)
     assert row["accuracy_reward"] == pytest.approx((1 + 0) / 2)  # all pairs of the first, none of the second
-    assert row["accuracy_likelihood"] == pytest.approx((0 + 1) / 2)
+    assert row["accuracy_likelihood"] == 0
+    assert row["accuracy_likelihood_per_token"] == 1  # -1/3 is above -1 and -2, and -1 above -2 and -7
     assert row["chosen_by_reward"] == pytest.approx((1 + 0 + 1) / 3)
     assert row["best_there"] == pytest.approx((1 + 2 + 1) / 3)
     assert row["closed"] == pytest.approx((2 / 3 - 7 / 9) / (4 / 3 - 7 / 9))

@@ -121,3 +121,29 @@ def test_the_pool_gives_best_of_n_the_optima_and_the_gap_of_judging(evaluated):
     example = s["examples"][0]
     assert example["log_ratio"] == pytest.approx(0, abs=1e-4)
     assert [row["score"] for row in s["examples"]] == sorted(row["score"] for row in s["examples"])
+
+
+def test_every_kl_has_its_sign(tmp_path, policy_directory):
+    """What a policy writes is likelier under it than under another one, and the other way round."""
+    other, tokenizer = load.load_policy(str(policy_directory), CPU)
+    with torch.no_grad():
+        other.model.embed_tokens.weight.mul_(3)
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    config = EvaluateConfig(
+        output_dir=str(tmp_path / "evaluate"),
+        model_name_or_path=str(policy_directory),
+        ref_model=str(tmp_path / "other"),
+        reward_model="concise",
+        response_length=8,
+        max_eval_prompts=30,
+        best_of=[],
+        device="cpu",
+        num_threads=1,
+    )
+    record = StageRecord(evaluate.run(config))
+    policy = record.summary["policies"]["policy"]
+    assert policy["kl"] - 3 * policy["kl_se"] > 0
+    assert np.mean([row["kl"] for row in record.samples]) == pytest.approx(policy["kl"])
+    assert np.mean([row["log_ratio"] for row in record.summary["examples"]]) < 0
+    assert policy["perplexity"] > record.summary["policies"]["reference"]["perplexity"]

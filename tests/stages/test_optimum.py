@@ -61,7 +61,7 @@ def test_no_reward_leaves_the_policy_at_the_reference(name, samples):
     config = FAST[name].config(0, task.coef, samples)
     assert train(task, config, every=100).final > 0.5  # these settings do move it where there is a reward
 
-    def nothing(prompts, completions, finished):
+    def nothing(prompts, completions, **columns):
         return [0.0] * len(completions)
 
     trainer = trainer_for(task, config, scorer=nothing)

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 COEF = 0.37
 
 
-def letters(prompts, completions, finished):
+def letters(prompts, completions, finished, **columns):
     """A reward of sd about 1 that looks at the text and at whether it ended."""
     return [
         (sum(map(ord, text)) % 101) / 30 - 1.5 + 0.1 * end
