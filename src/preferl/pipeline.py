@@ -111,6 +111,8 @@ def run(config: RunConfig, fresh: bool = False) -> Path:
         RUNNERS[name].run(options, fresh=redo)
         redo = redo or not done_before
     result = report.write(root) if "report" in config.stages else root
+    if "evaluate" in config.stages:
+        say(f"run: verdict: {report.verdict_of(root)}")
     say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
     return result
 

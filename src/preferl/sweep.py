@@ -28,6 +28,7 @@ import yaml
 from preferl import pipeline
 from preferl.data.records import DataError
 from preferl.pipeline import RunConfig
+from preferl.reporting import comparison
 from preferl.reporting.sweeps import NAMED, Row, print_table, where, write_report, write_tables
 from preferl.runs.config import instantiate, parser_for, to_yaml
 from preferl.runs.directory import StageDirectory, StageRecord, write_atomically, write_run_files
@@ -160,6 +161,8 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
         root, to_yaml(config), rows, shown, config.sweep.seeds, shared(runs), finished(runs, rows)
     )
     print_table(rows, shown, len(config.sweep.seeds))
+    for line in comparison.lines(finished(runs, rows)):
+        say(f"sweep: {line}")
     say(f"sweep: {page}")
     missing = [
         missing_metric(name, metrics[name], runs) for name in config.sweep.metrics if name not in shown

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from preferl.reporting.evaluation import main_measure, with_interval
-from preferl.reporting.hacking import DISTANCE, FEW, NAMES, fitted, root, trajectory
+from preferl.reporting.hacking import DISTANCE, FEW, NAMES, bound, fitted, root, trajectory
 from preferl.reporting.page import (
     BLUE,
     COLOURS,
@@ -22,6 +22,7 @@ from preferl.reporting.page import (
     Verdict,
     draw,
     percent,
+    series,
     short,
     signed,
     two,
@@ -50,6 +51,21 @@ def overall(runs: Runs) -> Verdict:
     return Verdict(word, "plain", text)
 
 
+def lines(runs: Runs) -> list[str]:
+    """A run in a line each, for the terminal: its verdict, and the gains that it rests on."""
+    told = []
+    for name, stages in evaluated(runs).items():
+        compared = summary_of(stages)["comparison"]
+        gains = [
+            f"{NAMES[key]} {with_interval(compared[key], 'difference', signed)}"
+            for key in NAMES
+            if key in compared
+        ]
+        text = f"{name}: {verdict(stages).word}; against the SFT model {', '.join(gains)}"
+        told.append(text.replace("\u00a0", " "))
+    return told
+
+
 def sections(runs: Runs) -> list[Section]:
     """Everything that there is data for."""
     shown = evaluated(runs)
@@ -60,10 +76,12 @@ def sections(runs: Runs) -> list[Section]:
         "What the KL bought": (frontier_plot, trade_off_plot, prediction_table, adjusted_table),
         "Was the reward hacked?": (over_optimisation_plot, over_optimisation_table, signs_table),
         "What it cost": (cost_plot, cost_table),
+        "How they were trained": (training_plots,),
     }
     out = []
     for title, make in makers.items():
-        parts = [part for one in make if (part := one(shown)) is not None]
+        made = [one(shown) for one in make]
+        parts = [part for some in made for part in (some if isinstance(some, list) else [some])]
         plots = [part for part in parts if isinstance(part, Plot)]
         out.append(Section(title, plots, [part for part in parts if isinstance(part, Table)]))
     return out
@@ -133,6 +151,7 @@ def gains_plot(runs: Runs) -> Plot:
                 x, y, xerr=ends, color=colour, marker=marker, ls="none", ms=4, capsize=2, label=NAMES[measure]
             )
         axes.axvline(0, color=GREY, lw=0.8)
+        axes.set_ylim(0.5 - len(names), 0.5)
         axes.set_yticks([-n for n in range(len(names))], [short(name) for name in names])
 
     worse = [n for n in names if gain(runs[n])["difference_high"] < 0]
@@ -285,13 +304,43 @@ def adjusted_table(runs: Runs) -> Table | None:
             score, log_ratio = examples[i]["score"], examples[i]["log_ratio"]
             cells.append(f"{two(score - coefs[name] * log_ratio)} ({two(log_ratio)})")
         rows.append([short(prompt), short(response), *cells])
-    head = ["prompt", "response of the SFT model", *(f"{name}, β {coefs[name]:g}" for name in found)]
+    head = ["prompt", "response of the SFT model", *(with_coefficient(name, coefs[name]) for name in found)]
     note = (
         "r − β·log π/π_ref, and in brackets log π/π_ref in nats, of five responses of the SFT model from the "
         "lowest to the highest reward. At the optimum the adjusted reward is the same for every response to "
         "one prompt: what a policy still avoids costs it nothing, what it prefers it has paid for."
     )
     return Table("Adjusted reward of five responses", head, rows, note)
+
+
+def with_coefficient(name: str, coef: float) -> str:
+    return name if name.endswith(f"= {coef:g}") else f"{name}, β {coef:g}"
+
+
+def training_plots(runs: Runs) -> list[Plot]:
+    """Reward, gold reward and KL of every run over its training, on held-out prompts."""
+    found = []
+    for title, key, label in (
+        ("Reward over training", "eval_reward", "reward (points)"),
+        ("Gold reward over training", "eval_gold", "gold reward (points)"),
+        ("KL over training", "eval_kl_exact", "KL (nats per response)"),
+    ):
+        curves = {name: series(stages["rl"], key) for name, stages in runs.items() if "rl" in stages}
+        curves = {name: (step, value) for name, (step, value) in curves.items() if len(step) > 1}
+        if len(curves) < 2:
+            continue
+
+        def paint(axes: Any, curves: Any = curves) -> None:
+            for (name, (step, value)), (colour, marker) in zip(
+                curves.items(), styles(len(curves)), strict=True
+            ):
+                axes.plot(step, value, color=colour, marker=marker, ms=3, lw=0.8, label=short(name))
+
+        ends = {name: value[-1] for name, (_, value) in curves.items()}
+        high, low = max(ends, key=ends.__getitem__), min(ends, key=ends.__getitem__)
+        reading = f"{high} ends highest, at {two(ends[high])}; {low} lowest, at {two(ends[low])}."
+        found.append(Plot(title, draw(paint, "iteration", label), reading))
+    return found
 
 
 def over_optimisation_plot(runs: Runs) -> Plot | None:
@@ -323,7 +372,7 @@ def over_optimisation_table(runs: Runs) -> Table | None:
         if fit is None:
             continue
         peak = max(path, key=lambda point: point[1])
-        ends = [f"{end:.1f}" if end is not None else "…" for end in (fit.turning_low, fit.turning_high)]
+        ends = bound(fit.turning_low), bound(fit.turning_high)
         place = "does not turn"
         if fit.turning_kl is not None:
             place = f"{fit.turning_kl:.1f} [{ends[0]},\u00a0{ends[1]}]"

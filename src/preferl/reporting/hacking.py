@@ -25,6 +25,7 @@ from preferl.reporting.page import (
 )
 
 DISTANCE = "√KL to the SFT model (√nats per response)"
+ABSURD = 1e4  # nats per response; no language model goes there
 FEW = 20  # effective samples below which an estimate of the optimum is too low
 NAMES = {"score": "reward", "gold": "gold reward", "held_out": "held-out reward"}
 
@@ -99,13 +100,18 @@ def fitted(points: Sequence[tuple[float, float]], form: str) -> OverOptimization
         return None
 
 
+def bound(kl: float | None) -> str:
+    """An end of a turning point's interval; dots where it is not bounded, or absurdly far."""
+    return "…" if kl is None or kl > ABSURD else f"{kl:.1f}"
+
+
 def turning(fit: OverOptimization | None, what: str) -> str:
     """A sentence that names the turning point, or says that there is none."""
     if fit is None:
         return f"{what}: too few different points for a fit."
     if fit.turning_kl is None:
         return f"{what} does not turn: the fitted curve rises as far as was measured."
-    low, high = (f"{end:.1f}" if end is not None else "…" for end in (fit.turning_low, fit.turning_high))
+    low, high = bound(fit.turning_low), bound(fit.turning_high)
     where = "within what was measured" if fit.observed else f"extrapolated beyond {fit.largest_kl:.1f} nats"
     return (
         f"{what} turns at {fit.turning_kl:.1f} [{low}, {high}] nats, {where} (α {fit.alpha:.2f}, "

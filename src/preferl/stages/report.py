@@ -81,6 +81,11 @@ def write(run: Path, path: Path | None = None) -> Path:
     )
 
 
+def verdict_of(run: Path) -> str:
+    """A run's verdict in one word or two, as on top of its page."""
+    return verdict(finished_stages(run)).word
+
+
 def compare(runs: Sequence[Path], path: Path | None = None) -> Path:
     """Writes one page about several runs, by default ``comparison.html`` beside the first; returns its path.
 
