@@ -65,7 +65,9 @@ def summary(proxy=1.0, gold=1.0, coef=0.1, **more):
 
 
 def stage(summary, metrics=(), kind="evaluate"):
-    return SimpleNamespace(summary=summary, metrics=list(metrics), manifest={"stage": kind}, samples=[])
+    return SimpleNamespace(
+        summary=summary, metrics=list(metrics), manifest={"stage": kind}, samples=[], config={}
+    )
 
 
 def run(metrics=(), **options):

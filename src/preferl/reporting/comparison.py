@@ -4,6 +4,7 @@ For `preferl report runs/a runs/b` and for the page of a sweep. A run is its fin
 that were not evaluated are left out.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -164,11 +165,15 @@ def gains_plot(runs: Runs) -> Plot:
 
 
 def frontier_plot(runs: Runs) -> Plot:
-    """All runs' ways from the SFT model, with best-of-n and the optimum of the first run that has a pool."""
+    """All runs' ways from the SFT model; best-of-n and the optimum by the reward that most of them have."""
     key = common_measure(runs)
     metric = {"score": "eval_reward", "gold": "eval_gold"}.get(key, "")
-    first = next((s for s in runs.values() if summary_of(s).get("frontier")), None)
-    frontier = summary_of(first)["frontier"] if first else {"best_of": [], "tilt": []}
+    pools = {
+        n: s["evaluate"].config.get("reward_model") for n, s in runs.items() if "frontier" in summary_of(s)
+    }
+    usual = Counter(pools.values()).most_common(1)
+    owner = next((name for name, reward in pools.items() if reward == usual[0][0]), None)
+    frontier = summary_of(runs[owner])["frontier"] if owner else {"best_of": [], "tilt": []}
 
     def paint(axes: Any) -> None:
         for (name, stages), (colour, marker) in zip(runs.items(), styles(len(runs)), strict=True):
@@ -193,6 +198,8 @@ def frontier_plot(runs: Runs) -> Plot:
         f"{best} ends highest, {two(ends[best][key])} at {ends[best]['kl']:.1f} nats; {far} goes furthest, "
         f"{ends[far]['kl']:.1f} nats, for {two(ends[far][key])}."
     )
+    if owner:
+        reading += f" Best-of-n and the reweighted optimum are by the reward of {owner}."
     return Plot(
         f"{NAMES[key].capitalize()} against √KL", draw(paint, DISTANCE, f"{NAMES[key]} (points)"), reading
     )
@@ -373,14 +380,14 @@ def over_optimisation_table(runs: Runs) -> Table | None:
             continue
         peak = max(path, key=lambda point: point[1])
         ends = bound(fit.turning_low), bound(fit.turning_high)
-        place = "does not turn"
+        place = "falls from the start" if fit([fit.largest_kl])[0] < 0 else "does not turn"
         if fit.turning_kl is not None:
             place = f"{fit.turning_kl:.1f} [{ends[0]},\u00a0{ends[1]}]"
         rows.append(
             [
                 name,
-                f"{fit.alpha:.2f} ± {fit.alpha_error:.2f}",
-                f"{fit.beta:.2f} ± {fit.beta_error:.2f}",
+                f"{two(fit.alpha)} ± {two(fit.alpha_error)}",
+                f"{two(fit.beta)} ± {two(fit.beta_error)}",
                 two(fit.r_squared),
                 place if fit.observed or fit.turning_kl is None else f"{place}, extrapolated",
                 f"{signed(peak[1] - path[0][1])} at {peak[0] ** 2:.1f} nats",

@@ -110,7 +110,9 @@ def turning(fit: OverOptimization | None, what: str) -> str:
     if fit is None:
         return f"{what}: too few different points for a fit."
     if fit.turning_kl is None:
-        return f"{what} does not turn: the fitted curve rises as far as was measured."
+        falls = fit([fit.largest_kl])[0] < 0
+        course = "falls from the start" if falls else "rises as far as was measured"
+        return f"{what} does not turn: the fitted curve {course}."
     low, high = bound(fit.turning_low), bound(fit.turning_high)
     where = "within what was measured" if fit.observed else f"extrapolated beyond {fit.largest_kl:.1f} nats"
     return (

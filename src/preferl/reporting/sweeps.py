@@ -192,8 +192,10 @@ def write_report(
     failed = sum(len(row.errors) for row in rows)
     count = len(rows) * len(seeds)
     keys = " and ".join(rows[0].settings) or "nothing"
+    named = list(rows[0].settings) == [NAMED]
+    what = "compares" if named else f"varies {keys}:"
     text = (
-        f"This sweep varies {keys}: {len(rows)} points with {len(seeds)} "
+        f"This sweep {what} {len(rows)} {'named runs' if named else 'points'} with {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'} each. Runs share what no swept key reaches: there are "
         f"{stages} stages in all."
     )
