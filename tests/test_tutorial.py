@@ -92,7 +92,12 @@ def parts(page: Path) -> list[Console | Python]:
             found += consoles(where, body)
         elif kind == "python":
             found.append(Python(where, body))
-        elif kind == "text" and found and isinstance(found[-1], Python) and not text[before_end : block.start()].strip():
+        elif (
+            kind == "text"
+            and found
+            and isinstance(found[-1], Python)
+            and not text[before_end : block.start()].strip()
+        ):
             found[-1] = Python(found[-1].where, found[-1].code, body)
         before_end = block.end()
     return found

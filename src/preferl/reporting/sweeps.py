@@ -199,9 +199,11 @@ def write_report(
         f"{'seed' if len(seeds) == 1 else 'seeds'} each. Runs share what no swept key reaches: there are "
         f"{stages} stages in all."
     )
-    if comparison.evaluated(runs):
-        text += f" With seed {seeds[0]}: {comparison.overall(runs).text}"
     word = f"{failed} of {count} runs failed" if failed else f"All {count} runs finished"
+    if comparison.evaluated(runs):
+        told = comparison.overall(runs)
+        word = word if failed else told.word
+        text = f"With seed {seeds[0]}: {told.text} {text}"
     head, cells = table_of(rows, metrics, len(seeds))
     first = 1 + len(rows[0].settings)  # numbers stay on one line
     cells = [row[:first] + [text.replace(" ", "\u00a0") for text in row[first:]] for row in cells]
