@@ -98,6 +98,18 @@ def test_one_word(options, word):
     assert verdict(run(**options)).word == word
 
 
+def test_kinds_of_prompt_that_lost_are_named():
+    stages = run()
+    gold = stages["evaluate"].summary["comparison"]["gold"]
+    gold["by_category"] = [
+        {"category": "requests", "prompts": 20, **difference(-1.0)},
+        {"category": "sums", "prompts": 20, **difference(0.1)},
+    ]
+    assert "lost beyond noise: requests. " in verdict(stages).text
+    gold["by_category"][0] |= difference(0.0)
+    assert "lost beyond noise" not in verdict(stages).text
+
+
 def test_a_held_out_reward_can_tell_of_hacking_too():
     stages = run()
     found = stages["evaluate"].summary["comparison"]

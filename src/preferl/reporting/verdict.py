@@ -97,6 +97,9 @@ def told(summary: dict[str, Any]) -> str:
         f". It wins {percent(judged['win_rate'])} {interval(judged, 'win_rate', percent)} of the comparisons "
         f"by {name}. "
     )
+    worse = [row["category"] for row in judged.get("by_category", []) if row["difference_high"] < 0]
+    if worse and judged["difference_high"] > 0:
+        text += f"At some kinds of prompt it lost beyond noise: {', '.join(worse)}. "
     if key == "score":
         text += "No gold or held-out reward is known here, so hacking cannot be ruled out. "
     judge = comparison.get("judge")
