@@ -9,7 +9,7 @@ from preferl.runs.directory import StageRecord
 from preferl.runs.errors import UsageError
 from preferl.sampling.rollout import rows_of
 from preferl.stages import evaluate
-from preferl.stages.evaluate import EvaluateConfig, Judge
+from preferl.stages.evaluate import EvaluateConfig, Responder
 
 CPU = torch.device("cpu")
 
@@ -24,12 +24,12 @@ def test_the_kl_of_a_policy_to_itself_is_zero_and_to_another_is_its_log_ratio(po
     with torch.no_grad():
         other.model.embed_tokens.weight.mul_(1.3)
     config = EvaluateConfig(response_length=6, temperature=0.7)
-    judge = Judge(config, tokenizer, {"score": length}, CPU, torch.float32)
-    made = judge.respond("policy", policy, ["What is red?", "Tell me of the sea and of the sky."], 2)
+    responder = Responder(config, tokenizer, {"score": length}, CPU, torch.float32)
+    made = responder.respond("policy", policy, ["What is red?", "Tell me of the sea and of the sky."], 2)
     samples = made.made.samples
-    assert made.logp_N == pytest.approx(judge.log_probability(policy, samples), abs=1e-4)
+    assert made.logp_N == pytest.approx(responder.log_probability(policy, samples), abs=1e-4)
     for model in (policy, other):
-        found = judge.log_probability(model, samples)
+        found = responder.log_probability(model, samples)
         for i in range(4):
             real = samples.attention_BS[i].bool()
             ids = samples.tokens_BS[i][real]

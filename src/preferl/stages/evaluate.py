@@ -101,19 +101,19 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
         options,
         {"policy": config.model_name_or_path, "reference": config.ref_model, "reward": config.reward_model},
     )
-    judge = Judge(config, tokenizer, scorers, device, dtype)
+    responder = Responder(config, tokenizer, scorers, device, dtype)
     size = config.pool_size or max(config.best_of, default=0)
     with Steps("evaluate", 2 + bool(size)) as steps:
-        rl = judge.respond("policy", policy, prompts, config.num_generations)
+        rl = responder.respond("policy", policy, prompts, config.num_generations)
         steps.advance()
-        sft = judge.respond("reference", reference, prompts, config.num_generations)
+        sft = responder.respond("reference", reference, prompts, config.num_generations)
         steps.advance()
         few = prompts[: config.best_of_prompts]
-        drawn = judge.respond("best-of", reference, few, size) if size else None
+        drawn = responder.respond("best-of", reference, few, size) if size else None
         steps.advance(bool(size))
 
     # The policy's own log-probabilities travel with its samples; only the reference's are missing.
-    reference_logp_N = judge.log_probability(reference, rl.made.samples)
+    reference_logp_N = responder.log_probability(reference, rl.made.samples)
     log_ratio_N = rl.logp_N - reference_logp_N
     training = training_of(config)
     policies = {
@@ -138,9 +138,9 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
         comparison=against,
         references=references,
         signs=comparison.signs(rl.made.completions, sft.made.completions),
-        examples=examples(prompts, sft, judge.log_probability(policy, sft.made.samples)),
+        examples=examples(prompts, sft, responder.log_probability(policy, sft.made.samples)),
         training=training,
-        **from_pool(config, training, drawn, sft, rl, scorers["score"], tokenizer),
+        **from_pool(config, training, drawn, sft, rl, scorers["score"]),
         gold=config.gold,
         peak_memory_mib=devices.peak_memory_mib(device),
         notes=source.notes,
@@ -195,7 +195,7 @@ class Responses:
         return self.made.finished[:: self.group_size]
 
 
-class Judge:
+class Responder:
     """Samples from a policy and scores what comes out."""
 
     def __init__(
@@ -375,7 +375,6 @@ def from_pool(
     sft: Responses,
     rl: Responses,
     scorer: Scorer,
-    tokenizer: Any,
 ) -> dict[str, Any]:
     """``best_of``, ``frontier``, ``prediction``, ``verification`` and ``cost`` of the summary."""
     spent = sum(training.get("forward_passes", {}).values())
