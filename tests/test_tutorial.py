@@ -33,33 +33,43 @@ CHAPTERS = [page for page in PAGES if page.name[0].isdigit()]
 RUN = [sys.executable, "-m", "preferl"]
 
 ONE_THREAD = "--num_threads 1 --device cpu"
-TINY_MODEL = "--sft.hidden_size 32 --sft.num_heads 4 --sft.vocab_size 600 --sft.num_evals 2"
-TINY_PIPELINE = (
-    f"{ONE_THREAD} {TINY_MODEL} --sft.num_train_epochs 0.3 --sft.check_samples 16 "
-    "--collect.pairs.train 96 --collect.pairs.dev 24 --collect.pairs.rl 8 --collect.pairs.eval 48 "
-    "--reward.num_evals 2 --rl.num_iterations 10 --rl.batch_size 8 --rl.eval_prompts 4 "
-    "--evaluate.max_eval_prompts 24 --evaluate.best_of_prompts 8"
+TINY = (
+    f"{ONE_THREAD} --sft.hidden_size 32 --sft.num_heads 4 --sft.vocab_size 600 --sft.num_evals 1 "
+    "--sft.num_train_epochs 0.3 --sft.check_samples 16 --collect.pairs.train 96 --collect.pairs.dev 24 "
+    "--collect.pairs.rl 8 --collect.pairs.eval 48 --reward.num_evals 2 --reward.normalise_samples 64 "
+    "--rl.num_iterations 2 --rl.batch_size 8 --rl.eval_prompts 4 --evaluate.max_eval_prompts 16 "
+    "--evaluate.best_of_prompts 4"
 )
-FEW_PAIRS = f"{ONE_THREAD} --pairs.train 24 --pairs.dev 4 --pairs.eval 4"
-# The chain that is run: how a command begins -> what is added to it, so that it takes a few seconds.
+FEW_PAIRS = f"{ONE_THREAD} --pairs.train 24 --pairs.dev 4 --pairs.rl 2 --pairs.eval 8"
+FEW_LABELS = (
+    f"{ONE_THREAD} --collect.pairs.train 24 --collect.pairs.dev 4 --collect.pairs.eval 8 --reward.num_evals 1 "
+    "--reward.normalise_samples 32"
+)
+# The chain that is run: how a command begins -> what is added to it, so that it takes a few seconds; the longest
+# beginning counts. A command that fits none, or of which a page shows no output, is only parsed.
 SMALL = {
-    "preferl demo --stages '[sft": TINY_PIPELINE,
-    "preferl demo": TINY_PIPELINE,
+    "preferl demo": TINY,
+    "preferl demo --stages '[dpo": f"{TINY} --dpo.num_evals 1",
+    "preferl demo --stages '[best_of": f"{TINY} --best_of.max_prompts 8 --best_of.dev_prompts 4",
     "preferl collect": FEW_PAIRS,
     "preferl collect --model_name_or_path runs/demo/sft --temperature 0.8 --layout rankings": (
         f"{ONE_THREAD} --pairs.train 6"
     ),
     "preferl reward": f"{ONE_THREAD} --num_train_epochs 1 --normalise_samples 32",
+    "preferl audit": ONE_THREAD,
+    "preferl rl": ONE_THREAD,
     "preferl data": "",
-    "preferl run --config configs/tutorial.yaml": (
-        f"{ONE_THREAD} --collect.pairs.train 24 --collect.pairs.dev 4 --collect.pairs.eval 8 "
-        "--reward.num_evals 1 --reward.normalise_samples 32"
-    ),
+    "preferl report": "",
+    "preferl design-reward": "",
+    "preferl label --": "--port 0",
+    "preferl label user": "",
+    "preferl label simulate": ONE_THREAD,
+    "preferl label export": "",
+    "preferl run --config configs/tutorial.yaml": FEW_LABELS,
+    "preferl sweep --config configs/sweeps/kl_three.yaml": f"{TINY} --rl.eval_every 2 --evaluate.pool_size 16",
 }
-# Lines that depend on what was learnt: printed by a program, but not in every run.
-NOT_ALWAYS = ("rl: ALARM at iteration ",)
 # Programs beside preferl that the pages call.
-OTHERS = ("ls", "grep", "head", "printf", "python")
+OTHERS = ("ls", "grep", "head", "printf")
 
 
 @dataclass(frozen=True)
@@ -194,11 +204,17 @@ def check_benchmark(arguments: list[str]) -> None:
 # --------------------------------------------------------------------------------------- what they print
 
 PIECE = re.compile(
-    r"(?P<number>[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)"
+    r"(?P<link>/link/\S+)|(?P<number>[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)"
     r"|(?P<quoted>\"[^\"]*\"|(?<![\w'])'.*?'(?!\w))"
     r"|(?P<space>\s+)|(?P<more>…)"
 )
-FORMS = {"number": r"[-+−]?[\d,.]+(?:e[-+]?\d+)?", "quoted": r"[\"'].*[\"']", "space": r"\s+", "more": ".*"}
+FORMS = {
+    "number": r"[-+−]?[\d,.]+(?:e[-+]?\d+)?",
+    "quoted": r"[\"'].*[\"']",
+    "space": r"\s+",
+    "more": ".*",
+    "link": r"/link/\S+",
+}
 
 
 def form_of(line: str) -> re.Pattern[str]:
@@ -210,6 +226,11 @@ def form_of(line: str) -> re.Pattern[str]:
     return re.compile(out + re.escape(line.strip()[at:]))
 
 
+def comes_and_goes(line: str) -> bool:
+    """Whether a line depends on the time a step takes, or on what was learnt."""
+    return "  ETA " in line or line.startswith("rl: ALARM at iteration ")
+
+
 def unlike(shown: list[str], printed: list[str]) -> list[str]:
     """The lines of a page that no printed line looks like."""
     there = [line.strip() for line in printed]
@@ -217,7 +238,7 @@ def unlike(shown: list[str], printed: list[str]) -> list[str]:
         line
         for line in shown
         if line.strip() not in ("", "…")
-        and not line.startswith(NOT_ALWAYS)
+        and not comes_and_goes(line)
         and not any(form_of(line).fullmatch(other) for other in there)
     ]
 
@@ -304,6 +325,7 @@ def folder(tmp_path, monkeypatch):
     for name in ("configs", "benchmarks", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "runs").mkdir()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
     return tmp_path
