@@ -1,7 +1,7 @@
 """The tutorial's commands can be given, run, and print lines of the form that its pages show.
 
-Pages hold ```python blocks, each followed by the ```text that it prints, and ```console blocks: commands after
-"$ ", then their output, shortened by "…". Every command's options are parsed. The chain of commands in
+Pages hold ```python blocks, each followed by the ```text that it prints, and ```console blocks: commands
+after "$ ", then their output, shortened by "…". Every command's options are parsed. The chain of commands in
 ``SMALL`` is run, chapter by chapter in one folder, with sizes cut down; numbers and quoted texts then differ
 from those on the page, all else has to be the same. Python is compared exactly where it reads no run.
 """
@@ -35,18 +35,21 @@ RUN = [sys.executable, "-m", "preferl"]
 ONE_THREAD = "--num_threads 1 --device cpu"
 TINY = (
     f"{ONE_THREAD} --sft.hidden_size 32 --sft.num_heads 4 --sft.vocab_size 600 --sft.num_evals 1 "
-    "--sft.num_train_epochs 0.3 --sft.check_samples 16 --collect.pairs.train 96 --collect.pairs.dev 24 "
+    "--sft.num_train_epochs 0.15 --sft.check_samples 16 --collect.pairs.train 96 --collect.pairs.dev 24 "
     "--collect.pairs.rl 8 --collect.pairs.eval 48 --reward.num_evals 2 --reward.normalise_samples 64 "
     "--rl.num_iterations 2 --rl.batch_size 8 --rl.eval_prompts 4 --evaluate.max_eval_prompts 16 "
     "--evaluate.best_of_prompts 4"
 )
+TINY_SWEEP = (
+    f"{TINY} --sft.num_train_epochs 0.05 --response_length 12 --rl.eval_every 2 --evaluate.pool_size 16"
+)
 FEW_PAIRS = f"{ONE_THREAD} --pairs.train 24 --pairs.dev 4 --pairs.rl 2 --pairs.eval 8"
 FEW_LABELS = (
-    f"{ONE_THREAD} --collect.pairs.train 24 --collect.pairs.dev 4 --collect.pairs.eval 8 --reward.num_evals 1 "
-    "--reward.normalise_samples 32"
+    f"{ONE_THREAD} --collect.pairs.train 24 --collect.pairs.dev 4 --collect.pairs.eval 8 "
+    "--reward.num_evals 1 --reward.normalise_samples 32"
 )
-# The chain that is run: how a command begins -> what is added to it, so that it takes a few seconds; the longest
-# beginning counts. A command that fits none, or of which a page shows no output, is only parsed.
+# The chain that is run: how a command begins -> what is added to it, so that it takes a few seconds; the
+# longest beginning counts. A command that fits none, or that is shown without output, is only parsed.
 SMALL = {
     "preferl demo": TINY,
     "preferl demo --stages '[dpo": f"{TINY} --dpo.num_evals 1",
@@ -59,14 +62,13 @@ SMALL = {
     "preferl audit": ONE_THREAD,
     "preferl rl": ONE_THREAD,
     "preferl data": "",
-    "preferl report": "",
     "preferl design-reward": "",
     "preferl label --": "--port 0",
     "preferl label user": "",
     "preferl label simulate": ONE_THREAD,
     "preferl label export": "",
     "preferl run --config configs/tutorial.yaml": FEW_LABELS,
-    "preferl sweep --config configs/sweeps/kl_three.yaml": f"{TINY} --rl.eval_every 2 --evaluate.pool_size 16",
+    "preferl sweep --config configs/sweeps/kl_three.yaml": TINY_SWEEP,
 }
 # Programs beside preferl that the pages call.
 OTHERS = ("ls", "grep", "head", "printf")
@@ -155,7 +157,7 @@ def test_every_command_can_be_given(page, capsys, monkeypatch):
 
 
 def check_preferl(arguments: list[str]) -> None:
-    """The parser of the command takes its options; a sweep can be planned."""
+    """The parser of the command takes its options (what a configuration sweeps is planned below and in test_sweep.py)."""
     name, *rest = arguments
     rest = [a for a in rest if a != "--fresh"]
     assert name in cli.COMMANDS, name
@@ -168,8 +170,6 @@ def check_preferl(arguments: list[str]) -> None:
     elif name == "report":
         assert all(not a.startswith("-") or a == "--output" for a in rest), rest
     elif name != "doctor":
-        if name in ("run", "sweep"):
-            check_points(cli.take_option(rest, "--seeds")[0])
         try:
             code = cli.main([name, *rest, "--print_config"])
         except SystemExit as error:
@@ -178,20 +178,23 @@ def check_preferl(arguments: list[str]) -> None:
             raise SystemExit(code)
 
 
+@pytest.mark.slow
+def test_the_laboratory_can_be_planned():
+    """tests/test_sweep.py does this for configs/sweeps/."""
+    parser = parser_for(SweepConfig, "preferl run", "")
+    arguments = ["--config", str(ROOT / "configs" / "hacking.yaml")]
+    config = instantiate(parser, SweepConfig, parser.parse_args(arguments))
+    runs = sweep.plan_all(Path(config.output_dir), sweep.points_of(config), config.sweep.seeds)
+    assert len(runs) == 10
+    assert set(sweep.metrics_of(config, runs)) >= {"proxy", "gold", "kl", "length"}
+
+
 def check_label(arguments: list[str]) -> None:
     configs = {"user": label.UserConfig, "export": label.ExportConfig}
     configs |= {name: config for name, (config, _) in live.COMMANDS.items()}
     command = arguments[0] if arguments[0] in configs else ""
     skipped = {"user": 2, "export": 2, "": 0}.get(command, 1)
     label.parsed(configs.get(command, label.ServeConfig), command, arguments[skipped:])
-
-
-def check_points(arguments: list[str]) -> None:
-    parser = parser_for(SweepConfig, "preferl sweep", "")
-    config = instantiate(parser, SweepConfig, parser.parse_args(arguments))
-    if config.sweep.grid or config.sweep.points:
-        runs = sweep.plan_all(Path(config.output_dir), sweep.points_of(config), config.sweep.seeds)
-        sweep.metrics_of(config, runs)
 
 
 def check_benchmark(arguments: list[str]) -> None:
@@ -203,8 +206,9 @@ def check_benchmark(arguments: list[str]) -> None:
 
 # --------------------------------------------------------------------------------------- what they print
 
+VERDICTS = "(?:Better|Worse|Over-optimised|Reward hacked|No clear gain)"
 PIECE = re.compile(
-    r"(?P<link>/link/\S+)|(?P<number>[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)"
+    rf"(?P<verdict>{VERDICTS})|(?P<link>/link/\S+)|(?P<number>[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)"
     r"|(?P<quoted>\"[^\"]*\"|(?<![\w'])'.*?'(?!\w))"
     r"|(?P<space>\s+)|(?P<more>…)"
 )
@@ -214,6 +218,7 @@ FORMS = {
     "space": r"\s+",
     "more": ".*",
     "link": r"/link/\S+",
+    "verdict": VERDICTS,
 }
 
 
@@ -227,7 +232,7 @@ def form_of(line: str) -> re.Pattern[str]:
 
 
 def comes_and_goes(line: str) -> bool:
-    """Whether a line depends on the time a step takes, or on what was learnt."""
+    """Whether a line depends on the time that a step takes, or on what was learnt."""
     return "  ETA " in line or line.startswith("rl: ALARM at iteration ")
 
 
@@ -342,7 +347,7 @@ def test_what_the_pages_show_is_printed(folder):
                 of_a_run = of_a_run or "runs/" in part.code
                 out = io.StringIO()
                 with contextlib.redirect_stdout(out):
-                    exec(compile(part.code, part.where, "exec"), names)  # noqa: S102 - our own pages
+                    exec(compile(part.code, part.where, "exec"), names)
                 if of_a_run:
                     missing = unlike(part.output.splitlines(), out.getvalue().splitlines())
                 else:
