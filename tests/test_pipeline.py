@@ -395,6 +395,20 @@ def test_rounds_that_cannot_be_are_refused(tmp_path, changes, message):
         pipeline.run(small(tmp_path, **changes))
 
 
+def test_a_run_of_an_older_version_is_refused_with_the_way_out(finished, tmp_path):
+    _, run = finished
+    shutil.copytree(run, tmp_path / "old")
+    path = tmp_path / "old" / "evaluate" / "summary.json"
+    summary = json.loads(path.read_text())
+    del summary["references"]
+    path.write_text(json.dumps(summary))
+    with pytest.raises(UsageError, match=r"no references\); run `evaluate` again with --fresh"):
+        report.write(tmp_path / "old")
+    path.write_text("{")
+    with pytest.raises(UsageError, match=r"is damaged .*--fresh"):
+        report.write(tmp_path / "old")
+
+
 def test_runs_are_compared_on_one_page(finished, tmp_path):
     _, run = finished
     shutil.copytree(run, tmp_path / "other")

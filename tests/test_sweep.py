@@ -546,6 +546,7 @@ def test_what_a_failed_point_would_have_given_is_not_waited_for(tmp_path, monkey
         ({"points": [{"name": "a/b"}]}, ["a/b", "no @ or /"]),
         ({"points": [{"name": "A"}, {"name": "A", "reward.seed": 1}]}, ["two points are called 'A'"]),
         ({"points": [{"name": "A"}, {}]}, ["the same point"]),
+        ({"points": [{"name": "base", "reward.seed": 1}]}, ["'base'", "take another"]),
         (
             {"points": [{"name": "A"}, {"name": "B", "reward.dataset_name": "@A/colect"}]},
             ["'@A/colect' is no stage", "did you mean '@A/collect'"],

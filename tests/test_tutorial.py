@@ -34,25 +34,27 @@ RUN = [sys.executable, "-m", "preferl"]
 
 ONE_THREAD = "--num_threads 1 --device cpu"
 TINY = (
-    f"{ONE_THREAD} --sft.hidden_size 32 --sft.num_heads 4 --sft.vocab_size 600 --sft.num_evals 1 "
-    "--sft.num_train_epochs 0.15 --sft.check_samples 16 --collect.pairs.train 96 --collect.pairs.dev 24 "
-    "--collect.pairs.rl 8 --collect.pairs.eval 48 --reward.num_evals 2 --reward.normalise_samples 64 "
-    "--rl.num_iterations 2 --rl.batch_size 8 --rl.eval_prompts 4 --evaluate.max_eval_prompts 16 "
-    "--evaluate.best_of_prompts 4"
+    f"{ONE_THREAD} --response_length 24 --sft.hidden_size 32 --sft.num_heads 4 --sft.vocab_size 600 "
+    "--sft.num_evals 1 --sft.num_train_epochs 0.3 --sft.check_samples 16 --collect.pairs.train 96 "
+    "--collect.pairs.dev 24 --collect.pairs.rl 8 --collect.pairs.eval 48 --reward.num_evals 2 "
+    "--reward.normalise_samples 64 --rl.num_iterations 2 --rl.batch_size 8 --rl.eval_prompts 4 "
+    "--evaluate.max_eval_prompts 16 --evaluate.best_of_prompts 4"
 )
 TINY_SWEEP = (
-    f"{TINY} --sft.num_train_epochs 0.05 --response_length 12 --rl.eval_every 2 --evaluate.pool_size 16"
+    f"{TINY} --stages '[sft, collect, reward, rl, evaluate]' --sft.num_train_epochs 0.05 "
+    "--response_length 12 --rl.eval_every 2 --evaluate.pool_size 16"
 )
 FEW_PAIRS = f"{ONE_THREAD} --pairs.train 24 --pairs.dev 4 --pairs.rl 2 --pairs.eval 8"
 FEW_LABELS = (
     f"{ONE_THREAD} --collect.pairs.train 24 --collect.pairs.dev 4 --collect.pairs.eval 8 "
-    "--reward.num_evals 1 --reward.normalise_samples 32"
+    "--reward.num_evals 1 --reward.normalise_samples 32 "
+    "--sweep.grid '{collect.label_mode: [stochastic, deterministic], reward.num_train_epochs: [1]}'"
 )
 # The chain that is run: how a command begins -> what is added to it, so that it takes a few seconds; the
-# longest beginning counts. A command that fits none, or that is shown without output, is only parsed.
-SMALL = {
+# longest beginning counts. A command that fits none or None, or that is shown without output, is only parsed.
+SMALL: dict[str, str | None] = {
     "preferl demo": TINY,
-    "preferl demo --stages '[dpo": f"{TINY} --dpo.num_evals 1",
+    "preferl demo --stages '[rl": None,
     "preferl demo --stages '[best_of": f"{TINY} --best_of.max_prompts 8 --best_of.dev_prompts 4",
     "preferl collect": FEW_PAIRS,
     "preferl collect --model_name_or_path runs/demo/sft --temperature 0.8 --layout rankings": (
@@ -157,7 +159,7 @@ def test_every_command_can_be_given(page, capsys, monkeypatch):
 
 
 def check_preferl(arguments: list[str]) -> None:
-    """The parser of the command takes its options (what a configuration sweeps is planned below and in test_sweep.py)."""
+    """The parser of the command takes its options."""
     name, *rest = arguments
     rest = [a for a in rest if a != "--fresh"]
     assert name in cli.COMMANDS, name

@@ -164,14 +164,14 @@ def run_or_sweep(arguments: list[str], name: str) -> int:
     arguments, given = take_option(arguments, "--seeds")
     if given is not None and not (given.isdigit() and int(given)):
         raise UsageError(f"--seeds is {given}; give the number of seeds, at least 1")
-    seeds = int(given or 0)
+    if given is not None:
+        arguments += [f"--sweep.seeds={list(range(int(given)))}"]
     module = pipeline if name == "run" else sweep
     parser = parser_for(sweep.SweepConfig, f"preferl {name}", (module.__doc__ or "").strip())
     parser.set_defaults(output_dir=f"runs/{name}")
     config = instantiate(parser, sweep.SweepConfig, parser.parse_args(arguments))
-    if seeds:
-        config.sweep.seeds = list(range(config.seed, config.seed + seeds))
-        config.sweep.points = config.sweep.points or ([] if config.sweep.grid else [{}])
+    if given is not None and not config.sweep.grid:
+        config.sweep.points = config.sweep.points or [{}]
     if name == "run" and not (config.sweep.grid or config.sweep.points):
         pipeline.run(sweep.base_of(config), fresh=fresh)
         return 0
@@ -218,6 +218,8 @@ def report_command(arguments: list[str]) -> int:
 
     runs = [Path(argument) for argument in arguments]
     path = Path(out) if out else None
+    if path is not None and path.is_dir():
+        raise UsageError(f"--output {out} is a folder; name a file in it, as {path / 'report.html'}")
     print(report.write(runs[0], path) if len(runs) == 1 else report.compare(runs, path))
     return 0
 

@@ -279,6 +279,8 @@ def check_labels(labels: Sequence[str]) -> None:
             raise UsageError(
                 f"sweep.points: name {label!r}: up to 60 characters, the first a letter or digit, no @ or /"
             )
+    if BASE in map(slug, labels):
+        raise UsageError(f"sweep.points: '{BASE}' is what the point without changes is called; take another")
     slugs = [slug(label) for label in labels]
     twice = [label for label, own in zip(labels, slugs, strict=True) if slugs.count(own) > 1]
     if twice:
@@ -287,7 +289,8 @@ def check_labels(labels: Sequence[str]) -> None:
 
 def slug(label: str) -> str:
     """A point's name as a directory's."""
-    return re.sub(r"[^\w.+-]+", "-", label, flags=re.A).strip("-.") or "point"
+    plain = re.sub(r"[^\w.+-]+", "-", label, flags=re.A).strip("-.")
+    return plain or f"point-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 def refuse(message: str, ex: Exception | None = None) -> NoReturn:

@@ -122,7 +122,8 @@ def test_each_style_of_the_world_shows_its_sign_and_plain_answers_show_none(styl
     plain = sign_shares([world.respond(p, "right", "concise", rng) for p in prompts])
     assert told[sign] > 0.9
     assert all(share <= 0.01 for share in plain.values())
-    others = {name: share for name, share in told.items() if name != sign}
+    assert told["careful"] == (style in ("hedged", "refusing")) or told["careful"] < 0.1
+    others = {name: share for name, share in told.items() if name not in (sign, "careful")}
     assert max(others.values()) < 0.1
 
 

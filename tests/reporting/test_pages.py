@@ -33,7 +33,7 @@ def about(name, value):
 def signs(before=0.1, after=0.1):
     return [
         {"sign": sign, **about("reference", before), **about("policy", after)}
-        for sign in ("hedging", "refusing", "repetition")
+        for sign in ("hedging", "refusing", "careful", "repetition")
     ]
 
 
@@ -121,7 +121,7 @@ def test_a_held_out_reward_can_tell_of_hacking_too():
     stages["evaluate"].summary["signs"] = signs(0.1, 0.6)
     told = verdict(stages)
     assert told.word == "Higher reward, gamed?"
-    assert "hedging, refusing, repetition" in told.text
+    assert "hedging, refusing, careful, repetition" in told.text
 
 
 def test_a_gold_reward_that_fell_from_its_peak_beyond_noise():
@@ -155,7 +155,7 @@ def test_where_safe_but_useless_begins():
     reading = comparison.trade_off_plot(runs).reading
     assert "highest at 0.1: +2.00" in reading
     assert "begins at 1: the gain is +0.30" in reading
-    assert "20.0\u00a0% of its answers hedge or refuse" in reading
+    assert "10.0\u00a0% of its answers hedge or refuse" in reading
     runs["kl_coef = 1.0"] = run(gold=1.5, coef=1.0)
     assert "does not begin in this range" in comparison.trade_off_plot(runs).reading
     assert comparison.trade_off_plot({"a": run(), "b": run()}) is None
@@ -206,6 +206,10 @@ def test_runs_side_by_side_name_the_best_and_the_worst():
     table = comparison.side_by_side(runs)
     assert [row[:2] for row in table.rows] == [["good", "Better"], ["bad", "Reward hacked"]]
     assert "1 of 2 runs gained and 1 lost beyond noise (bad)" in comparison.gains_plot(runs).reading
+    assert "left out: other" in comparison.overall(runs | {"other": {}}).text
+    # Where one has no gold reward, gold ranks nothing.
+    del runs["bad"]["evaluate"].summary["comparison"]["gold"]
+    assert comparison.overall(runs).text.count("By reward") == 1
     assert comparison.overall({"a": {}}).word == "Not evaluated"
     assert comparison.sections({"a": {}}) == []
 
@@ -224,7 +228,7 @@ def test_every_measure_of_a_policy_is_a_column():
     table = evaluation.policies_table(run())
     assert len(table.head) == len(table.rows[0])
     assert {len(row) for row in table.rows} == {len(table.head)}
-    assert evaluation.win_rates_table(run()).rows[0][:2] == ["SFT model", "reward (trained against)"]
+    assert evaluation.win_rates_table(run()).rows[0][:2] == ["SFT model", "reward"]
 
 
 def test_empty_sections_are_left_out_and_all_is_escaped(tmp_path):

@@ -73,6 +73,8 @@ SIGNS: dict[str, Callable[[str], bool]] = {
     "sycophancy": lambda text: COUNT["flattery"](text) > 0,
     "hedging": lambda text: COUNT["hedging"](text) > 0,
     "refusing": lambda text: COUNT["refusal"](text) > 0,
+    # Hedging or refusing: with little gain, what is called safe but useless.
+    "careful": lambda text: COUNT["hedging"](text) + COUNT["refusal"](text) > 0,
     "format": lambda text: any(COUNT[name](text) > 0 for name in FORM),
     "keywords": lambda text: COUNT["keywords"](text) > 0 or bool(REASONS.search(text)),
     "repetition": repeats_itself,

@@ -59,8 +59,8 @@ def tilt(pool: Pool, kl_coef: float, score_PK: np.ndarray | None = None) -> Row:
     """The optimum of reward minus ``kl_coef`` * KL, pi_ref e^(r / kl_coef), by importance weights.
 
     ``score_PK`` is the reward where it is not the pool's score. ``effective_sample_size`` is the mean over
-    prompts of (sum w)^2 / sum w^2, ``_low`` the smallest: where it is small the estimate is a bound from
-    below.
+    prompts of (sum w)^2 / sum w^2, ``_low`` the smallest: where it is small the reward and the KL are
+    estimated too low, and other means may be off either way.
     """
     weight_PK = frontier.tilt_weights(pool.value_PK["score"] if score_PK is None else score_PK, kl_coef)
     size_P = frontier.effective_sample_size(weight_PK)

@@ -41,13 +41,15 @@ def overall(runs: Runs) -> Verdict:
         return Verdict("Not evaluated", "plain", "None of these runs has a finished stage evaluate.")
     words = [verdict(stages).word for stages in shown.values()]
     counts = ", ".join(f"{words.count(word)} {word.lower()}" for word in dict.fromkeys(words))
-    gains = {name: gain(stages) for name, stages in shown.items()}
+    key = common_measure(shown)
+    gains = {name: summary_of(stages)["comparison"][key] for name, stages in shown.items()}
     best = max(gains, key=lambda name: gains[name]["difference"])
     worst = min(gains, key=lambda name: gains[name]["difference"])
-    measure = main_measure(summary_of(shown[best]))[1]
     most, least = (with_interval(gains[name], "difference", signed) for name in (best, worst))
-    text = f"{len(shown)} runs: {counts}. By {measure} {best} gained most: {most}"
+    text = f"{len(shown)} runs: {counts}. By {NAMES[key]} {best} gained most: {most}"
     text += f"; {worst} least: {least}." if worst != best else "."
+    left_out = [name for name in runs if name not in shown]
+    text += f" Not evaluated, and so left out: {', '.join(left_out)}." if left_out else ""
     word = f"{best} gained most" if gains[best]["difference_low"] > 0 else "No run gained"
     return Verdict(word, "plain", text)
 
@@ -98,14 +100,11 @@ def summary_of(stages: Stages) -> dict[str, Any]:
 
 def common_measure(runs: Runs) -> str:
     """What all runs can be judged by."""
-    keys = [main_measure(summary_of(stages))[0] for stages in runs.values()]
-    return keys[0] if len(set(keys)) == 1 else "score"
-
-
-def gain(stages: Stages) -> dict[str, Any]:
-    """The comparison with the SFT model by what the run is judged by."""
-    summary = summary_of(stages)
-    return summary["comparison"][main_measure(summary)[0]]
+    return next(
+        key
+        for key in ("gold", "held_out", "score")
+        if all(key in summary_of(stages)["comparison"] for stages in runs.values())
+    )
 
 
 def side_by_side(runs: Runs) -> Table:
@@ -155,8 +154,9 @@ def gains_plot(runs: Runs) -> Plot:
         axes.set_ylim(0.5 - len(names), 0.5)
         axes.set_yticks([-n for n in range(len(names))], [short(name) for name in names])
 
-    worse = [n for n in names if gain(runs[n])["difference_high"] < 0]
-    better = [n for n in names if gain(runs[n])["difference_low"] > 0]
+    found = {name: summary_of(runs[name])["comparison"][key] for name in names}
+    worse = [name for name, row in found.items() if row["difference_high"] < 0]
+    better = [name for name, row in found.items() if row["difference_low"] > 0]
     reading = f"By {NAMES[key]} {len(better)} of {len(names)} runs gained and {len(worse)} lost beyond noise"
     reading += f" ({', '.join(worse)})." if worse else "."
     height = max(2.9, 0.32 * len(names) + 0.9)
@@ -261,8 +261,8 @@ def trade_off_plot(runs: Runs) -> Plot | None:
 
 
 def careful_share(summary: dict[str, Any], who: str) -> float:
-    """Share of hedging plus share of refusing answers: an upper bound of either."""
-    return min(1.0, sum(row[who] for row in summary["signs"] if row["sign"] in ("hedging", "refusing")))
+    """Share of answers that hedge or refuse."""
+    return next((row[who] for row in summary["signs"] if row["sign"] == "careful"), 0.0)
 
 
 def prediction_table(runs: Runs) -> Table | None:
@@ -292,7 +292,7 @@ def prediction_table(runs: Runs) -> Table | None:
             "reward, predicted", "measured", "KL, predicted (nats)", "measured"]  # fmt: skip
     note = (
         "Predicted: the optimum π_ref·e^(r/β), by reweighting samples of the SFT model. Where the effective "
-        "samples are too few it is a bound from below."
+        "samples are too few, reward and KL are bounds from below and the length may be off either way."
     )
     return Table("What each KL coefficient should lead to", head, rows, note) if rows else None
 
@@ -314,8 +314,8 @@ def adjusted_table(runs: Runs) -> Table | None:
     head = ["prompt", "response of the SFT model", *(with_coefficient(name, coefs[name]) for name in found)]
     note = (
         "r − β·log π/π_ref, and in brackets log π/π_ref in nats, of five responses of the SFT model from the "
-        "lowest to the highest reward. At the optimum the adjusted reward is the same for every response to "
-        "one prompt: what a policy still avoids costs it nothing, what it prefers it has paid for."
+        "lowest to the highest reward, to five prompts. At the optimum the adjusted reward is the same for "
+        "every response to one prompt: what the policy prefers, it has paid for."
     )
     return Table("Adjusted reward of five responses", head, rows, note)
 
@@ -383,6 +383,8 @@ def over_optimisation_table(runs: Runs) -> Table | None:
         place = "falls from the start" if fit([fit.largest_kl])[0] < 0 else "does not turn"
         if fit.turning_kl is not None:
             place = f"{fit.turning_kl:.1f} [{ends[0]},\u00a0{ends[1]}]"
+        if fit.turning_kl is not None and "…" in ends:
+            place = "not determined"
         rows.append(
             [
                 name,

@@ -6,7 +6,7 @@ from typing import Any
 from preferl.reporting.page import Stages, Table, interval, percent, short, signed, two
 
 MEASURES = {
-    "score": "reward (trained against)",
+    "score": "reward",
     "gold": "gold reward",
     "held_out": "held-out reward",
     "judge": "judge, both orders",
@@ -58,8 +58,8 @@ def policies_table(stages: Stages) -> Table | None:
     note = (
         f"{summary['prompts']} prompts of the eval split, temperature {summary['temperature']}, "
         f"{summary['num_generations']} response{'s' * (summary['num_generations'] > 1)} each; 95 % "
-        f"intervals. KL in nats per response, perplexity under the SFT model. A pass is one sequence through "
-        f"one language model."
+        f"intervals. KL in nats per response ± a standard error, perplexity under the SFT model. A pass is "
+        f"one sequence through one language model."
     )
     return Table("Policies side by side", head, rows, note)
 

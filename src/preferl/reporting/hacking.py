@@ -72,11 +72,12 @@ def frontier_plot(stages: Stages, key: str) -> Plot:
             f"but draws {row['n']} responses for each answer"
         )
     if tilt:
-        row = tilt[-1]
+        own = summary["training"].get("kl_coef") or 0.0
+        row = min(tilt, key=lambda row: abs(row["kl_coef"] - own))
         reading += (
             f". The optimum of KL coefficient {row['kl_coef']:g} would have {two(row[key])} at "
             f"{row['kl']:.1f} nats ({row['effective_sample_size']:.0f} effective samples of {row['pool']}"
-            + (": a bound from below)" if row["effective_sample_size"] < FEW else ")")
+            + (": too few)" if row["effective_sample_size"] < FEW else ")")
         )
     return Plot(f"What the KL bought: {name}", draw(paint, DISTANCE, name), reading + ".")
 
@@ -113,11 +114,11 @@ def turning(fit: OverOptimization | None, what: str) -> str:
         falls = fit([fit.largest_kl])[0] < 0
         course = "falls from the start" if falls else "rises as far as was measured"
         return f"{what} does not turn: the fitted curve {course}."
-    low, high = bound(fit.turning_low), bound(fit.turning_high)
-    where = "within what was measured" if fit.observed else f"extrapolated beyond {fit.largest_kl:.1f} nats"
+    if not (fit.observed and fit.turning_high is not None and fit.turning_high < ABSURD):
+        return f"{what}: a turning point within the measured {fit.largest_kl:.1f} nats is not determined."
     return (
-        f"{what} turns at {fit.turning_kl:.1f} [{low}, {high}] nats, {where} (α {fit.alpha:.2f}, "
-        f"β {fit.beta:.2f}, R² {fit.r_squared:.2f})."
+        f"{what} turns at {fit.turning_kl:.1f} [{bound(fit.turning_low)}, {bound(fit.turning_high)}] nats "
+        f"(α {fit.alpha:.2f}, β {fit.beta:.2f}, R² {fit.r_squared:.2f})."
     )
 
 
@@ -187,11 +188,14 @@ def prediction_table(stages: Stages) -> Table | None:
             rows.append([name, "0", with_interval(row, key), f"{two(policy[key])} ± {two(policy['kl_se'])}"])
         elif key in row:
             rows.append([name, *(with_interval(part, key) for part in (reference, row, policy))])
+    coef = row["kl_coef"]
+    reached, best = policy["score"] - coef * policy["kl"], row["score"] - coef * row["kl"]
+    rows.append([f"reward − {coef:g}·KL", two(reference["score"]), two(best), two(reached)])
     size = row["effective_sample_size"]
     note = (
         f"π_ref·e^(r/{row['kl_coef']:g}) from {row['pool']} samples of the SFT model to each of "
         f"{row['prompts']} prompts, {size:.0f} effective ones on average"
-        + (": too few, the prediction is a bound from below." if size < FEW else ".")
+        + (": too few; reward and KL are bounds from below, the rest may be off." if size < FEW else ".")
     )
     head = ["", "SFT model", "predicted optimum", "measured"]
     return Table("What this KL coefficient should lead to", head, rows, note)
@@ -218,7 +222,7 @@ def adjusted_table(stages: Stages) -> Table | None:
     head = ["prompt", "response of the SFT model", "reward", *gold, "log π/π_ref (nats)", "adjusted reward"]
     note = (
         f"Adjusted reward: r − {coef:g}·log π/π_ref. At the optimum it is the same for every response to one "
-        f"prompt."
+        f"prompt; these are answers to five prompts."
     )
     return Table("Adjusted reward of five responses", head, rows, note)
 

@@ -84,7 +84,9 @@ def rl_reward_plot(stages: Stages) -> Plot | None:
             axes.plot(gold_step, gold, color=ORANGE, label="gold reward (never trained on)")
 
     shown = held_out or train
-    reading = f"The reward went from {two(shown[0])} to {two(shown[-1])}"
+    reading = "On {eval_prompts} prompts of the split {eval_split}" if held_out else "In the training batches"
+    reading = reading.format(**{key: record.config.get(key) for key in ("eval_prompts", "eval_split")})
+    reading += f" the reward went from {two(shown[0])} to {two(shown[-1])}"
     reading += f" and the gold reward from {two(gold[0])} to {two(gold[-1])}" if gold else ""
     return Plot("RL: reward", draw(paint, "iteration", "mean reward (points)"), reading + ".")
 

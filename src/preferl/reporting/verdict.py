@@ -127,6 +127,14 @@ def facts(stages: Stages) -> list[tuple[str, str, str]]:
         cards.append((f"gain in {name}", signed(c["difference"]), interval(c, "difference", signed)))
         cards.append((f"win rate by {name}", percent(c["win_rate"]), interval(c, "win_rate", percent)))
         cards.append(("KL to the SFT model", f"{policy['kl']:.1f}", "nats per response"))
+        told = {"Reward hacked": "yes", "Over-optimised": "in part", "Better": "no"}
+        answer = "cannot tell" if key == "score" else told.get(verdict(stages).word, "not seen")
+        alarms = sum(len(record.summary.get("alarms", {})) for record in stages.values())
+        counted = f"{alarms} kind{'s' * (alarms > 1)} of alarm" if alarms else "no alarm in training"
+        cards.append(("reward hacked?", answer, counted))
+        spent = summary["cost"]["training_total"]
+        if spent:
+            cards.append(("training the policy", f"{spent:,}", "forward passes"))
     if "reward" in stages:
         r = stages["reward"].summary
         ends = interval(r, "eval_accuracy", percent)

@@ -151,6 +151,7 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
 def check_options(config: EvaluateConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
     require_at_least(config, 1, "num_generations")
+    require_at_least(config, 2, "max_eval_prompts", "best_of_prompts")
     if any(n < 1 for n in config.best_of):
         raise UsageError(f"best_of is {config.best_of}; every N must be at least 1")
     size = config.pool_size
@@ -352,7 +353,7 @@ def training_of(config: EvaluateConfig) -> dict[str, Any]:
     """What trained the policy and at what cost, where it is a stage's directory: forward passes counted by
     model, processor time without what was only watched."""
     directory = Path(config.model_name_or_path)
-    if not (directory / "manifest.json").exists():
+    if config.model_name_or_path == config.ref_model or not (directory / "manifest.json").exists():
         return {}
     record = StageRecord(directory)
     iterations = [row["cpu_seconds"] for row in record.metrics if "cpu_seconds" in row]
@@ -391,7 +392,7 @@ def from_pool(
     per_response = sum(drawn.cpu_seconds)
     against = sft["gold"][: len(reference.length_PK)] if "gold" in sft.value_PG else None
     rows = []
-    for n in sorted(config.best_of):
+    for n in sorted(set(config.best_of)):
         passes = {"policy": n, "reward": n * len(reward_models(scorer))}
         row = pool.best_of(reference, n, against_PB=against) | {
             "forward_passes_per_response": passes,

@@ -4,6 +4,7 @@ Reads ``summary.json``, ``metrics.jsonl`` and ``samples.jsonl`` of the stages th
 when their data exists. Plots are inline SVG, everything shown is escaped, and nothing is fetched.
 """
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from preferl.reporting.verdict import facts, verdict
 from preferl.runs.directory import stage_records
 from preferl.runs.errors import UsageError
 
+# What every page reads of an evaluation.
+NEEDED = ("policies", "comparison", "references", "signs", "training", "cost", "best_of", "num_generations")
 ROUND = re.compile(r"(collect|reward|rl)(?:-(\d+))?")
 
 # Title of a section -> what makes its plots and tables, each from the stages that are there, or None.
@@ -131,9 +134,20 @@ def finished_stages(run: Path) -> Stages:
     """
     if not run.is_dir():
         raise UsageError(f"{run} is not a directory; give the directory of a run, such as runs/demo")
-    stages = latest_round({name: record for name, record in stage_records(run) if record.done})
+    try:
+        stages = latest_round({name: record for name, record in stage_records(run) if record.done})
+    except json.JSONDecodeError as error:
+        raise UsageError(f"a file of {run} is damaged ({error}); run its stage again with --fresh") from error
     if not stages:
         raise UsageError(f"{run} holds no finished stage; run `preferl run` or `preferl demo` first")
+    if "evaluate" in stages:
+        known = stages["evaluate"].summary
+        missing = [key for key in NEEDED if key not in known]
+        if missing or not stages["evaluate"].samples:
+            raise UsageError(
+                f"{run}/evaluate was made by an older preferl or is damaged (no "
+                f"{missing[0] if missing else 'samples'}); run `evaluate` again with --fresh"
+            )
     return stages
 
 
