@@ -41,8 +41,8 @@ TINY = (
     "--evaluate.max_eval_prompts 16 --evaluate.best_of_prompts 4"
 )
 TINY_SWEEP = (
-    f"{TINY} --stages '[sft, collect, reward, rl, evaluate]' --sft.num_train_epochs 0.05 "
-    "--response_length 12 --rl.eval_every 2 --evaluate.pool_size 16"
+    f"{TINY} --stages '[collect, reward, rl, evaluate]' --model_name_or_path runs/demo/sft --rl.eval_every 2 "
+    "--evaluate.pool_size 16"
 )
 FEW_PAIRS = f"{ONE_THREAD} --pairs.train 24 --pairs.dev 4 --pairs.rl 2 --pairs.eval 8"
 FEW_LABELS = (
@@ -55,6 +55,7 @@ FEW_LABELS = (
 SMALL: dict[str, str | None] = {
     "preferl demo": TINY,
     "preferl demo --stages '[rl": None,
+    "preferl demo --stages '[dpo": None,
     "preferl demo --stages '[best_of": f"{TINY} --best_of.max_prompts 8 --best_of.dev_prompts 4",
     "preferl collect": FEW_PAIRS,
     "preferl collect --model_name_or_path runs/demo/sft --temperature 0.8 --layout rankings": (
