@@ -67,8 +67,9 @@ def calibration_plot(stages: Stages) -> Plot | None:
     calibration = found["calibration"]
     bins = [b for b in calibration["reliability"] if b["count"]]
     said, seen = [b["mean_probability"] for b in bins], [b["observed"] for b in bins]
-    below = [b["observed"] - b["observed_low"] for b in bins]
-    above = [b["observed_high"] - b["observed"] for b in bins]
+    # By rounding alone an end can lie on the wrong side of a share of 0 or 1.
+    below = [max(0.0, b["observed"] - b["observed_low"]) for b in bins]
+    above = [max(0.0, b["observed_high"] - b["observed"]) for b in bins]
 
     def paint(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="perfect")
