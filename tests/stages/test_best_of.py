@@ -531,7 +531,7 @@ def test_a_sweep_over_n_samples_and_trains_again_and_nothing_before(tmp_path):
     base |= {"output_dir": str(tmp_path / "sweep"), "rl": RlConfig()}
     config = SweepConfig(**base, sweep=SweepOptions(grid={"best_of.num_generations": [2, 4]}))
     points = sweep.points_of(config)
-    runs = [sweep.plan(tmp_path / "sweep", point, 0) for point in points]
+    runs = sweep.plan_all(tmp_path / "sweep", points, [0])
     where = {str(path.relative_to(tmp_path / "sweep")) for run in runs for path in run.where.values()}
     assert where == {f"base/seed-0/{name}" for name in ("sft", "collect", "reward")} | {
         f"best_of.num_generations={n}/seed-0/{name}"
