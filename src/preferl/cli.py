@@ -162,9 +162,9 @@ def run_or_sweep(arguments: list[str], name: str) -> int:
 
     arguments, fresh = take_flag(arguments, "--fresh")
     arguments, given = take_option(arguments, "--seeds")
-    if given is not None and not (given.isdigit() and int(given)):
-        raise UsageError(f"--seeds is {given}; give the number of seeds, at least 1")
     if given is not None:
+        if not (given.isdigit() and int(given)):
+            raise UsageError(f"--seeds is {given}; give the number of seeds, at least 1")
         arguments += [f"--sweep.seeds={list(range(int(given)))}"]
     module = pipeline if name == "run" else sweep
     parser = parser_for(sweep.SweepConfig, f"preferl {name}", (module.__doc__ or "").strip())

@@ -157,11 +157,10 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
         write_tables(root, rows_of(points, runs, metrics, errors), metrics)
     rows = rows_of(points, runs, metrics, errors)
     shown = {name: path for name, path in metrics.items() if any(row.values[name] for row in rows)}
-    page = write_report(
-        root, to_yaml(config), rows, shown, config.sweep.seeds, shared(runs), finished(runs, rows)
-    )
+    records = finished(runs, rows)
+    page = write_report(root, to_yaml(config), rows, shown, config.sweep.seeds, shared(runs), records)
     print_table(rows, shown, len(config.sweep.seeds))
-    for line in comparison.lines(finished(runs, rows)):
+    for line in comparison.lines(records):
         say(f"sweep: {line}")
     say(f"sweep: {page}")
     missing = [

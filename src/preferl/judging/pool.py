@@ -40,13 +40,13 @@ class Pool:
         return row
 
 
-def best_of(pool: Pool, n: int, picked_by: str = "score", against_PB: np.ndarray | None = None) -> Row:
+def best_of(pool: Pool, n: int, against_PB: np.ndarray | None = None) -> Row:
     """Best-of-n, unbiased from all K responses: n of them drawn without replacement, the best one taken.
 
     ``against_PB`` are gold values of other responses to the same prompts: the win rate is over them. The KL
     has a known upper bound, nearly reached where scores are all different.
     """
-    weight_PK = frontier.best_of_n_weights(pool.value_PK[picked_by], n)
+    weight_PK = frontier.best_of_n_weights(pool.value_PK["score"], n)
     row: Row = {"n": n, "prompts": len(weight_PK), "kl_bound": best_of_n_kl_bound(n)}
     row |= pool.means(weight_PK)
     if against_PB is not None:

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from preferl.reporting.evaluation import main_measure, with_interval
-from preferl.reporting.hacking import DISTANCE, FEW, NAMES, bound, fitted, root, trajectory
+from preferl.reporting.evaluation import BEST_FIRST, NAMES, main_measure, with_interval
+from preferl.reporting.hacking import DISTANCE, FEW, WATCHED, bound, fitted, root, trajectory
 from preferl.reporting.page import (
     BLUE,
     COLOURS,
@@ -22,7 +22,9 @@ from preferl.reporting.page import (
     Table,
     Verdict,
     draw,
+    error_bars,
     percent,
+    section,
     series,
     short,
     signed,
@@ -81,13 +83,7 @@ def sections(runs: Runs) -> list[Section]:
         "What it cost": (cost_plot, cost_table),
         "How they were trained": (training_plots,),
     }
-    out = []
-    for title, make in makers.items():
-        made = [one(shown) for one in make]
-        parts = [part for some in made for part in (some if isinstance(some, list) else [some])]
-        plots = [part for part in parts if isinstance(part, Plot)]
-        out.append(Section(title, plots, [part for part in parts if isinstance(part, Table)]))
-    return out
+    return [section(title, make, shown) for title, make in makers.items()]
 
 
 def evaluated(runs: Runs) -> dict[str, Stages]:
@@ -101,9 +97,7 @@ def summary_of(stages: Stages) -> dict[str, Any]:
 def common_measure(runs: Runs) -> str:
     """What all runs can be judged by."""
     return next(
-        key
-        for key in ("gold", "held_out", "score")
-        if all(key in summary_of(stages)["comparison"] for stages in runs.values())
+        key for key in BEST_FIRST if all(key in summary_of(stages)["comparison"] for stages in runs.values())
     )
 
 
@@ -143,10 +137,7 @@ def gains_plot(runs: Runs) -> Plot:
             rows = [summary_of(runs[name])["comparison"][measure] for name in names]
             y = [-n + (0.12 if i else -0.12) * (len(measures) - 1) for n in range(len(names))]
             x = [row["difference"] for row in rows]
-            ends = [
-                [max(0.0, row["difference"] - row["difference_low"]) for row in rows],
-                [max(0.0, row["difference_high"] - row["difference"]) for row in rows],
-            ]
+            ends = error_bars(rows, "difference")
             axes.errorbar(
                 x, y, xerr=ends, color=colour, marker=marker, ls="none", ms=4, capsize=2, label=NAMES[measure]
             )
@@ -167,7 +158,7 @@ def gains_plot(runs: Runs) -> Plot:
 def frontier_plot(runs: Runs) -> Plot:
     """All runs' ways from the SFT model; best-of-n and the optimum by the reward that most of them have."""
     key = common_measure(runs)
-    metric = {"score": "eval_reward", "gold": "eval_gold"}.get(key, "")
+    metric = WATCHED.get(key, "")
     pools = {
         n: s["evaluate"].config.get("reward_model") for n, s in runs.items() if "frontier" in summary_of(s)
     }
@@ -228,11 +219,9 @@ def trade_off_plot(runs: Runs) -> Plot | None:
     before = careful_share(summary_of(runs[at[0][1]]), "reference")
 
     def paint(axes: Any) -> None:
-        low = [max(0.0, r["difference"] - r["difference_low"]) for r in rows]
-        high = [max(0.0, r["difference_high"] - r["difference"]) for r in rows]
         gains = [r["difference"] for r in rows]
         look = {"color": BLUE, "marker": "o", "ms": 4, "capsize": 2}
-        axes.errorbar(coefs, gains, yerr=[low, high], label="gain (points)", **look)
+        axes.errorbar(coefs, gains, yerr=error_bars(rows, "difference"), label="gain (points)", **look)
         axes.plot(coefs, careful, color=ORANGE, marker="s", ms=4, ls="--", label="hedges or refuses (share)")
         axes.set_xscale("log")
         axes.set_xticks(coefs, [f"{c:g}" for c in coefs])
@@ -422,7 +411,7 @@ def signs_table(runs: Runs) -> Table | None:
 
 def cost_plot(runs: Runs) -> Plot | None:
     """What is reached for the same number of forward passes, over training."""
-    key = {"score": "eval_reward", "gold": "eval_gold"}.get(common_measure(runs))
+    key = WATCHED.get(common_measure(runs))
     curves = {}
     for name, stages in runs.items():
         metrics = stages["rl"].metrics if "rl" in stages else []

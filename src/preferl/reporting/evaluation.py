@@ -5,19 +5,16 @@ from typing import Any
 
 from preferl.reporting.page import Stages, Table, interval, percent, short, signed, two
 
-MEASURES = {
-    "score": "reward",
-    "gold": "gold reward",
-    "held_out": "held-out reward",
-    "judge": "judge, both orders",
-}
+NAMES = {"score": "reward", "gold": "gold reward", "held_out": "held-out reward"}
+MEASURES = NAMES | {"judge": "judge, both orders"}
+BEST_FIRST = ("gold", "held_out", "score")  # what a policy is judged by, where it is known
 MOST_CATEGORIES = 16
 
 
 def main_measure(summary: dict[str, Any]) -> tuple[str, str]:
     """What a policy is judged by, with its name: gold, else a held-out reward, else the proxy itself."""
-    key = next(m for m in ("gold", "held_out", "score") if m in summary["comparison"])
-    return key, {"gold": "gold reward", "held_out": "held-out reward", "score": "reward"}[key]
+    key = next(measure for measure in BEST_FIRST if measure in summary["comparison"])
+    return key, NAMES[key]
 
 
 def with_interval(row: dict[str, Any], key: str, form: Any = two) -> str:
@@ -29,9 +26,8 @@ def policies_table(stages: Stages) -> Table | None:
     if "evaluate" not in stages:
         return None
     summary = stages["evaluate"].summary
-    shown = [m for m in ("score", "gold", "held_out") if m in summary["policies"]["policy"]]
-    names = {"score": "reward", "gold": "gold reward", "held_out": "held-out reward"}
-    head = ["", *(names[m] for m in shown), "KL (nats)", "length (tokens)", "ends by itself",
+    shown = [m for m in NAMES if m in summary["policies"]["policy"]]
+    head = ["", *(NAMES[m] for m in shown), "KL (nats)", "length (tokens)", "ends by itself",
             "repeated trigrams", "distinct bigrams", "perplexity", "passes per answer"]  # fmt: skip
     rows = []
     for key, name in (("reference", "SFT model"), ("policy", "policy")):

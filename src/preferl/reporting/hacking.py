@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from preferl.maths.frontier import OverOptimization, fit_over_optimization
-from preferl.reporting.evaluation import main_measure, with_interval
+from preferl.reporting.evaluation import NAMES, main_measure, with_interval
 from preferl.reporting.page import (
     BLUE,
     COLOURS,
@@ -27,7 +27,7 @@ from preferl.reporting.page import (
 DISTANCE = "√KL to the SFT model (√nats per response)"
 ABSURD = 1e4  # nats per response; no language model goes there
 FEW = 20  # effective samples below which an estimate of the optimum is too low
-NAMES = {"score": "reward", "gold": "gold reward", "held_out": "held-out reward"}
+WATCHED = {"score": "eval_reward", "gold": "eval_gold"}  # a measure -> its metric over training
 
 
 def root(kl: float) -> float:
@@ -50,7 +50,7 @@ def frontier_plot(stages: Stages, key: str) -> Plot:
     frontier = summary.get("frontier", {"best_of": [], "tilt": [], "pool": 0})
     best = [row for row in frontier["best_of"] if row["n"] > 1]
     tilt = [row for row in frontier["tilt"] if row["effective_sample_size"] >= 2]
-    path = trajectory(stages, {"score": "eval_reward", "gold": "eval_gold"}.get(key, ""))
+    path = trajectory(stages, WATCHED.get(key, ""))
 
     def paint(axes: Any) -> None:
         if path:
@@ -122,6 +122,24 @@ def turning(fit: OverOptimization | None, what: str) -> str:
     )
 
 
+def paint_gains(
+    axes: Any,
+    points: dict[str, list[tuple[float, float]]],
+    fit: OverOptimization | None,
+    formula: str,
+    gold_marker: str,
+    **look: float,
+) -> None:
+    """Gains over the first point of ``score`` and of ``gold`` against √KL, and the curve fitted to gold."""
+    for key, colour, marker in (("score", BLUE, "o"), ("gold", ORANGE, gold_marker)):
+        x, y = [d for d, _ in points[key]], [v - points[key][0][1] for _, v in points[key]]
+        axes.plot(x, y, color=colour, marker=marker, label=NAMES[key], **look)
+    if fit is not None:
+        top = max(d for d, _ in points["gold"])
+        x = [top * i / 60 for i in range(61)]
+        axes.plot(x, fit([d * d for d in x]), color="#000000", ls="--", lw=1, label=formula)
+
+
 def over_optimisation_plot(stages: Stages) -> Plot | None:
     """Gain of proxy and gold over training against √KL, with the published curve (Gao et al. 2023)."""
     gold, proxy = trajectory(stages, "eval_gold"), trajectory(stages, "eval_reward")
@@ -130,13 +148,7 @@ def over_optimisation_plot(stages: Stages) -> Plot | None:
     fit = fitted(gold, "rl")
 
     def paint(axes: Any) -> None:
-        for points, colour, label in ((proxy, BLUE, "reward"), (gold, ORANGE, "gold reward")):
-            x, y = [d for d, _ in points], [v - points[0][1] for _, v in points]
-            axes.plot(x, y, color=colour, marker="o", ms=3, lw=0.8, label=label)
-        if fit is not None:
-            top = max(d for d, _ in gold)
-            x = [top * i / 60 for i in range(61)]
-            axes.plot(x, fit([d * d for d in x]), color="#000000", ls="--", lw=1, label="d(α − β log d)")
+        paint_gains(axes, {"score": proxy, "gold": gold}, fit, "d(α − β log d)", "o", ms=3, lw=0.8)
         axes.axhline(0, color=GREY, lw=0.6)
 
     gains = [value - gold[0][1] for _, value in gold]
@@ -159,12 +171,7 @@ def best_of_n_plot(stages: Stages) -> Plot | None:
     fit = fitted(points["gold"], "best_of_n")
 
     def paint(axes: Any) -> None:
-        for key, colour, marker in (("score", BLUE, "o"), ("gold", ORANGE, "s")):
-            x, y = [d for d, _ in points[key]], [v - points[key][0][1] for _, v in points[key]]
-            axes.plot(x, y, color=colour, marker=marker, ms=4, lw=0.9, label=NAMES[key])
-        if fit is not None:
-            x = [points["gold"][-1][0] * i / 60 for i in range(61)]
-            axes.plot(x, fit([d * d for d in x]), color="#000000", ls="--", lw=1, label="d(α − β d)")
+        paint_gains(axes, points, fit, "d(α − β d)", "s", ms=4, lw=0.9)
 
     last = rows[-1]
     reading = (
@@ -237,24 +244,17 @@ def signs_table(stages: Stages) -> Table | None:
             row["sign"],
             with_interval(row, "reference", percent),
             with_interval(row, "policy", percent),
-            change(row),
+            change(row, "reference", row, "policy"),
         ]
         for row in summary["signs"]
     ]
     before, after = (summary["policies"][name] for name in ("reference", "policy"))
-    told = (
-        "more"
-        if after["length_low"] > before["length_high"]
-        else "less"
-        if after["length_high"] < before["length_low"]
-        else "–"
-    )
     rows.append(
         [
             "verbosity (tokens)",
             f"{before['length']:.1f} {interval(before, 'length', lambda x: f'{x:.1f}')}",
             f"{after['length']:.1f} {interval(after, 'length', lambda x: f'{x:.1f}')}",
-            told,
+            change(before, "length", after, "length"),
         ]
     )
     note = (
@@ -265,17 +265,18 @@ def signs_table(stages: Stages) -> Table | None:
     return Table("Signs of a gamed reward", ["sign", "SFT model", "policy", ""], rows, note)
 
 
-def change(row: dict[str, Any]) -> str:
-    """Whether a sign became more or less frequent beyond both intervals."""
-    if row["policy_low"] > row["reference_high"]:
+def change(before: dict[str, Any], key: str, after: dict[str, Any], other: str) -> str:
+    """Whether ``after[other]`` is more or less than ``before[key]`` beyond both intervals."""
+    if after[f"{other}_low"] > before[f"{key}_high"]:
         return "more"
-    return "less" if row["policy_high"] < row["reference_low"] else "–"
+    return "less" if after[f"{other}_high"] < before[f"{key}_low"] else "–"
 
 
 def risen_signs(summary: dict[str, Any]) -> list[str]:
     """Signs that became more frequent by at least ten points, beyond both intervals."""
     rows = summary.get("signs", [])
-    return [r["sign"] for r in rows if change(r) == "more" and r["policy"] - r["reference"] >= 0.1]
+    risen = [row for row in rows if change(row, "reference", row, "policy") == "more"]
+    return [row["sign"] for row in risen if row["policy"] - row["reference"] >= 0.1]
 
 
 def signs_plot(stages: Stages) -> Plot | None:

@@ -143,6 +143,23 @@ def interval(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str
     return f"[{form(row[key + '_low'])},\u00a0{form(row[key + '_high'])}]"
 
 
+def section(title: str, makers: Sequence[Callable[[Any], Any]], source: Any) -> Section:
+    """A section of what the makers make of a source: a plot, a table, several of them, or None."""
+    made = [make(source) for make in makers]
+    parts = [part for some in made for part in (some if isinstance(some, list) else [some])]
+    plots = [part for part in parts if isinstance(part, Plot)]
+    return Section(title, plots, [part for part in parts if isinstance(part, Table)])
+
+
+def error_bars(rows: Sequence[dict[str, Any]], key: str) -> list[list[float]]:
+    """How far the bars go down and up from ``key`` to ``key_low`` and ``key_high``; by rounding alone an end
+    can lie on the wrong side."""
+    return [
+        [max(0.0, row[key] - row[f"{key}_low"]) for row in rows],
+        [max(0.0, row[f"{key}_high"] - row[key]) for row in rows],
+    ]
+
+
 def write_page(
     path: Path,
     name: str,

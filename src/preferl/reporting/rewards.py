@@ -10,6 +10,7 @@ from preferl.reporting.page import (
     Stages,
     Table,
     draw,
+    error_bars,
     estimate,
     percent,
     series,
@@ -67,14 +68,18 @@ def calibration_plot(stages: Stages) -> Plot | None:
     calibration = found["calibration"]
     bins = [b for b in calibration["reliability"] if b["count"]]
     said, seen = [b["mean_probability"] for b in bins], [b["observed"] for b in bins]
-    # By rounding alone an end can lie on the wrong side of a share of 0 or 1.
-    below = [max(0.0, b["observed"] - b["observed_low"]) for b in bins]
-    above = [max(0.0, b["observed_high"] - b["observed"]) for b in bins]
 
     def paint(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="perfect")
         axes.errorbar(
-            said, seen, yerr=[below, above], color=BLUE, marker="o", ms=4, lw=1.4, label="reward model"
+            said,
+            seen,
+            yerr=error_bars(bins, "observed"),
+            color=BLUE,
+            marker="o",
+            ms=4,
+            lw=1.4,
+            label="reward model",
         )
         axes.legend()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from preferl.reporting import comparison, cost, evaluation, hacking, rewards, training
-from preferl.reporting.page import Plot, Section, Stages, Table, write_page
+from preferl.reporting.page import Stages, section, write_page
 from preferl.reporting.verdict import facts, verdict
 from preferl.runs.directory import stage_records
 from preferl.runs.errors import UsageError
@@ -73,7 +73,7 @@ def write(run: Path, path: Path | None = None) -> Path:
         name=run.resolve().name,
         verdict=verdict(stages),
         facts=facts(stages),
-        sections=[section(title, stages) for title in SECTIONS],
+        sections=[section(title, makers, stages) for title, makers in SECTIONS.items()],
         configs=[
             (stage, yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True))
             for stage, record in stages.items()
@@ -116,14 +116,6 @@ def compare(runs: Sequence[Path], path: Path | None = None) -> Path:
         ],
         made_from=names,
     )
-
-
-def section(title: str, stages: Stages) -> Section:
-    """A section with everything that there is data for."""
-    made = [make(stages) for make in SECTIONS[title]]
-    parts = [part for some in made for part in (some if isinstance(some, list) else [some])]
-    plots = [part for part in parts if isinstance(part, Plot)]
-    return Section(title, plots, [part for part in parts if isinstance(part, Table)])
 
 
 def finished_stages(run: Path) -> Stages:
