@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from playwright.sync_api import expect
 
 from preferl.data.records import Ranking
 from preferl.label.store import Answer
@@ -383,6 +384,7 @@ def test_signing_in_by_password(store, accounts, browser, address):
     accounts.set_password(accounts.add("Ann").id, PASSWORD)
     page = browser.new_page()
     page.goto(address)
+    expect(page.get_by_label("Name")).to_be_focused()  # a busy machine focuses some time after the load
     page.keyboard.type("Ann")
     press(page, "Tab")
     page.keyboard.type(PASSWORD)
