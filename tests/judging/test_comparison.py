@@ -5,11 +5,13 @@ import random
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from preferl.data import world
 from preferl.judging import comparison, pool
 from preferl.judging.features import SIGNS, sign_shares
 from preferl.judging.pool import Pool
+from preferl.maths import stats
 
 
 def test_a_tie_is_half_a_win_and_the_difference_is_paired():
@@ -63,7 +65,7 @@ def test_best_of_n_from_a_pool_is_the_mean_over_all_draws():
     against = rng.normal(size=(3, 2))
     here = Pool({"score": score, "gold": gold}, length, np.zeros((3, 5)))
     for n in (1, 2, 4, 5):
-        row = pool.best_of(here, n, against_PB=against)
+        row = pool.best_of(here, n, against_PB=against, policy_PG={"gold": against})
         draws = [
             (p, max(few, key=lambda i: score[p, i]))
             for p in range(3)
@@ -74,6 +76,10 @@ def test_best_of_n_from_a_pool_is_the_mean_over_all_draws():
         assert row["length"] == pytest.approx(np.mean([length[d] for d in draws]))
         won = np.mean([(gold[p, i] > against[p]).mean() for p, i in draws])
         assert row["win_rate"] == pytest.approx(won)
+        assert row["lead_gold"] == pytest.approx(against.mean() - row["gold"])
+        lead = [against[p].mean() - np.mean([gold[d] for d in draws if d[0] == p]) for p in range(3)]
+        half = t.ppf(0.975, 2) * np.std(lead, ddof=1) / 3**0.5
+        assert row["lead_gold_high"] - row["lead_gold"] == pytest.approx(half)
         assert row["kl_bound"] == pytest.approx(np.log(n) - (n - 1) / n)
 
 
@@ -143,3 +149,11 @@ def test_each_style_of_the_world_shows_its_sign_and_plain_answers_show_none(styl
 def test_signs_are_seen(text, sign):
     assert SIGNS[sign](text)
     assert not SIGNS[sign]("The capital of France is Paris, on the river Seine.")
+
+
+def test_responses_to_one_prompt_count_as_one_in_a_signs_interval():
+    texts = ["Great question! Paris.", "Paris."] * 10
+    (alone, *_), (grouped, *_) = comparison.signs(texts, texts), comparison.signs(texts, texts, group_size=2)
+    assert alone["policy"] == grouped["policy"] == 0.5
+    assert grouped["policy_low"] == pytest.approx(stats.wilson_interval(5, 10)[0])
+    assert alone["policy_low"] == pytest.approx(stats.wilson_interval(10, 20)[0])

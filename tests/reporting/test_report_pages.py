@@ -66,7 +66,11 @@ def summary(proxy=1.0, gold=1.0, coef=0.1, **more):
 
 def stage(summary, metrics=(), kind="evaluate"):
     return SimpleNamespace(
-        summary=summary, metrics=list(metrics), manifest={"stage": kind}, samples=[], config={}
+        summary=summary,
+        metrics=list(metrics),
+        manifest={"stage": kind},
+        samples=[],
+        config={"model_name_or_path": "run/rl", "ref_model": "run/sft"},
     )
 
 
@@ -183,18 +187,20 @@ def test_predictions_stand_beside_what_was_measured():
     table = comparison.prediction_table({"a": run(prediction=row), "b": run()})
     assert len(table.rows) == 1
     assert "(+25.0 %)" in table.rows[0][4]
+    assert table.rows[0][-2:] == ["0.80", "0.60"]  # 1 - 0.1 * 2 and 1 - 0.1 * 4
 
 
 def test_when_training_pays():
     best = [{"n": 4, "forward_passes_per_response": {"policy": 4, "reward": 4}, "prompts": 50,
              "kl_bound": 0.6, "break_even_queries": 3000 / 7, "break_even_queries_cpu": None,
              "cpu_seconds_per_response": 0.02, **about("score", 0.5), **about("gold", 0.2),
-             **about("length", 9.0)}]  # fmt: skip
+             **about("lead_gold", -0.2), **about("length", 9.0)}]  # fmt: skip
     stages = run(best_of=best)
     assert "after 429 answers the trained policy has cost less" in cost.cost_plot(stages).reading
     table = cost.equal_cost_table(stages)
     assert table.rows[1][-2:] == ["429", "–"]
-    assert table.rows[0][2:6] == ["3,000", "60", "1", "10.0"]
+    assert table.rows[0][2:7] == ["3,000", "60", "", "1", "10.0"]
+    assert table.rows[1][4] == "−0.20 [−0.30,\u00a0−0.10]"
     assert cost.cost_plot(run()) is None
 
 
@@ -212,6 +218,16 @@ def test_runs_side_by_side_name_the_best_and_the_worst():
     assert comparison.overall(runs).text.count("By reward") == 1
     assert comparison.overall({"a": {}}).word == "Not evaluated"
     assert comparison.sections({"a": {}}) == []
+
+
+def test_where_only_rewards_are_studied_no_policy_has_a_verdict():
+    stages = run(gold=0.0)
+    stages["evaluate"].config["model_name_or_path"] = "run/sft"
+    assert verdict(stages).word == "Nothing was trained"
+    told = comparison.overall({"a": stages, "b": stages})
+    assert told.word == "Nothing was trained"
+    assert "gained" not in told.text
+    assert comparison.overall({"a": stages, "b": run(gold=2.0)}).word == "b gained most"
 
 
 def test_at_equal_passes_the_best_so_far_is_named():

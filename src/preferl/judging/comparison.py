@@ -61,8 +61,10 @@ def at_equal_length(a_PA: np.ndarray, b_PB: np.ndarray, length_PA: np.ndarray, l
     return row | {"length_effect": effect and list(effect), "length_control_left_out": found.reason}
 
 
-def signs(a: Sequence[str], b: Sequence[str]) -> list[Row]:
+def signs(a: Sequence[str], b: Sequence[str], group_size: int = 1) -> list[Row]:
     """How often each sign of gaming shows in two lots of responses, with Wilson's intervals.
+
+    The ``group_size`` responses to one prompt resemble each other: the intervals count them as one.
 
     Example:
         >>> rows = signs(["Great question! Paris.", "Paris."], ["Paris.", "Paris."])
@@ -74,8 +76,8 @@ def signs(a: Sequence[str], b: Sequence[str]) -> list[Row]:
     for sign in SIGNS:
         row: Row = {"sign": sign}
         for name, texts, share in shares:
-            bounds = stats.wilson_interval(round(share[sign] * len(texts)), len(texts))
-            row |= interval(name, (share[sign], *bounds))
+            prompts = len(texts) // group_size
+            row |= interval(name, (share[sign], *stats.wilson_interval(share[sign] * prompts, prompts)))
         rows.append(row)
     return rows
 

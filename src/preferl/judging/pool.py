@@ -1,7 +1,7 @@
 """What a pool of the SFT model's responses tells without training anything: best-of-n for every n, the
 optimum of every KL coefficient by reweighting, and how well the reward picks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +40,25 @@ class Pool:
         return row
 
 
-def best_of(pool: Pool, n: int, against_PB: np.ndarray | None = None) -> Row:
+def best_of(
+    pool: Pool,
+    n: int,
+    against_PB: np.ndarray | None = None,
+    policy_PG: Mapping[str, np.ndarray] | None = None,
+) -> Row:
     """Best-of-n, unbiased from all K responses: n of them drawn without replacement, the best one taken.
 
-    ``against_PB`` are gold values of other responses to the same prompts: the win rate is over them. The KL
-    has a known upper bound, nearly reached where scores are all different.
+    ``against_PB`` are gold values of other responses to the same prompts: the win rate is over them.
+    ``policy_PG`` are a trained policy's values of every measure on the same prompts: ``lead`` of a measure is
+    how much higher they are, paired by prompt. The KL has a known upper bound, nearly reached where scores
+    are all different.
     """
     weight_PK = frontier.best_of_n_weights(pool.value_PK["score"], n)
     row: Row = {"n": n, "prompts": len(weight_PK), "kl_bound": best_of_n_kl_bound(n)}
     row |= pool.means(weight_PK)
+    for name, x_PG in (policy_PG or {}).items():
+        lead_P = x_PG.mean(-1) - (weight_PK * pool.value_PK[name]).sum(-1)
+        row |= interval(f"lead_{name}", stats.mean_interval(lead_P))
     if against_PB is not None:
         won_PK = outcomes(pool.value_PK["gold"], against_PB).mean(-1)
         row |= interval("win_rate", stats.mean_interval((weight_PK * won_PK).sum(-1)))

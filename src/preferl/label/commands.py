@@ -1,5 +1,6 @@
 """``preferl label``: serve the pages, add people, write out what they said."""
 
+import contextlib
 import dataclasses
 import getpass
 import ipaddress
@@ -243,8 +244,10 @@ def listen(store: Store, accounts: Accounts, lead: Account, config: ServeConfig,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
     )
-    with listener:
+    # Having shut down in order, the server raises the interrupt that made it stop.
+    with listener, contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+    say("label: stopped; every judgement is stored")
 
 
 def bound(host: str, port: int) -> socket.socket:

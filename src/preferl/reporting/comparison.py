@@ -30,7 +30,7 @@ from preferl.reporting.page import (
     signed,
     two,
 )
-from preferl.reporting.verdict import fallen_from_its_peak, verdict
+from preferl.reporting.verdict import UNTRAINED, fallen_from_its_peak, untrained, verdict
 
 Runs = Mapping[str, Stages]
 USEFUL = 0.25  # of the best gain: below it a policy counts as safe but useless
@@ -48,11 +48,14 @@ def overall(runs: Runs) -> Verdict:
     best = max(gains, key=lambda name: gains[name]["difference"])
     worst = min(gains, key=lambda name: gains[name]["difference"])
     most, least = (with_interval(gains[name], "difference", signed) for name in (best, worst))
-    text = f"{len(shown)} runs: {counts}. By {NAMES[key]} {best} gained most: {most}"
-    text += f"; {worst} least: {least}." if worst != best else "."
+    text = f"{len(shown)} runs: {counts}."
+    if not all(map(untrained, shown.values())):
+        text += f" By {NAMES[key]} {best} gained most: {most}"
+        text += f"; {worst} least: {least}." if worst != best else "."
     left_out = [name for name in runs if name not in shown]
     text += f" Not evaluated, and so left out: {', '.join(left_out)}." if left_out else ""
     word = f"{best} gained most" if gains[best]["difference_low"] > 0 else "No run gained"
+    word = UNTRAINED if all(map(untrained, shown.values())) else word
     return Verdict(word, "plain", text)
 
 
@@ -275,10 +278,12 @@ def prediction_table(runs: Runs) -> Table | None:
                 with_interval(policy, "score"),
                 two(row["kl"]),
                 two(policy["kl"]),
+                *(two(part["score"] - row["kl_coef"] * part["kl"]) for part in (row, policy)),
             ]
         )
-    head = ["run", "KL coefficient", "effective samples", "length, predicted (tokens)", "measured",
-            "reward, predicted", "measured", "KL, predicted (nats)", "measured"]  # fmt: skip
+    head = ["run", "KL coefficient β", "effective samples", "length, predicted (tokens)", "measured",
+            "reward, predicted", "measured", "KL, predicted (nats)", "measured",
+            "reward − β·KL, predicted", "measured"]  # fmt: skip
     note = (
         "Predicted: the optimum π_ref·e^(r/β), by reweighting samples of the SFT model. Where the effective "
         "samples are too few, reward and KL are bounds from below and the length may be off either way."

@@ -3,7 +3,7 @@
 from typing import Any
 
 from preferl.reporting.evaluation import main_measure, with_interval
-from preferl.reporting.page import BLUE, COLOURS, Plot, Stages, Table, draw, two
+from preferl.reporting.page import BLUE, COLOURS, Plot, Stages, Table, draw, signed, two
 
 
 def cost_plot(stages: Stages) -> Plot | None:
@@ -59,6 +59,7 @@ def equal_cost_table(stages: Stages) -> Table | None:
             with_interval(summary["policies"]["policy"], key),
             f"{cost['training_total']:,}" if cost["training_total"] else "not known",
             f"{seconds:,.0f}" if seconds else "not known",
+            "",
             "1",
             milliseconds(cost["policy_cpu_seconds_per_response"]),
             "",
@@ -73,15 +74,18 @@ def equal_cost_table(stages: Stages) -> Table | None:
                 with_interval(row, key),
                 "0",
                 "0",
+                with_interval(row, f"lead_{key}", signed),
                 f"{sum(row['forward_passes_per_response'].values())}",
                 milliseconds(row["cpu_seconds_per_response"]),
                 f"{after:,.0f}" if after else "–",
                 f"{after_cpu:,.0f}" if after_cpu else "–",
             ]
         )
-    head = ["", name, "passes to train", "processor seconds to train", "passes per answer",
-            "processor time per answer (ms)", "break-even (answers), by passes", "by time"]  # fmt: skip
+    head = ["", name, "passes to train", "processor seconds to train", "the policy’s lead",
+            "passes per answer", "processor time per answer (ms)", "break-even (answers), by passes",
+            "by time"]  # fmt: skip
     note = (
+        f"The policy’s lead is on the {summary['best_of'][0]['prompts']} prompts of best-of-n, paired. "
         "Break-even: from so many answers on, training the policy once has cost less than best-of-n. Passes "
         "are counted, one sequence through one language model, a backward pass as two; the reward model’s "
         "own training and the SFT model are common to all and not in it."

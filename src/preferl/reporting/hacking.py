@@ -106,8 +106,10 @@ def bound(kl: float | None) -> str:
     return "…" if kl is None or kl > ABSURD else f"{kl:.1f}"
 
 
-def turning(fit: OverOptimization | None, what: str) -> str:
-    """A sentence that names the turning point, or says that there is none."""
+def turning(fit: OverOptimization | None, source: str) -> str:
+    """A sentence that names gold's turning point, or says that there is none; the interval knows of one
+    ``source`` of points only, which share its luck."""
+    what = "The gold curve"
     if fit is None:
         return f"{what}: too few different points for a fit."
     if fit.turning_kl is None:
@@ -117,8 +119,9 @@ def turning(fit: OverOptimization | None, what: str) -> str:
     if not (fit.observed and fit.turning_high is not None and fit.turning_high < ABSURD):
         return f"{what}: a turning point within the measured {fit.largest_kl:.1f} nats is not determined."
     return (
-        f"{what} turns at {fit.turning_kl:.1f} [{bound(fit.turning_low)}, {bound(fit.turning_high)}] nats "
-        f"(α {fit.alpha:.2f}, β {fit.beta:.2f}, R² {fit.r_squared:.2f})."
+        f"{what} turns at {fit.turning_kl:.1f} [{bound(fit.turning_low)}, {bound(fit.turning_high)}] nats by "
+        f"the scatter of this one {source} about it (α {fit.alpha:.2f}, β {fit.beta:.2f}, "
+        f"R² {fit.r_squared:.2f})."
     )
 
 
@@ -158,7 +161,7 @@ def over_optimisation_plot(stages: Stages) -> Plot | None:
         f"ended at {signed(gains[-1])}, while the reward’s ended at {signed(proxy[-1][1] - proxy[0][1])}. "
     )
     svg = draw(paint, DISTANCE, "gain over the SFT model")
-    return Plot("Over-optimisation in training", svg, reading + turning(fit, "The gold curve"))
+    return Plot("Over-optimisation in training", svg, reading + turning(fit, "training"))
 
 
 def best_of_n_plot(stages: Stages) -> Plot | None:
@@ -179,7 +182,7 @@ def best_of_n_plot(stages: Stages) -> Plot | None:
         f"{signed(last['gold'] - rows[0]['gold'])} by gold. "
     )
     svg = draw(paint, DISTANCE, "gain over the SFT model")
-    return Plot("Over-optimisation by best-of-n", svg, reading + turning(fit, "The gold curve"))
+    return Plot("Over-optimisation by best-of-n", svg, reading + turning(fit, "pool"))
 
 
 def prediction_table(stages: Stages) -> Table | None:

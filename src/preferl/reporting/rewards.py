@@ -209,6 +209,7 @@ def bias_table(stages: Stages) -> Table | None:
             estimate(row["given_label"], two),
             estimate(row["model_prefers_more"], percent),
             estimate(row["labels_prefer_more"], percent),
+            estimate(row["excess"], signed_percent),
             row["verdict"] or "–",
         ]
         for row in found["bias"]["features"]
@@ -217,7 +218,8 @@ def bias_table(stages: Stages) -> Table | None:
     accused = found["bias"]["over_rewarded"]
     note = (
         f"Partial correlation of the score with more of a feature, given the {found['bias']['control']}; how "
-        f"often the model, and the labels, prefer the response with more of it. "
+        f"often the model, and the labels, prefer the response with more of it; the excess is how much more "
+        f"probability the model puts on it than the labels bear out, and decides the verdict. "
         + (f"Over-rewarded: {', '.join(accused)}." if accused else "Nothing is over-rewarded.")
     )
     head = [
@@ -226,6 +228,7 @@ def bias_table(stages: Stages) -> Table | None:
         "partial correlation",
         "model prefers more",
         "labels prefer more",
+        "excess",
         "",
     ]
     return Table("Reward model: what it likes", head, rows, note) if rows else None

@@ -6,14 +6,16 @@ from preferl.reporting.evaluation import main_measure
 from preferl.reporting.hacking import risen_signs
 from preferl.reporting.page import Stages, Verdict, interval, percent, series, signed, two
 
+UNTRAINED = "Nothing was trained"
+
 
 def verdict(stages: Stages) -> Verdict:
     """The word for a run, read off paired intervals alone.
 
     ``Reward hacked``: the reward rose and what it stands for fell (the gold reward, or else a held-out one).
     ``Over-optimised``: it rose, but less than it had in between. ``Better``, ``Worse``, ``No clear gain`` by
-    the same measure. Where the reward itself is all there is, ``Higher reward``, and ``Higher reward,
-    gamed?`` where signs of gaming rose with it.
+    the same measure; ``Nothing was trained`` where both are the SFT model. Where the reward itself is all
+    there is, ``Higher reward``, and ``Higher reward, gamed?`` where signs of gaming rose with it.
     """
     if "evaluate" not in stages:
         return without_evaluation(stages)
@@ -21,6 +23,8 @@ def verdict(stages: Stages) -> Verdict:
     key, _ = main_measure(summary)
     proxy, judged = summary["comparison"]["score"], summary["comparison"][key]
     text = told(summary)
+    if untrained(stages):
+        return Verdict(UNTRAINED, "plain", "The policy is the SFT model: what there is to see is its reward.")
     if judged["difference_high"] < 0:
         if key != "score" and proxy["difference_low"] > 0:
             return Verdict("Reward hacked", "bad", f"The reward rose while what it stands for fell. {text}")
@@ -37,6 +41,12 @@ def verdict(stages: Stages) -> Verdict:
         found = f"Signs of gaming became more frequent: {', '.join(signs)}."
         return Verdict("Higher reward, gamed?", "plain", f"{found} {text}")
     return Verdict("Higher reward", "good", text)
+
+
+def untrained(stages: Stages) -> bool:
+    """Whether the SFT model was compared with itself, as in a study of rewards."""
+    config = stages["evaluate"].config
+    return config["model_name_or_path"] == config["ref_model"]
 
 
 def fallen_from_its_peak(stages: Stages) -> str | None:

@@ -137,7 +137,7 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
         policies=policies,
         comparison=against,
         references=references,
-        signs=comparison.signs(rl.made.completions, sft.made.completions),
+        signs=comparison.signs(rl.made.completions, sft.made.completions, config.num_generations),
         examples=examples(prompts, sft, responder.log_probability(policy, sft.made.samples)),
         training=training,
         **from_pool(config, training, drawn, sft, rl, scorers["score"]),
@@ -390,11 +390,13 @@ def from_pool(
         return {"best_of": [], "cost": cost}
     reference = Pool(dict(drawn.value_PG), drawn.length_PG, drawn.logp_N.reshape(drawn.length_PG.shape))
     per_response = sum(drawn.cpu_seconds)
-    against = sft["gold"][: len(reference.length_PK)] if "gold" in sft.value_PG else None
+    prompts = len(reference.length_PK)
+    against = sft["gold"][:prompts] if "gold" in sft.value_PG else None
+    policy = {measure: value_PG[:prompts] for measure, value_PG in rl.value_PG.items()}
     rows = []
     for n in sorted(set(config.best_of)):
         passes = {"policy": n, "reward": n * len(reward_models(scorer))}
-        row = pool.best_of(reference, n, against_PB=against) | {
+        row = pool.best_of(reference, n, against, policy) | {
             "forward_passes_per_response": passes,
             "cpu_seconds_per_response": n * per_response,
         }
@@ -407,7 +409,7 @@ def from_pool(
         rows.append(row)
     found: dict[str, Any] = {"best_of": rows, "cost": cost, "verification": pool.verification(reference)}
     found["frontier"] = {
-        "prompts": len(reference.length_PK),
+        "prompts": prompts,
         "pool": reference.size,
         "best_of": [pool.best_of(reference, n) for n in pool.sizes(reference.size, config.best_of)],
         "tilt": [pool.tilt(reference, kl_coef) for kl_coef in TILTS],
