@@ -12,10 +12,12 @@ from environment import missing
 from preferl.models import tiny
 from small_models import TEXTS, make_language_model
 
+LONG = ("test_demo.py", "test_optimum.py", "test_tutorial.py")
+
 
 def pytest_collection_modifyitems(items):
-    """The longest test first, so that the other processes have something to do beside it."""
-    items.sort(key=lambda item: item.path.name != "test_demo.py")
+    """The longest tests first, so that the other processes have something to do beside them."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)

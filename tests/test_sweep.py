@@ -17,7 +17,7 @@ from preferl.pipeline import RunConfig
 from preferl.reporting import sweeps
 from preferl.runs.config import instantiate, parser_for
 from preferl.runs.errors import UsageError
-from preferl.stages import reward
+from preferl.stages import report, reward
 from preferl.stages.collect import CollectConfig, PairCounts
 from preferl.stages.reward import RewardConfig
 from preferl.stages.sft import SftConfig
@@ -136,6 +136,22 @@ def test_a_run_of_a_sweep_is_what_preferl_run_does(swept, tmp_path):
         )
     ]
     assert repeatable(summaries[0]) == repeatable(summaries[1])
+
+
+def test_a_runs_page_has_the_stages_that_it_shares(swept, tmp_path):
+    config, _ = swept
+    run = Path(config.output_dir) / "reward.learning_rate=0.01" / "seed-1"
+    found = report.finished_stages(run)
+    assert list(found) == ["sft", "collect", "reward"]
+    assert found["sft"].path == (Path(config.output_dir) / "base/seed-1/sft").resolve()
+    page = report.write(run, tmp_path / "page.html").read_text()
+    assert "reward.learning_rate=0.01/seed-1</h1>" in page
+    # What a run is said to share lies in its sweep.
+    elsewhere = tmp_path / "a" / "seed-0"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "stages.json").write_text(json.dumps({"sft": "../../../out/sft"}))
+    with pytest.raises(UsageError, match="outside of the sweep"):
+        report.finished_stages(elsewhere)
 
 
 def test_the_table_is_the_summaries_mean_and_sd(swept):

@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +32,7 @@ from preferl.pipeline import RunConfig
 from preferl.reporting import comparison
 from preferl.reporting.sweeps import NAMED, Row, print_table, where, write_report, write_tables
 from preferl.runs.config import instantiate, parser_for, to_yaml
-from preferl.runs.directory import StageDirectory, StageRecord, write_atomically, write_run_files
+from preferl.runs.directory import SHARED, StageDirectory, StageRecord, write_atomically, write_run_files
 from preferl.runs.errors import DATA, UsageError
 from preferl.runs.progress import say
 from preferl.stages import report
@@ -195,6 +196,8 @@ def run_stages(run_: Run, fresh: bool, made: set[Path], broken: dict[Path, Excep
     """Runs the stages of one run that no run before has made. What reads from a stage that was made anew is
     made anew too; a stage that failed is not tried again by the runs that share it."""
     write_run_files(run_.path, to_yaml(run_.config))
+    places = {name: os.path.relpath(path, run_.path) for name, path in run_.where.items()}
+    write_atomically(run_.path / SHARED, json.dumps(places, indent=2) + "\n")
     for name, path in run_.where.items():
         for needed in (path, *run_.needs[name]):
             if needed in broken:
@@ -209,9 +212,8 @@ def run_stages(run_: Run, fresh: bool, made: set[Path], broken: dict[Path, Excep
             broken[path] = error
             raise
         made.add(path)
-    own = [path for path in run_.where.values() if path.parent == run_.path]
-    stale = not made.isdisjoint(own) or not (run_.path / "report.html").exists()
-    if "report" in run_.config.stages and own and stale:
+    stale = not made.isdisjoint(run_.where.values()) or not (run_.path / "report.html").exists()
+    if "report" in run_.config.stages and stale:
         report.write(run_.path)
 
 

@@ -25,6 +25,7 @@ from preferl import __version__
 from preferl.runs import parallel
 from preferl.runs.errors import UsageError
 
+SHARED = "stages.json"  # of a run of a sweep: stage -> its directory, from the run's own
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 
 
@@ -246,8 +247,20 @@ class StageRecord:
 
 
 def stage_records(run: Path) -> Iterator[tuple[str, StageRecord]]:
-    """The stages of a run directory, by name, in the order in which they were begun."""
-    found = [p for p in run.iterdir() if (p / "manifest.json").exists()]
+    """The stages of a run directory, by name, in the order in which they were begun. Those that a run of a
+    sweep shares with others lie where its ``stages.json`` says.
+
+    Raises:
+        UsageError: ``stages.json`` leads out of the sweep.
+    """
+    shared = run / SHARED
+    places = json.loads(shared.read_text(encoding="utf-8")).values() if shared.exists() else []
+    sweep = run.resolve().parent.parent
+    outside = [place for place in places if not (run / place).resolve().is_relative_to(sweep)]
+    if outside:
+        raise UsageError(f"{shared} names {outside[0]}, which lies outside of the sweep {sweep}")
+    found = {p.resolve() for p in (*run.iterdir(), *(run / place for place in places))}
+    found = {p for p in found if (p / "manifest.json").exists()}
     for path in sorted(found, key=lambda p: (p / "manifest.json").stat().st_mtime_ns):
         yield path.name, StageRecord(path)
 

@@ -15,7 +15,7 @@ import yaml
 from preferl.reporting import comparison, cost, evaluation, hacking, rewards, training
 from preferl.reporting.page import Stages, section, write_page
 from preferl.reporting.verdict import facts, verdict
-from preferl.runs.directory import stage_records
+from preferl.runs.directory import SHARED, stage_records
 from preferl.runs.errors import UsageError
 
 # What every page reads of an evaluation.
@@ -70,7 +70,7 @@ def write(run: Path, path: Path | None = None) -> Path:
     stages = finished_stages(run)
     return write_page(
         path or run / "report.html",
-        name=run.resolve().name,
+        name="/".join(run.resolve().parts[-2 if (run / SHARED).exists() else -1 :]),
         verdict=verdict(stages),
         facts=facts(stages),
         sections=[section(title, makers, stages) for title, makers in SECTIONS.items()],
