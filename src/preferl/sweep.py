@@ -22,16 +22,17 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
+from jsonargparse import ArgumentParser
 
 from preferl import pipeline
 from preferl.data.records import DataError
 from preferl.pipeline import RunConfig
 from preferl.reporting import comparison
 from preferl.reporting.sweeps import NAMED, Row, print_table, where, write_report, write_tables
-from preferl.runs.config import instantiate, parser_for, to_yaml
+from preferl.runs.config import parser_for, to_yaml
 from preferl.runs.directory import SHARED, StageDirectory, StageRecord, write_atomically, write_run_files
 from preferl.runs.errors import DATA, UsageError
 from preferl.runs.progress import say
@@ -230,14 +231,10 @@ def points_of(config: SweepConfig) -> list[Point]:
     sweep, base = config.sweep, base_of(config)
     if config.rounds != 1 or "rounds" in sweep.grid or any("rounds" in point for point in sweep.points):
         raise UsageError("sweep: runs in rounds cannot be swept; leave rounds at 1")
-    parser = parser_for(RunConfig, "preferl sweep", "")
-    parser.error = refuse  # type: ignore[method-assign]
     labels = [str(point["name"]) if "name" in point else None for point in sweep.points]
     explicit = [{key: value for key, value in point.items() if key != "name"} for point in sweep.points]
     check_labels([label for label in labels if label is not None])
-    names = parser.keys()
-    fixed = ("config", "help", "print_config")
-    known = [n for n in names if n not in fixed and not any(o.startswith(n + ".") for o in names)]
+    known = known_keys()
     keys = list(dict.fromkeys([*sweep.grid, *(key for point in explicit for key in point)]))
     for key in keys:
         if key not in known:
@@ -258,12 +255,13 @@ def points_of(config: SweepConfig) -> list[Point]:
     grid = itertools.product(*sweep.grid.values()) if sweep.grid else []
     points: dict[str, Point] = {}
     wanted_points = [dict(zip(sweep.grid, values, strict=True)) for values in grid]
+    parser = values_parser(keys)
     for wanted, label in [*((w, None) for w in wanted_points), *zip(explicit, labels, strict=True)]:
-        raw = functools.reduce(lambda c, item: with_key(c, *item), wanted.items(), base)
-        typed = instantiate(parser, RunConfig, parser.parse_object(dataclasses.asdict(raw)))
-        own = {key: value_at(typed, key) for key in keys if key in wanted}
-        settings = {key: value_at(typed, key) for key in keys}
-        point = Point(own, settings, typed, slug(label) if label else name_of(own), label)
+        typed = parser.parse_object(wanted)
+        own = {key: typed[key] for key in keys if key in wanted}
+        whole = functools.reduce(lambda c, item: with_key(c, *item), own.items(), base)
+        settings = {key: value_at(whole, key) for key in keys}
+        point = Point(own, settings, whole, slug(label) if label else name_of(own), label)
         before = points.setdefault(point.name, point)
         if before.keys != own:
             raise UsageError(f"sweep: {own} and {before.keys} have the same name {point.name}")
@@ -292,6 +290,28 @@ def slug(label: str) -> str:
     """A point's name as a directory's."""
     plain = re.sub(r"[^\w.+-]+", "-", label, flags=re.A).strip("-.")
     return plain or f"point-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+
+
+@functools.cache
+def known_keys() -> list[str]:
+    """Every dotted key of a run that has no keys below it."""
+    names = parser_for(RunConfig, "preferl sweep", "").keys()
+    fixed = ("config", "help", "print_config")
+    return [n for n in names if n not in fixed and not any(o.startswith(n + ".") for o in names)]
+
+
+def values_parser(keys: Sequence[str]) -> ArgumentParser:
+    """A parser of these keys of a run alone: that of all its keys takes a second for each point."""
+    parser = ArgumentParser()
+    parser.error = refuse  # type: ignore[method-assign]
+    for key in keys:
+        parser.add_argument(f"--{key}", type=functools.reduce(type_of, key.split("."), RunConfig))
+    return parser
+
+
+def type_of(config_class: Any, name: str) -> Any:
+    """The type of a configuration's field."""
+    return get_type_hints(config_class)[name]
 
 
 def refuse(message: str, ex: Exception | None = None) -> NoReturn:
