@@ -83,7 +83,7 @@ def equal_cost_table(stages: Stages) -> Table | None:
         )
     head = ["", name, "passes to train", "processor seconds to train", "the policy’s lead",
             "passes per answer", "processor time per answer (ms)", "break-even (answers), by passes",
-            "by time"]  # fmt: skip
+            "break-even, by time"]  # fmt: skip
     note = (
         f"The policy’s lead is on the {summary['best_of'][0]['prompts']} prompts of best-of-n, paired. "
         "Break-even: from so many answers on, training the policy once has cost less than best-of-n. Passes "

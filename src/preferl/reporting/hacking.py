@@ -79,7 +79,7 @@ def frontier_plot(stages: Stages, key: str) -> Plot:
             f"{row['kl']:.1f} nats ({row['effective_sample_size']:.0f} effective samples of {row['pool']}"
             + (": too few)" if row["effective_sample_size"] < FEW else ")")
         )
-    return Plot(f"What the KL bought: {name}", draw(paint, DISTANCE, name), reading + ".")
+    return Plot(f"What the KL bought: {name}", draw(paint, DISTANCE, f"{name} (points)"), reading + ".")
 
 
 def trajectory(stages: Stages, key: str) -> list[tuple[float, float]]:
@@ -160,7 +160,7 @@ def over_optimisation_plot(stages: Stages) -> Plot | None:
         f"The gold reward’s gain was highest, {signed(gains[peak])}, at {gold[peak][0] ** 2:.1f} nats and "
         f"ended at {signed(gains[-1])}, while the reward’s ended at {signed(proxy[-1][1] - proxy[0][1])}. "
     )
-    svg = draw(paint, DISTANCE, "gain over the SFT model")
+    svg = draw(paint, DISTANCE, "gain over the SFT model (points)")
     return Plot("Over-optimisation in training", svg, reading + turning(fit, "training"))
 
 
@@ -181,7 +181,7 @@ def best_of_n_plot(stages: Stages) -> Plot | None:
         f"Best-of-{last['n']} gains {signed(last['score'] - rows[0]['score'])} by the reward and "
         f"{signed(last['gold'] - rows[0]['gold'])} by gold. "
     )
-    svg = draw(paint, DISTANCE, "gain over the SFT model")
+    svg = draw(paint, DISTANCE, "gain over the SFT model (points)")
     return Plot("Over-optimisation by best-of-n", svg, reading + turning(fit, "pool"))
 
 

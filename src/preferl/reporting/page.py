@@ -115,7 +115,7 @@ def estimate(row: dict[str, Any] | None, form: Callable[[float], str]) -> str:
     if row is None or row["value"] is None:
         return "–"
     ends = [form(row[end]) if row[end] is not None else "…" for end in ("low", "high")]
-    return f"{form(row['value'])} [{ends[0]}, {ends[1]}]"
+    return f"{form(row['value'])} [{ends[0]},\u00a0{ends[1]}]"
 
 
 def short(text: str) -> str:
@@ -127,15 +127,15 @@ def percent(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    return f"{value:+z.2f}".replace("-", "−")
 
 
 def signed_percent(value: float) -> str:
-    return f"{100 * value:+.1f} %".replace("-", "−")
+    return f"{100 * value:+z.1f}\u00a0%".replace("-", "−")
 
 
 def two(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+    return f"{value:z.2f}".replace("-", "−")
 
 
 def interval(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str:
