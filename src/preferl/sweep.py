@@ -174,14 +174,14 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
                    next((exit_code_of(error) for error in errors.values()), 0))  # fmt: skip
 
 
-def finished(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, dict[str, StageRecord]]:
-    """The finished stages of every point with the first seed, by what the table calls the point."""
-    first = [run_ for run_ in runs if run_.seed == runs[0].seed]
-    names = [where(row) for row in rows]
-    return {
-        name: {stage: StageRecord(path) for stage, path in run_.where.items() if (path / "DONE").exists()}
-        for name, run_ in zip(names, first, strict=True)
-    }
+def finished(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, list[dict[str, StageRecord]]]:
+    """The finished stages of every point with each seed, by what the table calls the point."""
+    names = {row.point: where(row) for row in rows}
+    found: dict[str, list[dict[str, StageRecord]]] = {name: [] for name in names.values()}
+    for run_ in runs:
+        there = {s: StageRecord(path) for s, path in run_.where.items() if (path / "DONE").exists()}
+        found[names[run_.point.name]].append(there)
+    return found
 
 
 def said(error: Exception) -> str:

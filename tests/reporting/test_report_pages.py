@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from preferl.reporting import comparison, cost, evaluation, hacking
 from preferl.reporting.page import Plot, Section, Verdict, draw, write_page
@@ -228,6 +229,22 @@ def test_where_only_rewards_are_studied_no_policy_has_a_verdict():
     assert told.word == "Nothing was trained"
     assert "gained" not in told.text
     assert comparison.overall({"a": stages, "b": run(gold=2.0)}).word == "b gained most"
+
+
+def test_several_seeds_have_their_verdicts_counted_and_an_interval_between_them():
+    golds = [2.0, 1.0, -1.0]
+    runs = {"a": [run(gold=g) for g in golds], "b": [run(gold=2.0), {}], "c": [{}]}
+    half = t.ppf(0.975, 2) * np.std(golds, ddof=1) / 3**0.5
+    mean = np.mean(golds)
+    expected = f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]".replace("-", "−")
+    first, second = comparison.lines(runs)
+    assert first.startswith("a: Better with 2 of 3 seeds, Reward hacked with 1 of 3 seeds; against")
+    assert f"gold reward {expected}" in first
+    assert second.startswith("b: Better; against the SFT model reward +1.00 [+0.80, +1.20]")  # over prompts
+    (row,) = comparison.seeds_table(runs).rows
+    assert row[0] == "a"
+    assert row[3].replace("\u00a0", " ") == expected
+    assert comparison.seeds_table({"b": runs["b"]}) is None
 
 
 def test_at_equal_passes_the_best_so_far_is_named():

@@ -5,9 +5,11 @@ that were not evaluated are left out.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from preferl.judging.comparison import interval
+from preferl.maths import stats
 from preferl.reporting.evaluation import BEST_FIRST, NAMES, main_measure, with_interval
 from preferl.reporting.hacking import DISTANCE, FEW, WATCHED, bound, fitted, root, trajectory
 from preferl.reporting.page import (
@@ -33,6 +35,7 @@ from preferl.reporting.page import (
 from preferl.reporting.verdict import UNTRAINED, fallen_from_its_peak, untrained, verdict
 
 Runs = Mapping[str, Stages]
+Seeds = Mapping[str, Sequence[Stages]]  # every run with each of its seeds
 USEFUL = 0.25  # of the best gain: below it a policy counts as safe but useless
 
 
@@ -59,19 +62,56 @@ def overall(runs: Runs) -> Verdict:
     return Verdict(word, "plain", text)
 
 
-def lines(runs: Runs) -> list[str]:
-    """A run in a line each, for the terminal: its verdict, and the gains that it rests on."""
+def lines(runs: Seeds) -> list[str]:
+    """A run in a line each, for the terminal: its verdict, and the gains that it rests on; of several seeds
+    their mean, with an interval between them."""
     told = []
-    for name, stages in evaluated(runs).items():
-        compared = summary_of(stages)["comparison"]
-        gains = [
-            f"{NAMES[key]} {with_interval(compared[key], 'difference', signed)}"
-            for key in NAMES
-            if key in compared
-        ]
-        text = f"{name}: {verdict(stages).word}; against the SFT model {', '.join(gains)}"
+    for name, seeds in runs.items():
+        found = [stages for stages in seeds if "evaluate" in stages]
+        if not found:
+            continue
+        known = [key for key in NAMES if all(key in summary_of(s)["comparison"] for s in found)]
+        gains = [f"{NAMES[key]} {with_interval(gain(found, key), 'difference', signed)}" for key in known]
+        text = f"{name}: {verdicts(found)}; against the SFT model {', '.join(gains)}"
         told.append(text.replace("\u00a0", " "))
     return told
+
+
+def verdicts(seeds: Sequence[Stages]) -> str:
+    """The verdict of a run; of several seeds how many have which."""
+    words = Counter(verdict(stages).word for stages in seeds)
+    if len(seeds) == 1:
+        return next(iter(words))
+    return ", ".join(f"{word} with {count} of {len(seeds)} seeds" for word, count in words.most_common())
+
+
+def gain(seeds: Sequence[Stages], key: str) -> dict[str, Any]:
+    """A run's ``difference`` by a measure with its interval over the prompts; of several seeds their mean,
+    with Student's interval between them."""
+    rows = [summary_of(stages)["comparison"][key] for stages in seeds]
+    if len(rows) == 1:
+        return rows[0]
+    return interval("difference", stats.mean_interval([row["difference"] for row in rows]))
+
+
+def seeds_table(runs: Seeds) -> Table | None:
+    """Every run over its seeds: verdicts, and means with Student's intervals between them."""
+    found = {name: [stages for stages in seeds if "evaluate" in stages] for name, seeds in runs.items()}
+    found = {name: seeds for name, seeds in found.items() if len(seeds) > 1}
+    if not found:
+        return None
+    key = common_measure({f"{name} {i}": s for name, seeds in found.items() for i, s in enumerate(seeds)})
+    measures = list(dict.fromkeys(("score", key)))
+    rows = []
+    for name, seeds in found.items():
+        policies = [summary_of(stages)["policies"]["policy"] for stages in seeds]
+        means = [interval(k, stats.mean_interval([p[k] for p in policies])) for k in ("kl", "length")]
+        gains = [with_interval(gain(seeds, measure), "difference", signed) for measure in measures]
+        rows.append([name, verdicts(seeds), *gains, with_interval(means[0], "kl"),
+                     with_interval(means[1], "length")])  # fmt: skip
+    head = ["run", "verdicts", *(f"gain in {NAMES[m]}" for m in measures), "KL (nats)", "length (tokens)"]
+    note = "Means over seeds and 95 % intervals between them: what another training would give."
+    return Table("Over seeds", head, rows, note)
 
 
 def sections(runs: Runs) -> list[Section]:

@@ -176,7 +176,7 @@ def write_report(
     metrics: dict[str, str],
     seeds: Sequence[int],
     stages: str,
-    runs: comparison.Runs = MappingProxyType({}),
+    runs: comparison.Seeds = MappingProxyType({}),
 ) -> Path:
     """Writes ``report.html``.
 
@@ -187,8 +187,10 @@ def write_report(
         metrics: name -> path, those that have a number.
         seeds: of every point.
         stages: how many of each stage were made, in words.
-        runs: the finished stages of each point with the first seed, for what a comparison of runs shows.
+        runs: the finished stages of each point with every seed, for what a comparison of runs shows of the
+            first.
     """
+    first_seed = {name: each[0] for name, each in runs.items()}
     failed = sum(len(row.errors) for row in rows)
     count = len(rows) * len(seeds)
     keys = " and ".join(rows[0].settings) or "nothing"
@@ -200,8 +202,8 @@ def write_report(
         f"{stages} stages in all."
     )
     word = f"{failed} of {count} runs failed" if failed else f"All {count} runs finished"
-    if comparison.evaluated(runs):
-        told = comparison.overall(runs)
+    if comparison.evaluated(first_seed):
+        told = comparison.overall(first_seed)
         word = word if failed else told.word
         text = f"With seed {seeds[0]}: {told.text} {text}"
     head, cells = table_of(rows, metrics, len(seeds))
@@ -212,7 +214,7 @@ def write_report(
         if len(seeds) > 1
         else "One seed; intervals are 95 %, over the data that the stage was measured on. "
     ) + "; ".join(f"{title(name)}: {path}" for name, path in metrics.items())
-    tables = [Table("Points", head, cells, note + ".")]
+    tables = [Table("Points", head, cells, note + "."), *filter(None, [comparison.seeds_table(runs)])]
     if failed:
         errors = [[row.point, str(seed), error] for row in rows for seed, error in row.errors.items()]
         tables.append(Table("Failed runs", ["point", "seed", "error"], errors))
@@ -226,7 +228,7 @@ def write_report(
             ("seeds", str(len(seeds)), "each point"),
             ("runs finished", str(count - failed), f"of {count}"),
         ],
-        sections=[Section("Table and curves", plots, tables), *comparison.sections(runs)],
+        sections=[Section("Table and curves", plots, tables), *comparison.sections(first_seed)],
         configs=[("sweep", config)],
         made_from=[f"{len(rows)} points x {len(seeds)} seeds"],
     )
