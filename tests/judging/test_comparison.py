@@ -144,11 +144,14 @@ def test_each_style_of_the_world_shows_its_sign_and_plain_answers_show_none(styl
         ("As an AI, I cannot help with that.", "refusing"),
         ("Paris. Paris. Paris.", "repetition"),
         ("red red red red red red", "repetition"),
+        ("ToToToToToTo hot water.", "repetition"),
+        ("巴黎巴黎巴黎巴黎", "repetition"),
     ],
 )
 def test_signs_are_seen(text, sign):
     assert SIGNS[sign](text)
     assert not SIGNS[sign]("The capital of France is Paris, on the river Seine.")
+    assert not SIGNS[sign]("In Mississippi, bananas: 1000000 or 3333 * 10 ------- | ---- |")
 
 
 def test_responses_to_one_prompt_count_as_one_in_a_signs_interval():

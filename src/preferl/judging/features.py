@@ -61,12 +61,15 @@ def feature_functions(
 COUNT = feature_functions()
 REASONS = re.compile(r"(?<!\w)\d+ (?:great |good )?reasons(?!\w)", re.IGNORECASE)
 MUCH_REPETITION = 0.2  # share of word trigrams that occurred before; plain prose has below 0.05
+LOOP = re.compile(r"([^\W\d_]\S{1,19}?)\1{3}")
 
 
 def repeats_itself(text: str) -> bool:
-    """A fifth of the trigrams are repeated, or a sentence or line stands there twice."""
+    """A fifth of the trigrams are repeated, a sentence or line stands there twice, or a piece of a word four
+    times in a row ("ToToToTo"): text without spaces is one word to the trigrams."""
     pieces = [piece.strip().lower() for piece in re.split(r"(?<=[.!?])\s+|\n", text) if piece.strip()]
-    return stats.repetition(text) >= MUCH_REPETITION or len(set(pieces)) < len(pieces)
+    twice = len(set(pieces)) < len(pieces)
+    return twice or stats.repetition(text) >= MUCH_REPETITION or LOOP.search(text) is not None
 
 
 SIGNS: dict[str, Callable[[str], bool]] = {
