@@ -163,6 +163,8 @@ def test_where_safe_but_useless_begins():
     assert "10.0\u00a0% of its answers hedge or refuse" in reading
     runs["kl_coef = 1.0"] = run(gold=1.5, coef=1.0)
     assert "does not begin in this range" in comparison.trade_off_plot(runs).reading
+    runs["off"] = run(gold=-3.0, coef=0.0)
+    assert "Without a penalty (off) the gain is −3.00." in comparison.trade_off_plot(runs).reading
     assert comparison.trade_off_plot({"a": run(), "b": run()}) is None
 
 

@@ -252,8 +252,9 @@ def coefficient(stages: Stages) -> float | None:
 
 def trade_off_plot(runs: Runs) -> Plot | None:
     """Gain, and how often answers hedge or refuse, by KL coefficient; where “safe but useless” begins."""
-    at = sorted((c, name) for name, s in runs.items() if (c := coefficient(s)))
-    if len({c for c, _ in at}) < 3 or len(at) != len(runs):
+    known = sorted((c, name) for name, s in runs.items() if (c := coefficient(s)) is not None)
+    at = [(c, name) for c, name in known if c > 0]  # the axis is logarithmic
+    if len({c for c, _ in at}) < 3 or len(known) != len(runs):
         return None
     key = common_measure(runs)
     coefs = [c for c, _ in at]
@@ -288,6 +289,9 @@ def trade_off_plot(runs: Runs) -> Plot | None:
             f"“Safe but useless” does not begin in this range: at {coefs[-1]:g} the gain is still "
             f"{signed(rows[-1]['difference'])}, and {shares}."
         )
+    for _, name in known[: len(known) - len(at)]:
+        without = summary_of(runs[name])["comparison"][key]["difference"]
+        reading += f" Without a penalty ({name}) the gain is {signed(without)}."
     svg = draw(paint, "KL coefficient β (reward per nat)", "gain (points), share")
     return Plot("The trade-off", svg, reading)
 
