@@ -125,6 +125,17 @@ def test_a_folder_is_its_files_in_order(tmp_path):
         formats.load_prompts(str(tmp_path / "empty"))
 
 
+def test_a_stage_is_what_lies_in_its_data_folder(tmp_path):
+    write(tmp_path / "manifest.json", "{}")
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train.jsonl", {"prompt": "1"})
+    assert formats.validate(str(tmp_path)).kept == 1
+    (tmp_path / "model").mkdir()
+    write(tmp_path / "model" / "manifest.json", "{}")
+    with pytest.raises(DataError, match=r"holds no \.jsonl"):
+        formats.validate(str(tmp_path / "model"))
+
+
 @pytest.mark.parametrize(
     "name", ["missing.jsonl", "./missing", "/no/such/folder", "~/no-such-folder", "a/b/c"]
 )

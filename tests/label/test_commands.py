@@ -129,6 +129,7 @@ def test_items_come_from_stages_rankings_and_bare_responses(tmp_path, db):
     for split in ("train", "eval"):
         row = {"prompt": split, "chosen": "a", "rejected": "b", "split": split, "p_chosen": 0.9}
         (stage / "data" / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    (stage / "data" / "dev.jsonl").touch()  # a split of no pairs
     bare = tmp_path / "bare.jsonl"
     bare.write_text(json.dumps({"prompt": "r", "responses": ["x", "y", "z"]}) + "\n")
     ranked = tmp_path / "ranked.jsonl"

@@ -64,7 +64,8 @@ def resolve(name: str) -> list[Path] | list[str]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.name.endswith(ENDINGS))
+        path = path / "data" if (path / "manifest.json").exists() else path
+        found = sorted(p for p in path.iterdir() if p.name.endswith(ENDINGS)) if path.is_dir() else []
         if not found:
             raise DataError(f"folder '{name}' holds no {', '.join(ENDINGS)} file")
         return found

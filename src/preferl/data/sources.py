@@ -8,7 +8,6 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from preferl.data import formats, world
@@ -109,8 +108,6 @@ def load_source(
         raise DataError(f"dataset_format '{dataset_format}' is unknown; use auto, {', '.join(KINDS)}")
     if bad_rows not in ("default", "skip", "error"):
         raise DataError(f"bad_rows '{bad_rows}' is unknown; use default, skip or error")
-    if (Path(name) / "manifest.json").exists():
-        name = str(Path(name) / "data")
     kind = formats.detect(name) if dataset_format == "auto" else dataset_format
     policy = {} if bad_rows == "default" else {"*": bad_rows}
     preferences: list[Preference] = []

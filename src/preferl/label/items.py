@@ -26,9 +26,9 @@ def read_items(name: str) -> tuple[list[Ranking], str]:
     path = Path(name)
     if path.is_dir() and (path / "data").is_dir():
         found = [str(path / "data" / f"{split}.jsonl") for split in SPLITS]
-        parts = [read_items(file) for file in found if Path(file).exists()]
+        parts = [read_items(file) for file in found if Path(file).exists() and Path(file).stat().st_size]
         if not parts:
-            raise DataError(f"'{name}' holds no data/*.jsonl; give the directory of a finished collect stage")
+            raise DataError(f"'{name}' holds no rows in data/; give a finished collect stage")
         return [item for part, _ in parts for item in part], "; ".join(text for _, text in parts)
     if unlabelled(name):
         items = [bare_item(row.where, row.value) for row in read_rows(name)]
