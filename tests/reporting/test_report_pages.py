@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import t
 
 from preferl.reporting import comparison, cost, evaluation, hacking
+from preferl.reporting import training as training_pages
 from preferl.reporting.page import Plot, Section, Verdict, draw, write_page
 from preferl.reporting.verdict import fallen_from_its_peak, verdict
 from preferl.runs.errors import UsageError
@@ -152,6 +153,27 @@ def test_the_turning_point_is_that_of_the_published_curve():
     rising = hacking.over_optimisation_plot(run(training([0, 1, 2, 3, 4, 5], [0, 1, 4, 9, 16, 25])))
     assert "does not turn" in rising.reading
     assert hacking.over_optimisation_plot(run()) is None
+
+
+def test_the_kl_of_training_first_highest_and_last():
+    kls = [0.0, 0.6, 3.0, 2.0]
+    rows = [
+        {"step": i + 1, "kl": kl, "kl_se": 0.1, "kl_per_token": kl / 10, "kl_k3": kl, "kl_k3_se": 0.1,
+         "kl_exact": kl, "kl_exact_se": 0.1, "kl_coef": 0.1}
+        for i, kl in enumerate(kls)
+    ]  # fmt: skip
+    reading = training_pages.rl_kl_plot({"rl": stage({}, rows, "rl")}).reading
+    assert "began 0.00 nats away" in reading
+    assert "furthest at iteration 3, 3.00 (0.30 per token)" in reading
+    assert "ended at 2.00 ± 0.10 (0.20 per token" in reading
+    assert "a significant drift: from iteration 3 on" in reading
+    rows[2]["kl_per_token"] = 0.05
+    assert "drift: from iteration 4 on" in training_pages.rl_kl_plot({"rl": stage({}, rows, "rl")}).reading
+    rows[1]["kl_per_token"] = 0.3
+    assert "drift: at times" in training_pages.rl_kl_plot({"rl": stage({}, rows, "rl")}).reading
+    for row in rows:
+        row["kl_per_token"] = 0.01
+    assert "drift" not in training_pages.rl_kl_plot({"rl": stage({}, rows, "rl")}).reading
 
 
 def test_where_safe_but_useless_begins():

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from preferl.reporting.evaluation import DRIFT
 from preferl.reporting.page import (
     BLUE,
     GREEN,
@@ -107,12 +108,17 @@ def rl_kl_plot(stages: Stages) -> Plot | None:
         if eval_kl:
             axes.plot(eval_step, eval_kl, color=ORANGE, linewidth=0.9, label="held-out prompts")
 
-    last = record.metrics[-1]
+    last, (_, per_token) = record.metrics[-1], series(record, "kl_per_token")
+    top = max(range(len(kl)), key=kl.__getitem__)
+    beyond = [at for at, value in zip(step, per_token, strict=True) if value > DRIFT]
+    drift = f"from iteration {beyond[0]} on" if beyond == step[-len(beyond) :] else "at times"
     reading = (
-        f"After {step[-1]} iterations a response is {kl[-1]:.1f} ± {error[-1]:.1f} nats away from the SFT "
-        f"model, {two(last['kl_per_token'])} per token (by k3 {last['kl_k3']:.1f} ± {last['kl_k3_se']:.1f}, "
-        f"exactly over the vocabulary {last['kl_exact']:.1f} ± {last['kl_exact_se']:.1f}; KL coefficient "
-        f"{last['kl_coef']:.3g})."
+        f"A response began {two(kl[0])} nats away from the SFT model, was furthest at iteration {step[top]}, "
+        f"{two(kl[top])} ({two(per_token[top])} per token), and ended at {two(kl[-1])} ± {two(error[-1])} "
+        f"({two(per_token[-1])} per token; by k3 {last['kl_k3']:.1f} ± {last['kl_k3_se']:.1f}, exactly over "
+        f"the vocabulary {last['kl_exact']:.1f} ± {last['kl_exact_se']:.1f}), with a KL coefficient of "
+        f"{last['kl_coef']:.3g}. "
+        + (f"More than {DRIFT:g} nats per token, a significant drift: {drift}." if beyond else "")
     )
     return Plot("RL: KL to the SFT model", draw(paint, "iteration", "KL (nats per response)"), reading)
 

@@ -28,6 +28,7 @@ from preferl.judging.scorers import Scorer, load_scorer, reward_models
 from preferl.maths import stats
 from preferl.maths.frontier import break_even_queries
 from preferl.models import load
+from preferl.reporting.evaluation import DRIFT
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
 from preferl.runs.directory import StageDirectory, StageRecord
@@ -44,7 +45,6 @@ TILTS = (3.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 EXAMPLES = 5  # of the SFT model's responses, from the lowest to the highest reward
 # Options of rl that make a reward of a score, in the order of ``Shaping``.
 SHAPING = ("reward_clip", "length_penalty", "missing_eos_penalty", "replace_missing_eos")
-DRIFT = 0.1  # nats per token beyond which a policy counts as significantly drifted
 
 
 @dataclass(kw_only=True)
