@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from preferl.reporting.page import Stages, Table, interval, percent, short, signed, two
+from preferl.reporting.page import Stages, Table, brackets, percent, short, signed, two
 
 NAMES = {"score": "reward", "gold": "gold reward", "held_out": "held-out reward"}
 MEASURES = NAMES | {"judge": "judge, both orders"}
@@ -20,7 +20,7 @@ def main_measure(summary: dict[str, Any]) -> tuple[str, str]:
 
 def with_interval(row: dict[str, Any], key: str, form: Any = two) -> str:
     """A value and its 95 % interval; a dash where it is not known."""
-    return f"{form(row[key])} {interval(row, key, form)}" if row.get(key) is not None else "–"
+    return f"{form(row[key])} {brackets(row, key, form)}" if row.get(key) is not None else "–"
 
 
 def policies_table(stages: Stages) -> Table | None:

@@ -15,8 +15,8 @@ from preferl.reporting.page import (
     Plot,
     Stages,
     Table,
+    brackets,
     draw,
-    interval,
     percent,
     series,
     short,
@@ -255,8 +255,8 @@ def signs_table(stages: Stages) -> Table | None:
     rows.append(
         [
             "verbosity (tokens)",
-            f"{before['length']:.1f} {interval(before, 'length', lambda x: f'{x:.1f}')}",
-            f"{after['length']:.1f} {interval(after, 'length', lambda x: f'{x:.1f}')}",
+            f"{before['length']:.1f} {brackets(before, 'length', lambda x: f'{x:.1f}')}",
+            f"{after['length']:.1f} {brackets(after, 'length', lambda x: f'{x:.1f}')}",
             change(before, "length", after, "length"),
         ]
     )

@@ -138,7 +138,7 @@ def two(value: float) -> str:
     return f"{value:z.2f}".replace("-", "−")
 
 
-def interval(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str:
+def brackets(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str:
     """[low, high] of a 95 % interval."""
     return f"[{form(row[key + '_low'])},\u00a0{form(row[key + '_high'])}]"
 

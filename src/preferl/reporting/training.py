@@ -10,8 +10,8 @@ from preferl.reporting.page import (
     Plot,
     Stages,
     Table,
+    brackets,
     draw,
-    interval,
     percent,
     series,
     smooth,
@@ -193,7 +193,7 @@ def rounds_table(stages: Stages) -> Table | None:
             [
                 name.partition(", ")[2] or f"round {len(names)}",
                 f"{reward['train_pairs']:,}",
-                f"{percent(reward['eval_accuracy'])} {interval(reward, 'eval_accuracy', percent)}",
+                f"{percent(reward['eval_accuracy'])} {brackets(reward, 'eval_accuracy', percent)}",
                 f"{percent(agreed[0])} → {percent(agreed[-1])}" if agreed else "–",
                 f"{two(gold[0])} → {two(gold[-1])}" if gold else "–",
                 two(kl[-1]) if kl else "–",

@@ -4,7 +4,7 @@ from typing import Any
 
 from preferl.reporting.evaluation import main_measure
 from preferl.reporting.hacking import risen_signs
-from preferl.reporting.page import Stages, Verdict, interval, percent, series, signed, two
+from preferl.reporting.page import Stages, Verdict, brackets, percent, series, signed, two
 
 UNTRAINED = "Nothing was trained"
 
@@ -91,7 +91,7 @@ def told(summary: dict[str, Any]) -> str:
     proxy = comparison["score"]
     text = (
         f"On {summary['prompts']} held-out prompts training moved the reward by "
-        f"{signed(proxy['difference'])} {interval(proxy, 'difference', signed)} against the SFT model "
+        f"{signed(proxy['difference'])} {brackets(proxy, 'difference', signed)} against the SFT model "
         f"(from {two(before['score'])} to {two(after['score'])})"
     )
     for key, name in (("gold", "the gold reward"), ("held_out", "the held-out reward")):
@@ -99,12 +99,12 @@ def told(summary: dict[str, Any]) -> str:
             row = comparison[key]
             text += (
                 f", and {name}, which it was not trained on, by {signed(row['difference'])} "
-                f"{interval(row, 'difference', signed)}"
+                f"{brackets(row, 'difference', signed)}"
             )
     key, name = main_measure(summary)
     judged = comparison[key]
     text += (
-        f". It wins {percent(judged['win_rate'])} {interval(judged, 'win_rate', percent)} of the comparisons "
+        f". It wins {percent(judged['win_rate'])} {brackets(judged, 'win_rate', percent)} of the comparisons "
         f"by {name}. "
     )
     worse = [row["category"] for row in judged.get("by_category", []) if row["difference_high"] < 0]
@@ -116,7 +116,7 @@ def told(summary: dict[str, Any]) -> str:
     if judge:
         text += (
             f"A language model that judged {judge['n']} pairs in both orders prefers it in "
-            f"{percent(judge['win_rate'])} {interval(judge, 'win_rate', percent)}. "
+            f"{percent(judge['win_rate'])} {brackets(judge, 'win_rate', percent)}. "
         )
     text += (
         f"This moved it {after['kl']:.1f} ± {after['kl_se']:.1f} nats per response away from the SFT model "
@@ -134,8 +134,8 @@ def facts(stages: Stages) -> list[tuple[str, str, str]]:
         summary = stages["evaluate"].summary
         key, name = main_measure(summary)
         c, policy = summary["comparison"][key], summary["policies"]["policy"]
-        cards.append((f"gain in {name}", signed(c["difference"]), interval(c, "difference", signed)))
-        cards.append((f"win rate by {name}", percent(c["win_rate"]), interval(c, "win_rate", percent)))
+        cards.append((f"gain in {name}", signed(c["difference"]), brackets(c, "difference", signed)))
+        cards.append((f"win rate by {name}", percent(c["win_rate"]), brackets(c, "win_rate", percent)))
         cards.append(("KL to the SFT model", f"{policy['kl']:.1f}", "nats per response"))
         told = {"Reward hacked": "yes", "Over-optimised": "in part", "Better": "no"}
         answer = "cannot tell" if key == "score" else told.get(verdict(stages).word, "not seen")
@@ -147,7 +147,7 @@ def facts(stages: Stages) -> list[tuple[str, str, str]]:
             cards.append(("training the policy", f"{spent:,}", "forward passes"))
     if "reward" in stages:
         r = stages["reward"].summary
-        ends = interval(r, "eval_accuracy", percent)
+        ends = brackets(r, "eval_accuracy", percent)
         cards.append(("reward model accuracy", percent(r["eval_accuracy"]), ends))
     seconds = sum(record.summary.get("seconds", 0) for record in stages.values())
     cards.append(("all stages", f"{seconds / 60:.1f}", "minutes"))
