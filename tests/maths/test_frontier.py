@@ -218,7 +218,8 @@ def test_errors_are_those_of_least_squares_by_hand():
     assert (fit.beta_low, fit.beta_high) == pytest.approx(
         (beta - t * errors[1], beta + t * errors[1]), abs=1e-5
     )
-    assert fit.r_squared == pytest.approx(1 - rest / (gain_N @ gain_N))
+    assert fit.r_squared == pytest.approx(1 - rest / (len(gain_N) * np.var(gain_N)))
+    assert fit_over_optimization(kl_N, np.ones(len(kl_N)), "rl").r_squared == 0
     assert fit == fit_over_optimization(kl_N, gain_N, "rl", level=0.9)
 
 

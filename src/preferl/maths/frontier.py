@@ -128,8 +128,10 @@ class OverOptimization:
     beta_low: float
     beta_high: float
     r_squared: float
-    """1 - residual / total sum of squares about 0: the curve goes through the origin."""
+    """1 - residual / total sum of squares about the mean; below 0 where the gains' mean fits better than the
+    curve, which has to go through the origin. 0 where all gains are equal."""
     points: int
+    smallest_kl: float
     largest_kl: float
     turning_low: float | None
     turning_high: float | None
@@ -154,8 +156,9 @@ class OverOptimization:
 
     @property
     def observed(self) -> bool:
-        """Whether the curve turns within the measured KLs; beyond them a turning point is extrapolated."""
-        return self.turning_kl is not None and self.turning_kl <= self.largest_kl
+        """Whether the curve turns within the measured KLs; beyond them a turning point is extrapolated, and
+        below the smallest the curve only falls."""
+        return self.turning_kl is not None and self.smallest_kl <= self.turning_kl <= self.largest_kl
 
 
 def fit_over_optimization(
@@ -214,6 +217,7 @@ def fit_over_optimization(
     peak_D = np.sort(_peak_kl(form, coef_D2[:, 0], coef_D2[:, 1]))
     low = float(peak_D[math.floor((1 - level) / 2 * (DRAWS - 1))])
     high = float(peak_D[math.ceil((1 + level) / 2 * (DRAWS - 1))])
+    total = float(((gain_N - gain_N.mean()) ** 2).sum())
     return OverOptimization(
         form=form,
         alpha=float(coef_2[0]),
@@ -224,8 +228,9 @@ def fit_over_optimization(
         beta_error=float(error_2[1]),
         beta_low=float(coef_2[1] - half_2[1]),
         beta_high=float(coef_2[1] + half_2[1]),
-        r_squared=float(1 - (residual_N**2).sum() / (gain_N**2).sum()),
+        r_squared=float(1 - (residual_N**2).sum() / total) if total else 0.0,
         points=n,
+        smallest_kl=float(kl_N.min()),
         largest_kl=float(kl_N.max()),
         turning_low=low if math.isfinite(low) else None,
         turning_high=high if math.isfinite(high) else None,

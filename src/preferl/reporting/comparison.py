@@ -11,7 +11,17 @@ from typing import Any
 from preferl.judging.comparison import interval
 from preferl.maths import stats
 from preferl.reporting.evaluation import BEST_FIRST, NAMES, main_measure, with_interval
-from preferl.reporting.hacking import DISTANCE, FEW, WATCHED, bound, fitted, root, trajectory
+from preferl.reporting.hacking import (
+    DISTANCE,
+    FEW,
+    TURNS,
+    WATCHED,
+    bound,
+    course_of,
+    fitted,
+    root,
+    trajectory,
+)
 from preferl.reporting.page import (
     BLUE,
     COLOURS,
@@ -417,19 +427,16 @@ def over_optimisation_table(runs: Runs) -> Table | None:
         if fit is None:
             continue
         peak = max(path, key=lambda point: point[1])
-        ends = bound(fit.turning_low), bound(fit.turning_high)
-        place = "falls from the start" if fit([fit.largest_kl])[0] < 0 else "does not turn"
-        if fit.turning_kl is not None:
-            place = f"{fit.turning_kl:.1f} [{ends[0]},\u00a0{ends[1]}]"
-        if fit.turning_kl is not None and "…" in ends:
-            place = "not determined"
+        place = course_of(fit)
+        if place == TURNS:
+            place = f"{fit.turning_kl:.1f} [{bound(fit.turning_low)},\u00a0{bound(fit.turning_high)}]"
         rows.append(
             [
                 name,
                 f"{two(fit.alpha)} ± {two(fit.alpha_error)}",
                 f"{two(fit.beta)} ± {two(fit.beta_error)}",
                 two(fit.r_squared),
-                place if fit.observed or fit.turning_kl is None else f"{place}, extrapolated",
+                place,
                 f"{signed(peak[1] - path[0][1])} at {peak[0] ** 2:.1f} nats",
                 f"{signed(path[-1][1] - path[0][1])} at {path[-1][0] ** 2:.1f} nats",
             ]

@@ -26,6 +26,7 @@ from preferl.reporting.page import (
 
 DISTANCE = "√KL to the SFT model (√nats per response)"
 ABSURD = 1e4  # nats per response; no language model goes there
+FITS = 0.5  # R² below which a curve says nothing about where gold turns
 FEW = 20  # effective samples below which an estimate of the optimum is too low
 WATCHED = {"score": "eval_reward", "gold": "eval_gold"}  # a measure -> its metric over training
 
@@ -106,18 +107,30 @@ def bound(kl: float | None) -> str:
     return "…" if kl is None or kl > ABSURD else f"{kl:.1f}"
 
 
+TURNS = "it turns"
+
+
+def course_of(fit: OverOptimization) -> str:
+    """`TURNS` where a fitted curve has a turning point that the measurements determine, else why not."""
+    if fit.r_squared < FITS:
+        return f"the curve does not fit (R² {two(fit.r_squared)})"
+    if fit.turning_kl is None or fit.turning_kl < fit.smallest_kl:
+        falls = fit.turning_kl is not None or fit([fit.largest_kl])[0] < 0
+        return "it falls from the first measurement on" if falls else "it rises as far as was measured"
+    if fit.observed and fit.turning_high is not None and fit.turning_high < ABSURD:
+        return TURNS
+    return f"within the measured {fit.largest_kl:.1f} nats none is determined"
+
+
 def turning(fit: OverOptimization | None, source: str) -> str:
     """A sentence that names gold's turning point, or says that there is none; the interval knows of one
     ``source`` of points only, which share its luck."""
     what = "The gold curve"
     if fit is None:
         return f"{what}: too few different points for a fit."
-    if fit.turning_kl is None:
-        falls = fit([fit.largest_kl])[0] < 0
-        course = "falls from the start" if falls else "rises as far as was measured"
-        return f"{what} does not turn: the fitted curve {course}."
-    if not (fit.observed and fit.turning_high is not None and fit.turning_high < ABSURD):
-        return f"{what}: a turning point within the measured {fit.largest_kl:.1f} nats is not determined."
+    course = course_of(fit)
+    if course != TURNS:
+        return f"{what} has no turning point to be named: {course}."
     return (
         f"{what} turns at {fit.turning_kl:.1f} [{bound(fit.turning_low)}, {bound(fit.turning_high)}] nats by "
         f"the scatter of this one {source} about it (α {fit.alpha:.2f}, β {fit.beta:.2f}, "
