@@ -199,6 +199,9 @@ def test_the_same_command_again_computes_nothing(swept, monkeypatch, capsys):
     assert sweep.run(config).exit_code == 0
     assert done_files(config.output_dir) == before
     assert (Path(config.output_dir) / "report.html").read_text() == page
+    assert cli.main(["report", config.output_dir, "--output", f"{config.output_dir}/again.html"]) == 0
+    again = (Path(config.output_dir) / "again.html").read_text()
+    assert again.split("<details")[0] == page.split("<details")[0]
     out = capsys.readouterr().out
     assert "reward.learning_rate" in out
     assert "±" in out
@@ -682,7 +685,9 @@ ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{1}$ _hid
 def test_everything_shown_is_escaped(tmp_path):
     settings = [{"collect.annotator": a, ATTACK: b} for a in (ATTACK, "world") for b in (ATTACK, "b")]
     rows = rows_for(settings, metric=ATTACK, failed=[3])
-    path = sweeps.write_report(tmp_path, ATTACK, rows, {ATTACK: "reward.x"}, [0, 1], ATTACK)
+    path = sweeps.write_report(
+        tmp_path / "report.html", tmp_path, ATTACK, rows, {ATTACK: "reward.x"}, [0, 1], ATTACK
+    )
     page = Page(path)
     assert not {"script", "img"} & set(page.tags)
     assert not page.fetches
@@ -694,7 +699,9 @@ def test_everything_shown_is_escaped(tmp_path):
 
 def test_plots_show_dollars_and_backslashes_as_they_are(tmp_path):
     rows = rows_for([{"reward.x": x, "reward.y": y} for x in ("$\\frac{1}$", "\\$") for y in ("$a_1$", "_b")])
-    text = Page(sweeps.write_report(tmp_path, "", rows, {"m": "a.kl"}, [0, 1], "")).text
+    text = Page(
+        sweeps.write_report(tmp_path / "report.html", tmp_path, "", rows, {"m": "a.kl"}, [0, 1], "")
+    ).text
     plot = text[text.index("Table and curves") : text.index("Lowest at")]
     for shown in ("$\\frac{1}$", "\\$", "y = $a_1$", "y = _b"):
         assert shown in plot
@@ -718,7 +725,12 @@ def test_plots_show_dollars_and_backslashes_as_they_are(tmp_path):
 def test_the_axis_fits_the_values(values, scale, tmp_path):
     rows = rows_for([{"reward.x": value} for value in values])
     assert sweeps.lines_of(rows, "m")[0] == sweeps.scale_of(values) == scale
-    assert Page(sweeps.write_report(tmp_path, "", rows, {"m": "a.kl"}, [0, 1], "")).tags.count("svg") == 1
+    assert (
+        Page(
+            sweeps.write_report(tmp_path / "report.html", tmp_path, "", rows, {"m": "a.kl"}, [0, 1], "")
+        ).tags.count("svg")
+        == 1
+    )
 
 
 def test_two_keys_make_one_line_for_each_value_of_the_second():

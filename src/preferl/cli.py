@@ -214,18 +214,28 @@ def report_command(arguments: list[str]) -> int:
         asked = arguments in (["--help"], ["-h"])
         print(REPORT_USAGE, end="", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else USAGE
+    from preferl import sweep
+    from preferl.runs.progress import say
     from preferl.stages import report
 
     runs = [Path(argument) for argument in arguments]
     path = Path(out) if out else None
     if path is not None and path.is_dir():
         raise UsageError(f"--output {out} is a folder; name a file in it, as {path / 'report.html'}")
-    print(report.write(runs[0], path) if len(runs) == 1 else report.compare(runs, path))
+    if len(runs) > 1:
+        print(report.compare(runs, path))
+    elif sweep.is_sweep(runs[0]):
+        sweep.page(runs[0], path)
+    else:
+        page = report.write(runs[0], path)
+        say(f"report: verdict: {report.verdict_of(runs[0])}")
+        print(page)
     return 0
 
 
 REPORT_USAGE = """\
-usage: preferl report RUN [--output FILE]        one page of a run, by default RUN/report.html
+usage: preferl report RUN [--output FILE]        one page of a run, by default RUN/report.html; of a sweep
+                                                 with all its points, or of one: SWEEP/POINT/seed-0
        preferl report RUN RUN … [--output FILE]  several runs side by side, by default comparison.html
                                                  beside the first
 """

@@ -32,7 +32,7 @@ from preferl.data.records import DataError
 from preferl.pipeline import RunConfig
 from preferl.reporting import comparison
 from preferl.reporting.sweeps import NAMED, Row, print_table, where, write_report, write_tables
-from preferl.runs.config import parser_for, to_yaml
+from preferl.runs.config import instantiate, parser_for, to_yaml
 from preferl.runs.directory import SHARED, StageDirectory, StageRecord, write_atomically, write_run_files
 from preferl.runs.errors import DATA, UsageError
 from preferl.runs.progress import say
@@ -146,6 +146,7 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
     made: set[Path] = set()
     broken: dict[Path, Exception] = {}
     errors: dict[tuple[str, int], Exception] = {}
+    notes: dict[tuple[str, int], str] = {}
     for number, run_ in enumerate(runs, 1):
         say(f"sweep: run {number}/{len(runs)}: {run_.point.name}, seed {run_.seed}")
         note = run_.path / "error.txt"
@@ -153,25 +154,59 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
             run_stages(run_, fresh, made, broken)
             note.unlink(missing_ok=True)
         except Exception as error:  # noqa: BLE001 - recorded, shown in the table, said by the exit code
-            errors[run_.point.name, run_.seed] = error
+            errors[run_.point.name, run_.seed], notes[run_.point.name, run_.seed] = error, said(error)
             write_atomically(note, f"{said(error)}\n\n{traceback.format_exc()}")
             say(f"sweep: failed: {said(error)}")
-        write_tables(root, rows_of(points, runs, metrics, errors), metrics)
-    rows = rows_of(points, runs, metrics, errors)
-    shown = {name: path for name, path in metrics.items() if any(row.values[name] for row in rows)}
-    records = finished(runs, rows)
-    page = write_report(root, to_yaml(config), rows, shown, config.sweep.seeds, shared(runs), records)
-    print_table(rows, shown, len(config.sweep.seeds))
-    for line in comparison.lines(records):
-        say(f"sweep: {line}")
-    say(f"sweep: {page}")
+        write_tables(root, rows_of(points, runs, metrics, notes), metrics)
+    rows = rows_of(points, runs, metrics, notes)
+    file = show(root / "report.html", config, runs, rows, metrics)
     missing = [
-        missing_metric(name, metrics[name], runs) for name in config.sweep.metrics if name not in shown
+        missing_metric(name, metrics[name], runs)
+        for name in config.sweep.metrics
+        if not any(row.values[name] for row in rows)
     ]
     if missing and not errors:
         raise UsageError(missing[0])
-    return Outcome(page, len(runs), [f"{p}/seed-{s}: {said(e)}" for (p, s), e in errors.items()],
+    return Outcome(file, len(runs), [f"{p}/seed-{s}: {note}" for (p, s), note in notes.items()],
                    next((exit_code_of(error) for error in errors.values()), 0))  # fmt: skip
+
+
+def show(
+    path: Path, config: SweepConfig, runs: Sequence[Run], rows: Sequence[Row], metrics: dict[str, str]
+) -> Path:
+    """Writes the page, and says the table and each point's verdict."""
+    shown = {name: place for name, place in metrics.items() if any(row.values[name] for row in rows)}
+    records = finished(runs, rows)
+    write_report(
+        path, Path(config.output_dir), to_yaml(config), rows, shown, config.sweep.seeds, shared(runs), records
+    )
+    print_table(rows, shown, len(config.sweep.seeds))
+    for line in comparison.lines(records):
+        say(f"sweep: {line}")
+    say(f"sweep: {path}")
+    return path
+
+
+def is_sweep(root: Path) -> bool:
+    """Whether a directory holds a sweep."""
+    stored = root / "config.yaml"
+    content = yaml.safe_load(stored.read_text(encoding="utf-8")) if stored.is_file() else None
+    return isinstance(content, dict) and "sweep" in content
+
+
+def page(root: Path, path: Path | None = None) -> Path:
+    """Writes the page of a sweep anew from what lies there, by default its ``report.html``; runs nothing."""
+    parser = parser_for(SweepConfig, "preferl report", "")
+    arguments = ["--config", str(root / "config.yaml"), "--output_dir", str(root)]
+    config = instantiate(parser, SweepConfig, parser.parse_args(arguments))
+    points = points_of(config)
+    runs = plan_all(root, points, config.sweep.seeds)
+    metrics = metrics_of(config, runs)
+    files = {(run_.point.name, run_.seed): run_.path / "error.txt" for run_ in runs}
+    notes = {
+        key: file.read_text(encoding="utf-8").splitlines()[0] for key, file in files.items() if file.exists()
+    }
+    return show(path or root / "report.html", config, runs, rows_of(points, runs, metrics, notes), metrics)
 
 
 def finished(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, list[dict[str, StageRecord]]]:
@@ -435,11 +470,8 @@ def texts_of(options: Any) -> list[str]:
 
 def check_directory(root: Path) -> None:
     """A directory that holds something else than a sweep is left alone."""
-    stored = root / "config.yaml"
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        content = yaml.safe_load(stored.read_text(encoding="utf-8")) if stored.is_file() else None
-        if not isinstance(content, dict) or "sweep" not in content:
-            raise UsageError(f"{root} holds something else than a sweep; choose another --output_dir")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())) and not is_sweep(root):
+        raise UsageError(f"{root} holds something else than a sweep; choose another --output_dir")
 
 
 def metrics_of(config: SweepConfig, runs: Sequence[Run]) -> dict[str, str]:
@@ -480,7 +512,7 @@ def rows_of(
     points: Sequence[Point],
     runs: Sequence[Run],
     metrics: dict[str, str],
-    errors: dict[tuple[str, int], Exception],
+    errors: Mapping[tuple[str, int], str],
 ) -> list[Row]:
     """One row for each point, from the summaries of the stages that are finished."""
     named = any(p.label for p in points)
@@ -492,7 +524,7 @@ def rows_of(
     for run_ in runs:
         row, seed = rows[run_.point.name], run_.seed
         if (row.point, seed) in errors:
-            row.errors[seed] = said(errors[row.point, seed])
+            row.errors[seed] = errors[row.point, seed]
         found = {stage: summary_of(path) for stage, path in run_.where.items()}
         for metric, path in metrics.items():
             value = number_at(found, path)

@@ -11,7 +11,7 @@ from scipy.stats import t
 from preferl.reporting import comparison, cost, evaluation, hacking
 from preferl.reporting import training as training_pages
 from preferl.reporting.page import Plot, Section, Verdict, draw, write_page
-from preferl.reporting.verdict import fallen_from_its_peak, verdict
+from preferl.reporting.verdict import facts, fallen_from_its_peak, verdict
 from preferl.runs.errors import UsageError
 from preferl.stages import report
 
@@ -72,7 +72,7 @@ def stage(summary, metrics=(), kind="evaluate"):
         metrics=list(metrics),
         manifest={"stage": kind},
         samples=[],
-        config={"model_name_or_path": "run/rl", "ref_model": "run/sft"},
+        config={"model_name_or_path": "run/rl", "ref_model": "run/sft", "reward_model": "run/reward"},
     )
 
 
@@ -133,7 +133,9 @@ def test_a_held_out_reward_can_tell_of_hacking_too():
 def test_a_gold_reward_that_fell_from_its_peak_beyond_noise():
     falling = [-2, -1, 0, 1, 1, 1, 0.5, 0, -0.5, -0.5, -0.5]
     assert verdict(run(training(falling))).word == "Over-optimised"
-    assert "iteration 4, 1.00" in (fallen_from_its_peak(run(training(falling))) or "")
+    assert "iteration 3, 1.00 on other held-out prompts, and ended at −0.50" in (
+        fallen_from_its_peak(run(training(falling))) or ""
+    )
     assert verdict(run(training(falling, error=1.0))).word == "Better"  # it may be noise
     assert verdict(run(training([-2, -1, 0, 1, 1, 1, 1]))).word == "Better"
     assert fallen_from_its_peak(run()) is None
@@ -158,6 +160,56 @@ def test_the_turning_point_is_that_of_the_published_curve():
     wild = hacking.over_optimisation_plot(run(training([0, 3, -2, 3, -2, 3], [0, 1, 4, 9, 16, 25])))
     assert "the curve does not fit" in wild.reading
     assert hacking.over_optimisation_plot(run()) is None
+
+
+def test_what_an_older_evaluation_did_not_count_is_not_made_up():
+    runs = {f"kl_coef = {c}": run(gold=1.0, coef=c) for c in (0.01, 0.1, 1.0)}
+    for stages in runs.values():
+        stages["evaluate"].summary["signs"] = []
+    assert "hedge or refuse" not in comparison.trade_off_plot(runs).reading
+
+
+def test_a_cheaper_policy_is_no_bargain_where_best_of_n_is_better():
+    row = {"n": 4, "forward_passes_per_response": {"policy": 4, "reward": 4}, "break_even_queries": 400.0}
+    row |= about("gold", 0.2) | about("lead_gold", -1.5)
+    assert "has cost less, and is worse by 1.50." in cost.cost_plot(run(best_of=[row])).reading
+    row |= about("lead_gold", 1.5)
+    assert "worse" not in cost.cost_plot(run(best_of=[row])).reading
+
+
+def test_extremes_are_by_what_the_policy_is_judged_by():
+    rows = [
+        {"prompt": f"p{i}", "policy": text, "reference": "b", "kl": 0.1 * i, "policy_score": -i,
+         "reference_score": 0, "policy_gold": i - 3.0, "reference_gold": 0.0}
+        for i, text in enumerate(["a", "a", " ", "a", "a", "a", "a"])
+    ]  # fmt: skip
+    stages = run()
+    stages["evaluate"].samples = rows
+    found = {row["prompt"]: row for row in evaluation.examples(stages)}
+    assert all(row["policy"] == ("(empty)" if name == "p2" else "a") for name, row in found.items())
+    ordered = [row["why"] for row in evaluation.examples(stages)]
+    assert ordered[:5] == ["drawn at random"] * 5
+    for name, row in found.items():
+        if row["why"].startswith("largest gain"):
+            assert row["why"] == "largest gain in gold reward"
+            assert name in ("p6", "p5")
+        if row["why"].startswith("largest loss"):
+            assert row["why"] == "largest loss of gold reward"
+            assert name in ("p0", "p1")
+
+
+def test_the_reward_models_accuracy_is_told_where_the_policy_was_trained_against_it():
+    reward = stage({"eval_accuracy": 0.7, "eval_accuracy_low": 0.6, "eval_accuracy_high": 0.8}, (), "reward")
+    reward.path = Path("/runs/a/reward")
+    for name, shown in (
+        ("tokens", False),
+        ("/runs/a/reward", True),
+        ("0.7*runs/a/reward + 0.3*concise", True),
+    ):
+        rl = stage({}, training([0, 1, 2]), "rl")
+        rl.config = {"reward_model": name}
+        told = [card[0] for card in facts(run() | {"reward": reward, "rl": rl})]
+        assert ("reward model accuracy" in told) == shown
 
 
 def test_the_kl_of_training_first_highest_and_last():
@@ -187,7 +239,7 @@ def test_where_safe_but_useless_begins():
     reading = comparison.trade_off_plot(runs).reading
     assert "highest at 0.1: +2.00" in reading
     assert "begins at 1: the gain is +0.30" in reading
-    assert "10.0\u00a0% of its answers hedge or refuse" in reading
+    assert "at 1 10.0\u00a0% of the answers hedge or refuse" in reading
     runs["kl_coef = 1.0"] = run(gold=1.5, coef=1.0)
     assert "does not begin in this range" in comparison.trade_off_plot(runs).reading
     runs["off"] = run(gold=-3.0, coef=0.0)
@@ -216,8 +268,8 @@ def test_predictions_stand_beside_what_was_measured():
     assert "too few" in table.note
     table = comparison.prediction_table({"a": run(prediction=row), "b": run()})
     assert len(table.rows) == 1
-    assert "(+25.0 %)" in table.rows[0][4]
-    assert table.rows[0][-2:] == ["0.80", "0.60"]  # 1 - 0.1 * 2 and 1 - 0.1 * 4
+    assert "(+25.0\u00a0%)" in table.rows[0][4]
+    assert table.rows[0][-2:] == ["0.80 → 0.60", "0.00"]  # 1 - 0.1 * 2 and 1 - 0.1 * 4
 
 
 def test_when_training_pays():
@@ -238,7 +290,8 @@ def test_runs_side_by_side_name_the_best_and_the_worst():
     runs = {"good": run(gold=2.0), "bad": run(gold=-1.0)}
     told = comparison.overall(runs)
     assert told.word == "good gained most"
-    assert "1 better, 1 reward hacked" in told.text
+    assert "better: good; reward hacked: bad" in told.text
+    assert ("reward hacked", "1 of 2", "runs") in comparison.facts(runs)
     table = comparison.side_by_side(runs)
     assert [row[:2] for row in table.rows] == [["good", "Better"], ["bad", "Reward hacked"]]
     assert "1 of 2 runs gained and 1 lost beyond noise (bad)" in comparison.gains_plot(runs).reading

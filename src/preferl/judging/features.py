@@ -81,6 +81,7 @@ SIGNS: dict[str, Callable[[str], bool]] = {
     "format": lambda text: any(COUNT[name](text) > 0 for name in FORM),
     "keywords": lambda text: COUNT["keywords"](text) > 0 or bool(REASONS.search(text)),
     "repetition": repeats_itself,
+    "empty": lambda text: not text.strip(),
 }
 """Sign of gaming -> whether a response shows it. Verbosity is a matter of degree: see the length."""
 

@@ -225,18 +225,25 @@ def listen(store: Store, accounts: Accounts, lead: Account, config: ServeConfig,
         public=public,
         https=address.startswith("https://"),
     )
-    progress = store.progress()
-    left = f"{progress.items} items, {progress.left} judgements to go"
-    say(f"label: {left}, in {shown(store.database.url)}")
-    invite = f"preferl label user NAME --url {address}" + (
-        f" --db {config.db}" if config.db != DATABASE else ""
-    )
-    if public:
-        say(f"label: serving at {address}")
-    else:
-        say(f"label: open {address}/link/{accounts.link(lead.id)} (works once, signs in as {lead.name})")
-    say(f"label: `{invite}` makes links for other people; Ctrl+C stops")
-    server = uvicorn.Server(
+
+    class Server(uvicorn.Server):
+        """Says where it serves once it does: before, nothing would take an interrupt in order."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            progress = store.progress()
+            left = f"{progress.items} items, {progress.left} judgements to go"
+            say(f"label: {left}, in {shown(store.database.url)}")
+            if public:
+                say(f"label: serving at {address}")
+            else:
+                link = f"{address}/link/{accounts.link(lead.id)}"
+                say(f"label: open {link} (works once, signs in as {lead.name})")
+            db = f" --db {config.db}" if config.db != DATABASE else ""
+            invite = f"preferl label user NAME --url {address}{db}"
+            say(f"label: `{invite}` makes links for other people; Ctrl+C stops")
+
+    server = Server(
         uvicorn.Config(
             create_app(store, accounts, options),
             log_level="warning",

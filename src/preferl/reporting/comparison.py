@@ -40,6 +40,7 @@ from preferl.reporting.page import (
     series,
     short,
     signed,
+    signed_percent,
     two,
 )
 from preferl.reporting.verdict import UNTRAINED, fallen_from_its_peak, untrained, verdict
@@ -54,8 +55,11 @@ def overall(runs: Runs) -> Verdict:
     shown = evaluated(runs)
     if not shown:
         return Verdict("Not evaluated", "plain", "None of these runs has a finished stage evaluate.")
-    words = [verdict(stages).word for stages in shown.values()]
-    counts = ", ".join(f"{words.count(word)} {word.lower()}" for word in dict.fromkeys(words))
+    words = {name: verdict(stages).word for name, stages in shown.items()}
+    counts = "; ".join(
+        f"{word.lower()}: {', '.join(name for name in words if words[name] == word)}"
+        for word in dict.fromkeys(words.values())
+    )
     key = common_measure(shown)
     gains = {name: summary_of(stages)["comparison"][key] for name, stages in shown.items()}
     best = max(gains, key=lambda name: gains[name]["difference"])
@@ -65,11 +69,34 @@ def overall(runs: Runs) -> Verdict:
     if not all(map(untrained, shown.values())):
         text += f" By {NAMES[key]} {best} gained most: {most}"
         text += f"; {worst} least: {least}." if worst != best else "."
+        low = gains[best]["difference_low"]
+        near = [name for name in gains if gains[name]["difference_high"] >= low and name != best]
+        text += f" Its interval overlaps with that of {', '.join(near)}." if near else ""
     left_out = [name for name in runs if name not in shown]
     text += f" Not evaluated, and so left out: {', '.join(left_out)}." if left_out else ""
     word = f"{best} gained most" if gains[best]["difference_low"] > 0 else "No run gained"
     word = UNTRAINED if all(map(untrained, shown.values())) else word
     return Verdict(word, "plain", text)
+
+
+def facts(runs: Runs) -> list[tuple[str, str, str]]:
+    """The few numbers on top: name, value, what it is of."""
+    shown = evaluated(runs)
+    cards = [("runs", str(len(shown)), "side by side")]
+    if not shown or all(map(untrained, shown.values())):
+        return cards
+    key = common_measure(shown)
+    gains = {name: summary_of(stages)["comparison"][key]["difference"] for name, stages in shown.items()}
+    best = max(gains, key=gains.__getitem__)
+    cards.append((f"highest gain in {NAMES[key]}", signed(gains[best]), best))
+    if key != "score":
+        hacked = sum(verdict(stages).word == "Reward hacked" for stages in shown.values())
+        cards.append(("reward hacked", f"{hacked} of {len(shown)}", "runs"))
+    passes = [n for stages in shown.values() if (n := summary_of(stages)["cost"]["training_total"])]
+    if passes:
+        spread = f"{min(passes):,}" + f" to {max(passes):,}" * (max(passes) > min(passes))
+        cards.append(("training a policy", spread, "forward passes"))
+    return cards
 
 
 def lines(runs: Seeds) -> list[str]:
@@ -204,7 +231,7 @@ def gains_plot(runs: Runs) -> Plot:
     reading = f"By {NAMES[key]} {len(better)} of {len(names)} runs gained and {len(worse)} lost beyond noise"
     reading += f" ({', '.join(worse)})." if worse else "."
     height = max(2.9, 0.32 * len(names) + 0.9)
-    svg = draw(paint, "gain over the SFT model (points)", "", height=height)
+    svg = draw(paint, "gain over the SFT model (points)", "", height=height, legend_outside=True)
     return Plot("Reward and what it stands for", svg, reading)
 
 
@@ -242,6 +269,8 @@ def frontier_plot(runs: Runs) -> Plot:
         f"{best} ends highest, {two(ends[best][key])} at {ends[best]['kl']:.1f} nats; {far} goes furthest, "
         f"{ends[far]['kl']:.1f} nats, for {two(ends[far][key])}."
     )
+    if metric:
+        reading += " The lines are measurements of training, on other held-out prompts."
     if owner:
         reading += f" Best-of-n and the reweighted optimum are by the reward of {owner}."
     return Plot(
@@ -276,7 +305,9 @@ def trade_off_plot(runs: Runs) -> Plot | None:
         gains = [r["difference"] for r in rows]
         look = {"color": BLUE, "marker": "o", "ms": 4, "capsize": 2}
         axes.errorbar(coefs, gains, yerr=error_bars(rows, "difference"), label="gain (points)", **look)
-        axes.plot(coefs, careful, color=ORANGE, marker="s", ms=4, ls="--", label="hedges or refuses (share)")
+        if None not in careful:
+            look = {"color": ORANGE, "marker": "s", "ms": 4, "ls": "--"}
+            axes.plot(coefs, careful, label="hedges or refuses (share)", **look)
         axes.set_xscale("log")
         axes.set_xticks(coefs, [f"{c:g}" for c in coefs])
         axes.set_xticks([], minor=True)
@@ -285,30 +316,37 @@ def trade_off_plot(runs: Runs) -> Plot | None:
     most = rows[best]["difference"]
     reading = f"The gain in {NAMES[key]} is highest at {coefs[best]:g}: {signed(most)}. "
     useless = [i for i in range(best + 1, len(rows)) if rows[i]["difference"] < USEFUL * most]
-    shares = f"{percent(careful[-1])} of its answers hedge or refuse, {percent(before)} of the SFT model’s"
+    shares = ""
+    if careful[-1] is not None and before is not None:
+        shares = (
+            f"; at {coefs[-1]:g} {percent(careful[-1])} of the answers hedge or refuse, {percent(before)} of "
+            f"the SFT model’s"
+        )
     if most <= 0:
         reading += "No coefficient gains anything."
     elif useless:
         i = useless[0]
         reading += (
             f"“Safe but useless” begins at {coefs[i]:g}: the gain is {signed(rows[i]['difference'])}, less "
-            f"than a quarter of that; at {coefs[-1]:g} {shares}."
+            f"than a quarter of that{shares}."
         )
     else:
         reading += (
             f"“Safe but useless” does not begin in this range: at {coefs[-1]:g} the gain is still "
-            f"{signed(rows[-1]['difference'])}, and {shares}."
+            f"{signed(rows[-1]['difference'])}{shares}."
         )
     for _, name in known[: len(known) - len(at)]:
         without = summary_of(runs[name])["comparison"][key]["difference"]
         reading += f" Without a penalty ({name}) the gain is {signed(without)}."
-    svg = draw(paint, "KL coefficient β (reward per nat)", "gain (points), share")
+    svg = draw(
+        paint, "KL coefficient β (reward per nat)", "gain (points); share of answers", legend_outside=True
+    )
     return Plot("The trade-off", svg, reading)
 
 
-def careful_share(summary: dict[str, Any], who: str) -> float:
-    """Share of answers that hedge or refuse."""
-    return next((row[who] for row in summary["signs"] if row["sign"] == "careful"), 0.0)
+def careful_share(summary: dict[str, Any], who: str) -> float | None:
+    """Share of answers that hedge or refuse; None where an older preferl did not count it."""
+    return next((row[who] for row in summary["signs"] if row["sign"] == "careful"), None)
 
 
 def prediction_table(runs: Runs) -> Table | None:
@@ -327,18 +365,18 @@ def prediction_table(runs: Runs) -> Table | None:
                 f"{row['kl_coef']:g}",
                 f"{size:.0f} of {row['pool']}" + (" (too few)" if size < FEW else ""),
                 with_interval(row, "length"),
-                f"{with_interval(policy, 'length')} ({100 * off:+.1f} %)".replace("-", "−"),
-                with_interval(row, "score"),
-                with_interval(policy, "score"),
-                two(row["kl"]),
-                two(policy["kl"]),
-                *(two(part["score"] - row["kl_coef"] * part["kl"]) for part in (row, policy)),
+                f"{with_interval(policy, 'length')} ({signed_percent(off)})",
+                f"{two(row['score'])} → {two(policy['score'])}",
+                f"{two(row['kl'])} → {two(policy['kl'])}",
+                " → ".join(two(part["score"] - row["kl_coef"] * part["kl"]) for part in (row, policy)),
+                two(summary["policies"]["reference"]["score"]),
             ]
         )
-    head = ["run", "KL coefficient β", "effective samples", "length, predicted (tokens)", "measured",
-            "reward, predicted", "measured", "KL, predicted (nats)", "measured",
-            "reward − β·KL, predicted", "measured"]  # fmt: skip
+    head = ["run", "β", "effective samples", "predicted length (tokens)", "measured length",
+            "reward, predicted → measured", "KL (nats), predicted → measured",
+            "reward − β·KL, predicted → measured", "of the SFT model"]  # fmt: skip
     note = (
+        "Runs with a fixed KL coefficient β above 0, trained against the reward that is evaluated. "
         "Predicted: the optimum π_ref·e^(r/β), by reweighting samples of the SFT model. Where the effective "
         "samples are too few, reward and KL are bounds from below and the length may be off either way."
     )
@@ -487,8 +525,8 @@ def cost_plot(runs: Runs) -> Plot | None:
     best = max(reached, key=reached.__getitem__)
     name = NAMES[common_measure(runs)]
     reading = (
-        f"At {budget:,} passes, where the shortest run ends, {best} has the highest {name}: "
-        f"{two(reached[best])}."
+        f"At {budget:,} passes, where the shortest run ends, {best} has the highest {name} on training’s "
+        f"held-out prompts: {two(reached[best])}."
     )
     svg = draw(paint, "forward passes of training (thousands)", f"{name} (points)")
     return Plot("At equal cost", svg, reading)

@@ -37,10 +37,18 @@ def cost_plot(stages: Stages) -> Plot | None:
             f"after {after:,.0f} answers the trained policy has cost less" if after else "it never costs more"
         )
         reading.append(
-            f"Best-of-{row['n']} reaches {two(row[key])} with {each} passes for each answer: {less}."
+            f"Best-of-{row['n']} reaches {two(row[key])} with {each} passes for each answer: {less}"
+            f"{but(row, key)}."
         )
     svg = draw(paint, "answers given", "forward passes in all")
     return Plot("When training pays", svg, " ".join(reading))
+
+
+def but(row: dict[str, Any], key: str) -> str:
+    """That a cheaper policy is no bargain where best-of-n is better beyond noise on the same prompts."""
+    if row.get(f"lead_{key}_high") is None or row[f"lead_{key}_high"] >= 0:
+        return ""
+    return f", and is worse by {two(-row[f'lead_{key}'])}"
 
 
 def equal_cost_table(stages: Stages) -> Table | None:

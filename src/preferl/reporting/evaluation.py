@@ -131,10 +131,12 @@ def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:
     if "evaluate" not in stages:
         return []
     rows = stages["evaluate"].samples
-    gain = [row["policy_score"] - row["reference_score"] for row in rows]
+    key, name = main_measure(stages["evaluate"].summary)
+    gain = [row[f"policy_{key}"] - row[f"reference_{key}"] for row in rows]
     by_gain = sorted(range(len(rows)), key=gain.__getitem__)
     by_kl = sorted(range(len(rows)), key=lambda i: rows[i]["kl"])
-    wanted = [(i, "largest gain") for i in by_gain[::-1][:2]] + [(i, "largest loss") for i in by_gain[:2]]
+    wanted = [(i, f"largest gain in {name}") for i in by_gain[::-1][:2] if gain[i] > 0]
+    wanted += [(i, f"largest loss of {name}") for i in by_gain[:2] if gain[i] < 0]
     wanted += [(by_kl[-1], "furthest from the SFT model")]
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
@@ -146,7 +148,7 @@ def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:
             break
         picked.setdefault(i, "drawn at random")
     return [
-        {**rows[i], "why": why, "policy": short(rows[i]["policy"]), "reference": short(rows[i]["reference"]),
-         "prompt": short(rows[i]["prompt"])}
+        {**rows[i], "why": why, "prompt": short(rows[i]["prompt"]),
+         **{who: short(rows[i][who]).strip() or "(empty)" for who in ("policy", "reference")}}
         for i, why in picked.items()
     ]  # fmt: skip

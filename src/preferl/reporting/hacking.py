@@ -72,8 +72,8 @@ def frontier_plot(stages: Stages, key: str) -> Plot:
             f"; best-of-{row['n']} reaches {two(row[key])} at no more than {row['kl_bound']:.1f} nats, "
             f"but draws {row['n']} responses for each answer"
         )
-    if tilt:
-        own = summary["training"].get("kl_coef") or 0.0
+    own = summary["training"].get("kl_coef")
+    if tilt and own:
         row = min(tilt, key=lambda row: abs(row["kl_coef"] - own))
         reading += (
             f". The optimum of KL coefficient {row['kl_coef']:g} would have {two(row[key])} at "

@@ -60,8 +60,14 @@ class Section:
     tables: list[Table] = field(default_factory=list)
 
 
-def draw(paint: Callable[[Any], None], x_label: str, y_label: str, height: float = 2.9) -> Markup:
-    """One small chart as SVG, 4.8 inches wide; text stays text."""
+def draw(
+    paint: Callable[[Any], None],
+    x_label: str,
+    y_label: str,
+    height: float = 2.9,
+    legend_outside: bool = False,
+) -> Markup:
+    """One small chart as SVG, 4.8 inches wide; text stays text. A long legend stands below it."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -84,7 +90,7 @@ def draw(paint: Callable[[Any], None], x_label: str, y_label: str, height: float
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         lines = len(axes.get_legend_handles_labels()[0])
-        if lines > 5:  # they would hide the curves
+        if lines > 5 or legend_outside:  # it would hide the curves
             figure.legend(loc="outside lower center", ncols=3, fontsize=8)
             figure.set_figheight(height + 0.2 * -(-lines // 3))
         elif lines:
@@ -123,7 +129,7 @@ def short(text: str) -> str:
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.1f}\u00a0%"
+    return f"{100 * value:z.1f}\u00a0%".replace("-", "−")
 
 
 def signed(value: float) -> str:

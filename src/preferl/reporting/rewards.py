@@ -219,7 +219,8 @@ def bias_table(stages: Stages) -> Table | None:
     note = (
         f"Partial correlation of the score with more of a feature, given the {found['bias']['control']}; how "
         f"often the model, and the labels, prefer the response with more of it; the excess is how much more "
-        f"probability the model puts on it than the labels bear out, and decides the verdict. "
+        f"probability the model puts on it than the labels bear out, in points; it decides the verdict, "
+        f"after Holm's correction over the features. "
         + (f"Over-rewarded: {', '.join(accused)}." if accused else "Nothing is over-rewarded.")
     )
     head = [

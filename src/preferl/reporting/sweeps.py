@@ -170,6 +170,7 @@ def write_tables(root: Path, rows: Sequence[Row], metrics: dict[str, str]) -> No
 
 
 def write_report(
+    file: Path,
     root: Path,
     config: str,
     rows: Sequence[Row],
@@ -178,9 +179,10 @@ def write_report(
     stages: str,
     runs: comparison.Seeds = MappingProxyType({}),
 ) -> Path:
-    """Writes ``report.html``.
+    """Writes the page of a sweep.
 
     Args:
+        file: the page.
         root: the sweep's directory.
         config: its configuration as YAML.
         rows: one for each point.
@@ -220,7 +222,7 @@ def write_report(
         tables.append(Table("Failed runs", ["point", "seed", "error"], errors))
     plots = [plot(rows, name, path) for name, path in metrics.items()]
     return write_page(
-        root / "report.html",
+        file,
         name=root.resolve().name,
         verdict=Verdict(word, "bad" if failed else "good", text),
         facts=[

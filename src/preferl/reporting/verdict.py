@@ -1,5 +1,7 @@
 """Did it work, and was the reward hacked? One word, one paragraph, a few numbers."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 from preferl.reporting.evaluation import main_measure
@@ -66,9 +68,10 @@ def fallen_from_its_peak(stages: Stages) -> str | None:
     noise = ((sum(e**2 for e in error[peak : peak + 3]) + sum(e**2 for e in error[-3:])) / 9) ** 0.5
     if mean[peak] - mean[-1] <= 3 * noise:
         return None
+    highest = max(range(len(gold)), key=gold.__getitem__)
     return (
-        f"The gold reward was highest at iteration {step[peak + 1]}, {two(mean[peak])} on held-out prompts, "
-        f"and fell to {two(mean[-1])} while training went on."
+        f"In training the gold reward was highest at iteration {step[highest]}, {two(gold[highest])} on "
+        f"other held-out prompts, and ended at {two(gold[-1])}: it fell beyond noise while training went on."
     )
 
 
@@ -104,8 +107,8 @@ def told(summary: dict[str, Any]) -> str:
     key, name = main_measure(summary)
     judged = comparison[key]
     text += (
-        f". It wins {percent(judged['win_rate'])} {brackets(judged, 'win_rate', percent)} of the comparisons "
-        f"by {name}. "
+        f". The policy wins {percent(judged['win_rate'])} {brackets(judged, 'win_rate', percent)} of the "
+        f"comparisons by {name}. "
     )
     worse = [row["category"] for row in judged.get("by_category", []) if row["difference_high"] < 0]
     if worse and judged["difference_high"] > 0:
@@ -119,10 +122,10 @@ def told(summary: dict[str, Any]) -> str:
             f"{percent(judge['win_rate'])} {brackets(judge, 'win_rate', percent)}. "
         )
     text += (
-        f"This moved it {after['kl']:.1f} ± {after['kl_se']:.1f} nats per response away from the SFT model "
+        f"This moved it {two(after['kl'])} ± {two(after['kl_se'])} nats per response away from the SFT model "
         f"({two(after['kl_per_token'])} per token{', a significant drift' if after['drifted'] else ''}); "
         f"{percent(after['eos_rate'])} of its responses end by themselves, "
-        f"{after['length']:.0f} tokens long on average (before: {before['length']:.0f})."
+        f"{after['length']:.1f} tokens long on average (before: {before['length']:.1f})."
     )
     return text
 
@@ -137,18 +140,33 @@ def facts(stages: Stages) -> list[tuple[str, str, str]]:
         cards.append((f"gain in {name}", signed(c["difference"]), brackets(c, "difference", signed)))
         cards.append((f"win rate by {name}", percent(c["win_rate"]), brackets(c, "win_rate", percent)))
         cards.append(("KL to the SFT model", f"{policy['kl']:.1f}", "nats per response"))
-        told = {"Reward hacked": "yes", "Over-optimised": "in part", "Better": "no"}
+        told = {"Reward hacked": "yes", "Over-optimised": "partly", "Better": "no"}
         answer = "cannot tell" if key == "score" else told.get(verdict(stages).word, "not seen")
-        alarms = sum(len(record.summary.get("alarms", {})) for record in stages.values())
-        counted = f"{alarms} kind{'s' * (alarms > 1)} of alarm" if alarms else "no alarm in training"
-        cards.append(("reward hacked?", answer, counted))
+        cards.append(("reward hacked?", answer, seen_otherwise(stages)))
         spent = summary["cost"]["training_total"]
         if spent:
             cards.append(("training the policy", f"{spent:,}", "forward passes"))
-    if "reward" in stages:
+    if "reward" in stages and rewarded_by_it(stages):
         r = stages["reward"].summary
         ends = brackets(r, "eval_accuracy", percent)
         cards.append(("reward model accuracy", percent(r["eval_accuracy"]), ends))
     seconds = sum(record.summary.get("seconds", 0) for record in stages.values())
     cards.append(("all stages", f"{seconds / 60:.1f}", "minutes"))
     return cards
+
+
+def seen_otherwise(stages: Stages) -> str:
+    """What besides the verdict speaks of hacking: alarms of training, else signs that rose."""
+    alarms = sum(len(record.summary.get("alarms", {})) for record in stages.values())
+    if alarms:
+        return f"{alarms} kind{'s' * (alarms > 1)} of alarm"
+    risen = risen_signs(stages["evaluate"].summary)
+    return f"more {risen[0]}" + f" and {len(risen) - 1} more" * (len(risen) > 1) if risen else "no sign rose"
+
+
+def rewarded_by_it(stages: Stages) -> bool:
+    """Whether the policy was trained against the reward stage's model, or there was no rl."""
+    if "rl" not in stages:
+        return True
+    names = re.split(r"[*+(),\s]+", str(stages["rl"].config["reward_model"]))
+    return any(Path(name).parts[-2:] == stages["reward"].path.resolve().parts[-2:] for name in names)

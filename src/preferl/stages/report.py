@@ -107,7 +107,7 @@ def compare(runs: Sequence[Path], path: Path | None = None) -> Path:
         path or runs[0].resolve().parent / "comparison.html",
         name=" · ".join(names),
         verdict=comparison.overall(found),
-        facts=[("runs", str(len(runs)), "side by side")],
+        facts=comparison.facts(found),
         sections=comparison.sections(found),
         configs=[
             (f"{name}: {stage}", yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True))
