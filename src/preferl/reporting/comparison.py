@@ -57,7 +57,7 @@ def overall(runs: Runs) -> Verdict:
         return Verdict("Not evaluated", "plain", "None of these runs has a finished stage evaluate.")
     words = {name: verdict(stages).word for name, stages in shown.items()}
     counts = "; ".join(
-        f"{word.lower()}: {', '.join(name for name in words if words[name] == word)}"
+        f"{word.lower()}: {' · '.join(name for name in words if words[name] == word)}"
         for word in dict.fromkeys(words.values())
     )
     key = common_measure(shown)
@@ -142,12 +142,12 @@ def seeds_table(runs: Seeds) -> Table | None:
     rows = []
     for name, seeds in found.items():
         policies = [summary_of(stages)["policies"]["policy"] for stages in seeds]
-        means = [interval(k, stats.mean_interval([p[k] for p in policies])) for k in ("kl", "length")]
         gains = [with_interval(gain(seeds, measure), "difference", signed) for measure in measures]
-        rows.append([name, verdicts(seeds), *gains, with_interval(means[0], "kl"),
-                     with_interval(means[1], "length")])  # fmt: skip
-    head = ["run", "verdicts", *(f"gain in {NAMES[m]}" for m in measures), "KL (nats)", "length (tokens)"]
-    note = "Means over seeds and 95 % intervals between them: what another training would give."
+        each = [", ".join(f"{policy[key]:.1f}" for policy in policies) for key in ("kl", "length")]
+        rows.append([name, verdicts(seeds), *gains, *each])
+    head = ["run", "verdicts", *(f"gain in {NAMES[m]}" for m in measures), "KL of each (nats)",
+            "length of each (tokens)"]  # fmt: skip
+    note = "Gains are means over seeds with 95 % intervals between them: what another training would give."
     return Table("Over seeds", head, rows, note)
 
 
@@ -351,13 +351,16 @@ def careful_share(summary: dict[str, Any], who: str) -> float | None:
 
 def prediction_table(runs: Runs) -> Table | None:
     """Length, reward and KL: predicted by reweighting the SFT model's samples, and measured."""
-    rows = []
+    rows, below = [], []
     for name, stages in runs.items():
         summary = summary_of(stages)
         row, policy = summary.get("prediction"), summary["policies"]["policy"]
         if not row:
             continue
         off = policy["length"] / row["length"] - 1
+        start = summary["policies"]["reference"]["score"]
+        best, reached = (part["score"] - row["kl_coef"] * part["kl"] for part in (row, policy))
+        below += [name] if reached < start else []
         size = row["effective_sample_size"]
         rows.append(
             [
@@ -368,8 +371,8 @@ def prediction_table(runs: Runs) -> Table | None:
                 f"{with_interval(policy, 'length')} ({signed_percent(off)})",
                 f"{two(row['score'])} → {two(policy['score'])}",
                 f"{two(row['kl'])} → {two(policy['kl'])}",
-                " → ".join(two(part["score"] - row["kl_coef"] * part["kl"]) for part in (row, policy)),
-                two(summary["policies"]["reference"]["score"]),
+                f"{two(best)} → {two(reached)}",
+                two(start),
             ]
         )
     head = ["run", "β", "effective samples", "predicted length (tokens)", "measured length",
@@ -380,6 +383,8 @@ def prediction_table(runs: Runs) -> Table | None:
         "Predicted: the optimum π_ref·e^(r/β), by reweighting samples of the SFT model. Where the effective "
         "samples are too few, reward and KL are bounds from below and the length may be off either way."
     )
+    if below:
+        note += f" By its own objective worse than the SFT model: {', '.join(below)}."
     return Table("What each KL coefficient should lead to", head, rows, note) if rows else None
 
 

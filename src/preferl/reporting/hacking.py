@@ -116,7 +116,7 @@ def course_of(fit: OverOptimization) -> str:
         return f"the curve does not fit (R² {two(fit.r_squared)})"
     if fit.turning_kl is None or fit.turning_kl < fit.smallest_kl:
         falls = fit.turning_kl is not None or fit([fit.largest_kl])[0] < 0
-        return "it falls from the first measurement on" if falls else "it rises as far as was measured"
+        return "the fitted curve only falls" if falls else "the fitted curve only rises"
     if fit.observed and fit.turning_high is not None and fit.turning_high < ABSURD:
         return TURNS
     return f"within the measured {fit.largest_kl:.1f} nats none is determined"

@@ -281,7 +281,9 @@ def plot(rows: Sequence[Row], metric: str, path: str) -> Plot:
 
     key = next(iter(rows[0].settings), "point")
     x_label = "point (row of the table)" if scale == "rows" else with_unit(key, key)
-    svg = draw(paint, literal(x_label), literal(short(with_unit(title(metric), path), 36)))
+    y_label = short(with_unit(title(metric), path), 36)
+    y_label = y_label.replace(" (", "\n(") if len(y_label) > 24 else y_label
+    svg = draw(paint, literal(x_label), literal(y_label))
     return Plot(title(metric), svg, reading(rows, metric))
 
 
