@@ -143,7 +143,7 @@ def seeds_table(runs: Seeds) -> Table | None:
     for name, seeds in found.items():
         policies = [summary_of(stages)["policies"]["policy"] for stages in seeds]
         gains = [with_interval(gain(seeds, measure), "difference", signed) for measure in measures]
-        each = [", ".join(f"{policy[key]:.1f}" for policy in policies) for key in ("kl", "length")]
+        each = [", ".join(f"{policy[what]:.1f}" for policy in policies) for what in ("kl", "length")]
         rows.append([name, verdicts(seeds), *gains, *each])
     head = ["run", "verdicts", *(f"gain in {NAMES[m]}" for m in measures), "KL of each (nats)",
             "length of each (tokens)"]  # fmt: skip
