@@ -10,9 +10,8 @@ from preferl.runs.directory import StageRecord
 
 @pytest.mark.slow
 def test_the_demo_reaches_what_it_promises(tmp_path):
-    # Other tests run beside it, and threads that share a core wait for each other. The last 20 of its 50
-    # iterations change little.
-    options = ["--output_dir", str(tmp_path / "demo"), "--num_threads", "1", "--rl.num_iterations", "30"]
+    # Other tests run beside it, and threads that share a core wait for each other.
+    options = ["--output_dir", str(tmp_path / "demo"), "--num_threads", "1"]
     command = [sys.executable, "-m", "preferl", "demo", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -24,7 +23,7 @@ def test_the_demo_reaches_what_it_promises(tmp_path):
     assert sft["well_formed_rate"] > 0.9
     assert reward["eval_pairs"] >= 4500
     assert reward["fraction_of_bayes"] > 0.91
-    assert rl["iterations"] == 30
+    assert rl["iterations"] == 50
     gold = evaluate["comparison"]["gold"]
     assert gold["difference_low"] > 0
     assert gold["win_rate"] > 0.7
