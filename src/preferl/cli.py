@@ -214,7 +214,7 @@ def report_command(arguments: list[str]) -> int:
         asked = arguments in (["--help"], ["-h"])
         print(REPORT_USAGE, end="", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else USAGE
-    from preferl import sweep
+    from preferl.runs.directory import is_sweep
     from preferl.runs.progress import say
     from preferl.stages import report
 
@@ -224,7 +224,9 @@ def report_command(arguments: list[str]) -> int:
         raise UsageError(f"--output {out} is a folder; name a file in it, as {path / 'report.html'}")
     if len(runs) > 1:
         print(report.compare(runs, path))
-    elif sweep.is_sweep(runs[0]):
+    elif is_sweep(runs[0]):
+        from preferl import sweep  # with all stages, and so torch
+
         sweep.page(runs[0], path)
     else:
         page = report.write(runs[0], path)

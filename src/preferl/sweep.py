@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from preferl import pipeline
@@ -33,7 +32,14 @@ from preferl.pipeline import RunConfig
 from preferl.reporting import comparison
 from preferl.reporting.sweeps import NAMED, Row, print_table, where, write_report, write_tables
 from preferl.runs.config import instantiate, parser_for, to_yaml
-from preferl.runs.directory import SHARED, StageDirectory, StageRecord, write_atomically, write_run_files
+from preferl.runs.directory import (
+    SHARED,
+    StageDirectory,
+    StageRecord,
+    is_sweep,
+    write_atomically,
+    write_run_files,
+)
 from preferl.runs.errors import DATA, UsageError
 from preferl.runs.progress import say
 from preferl.stages import report
@@ -185,13 +191,6 @@ def show(
         say(f"sweep: {line}")
     say(f"sweep: {path}")
     return path
-
-
-def is_sweep(root: Path) -> bool:
-    """Whether a directory holds a sweep."""
-    stored = root / "config.yaml"
-    content = yaml.safe_load(stored.read_text(encoding="utf-8")) if stored.is_file() else None
-    return isinstance(content, dict) and "sweep" in content
 
 
 def page(root: Path, path: Path | None = None) -> Path:

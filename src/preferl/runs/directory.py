@@ -265,6 +265,13 @@ def stage_records(run: Path) -> Iterator[tuple[str, StageRecord]]:
         yield path.name, StageRecord(path)
 
 
+def is_sweep(root: Path) -> bool:
+    """Whether a directory holds a sweep."""
+    stored = root / "config.yaml"
+    content = yaml.safe_load(stored.read_text(encoding="utf-8")) if stored.is_file() else None
+    return isinstance(content, dict) and "sweep" in content
+
+
 def write_run_files(run: Path, config_text: str) -> None:
     """``config.yaml``, ``command.txt`` and ``env.json`` of a run."""
     run.mkdir(parents=True, exist_ok=True)
