@@ -598,11 +598,11 @@ def test_directories_of_others_are_left_alone(tmp_path, recorded):
     config = world_sweep(tmp_path / "s", grid={"reward.learning_rate": [1e-3]})
     (tmp_path / "s").mkdir()
     (tmp_path / "s/thesis.txt").write_text("precious")
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="holds no preferl sweep"):
         sweep.run(config, fresh=True)
     (tmp_path / "s/thesis.txt").rename(tmp_path / "thesis.txt")
     (tmp_path / "s/config.yaml").write_text("output_dir: a run\n")
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="holds no preferl sweep"):
         sweep.run(config, fresh=True)
     assert (tmp_path / "s/config.yaml").read_text() == "output_dir: a run\n"
 

@@ -15,6 +15,7 @@ from typing import Any
 from preferl.runs.config import DataOptions, DeviceOptions, inherit, to_yaml
 from preferl.runs.directory import StageDirectory, write_run_files
 from preferl.runs.errors import UsageError
+from preferl.runs.mark import check_ours
 from preferl.runs.progress import clock, say
 from preferl.stages import best_of, collect, dpo, evaluate, report, reward, rl, sft
 from preferl.stages.best_of import BestOfConfig
@@ -101,11 +102,11 @@ def run(config: RunConfig, fresh: bool = False) -> Path:
     """
     started, root = time.monotonic(), Path(config.output_dir)
     config = resolve(config)
-    check_foreign(root)
+    check_ours(root, "run", root.name)
     write_run_files(root, to_yaml(config))
     redo = fresh
     for name, options in planned(config):
-        stage = StageDirectory(Path(options.output_dir), name)
+        stage = StageDirectory(Path(options.output_dir), kind_of(name))
         # What follows a stage that was done again is done again too: it was made from what is gone.
         done_before = stage.settled(dataclasses.asdict(options), redo)
         RUNNERS[name].run(options, fresh=redo)
@@ -115,6 +116,11 @@ def run(config: RunConfig, fresh: bool = False) -> Path:
         say(f"run: verdict: {report.verdict_of(root)}")
     say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
     return result
+
+
+def kind_of(name: str) -> str:
+    """What a run's stage is by itself: ``distil`` and ``backbone`` are sft stages."""
+    return RUNNERS[name].__name__.rpartition(".")[2]
 
 
 def planned(config: RunConfig) -> list[tuple[str, Any]]:
@@ -147,12 +153,6 @@ def round_of(config: RunConfig, number: int) -> list[tuple[str, Any]]:
         (kind, dataclasses.replace(getattr(config, kind), **change, output_dir=at(kind, number), seed=seed))
         for kind, change in changes.items()
     ]
-
-
-def check_foreign(root: Path) -> None:
-    """A directory that holds something else is left alone."""
-    if root.is_dir() and any(root.iterdir()) and not (root / "config.yaml").exists():
-        raise UsageError(f"{root} is not empty and holds no preferl run; choose another --output_dir")
 
 
 def resolve(config: RunConfig) -> RunConfig:

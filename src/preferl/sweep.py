@@ -36,11 +36,11 @@ from preferl.runs.directory import (
     SHARED,
     StageDirectory,
     StageRecord,
-    is_sweep,
-    write_atomically,
     write_run_files,
 )
 from preferl.runs.errors import DATA, UsageError
+from preferl.runs.files import write_atomically
+from preferl.runs.mark import check_ours, claim
 from preferl.runs.progress import say
 from preferl.stages import report
 
@@ -143,11 +143,15 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
     points = points_of(config)
     runs = plan_all(root, points, config.sweep.seeds)
     metrics = metrics_of(config, runs)
-    check_directory(root)
+    check_ours(root, "sweep", root.name)
     for run_ in runs:
+        check_ours(run_.path, "run", run_.path.name)
         for stage, path in run_.where.items():
-            StageDirectory(path, stage).settled(dataclasses.asdict(run_.options(stage)), fresh)
-    write_run_files(root, to_yaml(config))
+            settings = dataclasses.asdict(run_.options(stage))
+            StageDirectory(path, pipeline.kind_of(stage)).settled(settings, fresh)
+    write_run_files(root, to_yaml(config), "sweep")
+    for run_ in runs:  # before any stage that another one shares lies in it
+        claim(run_.path, "run", run_.path.name)
     say(f"sweep: {len(points)} points x {len(config.sweep.seeds)} seeds in {root}; {shared(runs)}")
     made: set[Path] = set()
     broken: dict[Path, Exception] = {}
@@ -239,7 +243,7 @@ def run_stages(run_: Run, fresh: bool, made: set[Path], broken: dict[Path, Excep
                 raise broken[needed]
         redo = path not in made and (fresh or any(need in made for need in run_.needs[name]))
         options = run_.options(name)
-        if StageDirectory(path, name).settled(dataclasses.asdict(options), redo):
+        if StageDirectory(path, pipeline.kind_of(name)).settled(dataclasses.asdict(options), redo):
             continue
         try:
             pipeline.RUNNERS[name].run(options, fresh=redo)
@@ -465,12 +469,6 @@ def texts_of(options: Any) -> list[str]:
         options = vars(options)
     parts = options.values() if isinstance(options, dict) else options
     return [text for part in parts for text in texts_of(part)] if isinstance(parts, Iterable) else []
-
-
-def check_directory(root: Path) -> None:
-    """A directory that holds something else than a sweep is left alone."""
-    if root.exists() and (not root.is_dir() or any(root.iterdir())) and not is_sweep(root):
-        raise UsageError(f"{root} holds something else than a sweep; choose another --output_dir")
 
 
 def metrics_of(config: SweepConfig, runs: Sequence[Run]) -> dict[str, str]:

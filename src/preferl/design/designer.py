@@ -13,8 +13,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from preferl.runs.config import instantiate, parser_for
-from preferl.runs.directory import write_atomically
 from preferl.runs.errors import UsageError
+from preferl.runs.files import write_atomically
 from preferl.runs.progress import say
 
 HERE = Path(__file__).parent

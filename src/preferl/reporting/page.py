@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from preferl import __version__
-from preferl.runs.directory import StageRecord, write_atomically
+from preferl.runs.directory import StageRecord
+from preferl.runs.files import write_atomically
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"

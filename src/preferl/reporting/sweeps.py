@@ -20,7 +20,7 @@ from rich.text import Text
 
 from preferl.reporting import comparison
 from preferl.reporting.page import COLOURS, MARKERS, Plot, Section, Table, Verdict, draw, write_page
-from preferl.runs.directory import write_atomically
+from preferl.runs.files import write_atomically
 from preferl.runs.progress import console, say
 
 # The one setting that the table shows of points that have names.

@@ -2,15 +2,14 @@
 
 A stage directory holds ``config.yaml manifest.json metrics.jsonl samples.jsonl model/ data/ DONE``. DONE is
 written last, so a directory without it is unfinished work: the same command does that stage again.
-Nothing finished is overwritten unless ``--fresh`` is given.
+Nothing finished is overwritten unless ``--fresh`` is given. Only ``OUTPUTS`` are ever deleted, and only where
+a directory bears preferl's mark (``mark.py``).
 """
 
 import hashlib
 import json
-import math
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -24,41 +23,16 @@ import yaml
 from preferl import __version__
 from preferl.runs import parallel
 from preferl.runs.errors import UsageError
+from preferl.runs.files import plain, read_jsonl, write_atomically
+from preferl.runs.mark import check_ours, claim, read_mark, remove
 
 SHARED = "stages.json"  # of a run of a sweep: stage -> its directory, from the run's own
+# What a stage writes, and so may delete, in this order: without DONE what is left counts as unfinished.
+OUTPUTS = (
+    *("DONE", "summary.json", "audit.json", "metrics.jsonl", "samples.jsonl", "manifest.json", "config.yaml"),
+    *("model", "value_model", "adapter", "data", "state"),
+)
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every row of a JSONL file; an absent file has none."""
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="\n") as file:
-        return [json.loads(line) for line in file if line.strip()]
-
-
-def plain(value: Any) -> Any:
-    """A number as JSON can hold it: torch and numpy scalars unwrapped, non-finite numbers as text."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def environment() -> dict[str, Any]:
@@ -114,19 +88,13 @@ class StageDirectory:
 
         Raises:
             UsageError: it is finished with another configuration and ``fresh`` is not set, or the
-                directory holds something that is not a stage.
+                directory holds something that is not this stage.
         """
-        if fresh or not self.path.exists():
+        check_ours(self.path, "stage", self.name)
+        if fresh or not self.done:
+            self._check_deletable()
             return False
-        stored_file = self.path / "config.yaml"
-        if any(self.path.iterdir()) and not stored_file.exists():
-            raise UsageError(
-                f"{self.path} is not empty and holds no preferl stage; "
-                f"choose another --output_dir (nothing was changed)"
-            )
-        if not self.done:
-            return False
-        stored = yaml.safe_load(stored_file.read_text(encoding="utf-8"))
+        stored = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         current = yaml.safe_load(yaml.safe_dump(config))
         changed = sorted(k for k in stored.keys() | current.keys() if stored.get(k) != current.get(k))
         if changed:
@@ -137,22 +105,38 @@ class StageDirectory:
             )
         return True
 
+    def _check_deletable(self) -> None:
+        """What bears no mark is not begun anew, because that deletes what is there."""
+        if self.path.is_dir() and any(self.path.iterdir()) and read_mark(self.path) is None:
+            raise UsageError(
+                f"{self.path} was made by a preferl that did not mark its directories yet, and nothing in it "
+                f"is deleted: choose another --output_dir, or delete it yourself"
+            )
+
     @parallel.first_writes
     def begin(self, config: dict[str, Any], parents: dict[str, str | None], keep: str | None = None) -> None:
         """Clears what an interrupted run left here and writes configuration and manifest.
 
-        Directories whose names begin with ``keep`` (stages inside this one) stay. Of ``parents`` (role to
-        model or data set) the manifest keeps path and hash of local directories.
+        Stages inside this one whose names begin with ``keep`` stay, and so does what no stage wrote. Of
+        ``parents`` (role to model or data set) the manifest keeps path and hash of local directories.
+
+        Raises:
+            UsageError: the directory is not this stage's, or the stage would read what it deletes.
         """
-        if self.path.exists():
-            if any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
-                raise UsageError(f"{self.path} holds no preferl stage; it is left as it is")
-            for path in self.path.iterdir():
-                if path.is_dir() and not (keep and path.name.startswith(keep)):
-                    shutil.rmtree(path)
-                elif not path.is_dir():
-                    path.unlink()
-        self.path.mkdir(parents=True, exist_ok=True)
+        own = [role for role, path in parents.items() if path and Path(path).resolve() == self.path.resolve()]
+        if own:
+            raise UsageError(
+                f"{self.path} is the {own[0]} that {self.name} reads and would be replaced by what it "
+                f"makes; choose another --output_dir (nothing was changed)"
+            )
+        claim(self.path, "stage", self.name)
+        self._check_deletable()
+        for name in OUTPUTS:
+            remove(self.path / name)
+        for path in sorted(self.path.iterdir()):
+            inside = read_mark(path) if path.is_dir() and not path.is_symlink() else None
+            if inside and inside.kind == "stage" and not (keep and path.name.startswith(keep)):
+                remove(path)
         self.started, self.cpu_started = time.time(), time.process_time()
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "config.yaml", text)
@@ -272,9 +256,13 @@ def is_sweep(root: Path) -> bool:
     return isinstance(content, dict) and "sweep" in content
 
 
-def write_run_files(run: Path, config_text: str) -> None:
-    """``config.yaml``, ``command.txt`` and ``env.json`` of a run."""
-    run.mkdir(parents=True, exist_ok=True)
+def write_run_files(run: Path, config_text: str, kind: str = "run") -> None:
+    """``config.yaml``, ``command.txt`` and ``env.json`` of a run or a sweep.
+
+    Raises:
+        UsageError: the directory holds something else.
+    """
+    claim(run, kind, run.resolve().name)
     write_atomically(run / "config.yaml", config_text)
     write_atomically(run / "command.txt", " ".join(["preferl", *sys.argv[1:]]) + "\n")
     write_atomically(run / "env.json", json.dumps(environment(), indent=2) + "\n")
