@@ -43,9 +43,8 @@ from transformers.utils import logging
 from preferl.data import formats
 from preferl.data.chat import pad
 from preferl.data.records import Preference, prompt_text
-from preferl.judging.audit import fit_bag_of_words, fit_length
-from preferl.judging.scored import scores_of
-from preferl.maths.calibration import cluster_bootstrap, clustered_proportion
+from preferl.evaluation.baselines import fit_bag_of_words, fit_length
+from preferl.evaluation.scored import scores_of
 from preferl.models.load import load_tokenizer
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs import devices
@@ -53,6 +52,7 @@ from preferl.runs.directory import StageRecord
 from preferl.runs.progress import say
 from preferl.stages import reward
 from preferl.stages.reward import RewardConfig
+from preferl.statistics.calibration import cluster_bootstrap, clustered_proportion
 
 Row = dict[str, Any]
 Scores = dict[str, np.ndarray]

@@ -80,8 +80,8 @@ PACKING = "tests/models/test_packing.py::"
 SAMPLING = "tests/sampling/test_sampling.py::"
 CHAT = "tests/data/test_chat.py::"
 LABEL = "tests/label/"
-FRONTIER, FRONTIERS = "maths/frontier.py", "tests/maths/test_frontier.py"
-COMPARISONS = "tests/judging/test_comparison.py"
+FRONTIER, FRONTIERS = "statistics/frontier.py", "tests/statistics/test_frontier.py"
+COMPARISONS = "tests/evaluation/test_comparison.py"
 PAGES = "tests/reporting/test_report_pages.py"
 SFT = "tests/stages/test_sft.py::"
 DPO = "tests/stages/test_dpo.py::"
@@ -434,8 +434,8 @@ MUTANTS = (
            "wilson_interval(found * len(rows), len(rows))",
            "wilson_interval(*map(sum, zip(*rows, strict=True)))",
            (LABEL + "test_statistics.py::test_a_ranking_is_one_observation",)),
-    Mutant("dawid-skene-transposed", "maths/agreement.py", '"aud,acd->uc"', '"aud,adc->uc"',
-           ("tests/maths/test_agreement.py::test_the_posterior_is_bayes_rule_by_enumeration",)),
+    Mutant("dawid-skene-transposed", "statistics/agreement.py", '"aud,acd->uc"', '"aud,adc->uc"',
+           ("tests/statistics/test_agreement.py::test_the_posterior_is_bayes_rule_by_enumeration",)),
     Mutant("posterior-not-turned-back", "label/export.py", "fit.values_C * turn", "fit.values_C",
            (LABEL + "test_export.py::test_careless_annotators_are_outweighed",)),
     Mutant("cross-site-posts", "label/app.py", 'return site not in ("same-origin", "none")', "return False",
@@ -453,14 +453,14 @@ MUTANTS = (
     Mutant("tilt-times-beta", FRONTIER, "keepdims=True)) / beta)", "keepdims=True)) * beta)", (FRONTIERS,)),
     Mutant("turning-point-of-the-other-form", FRONTIER, "np.exp(alpha / beta - 1)", "np.exp(alpha / beta)",
            (FRONTIERS,)),
-    Mutant("length-not-controlled", "maths/stats.py", "x_N = np.tanh(gap_N / (gap_N.std() or 1.0))",
+    Mutant("length-not-controlled", "statistics/intervals.py", "x_N = np.tanh(gap_N / (gap_N.std() or 1.0))",
            "x_N = np.tanh(np.abs(gap_N) / (gap_N.std() or 1.0))",
-           ("tests/maths/test_stats.py",)),
-    Mutant("a-tie-is-a-win", "judging/comparison.py", "rate = ((wins + ties / 2)", "rate = ((wins + ties)",
+           ("tests/statistics/test_intervals.py",)),
+    Mutant("a-tie-is-a-win", "evaluation/comparison.py", "rate = ((wins + ties / 2)", "rate = ((wins + ties)",
            (COMPARISONS,)),
-    Mutant("any-likelihood-judges", "judging/pool.py", '"likelihood": pool.logp_PK}',
+    Mutant("any-likelihood-judges", "evaluation/pool.py", '"likelihood": pool.logp_PK}',
            '"likelihood": score_PK}', (COMPARISONS,)),
-    Mutant("prediction-by-the-raw-score", "judging/pool.py",
+    Mutant("prediction-by-the-raw-score", "evaluation/pool.py",
            'pool.value_PK["score"] if score_PK is None else score_PK', 'pool.value_PK["score"]',
            (COMPARISONS,)),
     Mutant("log-ratio-turned-round", "stages/evaluate.py", "rl.logp_N - reference_logp_N",

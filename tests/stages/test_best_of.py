@@ -12,7 +12,6 @@ import torch
 from preferl import pipeline, sweep
 from preferl.data.records import SPLITS, DataError, prompt_key, prompt_text
 from preferl.data.sources import load_source
-from preferl.maths import stats
 from preferl.models import load
 from preferl.models.reward import load_reward_model
 from preferl.pipeline import RunConfig
@@ -25,6 +24,7 @@ from preferl.stages.evaluate import EvaluateConfig
 from preferl.stages.reward import RewardConfig
 from preferl.stages.rl import RlConfig
 from preferl.stages.sft import SftConfig
+from preferl.statistics import mean_interval
 from preferl.sweep import SweepConfig, SweepOptions
 from summaries import repeatable
 
@@ -106,9 +106,9 @@ def test_numbers_weigh_every_prompt_the_same_and_the_gain_is_on_the_kept_prompts
     assert found["kept"]["length"] == pytest.approx((2 + 1.5) / 2)
     assert found["gain"]["score"] == pytest.approx(((6 - 3) + (2 - 2)) / 2)
     assert found["gain"]["gold"] == pytest.approx(((1 - 1.5) + (2 - 2)) / 2)
-    _, low, high = stats.mean_interval([6, 2])
+    _, low, high = mean_interval([6, 2])
     assert (found["kept"]["score_low"], found["kept"]["score_high"]) == (low, high)
-    _, low, high = stats.mean_interval([3, 0])
+    _, low, high = mean_interval([3, 0])
     assert (found["gain"]["score_low"], found["gain"]["score_high"]) == (low, high)
     nothing = best_of.describe(rows[2:], [])
     assert nothing["kept"] == {"prompts": 0, "responses": 0}
@@ -257,7 +257,7 @@ def test_the_summary_says_what_was_sampled_kept_and_paid(config):
     assert train["sampled"]["prompts"] == len(rows) == 24
     assert train["sampled"]["responses"] == 6 * 24
     for measure, of in (("score", "score_N"), ("gold", "gold_N")):
-        mean, low, high = stats.mean_interval([getattr(row, of).mean() for row in rows])
+        mean, low, high = mean_interval([getattr(row, of).mean() for row in rows])
         found = [train["sampled"][measure + end] for end in ("", "_low", "_high")]
         assert found == pytest.approx([mean, low, high])
     assert train["sampled"]["cut_off"] == pytest.approx(np.mean([~row.finished_N for row in rows]))

@@ -9,7 +9,7 @@ import torch
 
 from preferl.data.records import DataError, known_probability
 from preferl.data.sources import load_source
-from preferl.judging import selection
+from preferl.evaluation import selection
 from preferl.judging.annotators import Annotator
 from preferl.models import load
 from preferl.runs.errors import UsageError

@@ -11,7 +11,7 @@ import torch
 
 from preferl.data.records import SPLITS, DataError, Preference, Ranking, ranking_of
 from preferl.data.sources import Source
-from preferl.judging.scored import quality_of
+from preferl.evaluation.scored import quality_of
 from preferl.judging.scorers import load_scorer
 from preferl.models import load
 from preferl.models.reward import RewardModel, load_reward_model

@@ -20,8 +20,8 @@ from preferl.data.records import Ranking, dialogue_text, ranks_of_scores
 from preferl.data.rows import STRENGTHS, comparison_row, preference_row, provenance, ranking_row
 from preferl.label.judgements import Item, Judgement, labels, read_items, read_judgements, table_of
 from preferl.label.store import Store
-from preferl.maths import agreement
 from preferl.runs.errors import UsageError
+from preferl.statistics import agreement
 
 PAIRS = ("explicit", "implicit", "hh")
 FORMATS = (*PAIRS, "ranking", "comparison", "csv")

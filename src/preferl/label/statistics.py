@@ -17,8 +17,7 @@ from preferl.data.records import prompt_text
 from preferl.label.judgements import Item, Judgement, Table, labels, read_items, read_judgements, table_of
 from preferl.label.schema import assignments, items
 from preferl.label.store import Project, Store, project_of
-from preferl.maths import agreement
-from preferl.maths.stats import wilson_interval
+from preferl.statistics import agreement, wilson_interval
 
 MOST_FLAGS = 100
 Row = dict[str, Any]

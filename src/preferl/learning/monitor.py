@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from preferl.data.records import Prompt, prompt_text
-from preferl.judging.features import sign_shares
+from preferl.evaluation.features import sign_shares
 from preferl.judging.utilities import Scorer
 from preferl.learning.learner import Learner
 from preferl.maths import kl as kl_maths
-from preferl.maths import stats
 from preferl.maths.policy import masked_sum
 from preferl.runs.errors import DivergedError
 from preferl.sampling import rollout as rollouts
 from preferl.sampling.rollout import Rollout
 from preferl.sampling.texts import Generated, score
+from preferl.statistics import wilson_interval
 
 EXACT_KL_ROWS = 16  # responses of a batch whose KL is also summed over the vocabulary
 NOISE = 3.0  # standard errors that an alarm takes for noise
@@ -176,7 +176,7 @@ def accuracy_alarm(right: int, total: int, first_right: int, first_total: int) -
     error = (pooled * (1 - pooled) * (1 / total + 1 / first_total)) ** 0.5
     if before - now <= 2 * error:
         return {}
-    low, high = stats.wilson_interval(right, total)
+    low, high = wilson_interval(right, total)
     return {
         "reward_accuracy": (
             f"on fresh samples the reward agrees with the annotator in {now:.0%} [{low:.0%}, {high:.0%}] of "

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from preferl.maths.shapes import require_same_shape
+from preferl.maths.checks import require_same_shape
 
 ESTIMATORS = {
     "k1": lambda d: d,

@@ -6,7 +6,7 @@ are per token: the caller masks them and divides by a global count of tokens.
 
 import torch
 
-from preferl.maths.shapes import require_same_shape
+from preferl.maths.checks import require_same_shape
 
 
 def response_logprobs(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -9,7 +9,7 @@ import math
 import torch
 from torch.nn.functional import logsigmoid
 
-from preferl.maths.shapes import require_same_shape
+from preferl.maths.checks import require_same_shape
 
 
 def bradley_terry_loss(

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from preferl.judging.comparison import interval
-from preferl.maths import stats
 from preferl.reporting.evaluation import BEST_FIRST, NAMES, main_measure, with_interval
 from preferl.reporting.hacking import (
     DISTANCE,
@@ -44,6 +42,7 @@ from preferl.reporting.page import (
     two,
 )
 from preferl.reporting.verdict import UNTRAINED, fallen_from_its_peak, untrained, verdict
+from preferl.statistics import mean_interval
 
 Runs = Mapping[str, Stages]
 Seeds = Mapping[str, Sequence[Stages]]  # every run with each of its seeds
@@ -128,7 +127,7 @@ def gain(seeds: Sequence[Stages], key: str) -> dict[str, Any]:
     rows = [summary_of(stages)["comparison"][key] for stages in seeds]
     if len(rows) == 1:
         return rows[0]
-    return interval("difference", stats.mean_interval([row["difference"] for row in rows]))
+    return mean_interval([row["difference"] for row in rows]).named("difference")
 
 
 def seeds_table(runs: Seeds) -> Table | None:

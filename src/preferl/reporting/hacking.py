@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from preferl.maths.frontier import OverOptimization, fit_over_optimization
 from preferl.reporting.evaluation import NAMES, main_measure, with_interval
 from preferl.reporting.page import (
     BLUE,
@@ -23,6 +22,7 @@ from preferl.reporting.page import (
     signed,
     two,
 )
+from preferl.statistics.frontier import OverOptimization, fit_over_optimization
 
 DISTANCE = "√KL to the SFT model (√nats per response)"
 ABSURD = 1e4  # nats per response; no language model goes there

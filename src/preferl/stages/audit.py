@@ -12,8 +12,8 @@ from typing import Any
 
 from preferl.data import sources
 from preferl.data.records import SPLITS, DataError, Preference, prompt_text
-from preferl.judging.audit import audit_scorer
-from preferl.judging.scored import ScoredPairs, quality_of, scores_of
+from preferl.evaluation.audit import audit_scorer
+from preferl.evaluation.scored import ScoredPairs, quality_of, scores_of
 from preferl.judging.scorers import load_scorer, reward_models
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions

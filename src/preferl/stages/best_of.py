@@ -24,7 +24,6 @@ import numpy as np
 from preferl.data import formats, sources
 from preferl.data.records import DataError, Demonstration, Prompt, prompt_key, prompt_text
 from preferl.judging.scorers import Scorer, load_scorer, reward_models
-from preferl.maths import stats
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.models import load
 from preferl.runs import devices
@@ -34,6 +33,7 @@ from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for, score
+from preferl.statistics import mean_interval
 
 # Split of the demonstrations -> split of the prompts that they answer.
 PROMPTS_OF = {"train": "rl", "dev": "dev"}
@@ -327,7 +327,7 @@ def describe(rows: Sequence[Candidates], kept: Sequence[Kept]) -> dict[str, Any]
             gain = [
                 float(values(k.row, measure)[k.numbers].mean() - values(k.row, measure).mean()) for k in kept
             ]
-            summary["gain"] = summary.get("gain", {}) | with_interval(measure, gain)
+            summary["gain"] = summary.get("gain", {}) | mean_interval(gain).named(measure)
     return summary
 
 
@@ -336,7 +336,8 @@ def means(kept: Sequence[Kept]) -> dict[str, Any]:
     no independent draws."""
     row: dict[str, Any] = {"prompts": len(kept), "responses": sum(len(k.numbers) for k in kept)}
     for measure in measures(kept[0].row):
-        row |= with_interval(measure, [float(values(k.row, measure)[k.numbers].mean()) for k in kept])
+        own = [float(values(k.row, measure)[k.numbers].mean()) for k in kept]
+        row |= mean_interval(own).named(measure)
     row["length"] = float(np.mean([k.row.length_N[k.numbers].mean() for k in kept]))
     return row
 
@@ -349,12 +350,6 @@ def values(row: Candidates, measure: str) -> np.ndarray:
     found = row.score_N if measure == "score" else row.gold_N
     assert found is not None
     return found
-
-
-def with_interval(name: str, numbers: Sequence[float]) -> dict[str, float]:
-    """A mean under its name, the ends of its interval beside it."""
-    mean, low, high = stats.mean_interval(numbers)
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def kl_bound(config: BestOfConfig) -> float | None:

@@ -30,11 +30,11 @@ from preferl.data.records import (
     split_for,
 )
 from preferl.data.rows import MOST_RESPONSES
+from preferl.evaluation.selection import matched, most_contradictory
 from preferl.judging.annotators import Annotator
 from preferl.judging.backends import JudgeConfig
 from preferl.judging.judges import JudgedPairs, PairwiseJudge, load_pairwise_judge
 from preferl.judging.scorers import JUDGE, Scorer, load_scorer
-from preferl.judging.selection import matched, most_contradictory
 from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions

@@ -24,8 +24,8 @@ from preferl.data import sources
 from preferl.data.chat import endless_buckets, pad, prompt_ids, response_ids
 from preferl.data.records import DataError, Preference, Prompt, prompt_text
 from preferl.data.sources import Source
-from preferl.judging.scored import accuracy_of
-from preferl.maths import preference, stats
+from preferl.evaluation.scored import accuracy_of
+from preferl.maths import preference
 from preferl.models import load
 from preferl.models.optim import adamw, clip_and_step, schedule
 from preferl.runs import devices
@@ -37,6 +37,7 @@ from preferl.sampling import rollout as rollouts
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.engine import Samples, Sampling
 from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
+from preferl.statistics import mean_interval, wilson_interval
 
 LOSSES = {"sigmoid": preference.dpo_loss, "ipo": preference.ipo_loss}
 # The policy against its own copy, nats per response: only the padding of the two batches differs.
@@ -408,7 +409,7 @@ def held_out_summary(held_out: dict[str, float], n: int) -> dict[str, Any]:
     """The last measurement on dev pairs, with Wilson's interval of the accuracy."""
     if not n:
         return {}
-    low, high = stats.wilson_interval(held_out["eval_accuracy"] * n, n)
+    low, high = wilson_interval(held_out["eval_accuracy"] * n, n)
     named = {"dev_" + name.removeprefix("eval_"): value for name, value in held_out.items()}
     return named | {"dev_accuracy_low": low, "dev_accuracy_high": high}
 
@@ -442,7 +443,7 @@ def sample_check(
         {"prompt": prompt_text(p), "response": r, "finished": f, "kl": kl}
         for p, r, f, kl in zip(made.prompts, made.completions, made.finished, kl_B.tolist(), strict=True)
     )
-    kl, low, high = stats.mean_interval(kl_B.double().numpy())
+    kl, low, high = mean_interval(kl_B.double().numpy())
     return {
         "samples": len(prompts),
         "kl": kl,

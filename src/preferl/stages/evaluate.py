@@ -19,14 +19,11 @@ from transformers import PreTrainedModel
 
 from preferl.data import sources
 from preferl.data.records import DataError, Prompt, prompt_key, prompt_text
-from preferl.judging import comparison, pool
+from preferl.evaluation import comparison, pool
+from preferl.evaluation.pool import Pool
 from preferl.judging.backends import JudgeConfig
-from preferl.judging.comparison import interval
 from preferl.judging.judges import load_pairwise_judge
-from preferl.judging.pool import Pool
 from preferl.judging.scorers import Scorer, load_scorer, reward_models
-from preferl.maths import stats
-from preferl.maths.frontier import break_even_queries
 from preferl.models import load
 from preferl.reporting.evaluation import DRIFT
 from preferl.runs import devices
@@ -39,6 +36,8 @@ from preferl.sampling.cached import CachedEngine
 from preferl.sampling.engine import Samples
 from preferl.sampling.rollout import Shaping
 from preferl.sampling.texts import Generated, fitting_prompt_ids, generate, sampling_for, score
+from preferl.statistics import distinct_n, mean_interval, repetition
+from preferl.statistics.frontier import break_even_queries
 
 # KL coefficients whose optimum is estimated from the pool, beside the policy's own.
 TILTS = (3.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -245,12 +244,12 @@ def means(responses: Responses) -> dict[str, Any]:
     made = responses.made
     row: dict[str, Any] = {}
     for measure, value_PG in responses.value_PG.items():
-        row |= interval(measure, stats.mean_interval(value_PG.mean(-1)))
+        row |= mean_interval(value_PG.mean(-1)).named(measure)
     return row | {
-        **interval("length", stats.mean_interval(responses.length_PG.mean(-1))),
+        **mean_interval(responses.length_PG.mean(-1)).named("length"),
         "eos_rate": made.eos_rate,
-        "repetition": float(np.mean([stats.repetition(text) for text in made.completions])),
-        "distinct_2": stats.distinct_n(made.completions, 2),
+        "repetition": float(np.mean([repetition(text) for text in made.completions])),
+        "distinct_2": distinct_n(made.completions, 2),
     }
 
 
@@ -293,7 +292,7 @@ def judge_of(config: EvaluateConfig, device: torch.device) -> Any:
         if not len(probability_N):
             raise DataError(f"evaluate: no verdict of '{name}' was readable; look at what it replies")
         counts = {k: v - before[k] for k, v in dataclasses.asdict(judge.counts).items()}
-        rate = interval("win_rate", stats.mean_interval(probability_N))
+        rate = mean_interval(probability_N).named("win_rate")
         return rate | {"n": len(probability_N), **counts}
 
     return win_rate
@@ -320,7 +319,7 @@ def against_references(
             continue  # a reward of tokens has nothing to say about texts that were not sampled
         rollouts.check_scores(values, texts)
         value_P1 = np.array(values, dtype=np.float64)[:, None]
-        mean = interval("mean", stats.mean_interval(value_P1[:, 0]))
+        mean = mean_interval(value_P1[:, 0]).named("mean")
         found[measure] = comparison.compare(rl[measure][known], value_P1) | mean
     if judged is not None:
         chosen = dataclasses.replace(rl, made=rl.made.rows([i * rl.group_size for i in known]), group_size=1)

@@ -32,8 +32,9 @@ from preferl.data.records import (
     ranking_of,
 )
 from preferl.data.sources import Source
-from preferl.judging.audit import audit_scorer, fit_length
-from preferl.judging.scored import ScoredPairs, accuracy_of, quality_of, scores_of
+from preferl.evaluation.audit import audit_scorer
+from preferl.evaluation.baselines import fit_length
+from preferl.evaluation.scored import ScoredPairs, accuracy_of, quality_of, scores_of
 from preferl.judging.scorers import MEMBER, Scorer, load_scorer
 from preferl.maths import preference
 from preferl.models import load

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from preferl.maths import stats
+from preferl.statistics.checks import finite_row, finite_table, require_level, require_same_length
 
 DRAWS = 10_000
 
@@ -37,7 +37,7 @@ def best_of_n_weights(score_PK: ArrayLike, n: int) -> np.ndarray:
     Raises:
         ValueError: the scores are no table of finite values, or n is not in [1, K].
     """
-    score_PK = stats._finite_table("score_PK", score_PK)
+    score_PK = finite_table("score_PK", score_PK)
     k = score_PK.shape[1]
     if not 1 <= n <= k:
         raise ValueError(f"n is {n}; best-of-n draws between 1 and all {k} responses of a prompt")
@@ -66,7 +66,7 @@ def tilt_weights(score_PK: ArrayLike, beta: float) -> np.ndarray:
     Raises:
         ValueError: the scores are no table of finite values, or beta is not above 0.
     """
-    score_PK = stats._finite_table("score_PK", score_PK)
+    score_PK = finite_table("score_PK", score_PK)
     if not (beta > 0 and math.isfinite(beta)):
         raise ValueError(f"beta is {beta}; it must be a finite number above 0")
     with np.errstate(over="ignore", under="ignore"):
@@ -187,9 +187,9 @@ def fit_over_optimization(
     """
     if form not in TERMS:
         raise ValueError(f"form '{form}' is unknown; use {' or '.join(TERMS)}")
-    stats._require_level(level)
-    kl_N, gain_N = stats._finite_row("kl_N", kl_N), stats._finite_row("gain_N", gain_N)
-    stats._require_same_length(kl_N=kl_N, gain_N=gain_N)
+    require_level(level)
+    kl_N, gain_N = finite_row("kl_N", kl_N), finite_row("gain_N", gain_N)
+    require_same_length(kl_N=kl_N, gain_N=gain_N)
     kl_N, gain_N = kl_N[kl_N > 0], gain_N[kl_N > 0]
     n = len(kl_N)
     if n < 3:
@@ -269,7 +269,7 @@ def _peak_kl(form: str, alpha_D: np.ndarray, beta_D: np.ndarray) -> np.ndarray:
 
 
 def _weights(values: ArrayLike) -> np.ndarray:
-    weight_PK = stats._finite_table("weight_PK", values)
+    weight_PK = finite_table("weight_PK", values)
     if (weight_PK < 0).any():
         row, column = (int(i[0]) for i in np.nonzero(weight_PK < 0))
         raise ValueError(f"weight_PK[{row}, {column}] is {weight_PK[row, column]}; a weight is at least 0")

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from preferl.maths.agreement import Undefined, cohen_kappa, dawid_skene, fleiss_kappa, krippendorff_alpha
+from preferl.statistics.agreement import Undefined, cohen_kappa, dawid_skene, fleiss_kappa, krippendorff_alpha
 
 _ = np.nan
 # Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", section C: four observers, twelve units.

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from preferl.maths.frontier import (
+from preferl.statistics.frontier import (
     best_of_n_weights,
     break_even_queries,
     effective_sample_size,
@@ -296,6 +296,6 @@ def test_bad_input_says_what_and_why(call, message):
 
 def test_the_frontier_loads_nothing_heavy():
     heavy = ("torch", "scipy", "statsmodels", "pandas", "matplotlib")
-    code = f"import preferl.maths.frontier, sys; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import preferl.statistics.frontier, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

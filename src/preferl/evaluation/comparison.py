@@ -5,8 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from preferl.judging.features import SIGNS, sign_shares
-from preferl.maths import stats
+from preferl.evaluation.features import SIGNS, sign_shares
+from preferl.statistics import paired_bootstrap, wilson_interval
+from preferl.statistics.intervals import (
+    Estimate,
+    hierarchical_win_rate,
+    length_controlled_win_rate,
+    paired_hierarchical_bootstrap,
+    proportion,
+)
 
 Row = dict[str, Any]
 LEAST_IN_CATEGORY = 5  # prompts
@@ -23,13 +30,12 @@ def compare(a_PA: np.ndarray, b_PB: np.ndarray, category_P: Sequence[str | None]
     single = a_PA.shape[1] == b_PB.shape[1] == 1
     wins, ties = int(outcomes(a_PA, b_PB, tie=0).sum()), int((a_PA[:, :, None] == b_PB[:, None, :]).sum())
     if single:
-        difference = stats.paired_bootstrap(a_PA[:, 0], b_PB[:, 0])
-        low_high = stats.wilson_interval(wins + ties / 2, len(a_PA))
-        rate = ((wins + ties / 2) / len(a_PA), *low_high)
+        difference = paired_bootstrap(a_PA[:, 0], b_PB[:, 0])
+        rate = proportion(wins + ties / 2, len(a_PA))
     else:
-        difference = stats.paired_hierarchical_bootstrap(a_PA, b_PB)
-        rate = stats.hierarchical_win_rate(a_PA, b_PB)
-    row = interval("difference", difference) | interval("win_rate", rate)
+        difference = paired_hierarchical_bootstrap(a_PA, b_PB)
+        rate = hierarchical_win_rate(a_PA, b_PB)
+    row = difference.named("difference") | rate.named("win_rate")
     row |= {"wins": wins, "ties": ties, "n": a_PA.shape[0] * a_PA.shape[1] * b_PB.shape[1]}
     rows = []
     for category in sorted({c for c in category_P if c is not None}):
@@ -53,10 +59,10 @@ def at_equal_length(a_PA: np.ndarray, b_PB: np.ndarray, length_PA: np.ndarray, l
         np.broadcast_to(x, won_PAB.shape)
         for x in (np.arange(len(a_PA))[:, None, None], length_PA[:, :, None], length_PB[:, None, :])
     )
-    found = stats.length_controlled_win_rate(
+    found = length_controlled_win_rate(
         won_PAB.ravel(), a_length_PAB.ravel(), b_length_PAB.ravel(), group_PAB.ravel()
     )
-    row = interval("length_controlled_win_rate", (found.rate, found.low, found.high))
+    row = Estimate(found.rate, found.low, found.high).named("length_controlled_win_rate")
     effect = found.length_effect
     return row | {"length_effect": effect and list(effect), "length_control_left_out": found.reason}
 
@@ -77,12 +83,6 @@ def signs(a: Sequence[str], b: Sequence[str], group_size: int = 1) -> list[Row]:
         row: Row = {"sign": sign}
         for name, texts, share in shares:
             prompts = len(texts) // group_size
-            row |= interval(name, (share[sign], *stats.wilson_interval(share[sign] * prompts, prompts)))
+            row |= Estimate(share[sign], *wilson_interval(share[sign] * prompts, prompts)).named(name)
         rows.append(row)
     return rows
-
-
-def interval(name: str, value_low_high: tuple[float, float, float]) -> Row:
-    """``name``, ``name_low`` and ``name_high``."""
-    value, low, high = value_low_high
-    return {name: value, f"{name}_low": low, f"{name}_high": high}

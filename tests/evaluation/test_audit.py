@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 
 from preferl.data.records import Preference, prompt_key
-from preferl.judging import audit as auditing
-from preferl.judging.audit import score_pairs
+from preferl.evaluation.accuracy import (
+    accuracy_by_category,
+    accuracy_by_margin,
+    accuracy_by_style,
+    accuracy_with_interval,
+)
+from preferl.evaluation.audit import audit, disagreements, member_agreement, score_pairs
+from preferl.evaluation.baselines import baselines, fit_bag_of_words
+from preferl.evaluation.bias import bias_audit, position
+from preferl.evaluation.calibration import calibration
+from preferl.evaluation.features import feature_functions
+from preferl.evaluation.scored import ScoredPairs
 from preferl.judging.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
-from preferl.judging.scored import ScoredPairs
-from preferl.maths import stats
+from preferl.statistics import wilson_interval
 
 WORDS = ["river", "stone", "cloud", "paper", "window", "garden", "silver", "bread", "music", "table"]
 
@@ -74,9 +83,9 @@ def test_scores_must_fit_the_pairs():
 
 def test_accuracy_of_independent_pairs_has_wilsons_interval():
     scored = scored_gaps([2.0, 1.0, 0.5, -1.0, 0.0])
-    found = auditing.accuracy_with_interval(scored)
+    found = accuracy_with_interval(scored)
     assert (found["pairs"], found["prompts"], found["ties"]) == (5, 5, 1)
-    low, high = stats.wilson_interval(3.5, 5)
+    low, high = wilson_interval(3.5, 5)
     assert found["accuracy"] == pytest.approx({"value": 0.7, "low": low, "high": high})
     assert found["accuracy_interval"] == "Wilson"
     losses = [np.log1p(np.exp(-gap)) for gap in (2, 1, 0.5, -1, 0)]
@@ -87,15 +96,15 @@ def test_accuracy_of_independent_pairs_has_wilsons_interval():
 def test_several_pairs_of_a_prompt_are_one_observation():
     rng = np.random.default_rng(0)
     gaps = np.repeat(rng.normal(0.5, 1, size=50), 6)
-    apart = auditing.accuracy_with_interval(scored_gaps(gaps))["accuracy"]
+    apart = accuracy_with_interval(scored_gaps(gaps))["accuracy"]
     prompts = [[{"role": "user", "content": str(i // 6)}] for i in range(300)]
-    together = auditing.accuracy_with_interval(scored_gaps(gaps, prompts))
+    together = accuracy_with_interval(scored_gaps(gaps, prompts))
     assert (together["prompts"], together["accuracy_interval"]) == (50, "bootstrap over prompts")
     ratio = (together["accuracy"]["high"] - together["accuracy"]["low"]) / (apart["high"] - apart["low"])
     assert ratio == pytest.approx(6**0.5, rel=0.15)
-    one_prompt = auditing.accuracy_with_interval(scored_gaps([1.0, 2.0], ["p", "p"]))
+    one_prompt = accuracy_with_interval(scored_gaps([1.0, 2.0], ["p", "p"]))
     assert one_prompt["log_loss"]["low"] is None
-    assert one_prompt["accuracy"]["low"] == pytest.approx(stats.wilson_interval(1, 1)[0])
+    assert one_prompt["accuracy"]["low"] == pytest.approx(wilson_interval(1, 1)[0])
 
 
 # -- calibration
@@ -105,13 +114,13 @@ def test_a_perfect_model_is_calibrated_and_an_overconfident_one_is_not():
     rng = np.random.default_rng(1)
     utility = rng.normal(0, 1.5, size=6000)
     gaps = np.where(rng.random(6000) < sigmoid(utility), utility, -utility)
-    perfect = auditing.calibration(scored_gaps(gaps))
+    perfect = calibration(scored_gaps(gaps))
     assert perfect["ece"] < 2 * perfect["ece_floor"] < 0.03
     assert perfect["slope"]["low"] < 1 < perfect["slope"]["high"]
     for row in perfect["reliability"]:
         assert row["observed_low"] - 0.03 < row["mean_probability"] < row["observed_high"] + 0.03
     assert sum(row["count"] for row in perfect["reliability"]) == 6000
-    tripled = auditing.calibration(scored_gaps(3 * gaps))
+    tripled = calibration(scored_gaps(3 * gaps))
     assert tripled["ece"] > 0.1
     assert tripled["slope"]["high"] < 0.5
 
@@ -120,7 +129,7 @@ def test_calibration_by_hand():
     pairs = scored_gaps([0.0] * 4).pairs
     unseen = ScoredPairs(pairs, np.array([1.0, 2, 3, 4]), np.array([0.0, 3, 1, 1]))
     seen = ScoredPairs(pairs[:2], np.array([5.0, 7]), np.array([1.0, 1]))
-    found = auditing.calibration(unseen, seen)
+    found = calibration(unseen, seen)
     assert (found["unseen"]["mean_chosen"], found["unseen"]["mean_rejected"]) == (2.5, 1.25)
     assert found["unseen"]["mean_margin"]["value"] == 1.25
     assert found["unseen"]["accuracy"]["value"] == 0.75
@@ -129,12 +138,12 @@ def test_calibration_by_hand():
     gaps = np.array([0.5, 3.0])
     error = np.mean(1 - sigmoid(gaps))
     for seed in range(4):
-        assert auditing.calibration(scored_gaps(gaps), seed=seed)["ece"] == pytest.approx(error)
-    assert auditing.calibration(unseen)["seen"] is None
+        assert calibration(scored_gaps(gaps), seed=seed)["ece"] == pytest.approx(error)
+    assert calibration(unseen)["seen"] is None
 
 
 def test_a_model_that_is_always_right_has_no_slope():
-    slope = auditing.calibration(scored_gaps(np.linspace(1, 2, 30)))["slope"]
+    slope = calibration(scored_gaps(np.linspace(1, 2, 30)))["slope"]
     assert slope["value"] is None
     assert "without a rest" in slope["reason"]
 
@@ -143,10 +152,10 @@ def test_slope_takes_the_probability_of_a_label_where_it_is_known():
     rng = np.random.default_rng(18)
     gaps = rng.normal(size=50)
     p_N = sigmoid(gaps / 2 + rng.normal(size=50))
-    slope = auditing.calibration(scored_gaps(gaps, p_chosen=p_N.tolist()))["slope"]["value"]
+    slope = calibration(scored_gaps(gaps, p_chosen=p_N.tolist()))["slope"]["value"]
     # Where the likelihood is largest, its derivative is 0.
     assert gaps @ (p_N - sigmoid(slope * gaps)) == pytest.approx(0, abs=1e-5)
-    exact = auditing.calibration(scored_gaps(gaps, p_chosen=sigmoid(gaps).tolist()))["slope"]
+    exact = calibration(scored_gaps(gaps, p_chosen=sigmoid(gaps).tolist()))["slope"]
     assert (exact["value"], "without a rest" in exact["reason"]) == (None, True)
 
 
@@ -159,7 +168,7 @@ def test_accuracy_by_margin_prefers_what_is_known_of_the_label():
     gaps = gold + rng.normal(size=1000)
     zeros = np.zeros(1000)
     scored = scored_gaps(gaps, gold_chosen=gold.tolist(), gold_rejected=zeros.tolist(), p_chosen=[0.7] * 1000)
-    found = auditing.accuracy_by_margin(scored, bins=4)
+    found = accuracy_by_margin(scored, bins=4)
     assert found["basis"] == "gold reward gap"
     assert [row["pairs"] for row in found["rows"]] == [250] * 4
     cuts = np.sort(gold)
@@ -174,7 +183,7 @@ def test_accuracy_by_margin_prefers_what_is_known_of_the_label():
 def test_accuracy_by_margin_of_few_strengths_has_a_bin_for_each():
     pairs = [Preference(str(i), "a", "b", (1 / 3, 2 / 3, 1)[i % 3]) for i in range(9)]
     gaps = np.array([-1, 1, 1] * 3)
-    found = auditing.accuracy_by_margin(ScoredPairs(pairs, gaps, np.zeros(9)))
+    found = accuracy_by_margin(ScoredPairs(pairs, gaps, np.zeros(9)))
     assert found["basis"] == "label margin"
     assert [(row["low"], row["pairs"], row["accuracy"]["value"]) for row in found["rows"]] == [
         (1 / 3, 3, 0.0),
@@ -186,23 +195,23 @@ def test_accuracy_by_margin_of_few_strengths_has_a_bin_for_each():
 def test_accuracy_by_margin_falls_back():
     # A constant says nothing; a missing or broken value in one row means that it is not known.
     scored = scored_gaps([1.0, -2.0, 3.0], p_chosen=[0.9, 0.6, float("nan")], gold_chosen=[1, 1, 1])
-    found = auditing.accuracy_by_margin(scored)
+    found = accuracy_by_margin(scored)
     assert found["basis"] == "score gap"
     assert [row["high"] for row in found["rows"]] == [1, 2, 3]
-    constant = auditing.accuracy_by_margin(scored_gaps([1.0, -2.0], p_chosen=[0.9, 0.9]))
+    constant = accuracy_by_margin(scored_gaps([1.0, -2.0], p_chosen=[0.9, 0.9]))
     assert constant["basis"] == "score gap"
-    by_label = auditing.accuracy_by_margin(scored_gaps([1.0, -2.0], p_chosen=[0.9, 0.2]))
+    by_label = accuracy_by_margin(scored_gaps([1.0, -2.0], p_chosen=[0.9, 0.2]))
     assert by_label["basis"] == "label probability"
     assert [row["low"] for row in by_label["rows"]] == pytest.approx([0.6, 0.8])
 
 
 def test_accuracy_by_category_as_in_rewardbench():
     subset = ["chat"] * 6 + ["safety"] * 2
-    found = auditing.accuracy_by_category(scored_gaps([1, 1, 1, 1, 1, -1, -1, -2], subset=subset))
+    found = accuracy_by_category(scored_gaps([1, 1, 1, 1, 1, -1, -1, -2], subset=subset))
     assert found is not None
     assert found["column"] == "subset"
     chat, safety = found["rows"]
-    low, high = stats.wilson_interval(5, 6)
+    low, high = wilson_interval(5, 6)
     assert (chat["category"], chat["pairs"]) == ("chat", 6)
     assert chat["accuracy"] == pytest.approx({"value": 5 / 6, "low": low, "high": high})
     assert (safety["accuracy"]["value"], safety["mean_margin"]) == (0, -1.5)
@@ -211,38 +220,38 @@ def test_accuracy_by_category_as_in_rewardbench():
 
 def test_category_columns():
     scored = scored_gaps([1, 1, 1], subset=["x"] * 3, family=["a", "b", "b"], kind=["u", None, "v"])
-    by_family = auditing.accuracy_by_category(scored)
+    by_family = accuracy_by_category(scored)
     assert by_family is not None
     assert by_family["column"] == "family"
-    by_kind = auditing.accuracy_by_category(scored, "kind")
+    by_kind = accuracy_by_category(scored, "kind")
     assert by_kind is not None
     assert [row["category"] for row in by_kind["rows"]] == ["(none)", "u", "v"]
-    assert auditing.accuracy_by_category(scored, "nowhere") is None
-    assert auditing.accuracy_by_category(scored_gaps([1, 1])) is None
+    assert accuracy_by_category(scored, "nowhere") is None
+    assert accuracy_by_category(scored_gaps([1, 1])) is None
 
 
 def test_rewardbench_sections_weigh_mathematics_as_much_as_all_code():
     subset = ["math-prm"] + ["hep-cpp"] * 3 + ["hep-go"] + ["donotanswer"] * 2
-    found = auditing.audit(scored_gaps([1, -1, 1, -1, 1, 1, -1], subset=subset))["by_section"]
+    found = audit(scored_gaps([1, -1, 1, -1, 1, 1, -1], subset=subset))["by_section"]
     assert [(row["section"], row["subsets"], row["pairs"]) for row in found] == [
         ("Safety", 1, 2),
         ("Reasoning", 3, 5),
     ]
     assert found[0]["accuracy"] == pytest.approx(1 / 2)
     assert found[1]["accuracy"] == pytest.approx((1 + (1 / 3 * 3 + 1) / 4) / 2)
-    assert "by_section" not in auditing.audit(scored_gaps([1, 1], subset=["a", "b"]))
+    assert "by_section" not in audit(scored_gaps([1, 1], subset=["a", "b"]))
 
 
 def test_a_plain_response_against_an_elaborate_one_is_the_hard_case():
     styles = {"style_chosen": [0, 2, 1, 0], "style_rejected": [2, 0, 1, 1]}
-    found = auditing.accuracy_by_style(scored_gaps([-1, 1, 1, 1], **styles))
+    found = accuracy_by_style(scored_gaps([-1, 1, 1, 1], **styles))
     assert found is not None
     assert {row["category"]: (row["pairs"], row["accuracy"]["value"]) for row in found} == {
         "easy": (1, 1.0),
         "hard": (2, 0.5),
         "normal": (1, 1.0),
     }
-    assert auditing.accuracy_by_style(scored_gaps([1, 1], style_chosen=[0, 0])) is None
+    assert accuracy_by_style(scored_gaps([1, 1], style_chosen=[0, 0])) is None
 
 
 # -- biases
@@ -253,7 +262,7 @@ def test_features_by_hand():
         "## Answer\n\n**Bold** and **two words**, 2 * 3 * 4.\n- one\n* two\n 3. three\n-not a list\n"
         "```python\nx = 1\n```\nIt depends! I’m sorry, but it might, mightily. Great question!"
     )
-    counts = {name: count(text) for name, count in auditing.feature_functions().items()}
+    counts = {name: count(text) for name, count in feature_functions().items()}
     assert counts.pop("characters") == len(text)
     assert counts.pop("words") == len(text.split())
     assert counts == {
@@ -268,7 +277,7 @@ def test_features_by_hand():
         "refusal": 1,
         "keywords": 0,
     }
-    more = auditing.feature_functions({"greeting": ["hello"], "hedging": ["mightily"], "refusal": []})
+    more = feature_functions({"greeting": ["hello"], "hedging": ["mightily"], "refusal": []})
     assert (more["greeting"]("Hello, hello. Othello"), more["hedging"](text)) == (2, 1)
     assert "refusal" not in more
 
@@ -276,7 +285,7 @@ def test_features_by_hand():
 @pytest.mark.parametrize("gold", [True, False])
 def test_a_planted_length_bias_is_found(gold):
     scored = simulated(np.random.default_rng(3), 1500, bias=0.7, gold=gold)
-    report = auditing.bias_audit(scored)
+    report = bias_audit(scored)
     assert report["control"] == ("gold reward" if gold else "label")
     # Of few words, long texts repeat more of them.
     assert {"characters", "words"} <= set(report["over_rewarded"]) <= {"characters", "words", "repetition"}
@@ -297,7 +306,7 @@ def test_a_planted_length_bias_is_found(gold):
 
 def test_correlations_are_those_of_pairs_in_both_orders():
     scored = simulated(np.random.default_rng(4), 300, bias=0.4, legitimate=0.3, gold=True)
-    words = feature(auditing.bias_audit(scored), "words")
+    words = feature(bias_audit(scored), "words")
     gap, gold, count = (
         np.array([x, -x]).ravel()
         for x in (
@@ -318,9 +327,7 @@ def test_an_unbiased_model_is_not_accused_where_length_is_rightly_rewarded():
     """Over 40 audits the 5 % of false alarms, over all features together, are 2 (6 or more: 1.4 %)."""
     alarms = 0
     for seed in range(40):
-        report = auditing.bias_audit(
-            simulated(np.random.default_rng(seed), 300, legitimate=0.6), resamples=50
-        )
+        report = bias_audit(simulated(np.random.default_rng(seed), 300, legitimate=0.6), resamples=50)
         words = feature(report, "words")
         assert words["correlation"]["low"] > 0.2
         alarms += any(row["verdict"] not in ("none", None) for row in report["features"])
@@ -329,7 +336,7 @@ def test_an_unbiased_model_is_not_accused_where_length_is_rightly_rewarded():
 
 def test_gold_reward_explains_what_is_no_bias():
     scored = simulated(np.random.default_rng(5), 2000, legitimate=0.6, gold=True, noise=0.5)
-    words = feature(auditing.bias_audit(scored), "words")
+    words = feature(bias_audit(scored), "words")
     assert words["correlation"]["low"] > 0.3
     assert abs(words["given_label"]["value"]) < 0.08
     assert words["verdict"] != "over-rewarded"
@@ -346,22 +353,22 @@ def test_a_style_that_only_the_model_likes_is_found_by_its_name():
                 texts[side], boost[i, side] = f"Great question! {texts[side]}", 1.5
         pairs.append(Preference(pair.prompt, texts[0], texts[1]))
     flattered = ScoredPairs(pairs, scored.score_chosen_N + boost[:, 0], scored.score_rejected_N + boost[:, 1])
-    found = set(auditing.bias_audit(flattered)["over_rewarded"])
+    found = set(bias_audit(flattered)["over_rewarded"])
     assert (
         {"flattery", "exclamation_marks"} <= found <= {"flattery", "exclamation_marks", "characters", "words"}
     )
     disliked = ScoredPairs(pairs, scored.score_chosen_N - boost[:, 0], scored.score_rejected_N - boost[:, 1])
-    assert feature(auditing.bias_audit(disliked), "flattery")["verdict"] == "under-rewarded"
+    assert feature(bias_audit(disliked), "flattery")["verdict"] == "under-rewarded"
 
 
 def test_features_that_do_not_vary_give_a_reason_and_no_number():
-    report = auditing.bias_audit(simulated(np.random.default_rng(7), 100))
+    report = bias_audit(simulated(np.random.default_rng(7), 100))
     bold = feature(report, "bold")
     assert (bold["differing"], bold["verdict"]) == (0, None)
     assert bold["reason"] == "0 pairs differ in it; 10 are needed"
     same_scores = simulated(np.random.default_rng(7), 100)
     constant = ScoredPairs(same_scores.pairs, np.ones(100), np.ones(100))
-    words = feature(auditing.bias_audit(constant), "words")
+    words = feature(bias_audit(constant), "words")
     assert words["correlation"] == {
         "value": None,
         "low": None,
@@ -374,11 +381,11 @@ def test_features_that_do_not_vary_give_a_reason_and_no_number():
 
 def test_position_is_read_from_the_labels():
     scored = scored_gaps([1.0] * 6, chosen_position=[0, 0, 0, 1, None, True])
-    found = auditing.position(scored)
-    low, high = stats.wilson_interval(3, 4)
+    found = position(scored)
+    low, high = wilson_interval(3, 4)
     assert found["pairs"] == 4
     assert found["first_wins"] == pytest.approx({"value": 0.75, "low": low, "high": high})
-    unknown = auditing.position(scored_gaps([1.0]))
+    unknown = position(scored_gaps([1.0]))
     assert unknown["first_wins"]["value"] is None
     assert "chosen_position" in unknown["first_wins"]["reason"]
 
@@ -402,7 +409,7 @@ def test_bag_of_words_learns_a_planted_word_and_length_does_not():
     right = np.array(["zebra" in p.chosen for p in held_out])
     # A model that is right in half of the pairs.
     scored = ScoredPairs(held_out, np.arange(200) % 2 - 0.5, np.zeros(200))
-    found = auditing.baselines(train, scored)
+    found = baselines(train, scored)
     assert (found["train_pairs"], found["shared_prompts"]) == (200, 0)
     length, words = found["rows"]
     assert words["accuracy"]["value"] == pytest.approx(right.mean(), abs=0.02)
@@ -410,17 +417,17 @@ def test_bag_of_words_learns_a_planted_word_and_length_does_not():
     assert words["model_minus_baseline"]["high"] < -0.25
     assert words["model_minus_baseline"]["value"] == pytest.approx(0.5 - words["accuracy"]["value"])
     assert 0.35 < length["accuracy"]["value"] < 0.65
-    shared = auditing.baselines(train[:5] + held_out[:3], scored)
+    shared = baselines(train[:5] + held_out[:3], scored)
     assert shared["shared_prompts"] == 3
 
 
 def test_bag_of_words_chooses_its_penalty_by_what_it_can_learn():
     rng = np.random.default_rng(10)
     clear = [p for p in worded_pairs(rng, 150, "zebra") if "zebra" in p.chosen]
-    assert auditing.fit_bag_of_words(clear, clear)[1]["inverse_penalty"] == 30
+    assert fit_bag_of_words(clear, clear)[1]["inverse_penalty"] == 30
     texts = [[" ".join(rng.choice(WORDS, size=8)) for _ in range(2)] for _ in range(150)]
     noise = [Preference(f"prompt {i}", a, b) for i, (a, b) in enumerate(texts)]
-    assert auditing.fit_bag_of_words(noise, noise)[1]["inverse_penalty"] == 0.3
+    assert fit_bag_of_words(noise, noise)[1]["inverse_penalty"] == 0.3
 
 
 @pytest.mark.parametrize(("longer_wins", "prefers"), [(True, "longer"), (False, "shorter")])
@@ -430,7 +437,7 @@ def test_length_baseline_takes_its_sign_from_training(longer_wins, prefers):
 
     train = pairs((9, 2), (9, 1), (1, 8)) if longer_wins else pairs((2, 9), (1, 9), (8, 1))
     held_out = ScoredPairs(pairs((5, 1), (5, 2), (1, 5), (3, 3)), np.ones(4), np.zeros(4))
-    row = auditing.baselines(train, held_out)["rows"][0]
+    row = baselines(train, held_out)["rows"][0]
     assert row["prefers"] == prefers
     assert row["accuracy"]["value"] == (2.5 / 4 if longer_wins else 1.5 / 4)
     assert row["model_minus_baseline"]["value"] == pytest.approx(1 - row["accuracy"]["value"])
@@ -440,7 +447,7 @@ def test_bag_of_words_without_words_says_so():
     pairs = [Preference(str(i), "!" * (i + 1), "?") for i in range(3)]
     scored = ScoredPairs(pairs, np.ones(3), np.zeros(3))
     for train in (pairs, worded_pairs(np.random.default_rng(0), 1, "zebra")):
-        row = auditing.baselines(train, scored)["rows"][1]
+        row = baselines(train, scored)["rows"][1]
         assert row["accuracy"]["value"] is None
         assert "two training pairs" in row["accuracy"]["reason"]
 
@@ -450,7 +457,7 @@ def test_bag_of_words_without_words_says_so():
 
 def test_disagreements_are_the_clearest_first_and_only_real_ones():
     scored = scored_gaps([1.0, -3.0, -0.5, 0.0, -2.0], p_chosen=[0.9, 0.8, 0.7, 0.6, 0.2])
-    rows = auditing.disagreements(scored)
+    rows = disagreements(scored)
     assert [row["index"] for row in rows] == [1, 4, 2]
     assert rows[0] == {
         "index": 1,
@@ -461,13 +468,13 @@ def test_disagreements_are_the_clearest_first_and_only_real_ones():
         "score_rejected": 0.0,
         "p_chosen": 0.8,
     }
-    assert len(auditing.disagreements(scored, 2)) == 2
+    assert len(disagreements(scored, 2)) == 2
 
 
 def test_member_agreement_by_hand():
     scored = scored_gaps([1.0, 1.0, -1.0, 1.0])
     chosen_MN = np.array([[1, 1, -1, 1], [2, -1, -1, 1], [3, 1, -1, 0]])
-    found = auditing.member_agreement(scored, chosen_MN, np.zeros((3, 4)))
+    found = member_agreement(scored, chosen_MN, np.zeros((3, 4)))
     assert found["members"] == 3
     assert found["member_accuracy"] == [0.75, 0.5, 0.625]
     # A tie agrees half: members 0 and 2 differ by half a pair of four.
@@ -479,13 +486,13 @@ def test_member_agreement_by_hand():
     deviations = [np.std(column, ddof=1) for column in chosen_MN.T]
     assert found["mean_gap_sd"] == pytest.approx(np.mean(deviations))
     assert found["mean_score_sd"] == pytest.approx(np.mean(deviations) / 2)
-    alike = auditing.member_agreement(scored, chosen_MN[[0, 0]], np.zeros((2, 4)))
+    alike = member_agreement(scored, chosen_MN[[0, 0]], np.zeros((2, 4)))
     assert alike["mean_agreement"] == 1
     assert alike["divided"]["accuracy"]["reason"] == "no pair is divided"
-    opposed = auditing.member_agreement(scored, np.array([[-1] * 4, [1] * 4]), np.zeros((2, 4)))
+    opposed = member_agreement(scored, np.array([[-1] * 4, [1] * 4]), np.zeros((2, 4)))
     assert (opposed["mean_agreement"], opposed["unanimous"]["pairs"]) == (0, 0)
     with pytest.raises(ValueError, match="two members or more"):
-        auditing.member_agreement(scored, chosen_MN[:1], np.zeros((1, 4)))
+        member_agreement(scored, chosen_MN[:1], np.zeros((1, 4)))
 
 
 # -- all together
@@ -495,7 +502,7 @@ def test_audit_holds_what_there_is_data_for_and_no_nan():
     rng = np.random.default_rng(9)
     train, held_out = simulated(rng, 80), simulated(rng, 120, gold=True)
     members = held_out.gap_N + rng.normal(size=(3, 120))
-    report = auditing.audit(held_out, train.pairs, train, members, np.zeros((3, 120)), resamples=100)
+    report = audit(held_out, train.pairs, train, members, np.zeros((3, 120)), resamples=100)
     assert set(report) == {
         "accuracy",
         "calibration",
@@ -509,14 +516,14 @@ def test_audit_holds_what_there_is_data_for_and_no_nan():
     assert set(report["left_out"]) == {"by_category"}
     assert report["calibration"]["seen"]["pairs"] == 80
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert report == auditing.audit(held_out, train.pairs, train, members, np.zeros((3, 120)), resamples=100)
+    assert report == audit(held_out, train.pairs, train, members, np.zeros((3, 120)), resamples=100)
 
 
 @pytest.mark.parametrize("gaps", [[1.0], [0.0, 0.0], [-1.0, 2.0, 1e4], [5.0] * 20, [0.0] * 20])
 @pytest.mark.parametrize("one_prompt", [True, False])
 def test_audit_of_almost_nothing(gaps, one_prompt):
     scored = scored_gaps(gaps, ["p"] * len(gaps) if one_prompt else None)
-    report = auditing.audit(scored, scored.pairs[:1], resamples=20)
+    report = audit(scored, scored.pairs[:1], resamples=20)
     json.dumps(report, allow_nan=False)
     assert report["accuracy"]["pairs"] == len(gaps)
     assert set(report["left_out"]) == {"by_category", "members"}

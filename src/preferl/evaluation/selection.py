@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from preferl.judging.features import FEATURES, FORM
+from preferl.evaluation.features import FEATURES, FORM
 
 LENGTH_TOLERANCE = 0.1
 

@@ -1,11 +1,79 @@
-"""Intervals, calibration and text statistics, on NumPy arrays of N items; nothing here loads torch."""
+"""Intervals of proportions, means, differences and win rates, on NumPy arrays of N items."""
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from preferl.statistics.checks import finite_row, finite_table, require_level, require_same_length, unit_row
+
+
+class Estimate(NamedTuple):
+    """A value with its interval: one type, two layouts in JSON, and its text.
+
+    Example: ``Estimate(0.52, 0.47, 0.57)``. A bound is infinite where one value says nothing about the
+    spread; all three are None where the data do not determine them.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def named(self, name: str) -> dict[str, Any]:
+        """``name``, ``name_low`` and ``name_high``: beside other measurements in one row."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+    def json(self) -> dict[str, Any]:
+        """``value``, ``low`` and ``high``: a measurement by itself; an infinite bound is None."""
+
+        def known(bound: float | None) -> float | None:
+            return bound if bound is not None and math.isfinite(bound) else None
+
+        return {"value": self.value, "low": known(self.low), "high": known(self.high)}
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any], name: str | None = None) -> "Estimate":
+        """What ``named`` wrote under a name, or without one what ``json`` wrote.
+
+        Raises:
+            KeyError: the row does not have it.
+        """
+        if name is None:
+            return cls(row["value"], row["low"], row["high"])
+        return cls(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+    def text(self, form: str | Callable[[float], str] = ".2f", missing: str = "–") -> str:
+        """``0.52 [0.47, 0.57]``; an unknown bound is an ellipsis, no value is ``missing``. ``form`` is a
+        format, or writes a number."""
+        if self.value is None:
+            return missing
+        return f"{_written(self.value, form)} {self.ends(form)}"
+
+    def ends(self, form: str | Callable[[float], str] = ".2f") -> str:
+        """``[0.47, 0.57]``."""
+        # A callable writes for pages, where the two ends stay on one line.
+        comma = ", " if isinstance(form, str) else ",\u00a0"
+        return f"[{_written(self.low, form)}{comma}{_written(self.high, form)}]"
+
+
+def _written(number: float | None, form: str | Callable[[float], str]) -> str:
+    if number is None:
+        return "…"
+    return format(number, form) if isinstance(form, str) else form(number)
+
+
+def undefined(reason: str) -> dict[str, Any]:
+    """The JSON of an estimate that the data do not determine, with the reason."""
+    return Estimate(None, None, None).json() | {"reason": reason}
+
+
+def proportion(wins: float, n: int, level: float = 0.95) -> Estimate:
+    """A share of trials with Wilson's interval; see ``wilson_interval``."""
+    return Estimate(wins / n, *wilson_interval(wins, n, level))
 
 
 def wilson_interval(wins: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -19,7 +87,7 @@ def wilson_interval(wins: float, n: int, level: float = 0.95) -> tuple[float, fl
     Raises:
         ValueError: no trials, wins outside [0, n], or ``level`` not in (0, 1).
     """
-    _require_level(level)
+    require_level(level)
     if n < 1 or not 0 <= wins <= n:
         raise ValueError(
             f"{wins} wins of {n} trials have no interval: wins lie in [0, n] and n is at least 1"
@@ -30,7 +98,7 @@ def wilson_interval(wins: float, n: int, level: float = 0.95) -> tuple[float, fl
     return float(interval[0]), float(interval[1])
 
 
-def mean_interval(a_N: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+def mean_interval(a_N: ArrayLike, level: float = 0.95) -> Estimate:
     """Mean with Student's t interval (Student 1908): (mean, low, high).
 
     One value says nothing about the spread: its interval is (-inf, inf).
@@ -38,20 +106,20 @@ def mean_interval(a_N: ArrayLike, level: float = 0.95) -> tuple[float, float, fl
     Raises:
         ValueError: no values, not one row of finite values, or ``level`` not in (0, 1).
     """
-    _require_level(level)
-    a_N = _finite_row("a_N", a_N)
+    require_level(level)
+    a_N = finite_row("a_N", a_N)
     mean = float(a_N.mean())
     if len(a_N) == 1:
-        return mean, -np.inf, np.inf
+        return Estimate(mean, -np.inf, np.inf)
     from scipy import stats
 
     half = float(stats.t.ppf(0.5 + level / 2, len(a_N) - 1) * a_N.std(ddof=1) / np.sqrt(len(a_N)))
-    return mean, mean - half, mean + half
+    return Estimate(mean, mean - half, mean + half)
 
 
 def paired_bootstrap(
     a_N: ArrayLike, b_N: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
+) -> Estimate:
     """Mean of a - b over the same items with a percentile bootstrap interval (Efron 1979): (mean, low, high).
 
     Items are resampled, so that what makes an item hard for both cancels. One item says nothing about the
@@ -61,27 +129,27 @@ def paired_bootstrap(
         ValueError: the rows are empty, of different length or not finite, ``level`` is not in (0, 1), or
             there are no resamples.
     """
-    _require_level(level)
-    a_N, b_N = _finite_row("a_N", a_N), _finite_row("b_N", b_N)
-    _require_same_length(a_N=a_N, b_N=b_N)
+    require_level(level)
+    a_N, b_N = finite_row("a_N", a_N), finite_row("b_N", b_N)
+    require_same_length(a_N=a_N, b_N=b_N)
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; it must be at least 1")
     gap_N = a_N - b_N
     mean, n = float(gap_N.mean()), len(gap_N)
     if n == 1:
-        return mean, -np.inf, np.inf
+        return Estimate(mean, -np.inf, np.inf)
     rng = np.random.default_rng(seed)
     # In blocks, so that many items do not make a huge table of indices.
     block = max(1, 2_000_000 // n)
     sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
     means = np.concatenate([gap_N[rng.integers(0, n, (size, n))].mean(-1) for size in sizes])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return mean, float(low), float(high)
+    return Estimate(mean, float(low), float(high))
 
 
 def paired_hierarchical_bootstrap(
     a_PA: ArrayLike, b_PB: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
+) -> Estimate:
     """Mean over prompts of mean_A a - mean_B b with a two-level percentile bootstrap: (mean, low, high).
 
     P prompts, A responses of one model and B of the other to each. A resample draws prompts, and within each
@@ -95,9 +163,9 @@ def paired_hierarchical_bootstrap(
         ValueError: the tables are empty, not finite or of different numbers of prompts, ``level`` is not in
             (0, 1), or there are no resamples.
     """
-    _require_level(level)
-    a_PA, b_PB = _finite_table("a_PA", a_PA), _finite_table("b_PB", b_PB)
-    _require_same_length(a_PA=a_PA, b_PB=b_PB)
+    require_level(level)
+    a_PA, b_PB = finite_table("a_PA", a_PA), finite_table("b_PB", b_PB)
+    require_same_length(a_PA=a_PA, b_PB=b_PB)
 
     def mean_gap(p: int, count_DA: np.ndarray, count_DB: np.ndarray) -> np.ndarray:
         return count_DA @ a_PA[p] / a_PA.shape[1] - count_DB @ b_PB[p] / b_PB.shape[1]
@@ -105,12 +173,12 @@ def paired_hierarchical_bootstrap(
     sizes = len(a_PA), a_PA.shape[1], b_PB.shape[1]
     low, high = _hierarchical_interval(mean_gap, sizes, level, resamples, seed)
     mean = float((a_PA.mean(-1) - b_PB.mean(-1)).mean())
-    return (mean, -np.inf, np.inf) if len(a_PA) == 1 else (mean, low, high)
+    return Estimate(mean, -np.inf, np.inf) if len(a_PA) == 1 else Estimate(mean, low, high)
 
 
 def hierarchical_win_rate(
     a_PA: ArrayLike, b_PB: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
+) -> Estimate:
     """Mean over prompts of the share of the A * B comparisons that a wins, ties half: (rate, low, high).
 
     The interval is that of ``paired_hierarchical_bootstrap``: prompts are resampled, and responses within
@@ -121,9 +189,9 @@ def hierarchical_win_rate(
         ValueError: the tables are empty, not finite or of different numbers of prompts, ``level`` is not in
             (0, 1), or there are no resamples.
     """
-    _require_level(level)
-    a_PA, b_PB = _finite_table("a_PA", a_PA), _finite_table("b_PB", b_PB)
-    _require_same_length(a_PA=a_PA, b_PB=b_PB)
+    require_level(level)
+    a_PA, b_PB = finite_table("a_PA", a_PA), finite_table("b_PB", b_PB)
+    require_same_length(a_PA=a_PA, b_PB=b_PB)
 
     def won_AB(p: int) -> np.ndarray:
         a_A1 = a_PA[p][:, None]
@@ -139,7 +207,7 @@ def hierarchical_win_rate(
     low, high = _hierarchical_interval(win_rate, sizes, level, resamples, seed)
     if prompts == 1 or low == high:
         low, high = wilson_interval(rate * prompts, prompts, level)
-    return rate, low, high
+    return Estimate(rate, low, high)
 
 
 @dataclass(frozen=True)
@@ -188,11 +256,11 @@ def length_controlled_win_rate(
         ValueError: rows are empty, of different length or not finite, an outcome lies outside [0, 1], or
             ``level`` is not in (0, 1).
     """
-    _require_level(level)
-    won_N = _unit_row("won_N", won_N)
-    length_a_N, length_b_N = _finite_row("length_a_N", length_a_N), _finite_row("length_b_N", length_b_N)
+    require_level(level)
+    won_N = unit_row("won_N", won_N)
+    length_a_N, length_b_N = finite_row("length_a_N", length_a_N), finite_row("length_b_N", length_b_N)
     group_N = np.arange(len(won_N)) if group_N is None else np.asarray(group_N)
-    _require_same_length(won_N=won_N, length_a_N=length_a_N, length_b_N=length_b_N, group_N=group_N)
+    require_same_length(won_N=won_N, length_a_N=length_a_N, length_b_N=length_b_N, group_N=group_N)
     group_N = np.unique(group_N, return_inverse=True)[1].reshape(-1)
     groups = int(group_N.max()) + 1
     gap_N = length_a_N - length_b_N
@@ -213,63 +281,6 @@ def length_controlled_win_rate(
         length_effect=(effect, effect - half * effect_error, effect + half * effect_error),
         reason=None,
     )
-
-
-def expected_calibration_error(prob_N: ArrayLike, label_N: ArrayLike, bins: int = 10) -> float:
-    """sum_b n_b / N |mean label - mean probability| over equal-width bins (Naeini et al. 2015; Guo et al.
-    2017, eq. 3).
-
-    For pairs the caller orients each by a seeded coin, so that both labels occur. It is not 0 for a perfect
-    model: with 10 bins about 0.03 at 1,000 items and 0.014 at 5,000.
-
-    Raises:
-        ValueError: the rows are empty or of different length, a probability or label is outside [0, 1], or
-            there are no bins.
-    """
-    prob_N, label_N = _unit_row("prob_N", prob_N), _unit_row("label_N", label_N)
-    _require_same_length(prob_N=prob_N, label_N=label_N)
-    if bins < 1:
-        raise ValueError(f"bins is {bins}; it must be at least 1")
-    bin_N = np.minimum((prob_N * bins).astype(int), bins - 1)
-    gap_bins = np.bincount(bin_N, weights=label_N - prob_N, minlength=bins)
-    return float(np.abs(gap_bins).sum() / len(prob_N))
-
-
-def bayes_accuracy(prob_N: ArrayLike) -> float:
-    """E[max(p, 1 - p)]: the best accuracy that anything can expect against labels drawn with P = p.
-
-    Raises:
-        ValueError: no probabilities, or one outside [0, 1].
-    """
-    prob_N = _unit_row("prob_N", prob_N)
-    return float(np.maximum(prob_N, 1 - prob_N).mean())
-
-
-def repetition(text: str, n: int = 3) -> float:
-    """Share of a text's word n-grams that occurred in it before: 0 for a text that never repeats itself.
-
-    Raises:
-        ValueError: ``n`` is below 1.
-    """
-    grams = _grams(text, n)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct word n-grams of all texts / all their n-grams (Li et al. 2016); 0 where there are none.
-
-    Raises:
-        ValueError: ``n`` is below 1.
-    """
-    grams = [gram for text in texts for gram in _grams(text, n)]
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _grams(text: str, n: int) -> list[tuple[str, ...]]:
-    if n < 1:
-        raise ValueError(f"n is {n}; an n-gram has at least 1 word")
-    words = text.lower().split()
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def _hierarchical_interval(
@@ -353,44 +364,3 @@ def _length_regression(
 
 def _sigmoid(x: float) -> float:
     return float(np.exp(-np.logaddexp(0.0, -x)))
-
-
-def _finite_row(name: str, values: ArrayLike) -> np.ndarray:
-    row_N = np.asarray(values, dtype=np.float64)
-    if row_N.ndim != 1 or row_N.size == 0:
-        raise ValueError(f"{name} has shape {row_N.shape}; it must be one row of at least one value")
-    if not np.isfinite(row_N).all():
-        raise ValueError(f"{name}[{int(np.argmin(np.isfinite(row_N)))}] is not a finite number")
-    return row_N
-
-
-def _finite_table(name: str, values: ArrayLike) -> np.ndarray:
-    table_PK = np.asarray(values, dtype=np.float64)
-    if table_PK.ndim != 2 or table_PK.size == 0:
-        raise ValueError(
-            f"{name} has shape {table_PK.shape}; it must be prompts by responses, at least one each"
-        )
-    if not np.isfinite(table_PK).all():
-        row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(table_PK)))
-        raise ValueError(f"{name}[{row}, {column}] is not a finite number")
-    return table_PK
-
-
-def _unit_row(name: str, values: ArrayLike) -> np.ndarray:
-    row_N = _finite_row(name, values)
-    outside_N = (row_N < 0) | (row_N > 1)
-    if outside_N.any():
-        where = int(np.argmax(outside_N))
-        raise ValueError(f"{name}[{where}] is {row_N[where]}; it must lie in [0, 1]")
-    return row_N
-
-
-def _require_same_length(**rows: np.ndarray) -> None:
-    if len({len(row) for row in rows.values()}) > 1:
-        listed = ", ".join(f"{name} {len(row)}" for name, row in rows.items())
-        raise ValueError(f"rows are paired item by item and must be equally long: {listed}")
-
-
-def _require_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; a confidence level lies between 0 and 1")

@@ -1,6 +1,5 @@
 """Pairs with their scores, and the few figures that say how good a scorer is on them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +9,8 @@ import numpy as np
 
 from preferl.data.records import Preference, known_probability, prompt_key
 from preferl.judging.scorers import Scorer
-from preferl.maths import calibration as maths
-from preferl.maths import stats
+from preferl.statistics import bayes_accuracy, expected_calibration_error, wilson_interval
+from preferl.statistics.calibration import clustered_proportion
 
 Row = dict[str, Any]
 
@@ -55,17 +54,11 @@ class ScoredPairs:
     def accuracy(self, level: float, mask_N: np.ndarray | None = None) -> Row:
         """Accuracy, of all pairs or of some, with an interval."""
         mask_N = np.ones(len(self.pairs), dtype=bool) if mask_N is None else mask_N
-        return estimate(*maths.clustered_proportion(self.correct_N[mask_N], self.prompt_N[mask_N], level))
+        return clustered_proportion(self.correct_N[mask_N], self.prompt_N[mask_N], level).json()
 
     def where(self, mask_N: np.ndarray) -> "ScoredPairs":
         kept = [pair for pair, keep in zip(self.pairs, mask_N, strict=True) if keep]
         return ScoredPairs(kept, self.score_chosen_N[mask_N], self.score_rejected_N[mask_N])
-
-
-def estimate(value: float, low: float, high: float) -> Row:
-    """A number with its interval; an infinite bound, where one cluster says nothing, is None."""
-    bounds = {"low": low, "high": high}
-    return {"value": value} | {k: b if math.isfinite(b) else None for k, b in bounds.items()}
 
 
 def scores_of(scorer: Scorer, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +103,7 @@ def quality_of(gap_N: np.ndarray, pairs: Sequence[Preference], seed: int) -> dic
     first and 1 - p elsewhere; the best possible is E[max(p, 1 - p)].
     """
     accuracy = accuracy_of(gap_N)
-    low, high = stats.wilson_interval(round(accuracy * len(gap_N)), len(gap_N))
+    low, high = wilson_interval(round(accuracy * len(gap_N)), len(gap_N))
     quality: dict[str, Any] = {
         "eval_pairs": len(gap_N),
         "eval_accuracy": accuracy,
@@ -123,7 +116,7 @@ def quality_of(gap_N: np.ndarray, pairs: Sequence[Preference], seed: int) -> dic
         p_N = np.array(known, dtype=np.float64)
         expected = np.where(gap_N > 0, p_N, np.where(gap_N < 0, 1 - p_N, 0.5))
         quality["expected_accuracy"] = float(expected.mean())
-        quality["bayes_accuracy"] = stats.bayes_accuracy(p_N)
+        quality["bayes_accuracy"] = bayes_accuracy(p_N)
         quality["fraction_of_bayes"] = quality["expected_accuracy"] / quality["bayes_accuracy"]
-    quality["ece"] = stats.expected_calibration_error(*oriented(gap_N, seed))
+    quality["ece"] = expected_calibration_error(*oriented(gap_N, seed))
     return quality

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats as distributions
 
-from preferl.maths import stats
-from preferl.maths.calibration import (
+from preferl.statistics import expected_calibration_error, wilson_interval
+from preferl.statistics.calibration import (
     UndefinedStatistic,
     calibration_error_floor,
     cluster_bootstrap,
@@ -70,7 +70,7 @@ def test_cluster_bootstrap_weighs_values_not_clusters():
 
 def test_clustered_proportion_of_single_trials_is_wilsons():
     success = [1.0] * 37 + [0.0] * 13
-    low, high = stats.wilson_interval(37, 50)
+    low, high = wilson_interval(37, 50)
     assert clustered_proportion(success, range(50)) == pytest.approx((0.74, low, high))
     # Every trial entered three times, as one cluster each: no new information.
     assert clustered_proportion(np.repeat(success, 3), np.repeat(np.arange(50), 3)) == pytest.approx(
@@ -78,7 +78,7 @@ def test_clustered_proportion_of_single_trials_is_wilsons():
     )
     # All alike: the clusters count, not the trials.
     assert clustered_proportion([1.0] * 12, [0] * 4 + [1] * 4 + [2] * 4) == pytest.approx(
-        (1.0, *stats.wilson_interval(3, 3))
+        (1.0, *wilson_interval(3, 3))
     )
 
 
@@ -240,7 +240,7 @@ def test_reliability_curve_by_hand():
     assert [(b.low, b.count) for b in curve] == [(0, 2), (0.3, 3), (0.9, 1)]
     assert curve[1].mean_probability == pytest.approx(0.35)
     assert curve[1].observed == pytest.approx(1 / 3)
-    assert (curve[1].observed_low, curve[1].observed_high) == pytest.approx(stats.wilson_interval(1, 3))
+    assert (curve[1].observed_low, curve[1].observed_high) == pytest.approx(wilson_interval(1, 3))
     clustered = reliability_curve([0.31, 0.39, 0.35], [1, 0, 0], cluster_N=[4, 4, 4])
     assert clustered[0].observed_high > curve[1].observed_high
     with pytest.raises(ValueError, match="bins is 0"):
@@ -253,13 +253,13 @@ def test_reliability_curve_holds_the_calibration_error():
     for bins in (5, 10):
         curve = reliability_curve(prob_N, label_N, bins)
         error = sum(b.count * abs(b.observed - b.mean_probability) for b in curve) / 500
-        assert error == pytest.approx(stats.expected_calibration_error(prob_N, label_N, bins))
+        assert error == pytest.approx(expected_calibration_error(prob_N, label_N, bins))
 
 
 def test_calibration_error_of_a_perfect_model_is_the_floor():
     rng = np.random.default_rng(11)
     prob_N = sigmoid(rng.normal(size=800))
-    errors = [stats.expected_calibration_error(prob_N, rng.random(800) < prob_N) for _ in range(300)]
+    errors = [expected_calibration_error(prob_N, rng.random(800) < prob_N) for _ in range(300)]
     assert calibration_error_floor(prob_N) == pytest.approx(np.mean(errors), rel=0.04)
     assert calibration_error_floor([0.0, 1.0]) == 0
 

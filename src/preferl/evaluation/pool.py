@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from preferl.judging.comparison import interval, outcomes
-from preferl.maths import frontier, stats
+from preferl.evaluation.comparison import outcomes
 from preferl.maths.kl import best_of_n_kl_bound
+from preferl.statistics import frontier, mean_interval
 
 Row = dict[str, Any]
 
@@ -36,7 +36,7 @@ class Pool:
         """Means over prompts of every measure and of the length under weights, with 95 % intervals."""
         row: Row = {}
         for name, x_PK in {**self.value_PK, "length": self.length_PK}.items():
-            row |= interval(name, stats.mean_interval((weight_PK * x_PK).sum(-1)))
+            row |= mean_interval((weight_PK * x_PK).sum(-1)).named(name)
         return row
 
 
@@ -58,10 +58,10 @@ def best_of(
     row |= pool.means(weight_PK)
     for name, x_PG in (policy_PG or {}).items():
         lead_P = x_PG.mean(-1) - (weight_PK * pool.value_PK[name]).sum(-1)
-        row |= interval(f"lead_{name}", stats.mean_interval(lead_P))
+        row |= mean_interval(lead_P).named(f"lead_{name}")
     if against_PB is not None:
         won_PK = outcomes(pool.value_PK["gold"], against_PB).mean(-1)
-        row |= interval("win_rate", stats.mean_interval((weight_PK * won_PK).sum(-1)))
+        row |= mean_interval((weight_PK * won_PK).sum(-1)).named("win_rate")
     return row
 
 
@@ -80,7 +80,7 @@ def tilt(pool: Pool, kl_coef: float, score_PK: np.ndarray | None = None) -> Row:
         "pool": pool.size,
         "effective_sample_size": float(size_P.mean()),
         "effective_sample_size_low": float(size_P.min()),
-        **interval("kl", stats.mean_interval(frontier.tilt_kl(weight_PK))),
+        **mean_interval(frontier.tilt_kl(weight_PK)).named("kl"),
         **pool.means(weight_PK),
     }
 
@@ -106,11 +106,11 @@ def verification(pool: Pool) -> Row | None:
     for name, x_PK in judges.items():
         right_P = (outcomes(x_PK, x_PK) * differs_PKK).sum((1, 2))
         share_P = right_P[pairs_P > 0] / pairs_P[pairs_P > 0]
-        row |= interval(f"accuracy_{name}", stats.mean_interval(share_P))
+        row |= mean_interval(share_P).named(f"accuracy_{name}")
     chosen_P = (frontier.best_of_n_weights(score_PK, pool.size) * gold_PK).sum(-1)
-    row |= interval("one_sample", stats.mean_interval(gold_PK.mean(-1)))
-    row |= interval("chosen_by_reward", stats.mean_interval(chosen_P))
-    row |= interval("best_there", stats.mean_interval(gold_PK.max(-1)))
+    row |= mean_interval(gold_PK.mean(-1)).named("one_sample")
+    row |= mean_interval(chosen_P).named("chosen_by_reward")
+    row |= mean_interval(gold_PK.max(-1)).named("best_there")
     room = row["best_there"] - row["one_sample"]
     return row | {"closed": (row["chosen_by_reward"] - row["one_sample"]) / room if room > 0 else None}
 

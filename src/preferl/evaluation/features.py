@@ -8,7 +8,7 @@ quality falls does.
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from preferl.maths import stats
+from preferl.statistics import repetition
 
 PHRASES: dict[str, tuple[str, ...]] = {
     name: tuple(phrases.split(" | "))
@@ -38,7 +38,7 @@ FEATURES: dict[str, Callable[[str], float]] = {
     "bold": lambda text: len(re.findall(r"\*\*\S(?:.*?\S)?\*\*|__\S(?:.*?\S)?__", text)),
     "code_fences": lambda text: len(re.findall(r"^\s*```", text, re.MULTILINE)) / 2,
     "exclamation_marks": lambda text: text.count("!"),
-    "repetition": stats.repetition,
+    "repetition": repetition,
 }
 FORM = ("list_lines", "headings", "bold", "code_fences")
 
@@ -69,7 +69,7 @@ def repeats_itself(text: str) -> bool:
     times in a row ("ToToToTo"): text without spaces is one word to the trigrams."""
     pieces = [piece.strip().lower() for piece in re.split(r"(?<=[.!?])\s+|\n", text) if piece.strip()]
     twice = len(set(pieces)) < len(pieces)
-    return twice or stats.repetition(text) >= MUCH_REPETITION or LOOP.search(text) is not None
+    return twice or repetition(text) >= MUCH_REPETITION or LOOP.search(text) is not None
 
 
 SIGNS: dict[str, Callable[[str], bool]] = {

@@ -8,10 +8,10 @@ import pytest
 from scipy.stats import t
 
 from preferl.data import world
-from preferl.judging import comparison, pool
-from preferl.judging.features import SIGNS, sign_shares
-from preferl.judging.pool import Pool
-from preferl.maths import stats
+from preferl.evaluation import comparison, pool
+from preferl.evaluation.features import SIGNS, sign_shares
+from preferl.evaluation.pool import Pool
+from preferl.statistics import wilson_interval
 
 
 def test_a_tie_is_half_a_win_and_the_difference_is_paired():
@@ -158,5 +158,5 @@ def test_responses_to_one_prompt_count_as_one_in_a_signs_interval():
     texts = ["Great question! Paris.", "Paris."] * 10
     (alone, *_), (grouped, *_) = comparison.signs(texts, texts), comparison.signs(texts, texts, group_size=2)
     assert alone["policy"] == grouped["policy"] == 0.5
-    assert grouped["policy_low"] == pytest.approx(stats.wilson_interval(5, 10)[0])
-    assert alone["policy_low"] == pytest.approx(stats.wilson_interval(10, 20)[0])
+    assert grouped["policy_low"] == pytest.approx(wilson_interval(5, 10)[0])
+    assert alone["policy_low"] == pytest.approx(wilson_interval(10, 20)[0])
