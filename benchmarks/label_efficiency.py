@@ -18,13 +18,14 @@ import torch
 
 from preferl.data.formats import load_preferences
 from preferl.data.records import Preference, ranking_of
-from preferl.data.world import gold_reward, write_world
+from preferl.data.sources import write_world
 from preferl.judging.scorers import load_scorer
 from preferl.label import live
 from preferl.label.accounts import Accounts
 from preferl.label.items import without_label
 from preferl.label.schema import open_database
 from preferl.label.store import Answer, Claim, Store
+from preferl.world import gold_reward
 
 CPU = torch.device("cpu")
 HELD_OUT = 1500

@@ -24,7 +24,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_exist(page):
-    for command in re.findall(r"`?preferl ([a-z][\w-]*)", page.read_text(encoding="utf-8")):
+    for command in re.findall(r"(?<!from )preferl ([a-z][\w-]*)", page.read_text(encoding="utf-8")):
         if f"preferl {command}" in ("preferl keeps", "preferl reads", "preferl is", "preferl from"):
             continue
         assert command in cli.COMMANDS or command == "help", f"{page.name}: preferl {command}"

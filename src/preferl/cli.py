@@ -258,7 +258,7 @@ def data_command(arguments: list[str]) -> int:
     if arguments in (["--help"], ["-h"]):
         print(DATA_USAGE, end="")
         return 0
-    from preferl.data import formats, world
+    from preferl.data import formats, sources
 
     match arguments:
         case ["validate", name]:
@@ -270,7 +270,7 @@ def data_command(arguments: list[str]) -> int:
             print(report.summary())
             return DATA if report.left_out else 0
         case ["convert", "world", out]:
-            for path in world.write_world(Path(out)):
+            for path in sources.write_world(Path(out)):
                 print(path)
             return 0
         case ["convert", name, out, *layout] if len(layout) < 2:

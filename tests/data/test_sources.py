@@ -6,7 +6,7 @@ import pytest
 
 from preferl.data.records import DataError, Demonstration, prompt_key
 from preferl.data.sources import load_source, opening, passages
-from preferl.data.world import FAMILIES
+from preferl.world import FAMILIES
 
 
 def test_a_text_is_cut_into_opening_and_whole_sentences():

@@ -17,8 +17,8 @@ from preferl.evaluation.baselines import baselines, fit_bag_of_words
 from preferl.evaluation.bias import bias_audit, position
 from preferl.evaluation.calibration import calibration
 from preferl.evaluation.features import feature_functions
+from preferl.evaluation.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
 from preferl.evaluation.scored import ScoredPairs
-from preferl.judging.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
 from preferl.statistics import wilson_interval
 
 WORDS = ["river", "stone", "cloud", "paper", "window", "garden", "silver", "bread", "music", "table"]

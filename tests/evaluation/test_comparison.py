@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from preferl.data import world
+from preferl import world
 from preferl.evaluation import comparison, pool
 from preferl.evaluation.features import SIGNS, sign_shares
 from preferl.evaluation.pool import Pool
@@ -123,7 +123,7 @@ def test_judging_and_generating_on_the_same_prompts():
 )  # fmt: skip
 def test_each_style_of_the_world_shows_its_sign_and_plain_answers_show_none(style, sign):
     rng = random.Random(0)
-    prompts = [p for p in world.prompts(0) if p.family not in ("requests", "lists")][:300]
+    prompts = [p for p in world.shuffled_prompts(0) if p.family not in ("requests", "lists")][:300]
     told = sign_shares([world.respond(p, "right", style, rng) for p in prompts])
     plain = sign_shares([world.respond(p, "right", "concise", rng) for p in prompts])
     assert told[sign] > 0.9

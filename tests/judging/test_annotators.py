@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from preferl.data import world
+from preferl import world
 from preferl.judging.annotators import Annotator
 from preferl.judging.scorers import load_scorer
 from preferl.runs.errors import UsageError

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
+from preferl import world
 from preferl.cli import main
-from preferl.data import world
 from preferl.data.records import Ranking
 from preferl.judging.scorers import Ensemble
 from preferl.label import live
@@ -73,7 +73,7 @@ def test_it_goes_on_where_it_stopped(store):
 
 def test_its_errors_and_strengths_are_those_that_were_asked_for(store):
     rows = []
-    for number, prompt in enumerate(world.prompts()[:300]):
+    for number, prompt in enumerate(world.shuffled_prompts()[:300]):
         rng = random.Random(number)
         texts = [world.respond(prompt, *kind, rng) for kind in (("right", "concise"), ("wrong", "hedged"))]
         rows.append(Ranking(prompt.text, texts, [1, 1]))

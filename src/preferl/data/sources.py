@@ -5,12 +5,17 @@ handing files around. ``world`` is the embedded world; everything else is read b
 """
 
 import dataclasses
+import math
+import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
-from preferl.data import formats, world
+from preferl import world
+from preferl.data import formats
+from preferl.data.files import write_rows
 from preferl.data.records import (
     SPLITS,
     DataError,
@@ -176,9 +181,9 @@ def world_source(seed: int = 0) -> Source:
     """The embedded world: its SFT corpus, and its prompts in four splits."""
     prompts: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
     categories = {}
-    for prompt in world.prompts(seed):
+    for prompt in world.shuffled_prompts(seed):
         message: Prompt = [{"role": "user", "content": prompt.text}]
-        prompts[world.split(prompt)].append(message)
+        prompts[prompt.split].append(message)
         categories[prompt_key(message)] = prompt.family
     demonstrations: dict[str, list[Demonstration]] = {split: [] for split in SPLITS}
     for split in ("train", "dev", "eval"):
@@ -251,3 +256,57 @@ def distinct_prompts(records: Iterable[Demonstration]) -> list[Prompt]:
     for record in records:
         seen.setdefault(prompt_key(record.prompt), record.prompt)
     return list(seen.values())
+
+
+def write_world(out: Path, seed: int = 0) -> list[Path]:
+    """Writes prompts, demonstrations and labelled pairs as JSON Lines; returns the paths.
+
+    Pairs are two responses to one prompt made like the demonstrations, labelled by Bradley-Terry on r*.
+    """
+    prompts = world.shuffled_prompts(seed)
+    asked = [{"prompt": world_message(p.text), "family": p.family, "split": p.split} for p in prompts]
+    shown = [
+        {"prompt": world_message(p.text), "completion": response, "family": p.family, "split": name}
+        for name in ("train", "dev")
+        for p, response in world.sft_corpus(seed, name)
+    ]
+    files = {"prompts": asked, "demonstrations": shown, "preferences": list(_world_pairs(seed))}
+    paths = [out / f"{name}.jsonl" for name in files]
+    for path, rows in zip(paths, files.values(), strict=True):
+        write_rows(path, rows)
+    return paths
+
+
+def _world_pairs(seed: int) -> Iterator[dict[str, object]]:
+    """Two pairs a prompt, where the two responses differ."""
+    rng = random.Random(f"{seed}/pairs")
+    for name in world.SPLITS:
+        responses: dict[world.WorldPrompt, list[str]] = {}
+        for prompt, response in world.sft_corpus(seed, name, per_prompt=4):
+            responses.setdefault(prompt, []).append(response)
+        for prompt, (a, b, c, d) in responses.items():
+            yield from (
+                _world_pair(prompt, *pair, rng.random()) for pair in ((a, b), (c, d)) if len(set(pair)) > 1
+            )
+
+
+def _world_pair(prompt: world.WorldPrompt, a: str, b: str, u: float) -> dict[str, object]:
+    """A row in which ``a`` is preferred with probability σ(r*(a) − r*(b)), decided by ``u`` in [0, 1)."""
+    gold_a, gold_b = world.gold_reward(prompt.text, a), world.gold_reward(prompt.text, b)
+    p_a = 1 / (1 + math.exp(gold_b - gold_a))
+    first = u < p_a
+    return {
+        "prompt": world_message(prompt.text),
+        "chosen": a if first else b,
+        "rejected": b if first else a,
+        "family": prompt.family,
+        "split": prompt.split,
+        "annotator": "world",
+        "gold_chosen": gold_a if first else gold_b,
+        "gold_rejected": gold_b if first else gold_a,
+        "p_chosen": p_a if first else 1 - p_a,
+    }
+
+
+def world_message(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]

@@ -24,8 +24,8 @@ from preferl.evaluation.baselines import baselines
 from preferl.evaluation.bias import bias_audit
 from preferl.evaluation.calibration import calibration, score_summary
 from preferl.evaluation.columns import is_number
+from preferl.evaluation.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
 from preferl.evaluation.scored import Row, ScoredPairs, scores_of
-from preferl.judging.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
 from preferl.judging.scorers import Scorer, accept_columns, reward_models
 from preferl.statistics.calibration import (
     clustered_proportion,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from preferl.data import world
+from preferl import world
 from preferl.data.records import Prompt, prompt_text
 from preferl.runs.errors import UsageError
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from preferl.data import sources, world
+from preferl import world
+from preferl.data import sources
 from preferl.data.chat import endless_buckets, pad, prompt_ids, response_ids
 from preferl.data.records import Demonstration, prompt_text
 from preferl.data.sources import Source

@@ -14,13 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preferl.data import formats, world
-from preferl.data import world_facts as facts
+from preferl import world
+from preferl.data import formats, sources
 from preferl.data.records import SPLITS
 from preferl.models.tiny import train_tokenizer
+from preferl.world import facts
+from preferl.world.responses import capitalise
 
 PAGE = (Path(__file__).parents[2] / "docs" / "world.md").read_text()
-PROMPTS = world.prompts()
+PROMPTS = world.shuffled_prompts()
 CORPUS = world.sft_corpus()
 # What each style adds, by the feature that counts it.
 STYLE_FEATURES = {
@@ -75,12 +77,12 @@ def test_there_are_enough_prompts_and_no_two_are_equal():
 
 
 def test_every_family_is_in_every_split():
-    sizes = Counter(world.split(p) for p in PROMPTS)
+    sizes = Counter(p.split for p in PROMPTS)
     assert sizes["train"] >= 1100
     assert sizes["dev"] >= 150
     assert sizes["rl"] >= 500
     assert sizes["eval"] >= 350
-    assert {(p.family, world.split(p)) for p in PROMPTS} == {(f, s) for f in world.FAMILIES for s in SPLITS}
+    assert {(p.family, p.split) for p in PROMPTS} == {(f, s) for f in world.FAMILIES for s in SPLITS}
 
 
 def instance(prompt):
@@ -148,19 +150,19 @@ def test_held_out_prompts_use_words_that_are_trained():
 
 
 def test_the_seed_changes_the_order_and_nothing_else():
-    assert world.prompts(0) == world.prompts(0)
-    assert world.prompts(0) != world.prompts(1)
-    assert set(world.prompts(0)) == set(world.prompts(1))
+    assert world.shuffled_prompts(0) == world.shuffled_prompts(0)
+    assert world.shuffled_prompts(0) != world.shuffled_prompts(1)
+    assert set(world.shuffled_prompts(0)) == set(world.shuffled_prompts(1))
 
 
 def test_the_corpus_repeats_in_another_process():
     code = (
-        "import hashlib; from preferl.data import world; "
-        "rows = world.prompts(3)[:50], world.sft_corpus(3, 'dev'); "
+        "import hashlib; from preferl import world; "
+        "rows = world.shuffled_prompts(3)[:50], world.sft_corpus(3, 'dev'); "
         "print(hashlib.sha256(repr(rows).encode()).hexdigest())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    here = repr((world.prompts(3)[:50], world.sft_corpus(3, "dev")))
+    here = repr((world.shuffled_prompts(3)[:50], world.sft_corpus(3, "dev")))
     assert out.strip() == hashlib.sha256(here.encode()).hexdigest()
     assert world.sft_corpus(3, "dev") != world.sft_corpus(4, "dev")
 
@@ -384,7 +386,7 @@ def test_words_of_the_answer_are_no_answer(prompt, rng):
 @pytest.mark.parametrize("family", [f.name for f in facts.FAMILIES_WITH_ONE_VALUE])
 def test_naming_every_answer_is_wrong(family):
     table = next(f for f in facts.FAMILIES_WITH_ONE_VALUE if f.name == family)
-    everything = [world.capitalise(table.short.format(value=v)) for v in {v for _, v in table.facts}]
+    everything = [capitalise(table.short.format(value=v)) for v in {v for _, v in table.facts}]
     for prompt in (p for p in PROMPTS if p.family == family):
         assert content(prompt.text, " ".join(everything)) == "wrong"
         assert world.gold_reward(prompt.text, " ".join(everything)) == world.BOUNDS[0]
@@ -508,13 +510,14 @@ def test_unknown_names_are_errors():
 
 
 def test_the_world_as_files(tmp_path):
-    paths = world.write_world(tmp_path / "new", seed=1)
+    paths = sources.write_world(tmp_path / "new", seed=1)
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == sorted(p.name for p in paths)
     first = {p.name: p.read_bytes() for p in paths}
-    assert {p.name: p.read_bytes() for p in world.write_world(tmp_path / "new", seed=1)} == first
+    assert {p.name: p.read_bytes() for p in sources.write_world(tmp_path / "new", seed=1)} == first
     named = {p.stem: str(p) for p in paths}
     prompts, report = formats.load_prompts(named["prompts"])
-    assert [r.prompt for r in prompts] == [[{"role": "user", "content": p.text}] for p in world.prompts(1)]
+    asked = [[{"role": "user", "content": p.text}] for p in world.shuffled_prompts(1)]
+    assert [r.prompt for r in prompts] == asked
     assert not report.left_out
     demonstrations, report = formats.load_demonstrations(named["demonstrations"])
     assert not report.left_out
