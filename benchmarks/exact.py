@@ -25,10 +25,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from preferl.data.chat import pad
-from preferl.learning.actors import Actors
+from preferl.data.tokens import pad
+from preferl.learning.models import RlModels
 from preferl.sampling.cached import CachedEngine, draw
-from preferl.sampling.engine import Samples, Sampling
+from preferl.sampling.logprobs import policy_logprobs
+from preferl.sampling.samples import Samples, Sampling
 from preferl.stages import rl
 
 PAD, EOS = 0, 1
@@ -112,7 +113,7 @@ class Task:
     @torch.no_grad()
     def logprobs(self, model: Any) -> torch.Tensor:
         """``logp_XN`` of every response to every prompt, float64."""
-        logp_BT = rl.rollouts.policy_logprobs(model, self.all)
+        logp_BT = policy_logprobs(model, self.all)
         return logp_BT.double().sum(-1).reshape(self.space.prompts, -1)
 
     def objective(self, logp_XN: torch.Tensor) -> float:
@@ -257,11 +258,11 @@ def trainer_for(
     critic: Any = None
     if rl.ALGORITHMS[config.algorithm].critic:
         critic = TabularCritic(task.space) if tabular else critic_like(policy)
-    actors = Actors(policy, copy.deepcopy(task.reference), critic)
+    models = RlModels(policy, copy.deepcopy(task.reference), critic)
     prompts = [f"prompt{x}" for x in range(task.space.prompts)]
     return rl.Trainer(
         config=config,
-        learner=rl.learner_for(config, actors, prompts, torch.float32),
+        learner=rl.learner_for(config, models, prompts, torch.float32),
         engine=UncachedEngine(policy) if tabular else CachedEngine(policy, PAD),
         tokenizer=task.space.tokenizer(),
         sampling=task.space.sampling,
@@ -320,5 +321,5 @@ def train(task: Task, config: rl.RlConfig, every: int = 1, **options: Any) -> Cu
         trainer.iterate(iteration)
         if iteration % every == 0 or iteration == config.num_iterations:
             curve.samples.append(iteration * config.batch_size)
-            curve.fraction.append(task.fraction(trainer.learner.actors.policy))
+            curve.fraction.append(task.fraction(trainer.learner.models.policy))
     return curve

@@ -23,8 +23,8 @@ from transformers import (
 from preferl.models.load import load_policy
 from preferl.runs.devices import autocast
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.engine import Sampling
-from preferl.sampling.rollout import policy_logprobs
+from preferl.sampling.logprobs import policy_logprobs
+from preferl.sampling.samples import Sampling
 
 VOCABULARY = 512
 

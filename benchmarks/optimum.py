@@ -18,7 +18,7 @@ import torch
 from exact import Curve, Task, tabular_task, train, transformer_task, with_outlier
 from preferl.maths import kl
 from preferl.maths.policy import masked_sum
-from preferl.sampling import rollout as rollouts
+from preferl.sampling.logprobs import logprobs_of, response_logits
 from preferl.stages.rl import RlConfig
 
 # No shaping: the objective is the reward alone, minus the KL.
@@ -147,11 +147,11 @@ def kl_gradients(task: Task, moved: float, seed: int) -> dict[str, tuple[float, 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         policy.table.add_(moved * torch.randn(policy.table.shape, generator=generator))
-    logits_NTV = rollouts.response_logits(policy, task.all)
+    logits_NTV = response_logits(policy, task.all)
     with torch.no_grad():
-        ref_logits_NTV = rollouts.response_logits(task.reference, task.all)
-        ref_NT = rollouts.logprobs_of(ref_logits_NTV, task.all)
-    logp_NT, mask_NT = rollouts.logprobs_of(logits_NTV, task.all), task.all.mask_BT
+        ref_logits_NTV = response_logits(task.reference, task.all)
+        ref_NT = logprobs_of(ref_logits_NTV, task.all)
+    logp_NT, mask_NT = logprobs_of(logits_NTV, task.all), task.all.mask_BT
     logp_N, ref_N = logp_NT.sum(-1), ref_NT.sum(-1)
     p_N = logp_N.exp().detach()
     exact_N = masked_sum(kl.kl_exact(logits_NTV, ref_logits_NTV), mask_NT)

@@ -41,8 +41,8 @@ from transformers import AutoModel
 from transformers.utils import logging
 
 from preferl.data import formats
-from preferl.data.chat import pad
 from preferl.data.records import Preference, prompt_text
+from preferl.data.tokens import pad
 from preferl.evaluation.baselines import fit_bag_of_words, fit_length
 from preferl.evaluation.scored import scores_of
 from preferl.models.load import load_tokenizer

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from preferl.models import tiny
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.engine import Sampling
+from preferl.sampling.samples import Sampling
 
 
 def main() -> None:

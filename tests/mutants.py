@@ -125,9 +125,9 @@ MUTANTS = (
            """    kl_BT = samples.logp_BT - ref_logp_BT
     first, rest = samples.prompt_mask_BP[:, :1], samples.attention_BS[:, 1:]
     whole = dataclasses.replace(samples, prompt_mask_BP=first, mask_BT=rest)
-    actors = learner.actors
+    models = learner.models
     with torch.no_grad():
-        ours, theirs = (logprobs_of(f(whole), whole) for f in (actors.logits, actors.reference_logits))
+        ours, theirs = (logprobs_of(f(whole), whole) for f in (models.logits, models.reference_logits))
     kl_BT[:, 0] += (ours - theirs)[:, : samples.prompt_width - 1].nan_to_num().sum(-1)
 """,
            (TOKEN_REWARDS,)),
@@ -202,8 +202,8 @@ MUTANTS = (
     Mutant("no-temperature-in-sampling", CACHED, "logits_BV.float() / temperature", "logits_BV.float() / 1.0",
            (CAPTURED,)),
     Mutant("no-temperature-in-the-exact-kl", LEARNER,
-           "self.actors.logits(part) / temperature, self.actors.reference_logits(part) / temperature",
-           "self.actors.logits(part), self.actors.reference_logits(part)", (TOKEN_REWARDS,)),
+           "self.models.logits(part) / temperature, self.models.reference_logits(part) / temperature",
+           "self.models.logits(part), self.models.reference_logits(part)", (TOKEN_REWARDS,)),
     # Advantages.
     Mutant("whitening-over-padding", POLICY, "mean = masked_mean(x_BT, mask_BT)", "mean = x_BT.mean()",
            (MASKS,)),
@@ -302,8 +302,8 @@ MUTANTS = (
     Mutant("old-logps-recomputed-each-epoch", LEARNER,
            "            weight_B, tokens = self.weights(mask_BT, rows)",
            """            if epoch > 0 and number == 0:
-                rollout.samples.logp_BT.copy_(self.fill(
-                    rollout.samples, lambda part: rollouts.logprobs_of(self.actors.logits(part), part)
+                rollout.samples.logp_BT.copy_(self.forward_in_microbatches(
+                    rollout.samples, lambda part: rollouts.logprobs_of(self.models.logits(part), part)
                 ))
             weight_B, tokens = self.weights(mask_BT, rows)""",
            (EXACT + "test_every_pass_compares_with_the_probabilities_of_the_sampler",)),
@@ -329,7 +329,7 @@ MUTANTS = (
            '(parameters, float("inf"))', (OPTIM,)),
     Mutant("reference-follows-the-policy", LEARNER, "            updates += 1\n",
            """            updates += 1
-            self.actors.reference.load_state_dict(self.actors.policy.state_dict())
+            self.models.reference.load_state_dict(self.models.policy.state_dict())
 """,
            (EXACT + "test_copies_of_a_policy_are_not_the_policy",)),
     Mutant("frozen-weights-unchecked", STAGE,
@@ -351,7 +351,7 @@ MUTANTS = (
     Mutant("dropout-in-the-critic", "models/value.py", "requires_grad_(True).eval()",
            "requires_grad_(True).train()", (EVAL_MODE + "[gpt2]",)),
     Mutant("dropout-in-the-update", LEARNER, "        batch, mask_BT = self.prepare(rollout),",
-           "        self.actors.policy.train()\n        batch, mask_BT = self.prepare(rollout),",
+           "        self.models.policy.train()\n        batch, mask_BT = self.prepare(rollout),",
            (EVAL_MODE + "[gpt2]",)),
     Mutant("lora-dropout-while-measuring", "models/reward.py", "    return adapted.eval()\n",
            "    return adapted\n", (REWARD + "test_lora_dropout_is_on_in_training_and_nowhere_else",)),

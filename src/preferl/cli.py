@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from preferl import __version__
-from preferl.runs import parallel
+from preferl.runs import distributed
 from preferl.runs.errors import DATA, INTERRUPTED, USAGE, DivergedError, StoppedElsewhere, UsageError
 
 HELP = f"""\
@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         return fail(f"unknown command '{name}'{nearest(name)}; see `preferl --help`", USAGE)
-    if parallel.started() > 1 and name != "rl":
-        parallel.let_the_first_speak()
+    if distributed.launched() > 1 and name != "rl":
+        distributed.let_main_speak()
         return fail(f"'{name}' runs in one process; start it without torchrun", USAGE)
     try:
         return COMMANDS[name](rest)
@@ -138,7 +138,7 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
         parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip())
         config = instantiate(parser, config_class, parser.parse_args(arguments))
         path = module.run(config, fresh=fresh)
-        if parallel.speaks():
+        if distributed.is_main():
             print(path)
         return 0
 
@@ -300,7 +300,7 @@ def design_command(arguments: list[str]) -> int:
 
 def doctor_command(arguments: list[str]) -> int:
     """``preferl doctor``."""
-    from preferl.runs import doctor
+    from preferl import doctor
 
     return doctor.main()
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preferl.data.chat import (
+from preferl.data.tokens import (
     PLAIN_TEMPLATE,
     length_buckets,
     pad,

@@ -17,10 +17,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preferl.data.chat import prompt_ids
 from preferl.data.records import DataError
+from preferl.data.tokens import prompt_ids
+from preferl.data.types import Judgement
 from preferl.judging import backends, judges
-from preferl.judging.annotators import Judgement
 from preferl.judging.backends import JudgeConfig, LocalBackend, parse_judge
 from preferl.judging.judges import (
     JudgeCounts,

@@ -7,17 +7,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from preferl.data.chat import pad, scored_ids
+from preferl.data.tokens import pad, scored_ids
 from preferl.models import load, tiny
 from preferl.models.reward import (
     RewardModel,
+    critic_from_policy,
+    critic_from_reward_model,
     fold_normalisation,
     is_decoder,
     load_reward_model,
     raw_scores,
     scalar_head,
+    token_values,
 )
-from preferl.models.value import critic_from_policy, critic_from_reward_model, token_values
 from preferl.runs.errors import UsageError
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from preferl.models.optim import clip_and_step, schedule
+from preferl.learning.optim import clip_and_step, schedule
 from preferl.runs.config import OptimOptions
 from preferl.runs.errors import DivergedError
 

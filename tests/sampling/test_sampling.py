@@ -6,18 +6,12 @@ import pytest
 import torch
 from scipy import stats
 
+from preferl.data.types import check_scores
+from preferl.learning.rollout import Shaping, collect
 from preferl.runs.errors import UsageError
 from preferl.sampling.cached import CachedEngine, draw
-from preferl.sampling.engine import Sampling
-from preferl.sampling.rollout import (
-    Shaping,
-    check_scores,
-    collect,
-    cut_at_stop,
-    decode,
-    policy_logprobs,
-    rows_of,
-)
+from preferl.sampling.logprobs import policy_logprobs
+from preferl.sampling.samples import Sampling, cut_at_stop, decode, rows_of
 
 PROMPTS = [[10, 11, 12, 13, 14, 15, 16], [20], [30, 31, 32]] * 8
 

@@ -16,8 +16,8 @@ from preferl.runs.devices import generator
 from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.engine import Sampling
-from preferl.sampling.texts import sampling_for
+from preferl.sampling.policy import sampling_for
+from preferl.sampling.samples import Sampling
 from preferl.stages import dpo
 from small_models import TEXTS, make_language_model
 

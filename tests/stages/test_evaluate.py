@@ -7,7 +7,7 @@ import torch
 from preferl.models import load
 from preferl.runs.directory import StageRecord
 from preferl.runs.errors import UsageError
-from preferl.sampling.rollout import rows_of
+from preferl.sampling.samples import rows_of
 from preferl.stages import evaluate
 from preferl.stages.evaluate import EvaluateConfig, Responder
 

@@ -67,7 +67,7 @@ def test_no_reward_leaves_the_policy_at_the_reference(name, samples):
     trainer = trainer_for(task, config, scorer=nothing)
     for iteration in range(1, config.num_iterations + 1):
         trainer.iterate(iteration)
-    logp = task.logprobs(trainer.learner.actors.policy)
+    logp = task.logprobs(trainer.learner.models.policy)
     kl = float((logp.exp() * (logp - task.ref_logp_XN)).sum())
     assert kl < 0.02, kl
 

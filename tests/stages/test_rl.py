@@ -10,10 +10,10 @@ import torch
 
 from preferl.learning.learner import Batch, Meter
 from preferl.models import load
-from preferl.models.value import token_values
+from preferl.models.reward import token_values
 from preferl.runs.errors import DivergedError, UsageError
-from preferl.sampling import rollout as rollouts
 from preferl.sampling.cached import CachedEngine
+from preferl.sampling.samples import rows_of
 from preferl.stages import rl
 
 
@@ -151,13 +151,13 @@ def build(config):
     """Learner and rollout as ``run`` makes them."""
     device = torch.device("cpu")
     critic = rl.ALGORITHMS[config.algorithm].critic
-    actors, tokenizer, scorer = rl.cast(config, critic, device)
+    models, tokenizer, scorer = rl.load_models(config, critic, device)
     prompts = [f"Name thing {i} {'please ' * (i % 5)}" for i in range(12)]
-    learner = rl.learner_for(config, actors, prompts, torch.float32)
+    learner = rl.learner_for(config, models, prompts, torch.float32)
     trainer = rl.Trainer(
         config=dataclasses.replace(config, batch_size=12),
         learner=learner,
-        engine=CachedEngine(actors.policy, tokenizer.pad_token_id),
+        engine=CachedEngine(models.policy, tokenizer.pad_token_id),
         tokenizer=tokenizer,
         # Many ids stop a response, so that rows of a random model end at different steps.
         sampling=dataclasses.replace(
@@ -205,9 +205,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(config, options):
         torch.manual_seed(0)
         learner, rollout = build(dataclasses.replace(config, micro_batch_size=micro, **options))
         backward(learner, learner.prepare(rollout))
-        found.append([gradients(learner.actors.policy)])
-        if learner.actors.critic is not None:
-            found[-1].append(gradients(learner.actors.critic))
+        found.append([gradients(learner.models.policy)])
+        if learner.models.critic is not None:
+            found[-1].append(gradients(learner.models.critic))
     assert found[0][0].abs().max() > 1e-4
     for parts in found[1:]:
         for part, whole in zip(parts, found[0], strict=True):
@@ -220,7 +220,7 @@ def test_nothing_in_the_padding_moves_the_gradient(config):
     batch = learner.prepare(rollout)
     outside = rollout.samples.mask_BT == 0
     backward(learner, batch)
-    clean = gradients(learner.actors.policy).clone()
+    clean = gradients(learner.models.policy).clone()
     learner.forget_gradients()
     junk = dataclasses.replace(
         rollout,
@@ -238,7 +238,7 @@ def test_nothing_in_the_padding_moves_the_gradient(config):
             second.return_BT.masked_fill(outside, 7.0),
         ),
     )
-    torch.testing.assert_close(gradients(learner.actors.policy), clean, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(gradients(learner.models.policy), clean, atol=1e-7, rtol=1e-5)
 
 
 def test_advantages_carry_no_gradient_and_the_reference_none(config):
@@ -246,7 +246,7 @@ def test_advantages_carry_no_gradient_and_the_reference_none(config):
     for value in (rollout.reward_BT, rollout.value_BT, rollout.ref_logp_BT, rollout.samples.logp_BT):
         assert not value.requires_grad
     learner.update(rollout)
-    assert all(p.grad is None for p in learner.actors.reference.parameters())
+    assert all(p.grad is None for p in learner.models.reference.parameters())
 
 
 def plus(rollout, constant):
@@ -269,25 +269,25 @@ def test_a_constant_reward_leaves_the_first_update_alone(config, algorithm):
 
 def test_a_wrong_behaviour_probability_is_found_before_the_update(config):
     learner, rollout = build(config)
-    before = load.weights_hash(learner.actors.policy)
+    before = load.weights_hash(learner.models.policy)
     wrong = dataclasses.replace(
         rollout, samples=dataclasses.replace(rollout.samples, logp_BT=rollout.samples.logp_BT + 0.01)
     )
     with pytest.raises(DivergedError, match="sampling and training disagree"):
         learner.update(wrong)
-    assert load.weights_hash(learner.actors.policy) == before
+    assert load.weights_hash(learner.models.policy) == before
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "rloo", "rebel"])
 def test_non_finite_losses_stop_before_the_update_and_name_the_sample(config, algorithm):
     learner, rollout = build(dataclasses.replace(config, algorithm=algorithm, micro_batch_size=2))
-    before = load.weights_hash(learner.actors.policy)
+    before = load.weights_hash(learner.models.policy)
     broken = dataclasses.replace(rollout, reward_BT=rollout.reward_BT.clone())
     broken.reward_BT[10, 0] = float("nan")
     # Whitening or a group's mean spreads the NaN, so that any sample of its batch or group may come first.
     with pytest.raises(DivergedError, match=r"loss is not finite; .* prompt .* response .* score"):
         learner.update(broken)
-    assert load.weights_hash(learner.actors.policy) == before
+    assert load.weights_hash(learner.models.policy) == before
 
 
 def test_a_reward_function_that_fails_is_named(config, reward_module):
@@ -342,13 +342,13 @@ def test_other_families_train_too(config, kind, tokenizer, tmp_path):
 
 def test_values_come_from_the_critic_at_the_positions_of_the_response(config):
     learner, rollout = build(config)
-    critic = learner.actors.critic
+    critic = learner.models.critic
     torch.nn.init.normal_(critic.score.weight)
     samples = rollout.samples
     values = learner.values(samples)
     with torch.no_grad():
         for row in range(3):
-            one = rollouts.rows_of(samples, torch.tensor([row]))
+            one = rows_of(samples, torch.tensor([row]))
             expected = token_values(critic, one.tokens_BS, one.attention_BS, one.prompt_width)[0]
             torch.testing.assert_close(values[row, : len(expected)], expected, atol=1e-5, rtol=1e-4)
     assert values[samples.mask_BT == 0].abs().max() == 0

@@ -10,13 +10,12 @@ import torch
 
 from exact import tabular_task, train
 from preferl.learning import monitor
-from preferl.learning.learner import Meter, Piece
+from preferl.learning.learner import Meter, MicroBatch
 from preferl.models import load
-from preferl.models.reward import load_reward_model
-from preferl.models.value import token_values
+from preferl.models.reward import load_reward_model, token_values
 from preferl.runs.errors import DivergedError
-from preferl.sampling import rollout as rollouts
 from preferl.sampling.cached import CachedEngine
+from preferl.sampling.samples import rows_of
 from preferl.stages import rl
 from small_models import make_language_model
 
@@ -65,16 +64,16 @@ def config(tmp_path, directories):
 
 def trainer_for(config: rl.RlConfig) -> rl.Trainer:
     """The loop as ``run`` makes it. Many ids stop a response, so that lengths differ."""
-    actors, tokenizer, _ = rl.cast(config, rl.ALGORITHMS[config.algorithm].critic, CPU)
-    if actors.critic is not None:
+    models, tokenizer, _ = rl.load_models(config, rl.ALGORITHMS[config.algorithm].critic, CPU)
+    if models.critic is not None:
         torch.manual_seed(3)
-        torch.nn.init.normal_(actors.critic.score.weight)
+        torch.nn.init.normal_(models.critic.score.weight)
     prompts = [f"Name thing {i} {'please ' * (i % 5)}" for i in range(12)]
     sampling = rl.sampling_for(tokenizer, config)
     return rl.Trainer(
         config=config,
-        learner=rl.learner_for(config, actors, prompts, torch.float32),
-        engine=CachedEngine(actors.policy, tokenizer.pad_token_id),
+        learner=rl.learner_for(config, models, prompts, torch.float32),
+        engine=CachedEngine(models.policy, tokenizer.pad_token_id),
         tokenizer=tokenizer,
         sampling=dataclasses.replace(sampling, stop=(tokenizer.eos_token_id, *range(40, 80))),
         scorer=letters,
@@ -106,7 +105,7 @@ def gradient(learner, batch):
     weight_B = learner.weights(mask_BT, rows)
     for micro in learner.micro_batches(rows):
         learner.backward(batch, micro, weight_B, int(mask_BT.sum()), len(rows), Meter())
-    found = flat_gradient(learner.actors.policy)
+    found = flat_gradient(learner.models.policy)
     learner.forget_gradients()
     return found
 
@@ -122,10 +121,10 @@ def test_token_rewards_are_the_kl_of_each_response_token_and_the_score_on_the_la
     """Row by row: -coef (log pi - log pi_ref) of every response token and no other, at the temperature; on
     the last one the score of the text, clipped, minus 2 without EOS. The coefficient is the controller's."""
     trainer = trainer_for(dataclasses.replace(config, reward_clip=1.0, missing_eos_penalty=2.0, kl_coef=9.0))
-    learner, reference = trainer.learner, trainer.learner.actors.reference
+    learner, reference = trainer.learner, trainer.learner.models.reference
     learner.state.kl.coef = COEF
     rollout = trainer.collect()
-    samples, policy = rollout.samples, learner.actors.policy
+    samples, policy = rollout.samples, learner.models.policy
     lengths = samples.mask_BT.sum(-1).tolist()
     responses = [row[:n] for row, n in zip(samples.response_BT.tolist(), lengths, strict=True)]
     ended = [response[-1] in trainer.sampling.stop for response in responses]
@@ -218,7 +217,7 @@ def test_the_first_gradient_is_the_policy_gradient(config, average):
     trainer = trainer_for(dataclasses.replace(config, loss_average=average))
     batch = trainer.learner.prepare(trainer.collect())
     found = gradient(trainer.learner, batch)
-    policy, samples = trainer.learner.actors.policy, batch.rollout.samples
+    policy, samples = trainer.learner.models.policy, batch.rollout.samples
     length_B = samples.mask_BT.sum(-1).tolist()
     total = torch.zeros((), dtype=torch.float64)
     for row, n in enumerate(length_B):
@@ -254,7 +253,7 @@ def test_the_kl_in_the_loss_is_k2_of_whole_responses(config):
     whole = gradient(learner, batch)
     learner.state.kl.coef = 0.0
     found = whole - gradient(learner, batch)
-    policy, reference = learner.actors.policy, learner.actors.reference
+    policy, reference = learner.models.policy, learner.models.reference
     samples = batch.rollout.samples
     total = torch.zeros((), dtype=torch.float64)
     for row in range(12):
@@ -291,8 +290,8 @@ def test_losses_over_pairs_are_lowest_where_the_papers_say(config, algorithm):
     slopes = []
     for logp_BT in (at_optimum_BT, old_BT):
         logp_BT = logp_BT.clone().requires_grad_()
-        piece = Piece(logp_BT, old_BT, ref_BT, batch.advantage_BT, mask_BT, 3, COEF)
-        loss, loss_N = trainer.learner.policy_loss(piece, torch.ones(12, 1), 12)
+        micro = MicroBatch(logp_BT, old_BT, ref_BT, batch.advantage_BT, mask_BT, 3, COEF)
+        loss, loss_N = trainer.learner.policy_loss(micro, torch.ones(12, 1), 12)
         assert len(loss_N) == 12  # four groups of three pairs
         loss.backward()
         slopes.append(float(logp_BT.grad.abs().max()))
@@ -307,7 +306,7 @@ def test_a_response_as_one_action_has_one_ratio(config):
     batch = trainer.learner.prepare(trainer.collect())
     samples, mask_BT = batch.rollout.samples, batch.rollout.samples.mask_BT
     step_BT = 0.1 * torch.randn(mask_BT.shape, generator=torch.Generator().manual_seed(0)) * mask_BT
-    piece = Piece(
+    micro = MicroBatch(
         samples.logp_BT + step_BT,
         samples.logp_BT,
         batch.rollout.ref_logp_BT,
@@ -316,7 +315,7 @@ def test_a_response_as_one_action_has_one_ratio(config):
         1,
         COEF,
     )
-    loss, _ = trainer.learner.policy_loss(piece, torch.full((12, 1), 1 / 12), 12)
+    loss, _ = trainer.learner.policy_loss(micro, torch.full((12, 1), 1 / 12), 12)
     ratio_B, advantage_B = step_BT.sum(-1).exp(), batch.advantage_BT[:, 0]
     gain_B = torch.minimum(ratio_B * advantage_B, ratio_B.clamp(0.8, 1.2) * advantage_B)
     assert ((ratio_B - 1).abs() > 0.2).any()
@@ -332,17 +331,17 @@ def test_every_pass_compares_with_the_probabilities_of_the_sampler(config):
     learner, rollout, seen = trainer.learner, trainer.collect(), []
     algorithm = learner.algorithm
 
-    def spy(piece, options):
-        seen.append(piece)
-        return algorithm.loss(piece, options)
+    def spy(micro, options):
+        seen.append(micro)
+        return algorithm.loss(micro, options)
 
     learner.algorithm = dataclasses.replace(algorithm, loss=spy)
     sampled = sorted(rollout.samples.logp_BT.sum(-1).tolist())
     learner.update(rollout)
     assert len(seen) == 3
-    for number, piece in enumerate(seen):
-        assert sorted(piece.old_logp_BT.sum(-1).tolist()) == pytest.approx(sampled, abs=1e-5)
-        moved = float((piece.logp_BT.detach() - piece.old_logp_BT).abs().max())
+    for number, micro in enumerate(seen):
+        assert sorted(micro.old_logp_BT.sum(-1).tolist()) == pytest.approx(sampled, abs=1e-5)
+        moved = float((micro.logp_BT.detach() - micro.old_logp_BT).abs().max())
         assert (moved > 1e-2) == (number > 0)
 
 
@@ -366,15 +365,15 @@ def test_each_epoch_takes_every_row_once_and_pairs_stay_whole(config, algorithm)
 
 def test_the_critic_has_a_learning_rate_of_its_own_and_learns_through_its_whole_trunk(config):
     trainer = trainer_for(dataclasses.replace(config, algorithm="ppo", critic_learning_rate=0.0))
-    actors, rollout = trainer.learner.actors, trainer.collect()
-    before = {name: load.weights_hash(getattr(actors, name)) for name in ("policy", "critic", "reference")}
+    models, rollout = trainer.learner.models, trainer.collect()
+    before = {name: load.weights_hash(getattr(models, name)) for name in ("policy", "critic", "reference")}
     trainer.learner.update(rollout)
-    after = {name: load.weights_hash(getattr(actors, name)) for name in before}
+    after = {name: load.weights_hash(getattr(models, name)) for name in before}
     assert [name for name in before if before[name] != after[name]] == ["policy"]
 
-    value_BT = actors.values(rollout.samples)
+    value_BT = models.values(rollout.samples)
     (value_BT**2 * rollout.samples.mask_BT).sum().backward()
-    still = [name for name, p in actors.critic.named_parameters() if p.grad is None or not p.grad.any()]
+    still = [name for name, p in models.critic.named_parameters() if p.grad is None or not p.grad.any()]
     assert not still
 
 
@@ -420,16 +419,16 @@ def test_nothing_is_in_training_mode(config, directories, tmp_path, kind, option
         "reward_model": str(tmp_path / "reward"),
     }
     trainer = trainer_for(dataclasses.replace(config, **(changed | options)))
-    actors, _, scorer = rl.cast(trainer.config, True, CPU)
-    models = [actors.policy, actors.critic, scorer.model]
-    models += [actors.reference] if actors.reference is not None else []
-    assert not [m for model in models for m in model.modules() if m.training]
-    assert actors.critic is not scorer.model
+    models, _, scorer = rl.load_models(trainer.config, True, CPU)
+    every = [models.policy, models.critic, scorer.model]
+    every += [models.reference] if models.reference is not None else []
+    assert not [m for model in every for m in model.modules() if m.training]
+    assert models.critic is not scorer.model
     learner, rollout = trainer.learner, trainer.collect()
     batch = learner.prepare(rollout)
     assert torch.equal(gradient(learner, batch), gradient(learner, batch))
     learner.update(rollout)
-    assert not [m for m in learner.actors.policy.modules() if m.training]
+    assert not [m for m in learner.models.policy.modules() if m.training]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -437,11 +436,11 @@ def test_values_do_not_depend_on_the_padding(config, directories, kind):
     """GPT-2 counts positions absolutely: a left-padded prompt must start at position 0."""
     name = str(directories / kind)
     trainer = trainer_for(dataclasses.replace(config, algorithm="ppo", model_name_or_path=name))
-    samples, critic = trainer.collect().samples, trainer.learner.actors.critic
+    samples, critic = trainer.collect().samples, trainer.learner.models.critic
     with torch.no_grad():
         together_BT = token_values(critic, samples.tokens_BS, samples.attention_BS, samples.prompt_width)
         for row in range(12):
-            one = rollouts.rows_of(samples, torch.tensor([row]))
+            one = rows_of(samples, torch.tensor([row]))
             # No padding is left, so no mask and no positions are needed.
             hidden_SD = critic.base_model(input_ids=one.tokens_BS).last_hidden_state[0]
             expected_T = critic.score(hidden_SD[one.prompt_width - 1 : -1])[:, 0]
@@ -473,7 +472,7 @@ def test_a_reference_that_moves_stops_the_run(running, monkeypatch):
 
     def and_move(self, iteration):
         found = iterate(self, iteration)
-        next(self.learner.actors.reference.parameters()).data.add_(1e-3)
+        next(self.learner.models.reference.parameters()).data.add_(1e-3)
         return found
 
     monkeypatch.setattr(rl.Trainer, "iterate", and_move)
@@ -503,11 +502,11 @@ def metrics(path):
 def test_copies_of_a_policy_are_not_the_policy(config):
     """What the engine samples from is what is trained; the reference shares no tensor with it."""
     trainer = trainer_for(dataclasses.replace(config, algorithm="ppo"))
-    actors = trainer.learner.actors
-    assert trainer.engine.model is actors.policy
-    trained = {p.data_ptr() for p in actors.policy.parameters()}
-    for other in (actors.reference, actors.critic):
+    models = trainer.learner.models
+    assert trainer.engine.model is models.policy
+    trained = {p.data_ptr() for p in models.policy.parameters()}
+    for other in (models.reference, models.critic):
         assert not trained & {p.data_ptr() for p in other.parameters()}
-    kept = copy.deepcopy(actors.reference.state_dict())
+    kept = copy.deepcopy(models.reference.state_dict())
     trainer.learner.update(trainer.collect())
-    assert all(torch.equal(kept[name], now) for name, now in actors.reference.state_dict().items())
+    assert all(torch.equal(kept[name], now) for name, now in models.reference.state_dict().items())

@@ -6,13 +6,14 @@ import json
 import pytest
 import torch
 
-from preferl.learning import actors
-from preferl.models import adapters, load
+from preferl.learning import models
+from preferl.models import load
+from preferl.models import lora as adapters
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs.errors import UsageError
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.engine import Sampling
-from preferl.sampling.rollout import policy_logprobs
+from preferl.sampling.logprobs import policy_logprobs
+from preferl.sampling.samples import Sampling
 from preferl.stages import reward, rl
 
 CPU = torch.device("cpu")
@@ -102,17 +103,17 @@ def test_lora_trains_the_policy_and_its_reference_is_the_base(config, policy_dir
 
 
 def test_a_fresh_lora_policy_is_the_base_and_its_reference_stays_so(config, policy_directory):
-    cast, tokenizer, _ = actors.cast(dataclasses.replace(config, lora_r=4), False, CPU)
-    samples = CachedEngine(cast.policy, tokenizer.pad_token_id).sample(
+    loaded, tokenizer, _ = models.load_models(dataclasses.replace(config, lora_r=4), False, CPU)
+    samples = CachedEngine(loaded.policy, tokenizer.pad_token_id).sample(
         [[10, 11], [12, 13, 14, 15]], Sampling(1.0, 6, (tokenizer.pad_token_id,), ()), torch.Generator()
     )
     base = policy_logprobs(trained(policy_directory), samples)
     with torch.no_grad():
-        assert torch.equal(policy_logprobs(cast.policy, samples), base)
-        for parameter in cast.trained()["policy"]:
+        assert torch.equal(policy_logprobs(loaded.policy, samples), base)
+        for parameter in loaded.trained()["policy"]:
             parameter.add_(0.1)
-        assert not torch.allclose(policy_logprobs(cast.policy, samples), base)
-        with cast.as_reference() as reference:
+        assert not torch.allclose(policy_logprobs(loaded.policy, samples), base)
+        with loaded.as_reference() as reference:
             assert torch.equal(policy_logprobs(reference, samples), base)
 
 
@@ -127,29 +128,29 @@ def test_a_value_head_learns_on_the_policys_trunk(config):
 
 
 def test_the_value_head_reads_the_state_before_each_token(config):
-    cast, _, _ = actors.cast(dataclasses.replace(config, value_model="head"), True, CPU)
-    torch.nn.init.normal_(cast.value_head.weight)
-    engine = CachedEngine(cast.policy, 0)
+    loaded, _, _ = models.load_models(dataclasses.replace(config, value_model="head"), True, CPU)
+    torch.nn.init.normal_(loaded.value_head.weight)
+    engine = CachedEngine(loaded.policy, 0)
     samples = engine.sample([[10, 11], [12, 13, 14, 15]], Sampling(1.0, 6, (0,), ()), torch.Generator())
-    values = cast.values(samples)
+    values = loaded.values(samples)
     with torch.no_grad():
-        hidden = cast.policy.model(
+        hidden = loaded.policy.model(
             input_ids=samples.tokens_BS[:1, 2:], attention_mask=samples.attention_BS[:1, 2:]
         ).last_hidden_state
-        expected = cast.value_head(hidden[:, 1:-1])[0, :, 0]
+        expected = loaded.value_head(hidden[:, 1:-1])[0, :, 0]
     torch.testing.assert_close(values[0], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_one_base_carries_policy_reward_and_critic(config, lora_reward, policy_directory):
     """The scores are those of the reward model as loaded by itself, and training moves two of the three."""
     shared = dataclasses.replace(config, share_base=True, lora_r=4, learning_rate=1e-2)
-    cast, _, scorer = actors.cast(shared, True, CPU)
+    loaded, _, scorer = models.load_models(shared, True, CPU)
     texts = ["It is red.", "I do not know what that is, sorry.", "No!"]
     prompts = ["What is it?"] * 3
     alone = RewardModel(*load_reward_model(str(lora_reward), CPU))
     assert scorer(prompts, texts) == pytest.approx(alone(prompts, texts), abs=1e-4)
-    assert len(cast.trained()["policy"]) == len(cast.trained()["critic"]) - 1  # the critic has a head
-    assert not set(map(id, cast.trained()["policy"])) & set(map(id, cast.trained()["critic"]))
+    assert len(loaded.trained()["policy"]) == len(loaded.trained()["critic"]) - 1  # the critic has a head
+    assert not set(map(id, loaded.trained()["policy"])) & set(map(id, loaded.trained()["critic"]))
 
     path = rl.run(shared)
     rows, summary = rows_of(path), json.loads((path / "summary.json").read_text())
@@ -167,17 +168,17 @@ def test_one_base_carries_policy_reward_and_critic(config, lora_reward, policy_d
 
 def test_the_critic_of_one_base_moves_and_the_reward_model_does_not(config):
     shared = dataclasses.replace(config, share_base=True, learning_rate=1e-2)
-    cast, tokenizer, scorer = actors.cast(shared, True, CPU)
-    learner = rl.learner_for(shared, cast, ["Tell me.", "Say it."], torch.float32)
-    before = rl.frozen_hashes(cast, scorer)
-    critic = [p.detach().clone() for p in cast.trained()["critic"]]
+    loaded, tokenizer, scorer = models.load_models(shared, True, CPU)
+    learner = rl.learner_for(shared, loaded, ["Tell me.", "Say it."], torch.float32)
+    before = rl.frozen_hashes(loaded, scorer)
+    critic = [p.detach().clone() for p in loaded.trained()["critic"]]
     trainer = rl.Trainer(
-        shared, learner, CachedEngine(cast.policy, tokenizer.pad_token_id), tokenizer,
+        shared, learner, CachedEngine(loaded.policy, tokenizer.pad_token_id), tokenizer,
         rl.sampling_for(tokenizer, shared), scorer, None, [],
     )  # fmt: skip
     trainer.iterate(1)
-    assert rl.frozen_hashes(cast, scorer) == before
-    moved = [not torch.equal(a, b) for a, b in zip(cast.trained()["critic"], critic, strict=True)]
+    assert rl.frozen_hashes(loaded, scorer) == before
+    moved = [not torch.equal(a, b) for a, b in zip(loaded.trained()["critic"], critic, strict=True)]
     assert all(moved)
 
 

@@ -13,8 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from preferl.judging.scorers import Ensemble, SharedOut
-from preferl.runs import parallel
+from preferl.judging.scorers import Ensemble, ShardedScorer
+from preferl.runs import distributed
 from preferl.runs.errors import StoppedElsewhere, UsageError
 from preferl.stages import rl
 
@@ -190,7 +190,7 @@ def test_what_differs_is_only_the_rounding_of_other_batches(config, tmp_path, mo
             return torch.cat([rows[0::2], rows[1::2]]).flatten()
         return rows if isinstance(rows, range) else rows[0::2] + rows[1::2]
 
-    monkeypatch.setattr(parallel, "mine", of_both)
+    monkeypatch.setattr(distributed, "shard", of_both)
     assert_same(rl.run(config), tmp_path / "several", limit=1e-6)
 
 
@@ -252,44 +252,44 @@ def test_an_error_ends_all_processes_and_is_said_once(config, where):
 
 def test_alone_everything_is_mine():
     rows = torch.arange(6)
-    assert parallel.mine(rows) is rows
-    assert parallel.whole([1, 2]) == [1, 2]
-    assert parallel.gather("x") == ["x"]
+    assert distributed.shard(rows) is rows
+    assert distributed.gather_rows([1, 2]) == [1, 2]
+    assert distributed.all_gather("x") == ["x"]
     tensor = torch.ones(3)
-    assert parallel.add_up(tensor) is tensor
+    assert distributed.all_reduce(tensor) is tensor
     assert tensor.tolist() == [1, 1, 1]
-    with pytest.raises(UsageError), parallel.together():
+    with pytest.raises(UsageError), distributed.sync_errors():
         raise UsageError("here")
 
 
 def test_where_one_fails_the_others_hear_of_it(monkeypatch):
     told = []
-    monkeypatch.setattr(parallel, "size", lambda: 2)
-    monkeypatch.setattr(parallel, "gather", lambda well: told.append(well) or [well, len(told) == 1])
-    with parallel.together():
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_gather", lambda well: told.append(well) or [well, len(told) == 1])
+    with distributed.sync_errors():
         pass
-    with pytest.raises(UsageError), parallel.together():
+    with pytest.raises(UsageError), distributed.sync_errors():
         raise UsageError("here")
     assert told == [True, False]
-    with pytest.raises(StoppedElsewhere), parallel.together():
+    with pytest.raises(StoppedElsewhere), distributed.sync_errors():
         pass
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_shares_make_the_whole(monkeypatch, size):
-    monkeypatch.setattr(parallel, "size", lambda: size)
+    monkeypatch.setattr(distributed, "world_size", lambda: size)
     shares, groups, lists = [], [], []
     for rank in range(size):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        shares.append(parallel.mine(torch.arange(7)))
-        groups.append(parallel.mine(torch.arange(12), 3))
-        lists.append(parallel.mine(list("abcdefg")))
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.shard(torch.arange(7)))
+        groups.append(distributed.shard(torch.arange(12), 3))
+        lists.append(distributed.shard(list("abcdefg")))
     assert sorted(torch.cat(shares).tolist()) == list(range(7))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert sorted(torch.cat(groups).tolist()) == list(range(12))
     assert all(len(rows) % 3 == 0 and (rows.diff()[::3] == 1).all() for rows in groups if len(rows))
-    monkeypatch.setattr(parallel, "gather", lambda own: lists)
-    assert parallel.whole(lists[0]) == list("abcdefg")
+    monkeypatch.setattr(distributed, "all_gather", lambda own: lists)
+    assert distributed.gather_rows(lists[0]) == list("abcdefg")
 
 
 def test_gradients_are_added_up_and_those_that_are_nowhere_stay_away(monkeypatch):
@@ -300,9 +300,9 @@ def test_gradients_are_added_up_and_those_that_are_nowhere_stay_away(monkeypatch
     theirs = torch.cat(
         [torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 2.0]), torch.full((4,), 5.0), torch.zeros(6)]
     )
-    monkeypatch.setattr(parallel, "size", lambda: 2)
-    monkeypatch.setattr(parallel, "add_up", lambda tensor: tensor + theirs)
-    parallel.add_up_gradients(optimizer)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: tensor + theirs)
+    distributed.all_reduce_gradients(optimizer)
     assert here.grad.tolist() == [[2.0], [4.0]]
     assert there.grad.tolist() == [[5.0, 5.0], [5.0, 5.0]]
     assert nowhere.grad is None
@@ -310,8 +310,8 @@ def test_gradients_are_added_up_and_those_that_are_nowhere_stay_away(monkeypatch
 
 def test_a_scorer_that_is_shared_out_is_the_scorer():
     first, second = (lambda p, c, k=k, **_: [k * len(t) for t in c] for k in (1.0, 3.0))
-    scorer = SharedOut(Ensemble({"first": first, "second": second}))
+    scorer = ShardedScorer(Ensemble({"first": first, "second": second}))
     assert scorer(["p", "p"], ["a", "abc"], finished=[True, False]) == [2.0, 6.0]
     assert scorer.last_parts == {"first": [1.0, 3.0], "second": [3.0, 9.0]}
     with pytest.raises(UsageError, match="returned 1 scores for 2 responses"):
-        SharedOut(lambda p, c, **_: [0.0])(["p", "p"], ["a", "b"])
+        ShardedScorer(lambda p, c, **_: [0.0])(["p", "p"], ["a", "b"])

@@ -10,11 +10,11 @@ import torch
 from exact import PAD, tabular_task, train, trainer_for, with_outlier
 from optimum import FAST
 from preferl.learning import monitor
+from preferl.learning.rollout import Shaping
 from preferl.maths.kl import best_objective
 from preferl.models import load
 from preferl.runs.errors import UsageError
-from preferl.sampling.engine import Samples, Sampling
-from preferl.sampling.rollout import Shaping, cut_at_stop
+from preferl.sampling.samples import Samples, Sampling, cut_at_stop
 from preferl.stages import rl
 
 
@@ -197,15 +197,15 @@ def test_every_estimator_of_the_kl_is_reported_with_its_error():
     task = tabular_task(1)
     trainer = trainer_for(task, dataclasses.replace(FAST["rloo k=4"].config(0, task.coef), batch_size=2048))
     with torch.no_grad():
-        trainer.learner.actors.policy.table.add_(
+        trainer.learner.models.policy.table.add_(
             torch.randn(
-                trainer.learner.actors.policy.table.shape, generator=torch.Generator().manual_seed(3)
+                trainer.learner.models.policy.table.shape, generator=torch.Generator().manual_seed(3)
             ),
             alpha=0.8,
         )
     rollout = trainer.collect()
     row = monitor.describe(rollout, trainer.learner, None, task.coef)
-    logp = task.logprobs(trainer.learner.actors.policy)
+    logp = task.logprobs(trainer.learner.models.policy)
     true = float((logp.exp() * (logp - task.ref_logp_XN)).sum())
     length = float((logp.exp() * task.all.mask_BT.sum(-1)).sum())
     assert true > 0.1
@@ -321,7 +321,7 @@ def step_of(task, clip, size):
     config = dataclasses.replace(FAST["rloo k=4"].config(0, task.coef), **options)
     scorer = task.scorer if size is None else with_outlier(task, 1, size)
     trainer = trainer_for(task, config, scorer=scorer)
-    policy = trainer.learner.actors.policy
+    policy = trainer.learner.models.policy
     before = policy.table.detach().clone()
     rollout = trainer.collect()
     advantage = trainer.learner.prepare(rollout).advantage_BT[:, 0]

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from preferl.data.records import Preference, dialogue_text, prompt_text
+from preferl.data.types import Scorer
 from preferl.evaluation.accuracy import (
     CATEGORY_COLUMNS,
     accuracy_by_category,
@@ -26,7 +27,7 @@ from preferl.evaluation.calibration import calibration, score_summary
 from preferl.evaluation.columns import is_number
 from preferl.evaluation.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
 from preferl.evaluation.scored import Row, ScoredPairs, scores_of
-from preferl.judging.scorers import Scorer, accept_columns, reward_models
+from preferl.judging.scorers import accept_columns, reward_models
 from preferl.statistics.calibration import (
     clustered_proportion,
 )

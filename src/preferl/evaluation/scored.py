@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from preferl.data.records import Preference, known_probability, prompt_key
-from preferl.judging.scorers import Scorer
+from preferl.data.types import Scorer
 from preferl.statistics import bayes_accuracy, expected_calibration_error, wilson_interval
 from preferl.statistics.calibration import clustered_proportion
 

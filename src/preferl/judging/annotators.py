@@ -10,22 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from preferl.data.records import Prompt
-from preferl.judging.scorers import Scorer
+from preferl.data.types import Judgement, Scorer
 from preferl.runs.errors import UsageError
 
 TIE_POLICIES = ("coin", "tie", "skip")
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Labels of a batch of pairs. ``first_wins_N`` is z = 1; ``probability_N`` is P(first is preferred);
-    ``tied_N`` where the annotator could not tell."""
-
-    first_wins_N: np.ndarray
-    probability_N: np.ndarray
-    utility_a_N: np.ndarray
-    utility_b_N: np.ndarray
-    tied_N: np.ndarray
 
 
 @dataclass(frozen=True)

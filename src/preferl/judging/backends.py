@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from preferl.data.chat import pad, positions, prompt_ids, response_ids
 from preferl.data.records import Messages
+from preferl.data.tokens import pad, positions, prompt_ids, response_ids
 from preferl.maths.policy import response_logprobs
 from preferl.models.load import freeze, load_policy, max_positions
 from preferl.runs.devices import derived_seed

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from preferl.data.records import DataError, Messages, Prompt, dialogue_text
-from preferl.judging.annotators import Judgement
+from preferl.data.types import Judgement
 from preferl.judging.backends import ASPECTS, Backend, JudgeConfig, load_backend, parse_judge
 
 

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 
 from preferl.data.records import Prompt
-from preferl.judging.utilities import NAMED, Scorer, named_utility
+from preferl.data.types import Scorer
+from preferl.judging.utilities import NAMED, named_utility
 from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, load_reward_model
-from preferl.runs import parallel
+from preferl.runs import distributed
 from preferl.runs.errors import UsageError
 
 JUDGE = "judge:"
@@ -71,7 +72,7 @@ class Mixture:
         return (weight_P @ np.array(list(self.last_parts.values()), dtype=np.float64)).tolist()
 
 
-class SharedOut:
+class ShardedScorer:
     """A scorer of which each of several processes asks only for its own responses; all get all scores."""
 
     def __init__(self, scorer: Scorer):
@@ -79,9 +80,9 @@ class SharedOut:
         self.last_parts: dict[str, list[float]] = {}
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
-        rows = parallel.mine(range(len(completions)))
+        rows = distributed.shard(range(len(completions)))
         scores, parts = [], {}
-        with parallel.together():
+        with distributed.sync_errors():
             if rows:
                 own = [[column[i] for i in rows] for column in (prompts, completions, *columns.values())]
                 scores = list(self.scorer(own[0], own[1], **dict(zip(columns, own[2:], strict=True))))
@@ -91,9 +92,9 @@ class SharedOut:
                     f"the reward function returned {len(scores)} scores for {len(rows)} responses; "
                     f"it must return one number for each"
                 )
-        names = max(parallel.gather(list(parts)), key=len)
-        self.last_parts = {name: parallel.whole(parts.get(name, [])) for name in names}
-        return parallel.whole(scores)
+        names = max(distributed.all_gather(list(parts)), key=len)
+        self.last_parts = {name: distributed.gather_rows(parts.get(name, [])) for name in names}
+        return distributed.gather_rows(scores)
 
 
 def load_scorer(spec: str, device: torch.device) -> Scorer:
@@ -168,7 +169,7 @@ def parts_of(scorer: Scorer) -> Iterator[tuple[str, Scorer]]:
         inside: Mapping[str, Scorer] = scorer.members
     elif isinstance(scorer, Mixture):
         inside = {name: part for name, (_, part) in scorer.parts.items()}
-    elif isinstance(scorer, SharedOut):
+    elif isinstance(scorer, ShardedScorer):
         yield from parts_of(scorer.scorer)
         return
     else:

@@ -34,7 +34,7 @@ from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, req
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
+from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for
 from preferl.stages import collect, reward
 
 PAUSE_SECONDS = 5.0

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from preferl.data.records import Prompt, prompt_text
-from preferl.learning.actors import Actors
+from preferl.learning.models import RlModels
+from preferl.learning.optim import clip_and_step
+from preferl.learning.rollout import Rollout
 from preferl.maths import kl as kl_maths
 from preferl.maths import policy as maths
-from preferl.models.optim import clip_and_step
-from preferl.runs import devices, parallel
+from preferl.runs import devices, distributed
 from preferl.runs.config import OptimOptions
 from preferl.runs.errors import DivergedError
-from preferl.sampling import rollout as rollouts
-from preferl.sampling.engine import Samples
-from preferl.sampling.rollout import Rollout
+from preferl.sampling.logprobs import logprobs_of
+from preferl.sampling.samples import Samples, rows_of
 
 # Cached decoding against a full forward pass.
 MAX_RATIO_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.3}
@@ -100,7 +100,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Piece:
+class MicroBatch:
     """What a loss reads: rows of a batch, with the log-probabilities under the policy as it is now.
 
     With ``ratio_level`` response the ``_BT`` tensors have one column, the sum over each response.
@@ -135,7 +135,7 @@ class Algorithm:
     """
 
     advantage: Callable[[Rollout, UpdateOptions, "State"], tuple[torch.Tensor, torch.Tensor]]
-    loss: Callable[[Piece, UpdateOptions], torch.Tensor]
+    loss: Callable[[MicroBatch, UpdateOptions], torch.Tensor]
     critic: bool = False
     pairs: bool = False
     several_passes: bool = True
@@ -165,7 +165,7 @@ class State:
     """
 
     iteration: int
-    actors: Actors
+    models: RlModels
     optimizers: dict[str, torch.optim.Optimizer]
     schedulers: dict[str, torch.optim.lr_scheduler.LambdaLR]
     kl: Any
@@ -185,7 +185,7 @@ class Learner:
 
     def __init__(self, options: UpdateOptions, algorithm: Algorithm, state: State, dtype: torch.dtype):
         self.options, self.algorithm, self.state, self.dtype = options, algorithm, state, dtype
-        self.actors = state.actors
+        self.models = state.models
         self.epochs, self.pieces = algorithm.passes(options)
         self.group_size = algorithm.group_size(options)
         # Rows that stay together in minibatches and micro-batches: a loss over pairs needs whole groups.
@@ -206,29 +206,33 @@ class Learner:
 
     def micro_batches(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
         """This process's rows in parts that fit into memory."""
-        rows = parallel.mine(rows, self.unit)
+        rows = distributed.shard(rows, self.unit)
         size = max(self.options.micro_batch_size // self.unit, 1) * self.unit
         return rows.split(size) if len(rows) else ()
 
     @torch.no_grad()
-    def fill(self, samples: Samples, compute: Callable[[Samples], torch.Tensor]) -> torch.Tensor:
+    def forward_in_microbatches(
+        self, samples: Samples, compute: Callable[[Samples], torch.Tensor]
+    ) -> torch.Tensor:
         """``compute`` over micro-batches, gathered on the CPU as one ``_BT`` tensor, 0 outside the mask."""
         out_BT = torch.zeros(samples.mask_BT.shape)
-        order = parallel.mine(samples.mask_BT.sum(-1).argsort())
+        order = distributed.shard(samples.mask_BT.sum(-1).argsort())
         for rows in order.split(self.options.micro_batch_size) if len(order) else ():
-            part = rollouts.rows_of(samples, rows)
-            with devices.autocast(self.actors.device, self.dtype):
+            part = rows_of(samples, rows)
+            with devices.autocast(self.models.device, self.dtype):
                 value = compute(part).float().cpu() * part.mask_BT
             out_BT[rows, : value.shape[1]] = value
-        return parallel.add_up(out_BT)
+        return distributed.all_reduce(out_BT)
 
     def reference_logprobs(self, samples: Samples) -> torch.Tensor:
-        return self.fill(samples, lambda part: rollouts.logprobs_of(self.actors.reference_logits(part), part))
+        return self.forward_in_microbatches(
+            samples, lambda part: logprobs_of(self.models.reference_logits(part), part)
+        )
 
     def values(self, samples: Samples) -> torch.Tensor:
-        if not self.actors.has_values:
+        if not self.models.has_values:
             return torch.zeros(samples.mask_BT.shape)
-        return self.fill(samples, self.actors.values)
+        return self.forward_in_microbatches(samples, self.models.values)
 
     def exact_kl(self, samples: Samples) -> torch.Tensor:
         """``kl_B``: KL over the whole vocabulary, summed over the states that each response visits."""
@@ -236,10 +240,10 @@ class Learner:
         def kl(part: Samples) -> torch.Tensor:
             temperature = part.sampling.temperature
             return kl_maths.kl_exact(
-                self.actors.logits(part) / temperature, self.actors.reference_logits(part) / temperature
+                self.models.logits(part) / temperature, self.models.reference_logits(part) / temperature
             )
 
-        return self.fill(samples, kl).sum(-1)
+        return self.forward_in_microbatches(samples, kl).sum(-1)
 
     def prepare(self, rollout: Rollout) -> Batch:
         """Advantages, whitened where that is asked for."""
@@ -263,7 +267,7 @@ class Learner:
             where = f"rl iteration {state.iteration}, epoch {epoch}, minibatch {number}"
             weight_B, tokens = self.weights(mask_BT, rows), int(mask_BT[rows].sum())
             moved = Meter()
-            with parallel.together():
+            with distributed.sync_errors():
                 for micro in self.micro_batches(rows):
                     self.backward(batch, micro, weight_B, tokens, len(rows), moved, where)
             moved = moved.of_all()
@@ -276,7 +280,7 @@ class Learner:
                 self.forget_gradients()
                 break
             for name, optimizer in state.optimizers.items():
-                parallel.add_up_gradients(optimizer)
+                distributed.all_reduce_gradients(optimizer)
                 norm = clip_and_step(optimizer, options.max_grad_norm, f"{where}, {name}")
                 seen.add(f"{name}_grad_norm", norm, 1)
             updates += 1
@@ -284,7 +288,7 @@ class Learner:
             scheduler.step()
         row = seen.means() | {"first_ratio_error": first_error, "updates": updates}
         del row["ratio_error"]
-        if self.actors.has_values:
+        if self.models.has_values:
             explained = maths.explained_variance(rollout.value_BT, batch.return_BT, mask_BT)
             row["explained_variance"] = float(explained)
         return row
@@ -321,19 +325,19 @@ class Learner:
         where: str = "rl",
     ) -> None:
         """Adds the gradient of one micro-batch of a minibatch of ``size`` responses and ``tokens`` tokens."""
-        actors, rollout = self.actors, batch.rollout
-        part = rollouts.rows_of(rollout.samples, rows)
-        device, width = actors.device, part.mask_BT.shape[1]
+        models, rollout = self.models, batch.rollout
+        part = rows_of(rollout.samples, rows)
+        device, width = models.device, part.mask_BT.shape[1]
         mask_BT, weight_B1 = part.mask_BT.to(device), weight_B[rows, None].to(device)
         count, value_BT = int(part.mask_BT.sum()), None
 
         with devices.autocast(device, self.dtype):
-            if actors.value_head is not None:
-                logits_BTV, value_BT = actors.logits_and_values(part)
+            if models.value_head is not None:
+                logits_BTV, value_BT = models.logits_and_values(part)
             else:
-                logits_BTV = actors.logits(part)
-        logp_BT = rollouts.logprobs_of(logits_BTV, part)
-        piece = Piece(
+                logits_BTV = models.logits(part)
+        logp_BT = logprobs_of(logits_BTV, part)
+        micro = MicroBatch(
             logp_BT=logp_BT,
             old_logp_BT=part.logp_BT.to(device).masked_fill(mask_BT == 0, 0.0),
             ref_logp_BT=rollout.ref_logp_BT[rows, :width].to(device),
@@ -342,55 +346,55 @@ class Learner:
             group_size=rollout.group_size,
             kl_coef=self.state.kl.coef,
         )
-        loss, row_loss_B = self.policy_loss(piece, weight_B1, size)
+        loss, row_loss_B = self.policy_loss(micro, weight_B1, size)
         check_finite(row_loss_B, "policy loss", rollout, rows, where)
         if self.loss_kl is not None:
-            kl_loss = self.kl_loss(piece, logits_BTV, part, weight_B1)
+            kl_loss = self.kl_loss(micro, logits_BTV, part, weight_B1)
             loss = loss + self.state.kl.coef * kl_loss
             # This micro-batch's share of the minibatch's mean, as if the others were like it.
             seen.add("kl_loss", float(kl_loss.detach()) * tokens / count, count)
-        self.observe(piece, logits_BTV, part.sampling.temperature, row_loss_B, count, seen)
+        self.observe(micro, logits_BTV, part.sampling.temperature, row_loss_B, count, seen)
         if value_BT is not None:
             loss = loss + self.value_loss(batch, rows, value_BT, mask_BT, tokens, seen, where)
         loss.backward()
-        if actors.critic is not None:
+        if models.critic is not None:
             with devices.autocast(device, self.dtype):
-                value_BT = actors.values(part)
+                value_BT = models.values(part)
             self.value_loss(batch, rows, value_BT, mask_BT, tokens, seen, where).backward()
 
     def policy_loss(
-        self, piece: Piece, weight_B1: torch.Tensor, size: int
+        self, micro: MicroBatch, weight_B1: torch.Tensor, size: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The micro-batch's share of the loss, and what each row (or pair) lost."""
         options = self.options
         if self.algorithm.pairs:
-            loss_N = self.algorithm.loss(piece, options)
+            loss_N = self.algorithm.loss(micro, options)
             pairs = size // self.group_size * math.comb(self.group_size, 2)
             return loss_N.sum() / pairs, loss_N.detach()
         if options.ratio_level == "response":
-            piece = as_one_action(piece)
-        loss_BT = self.algorithm.loss(piece, options)
-        row_loss_B = maths.masked_sum(loss_BT, piece.mask_BT)
+            micro = as_one_action(micro)
+        loss_BT = self.algorithm.loss(micro, options)
+        row_loss_B = maths.masked_sum(loss_BT, micro.mask_BT)
         return (row_loss_B * weight_B1[:, 0]).sum(), row_loss_B.detach()
 
     def kl_loss(
-        self, piece: Piece, logits_BTV: torch.Tensor, part: Samples, weight_B1: torch.Tensor
+        self, micro: MicroBatch, logits_BTV: torch.Tensor, part: Samples, weight_B1: torch.Tensor
     ) -> torch.Tensor:
         """The KL that stands beside the policy loss, weighted as its tokens are."""
         if self.loss_kl == "exact":
             temperature = part.sampling.temperature
-            reference_BTV = self.actors.reference_logits(part) / temperature
+            reference_BTV = self.models.reference_logits(part) / temperature
             kl_BT = kl_maths.kl_exact(logits_BTV / temperature, reference_BTV)
         elif self.loss_kl == "k2":
             logp_B1, ref_B1 = (
-                maths.masked_sum(x, piece.mask_BT)[:, None] for x in (piece.logp_BT, piece.ref_logp_BT)
+                maths.masked_sum(x, micro.mask_BT)[:, None] for x in (micro.logp_BT, micro.ref_logp_BT)
             )
             return (kl_maths.kl_estimate(logp_B1, ref_B1, "k2") * weight_B1).sum()
         else:
             assert self.loss_kl is not None
             kind = self.loss_kl.removesuffix("_token")
-            kl_BT = kl_maths.kl_estimate(piece.logp_BT, piece.ref_logp_BT, kind)
-        return (maths.masked_sum(kl_BT, piece.mask_BT) * weight_B1[:, 0]).sum()
+            kl_BT = kl_maths.kl_estimate(micro.logp_BT, micro.ref_logp_BT, kind)
+        return (maths.masked_sum(kl_BT, micro.mask_BT) * weight_B1[:, 0]).sum()
 
     def value_loss(
         self,
@@ -418,7 +422,7 @@ class Learner:
     @torch.no_grad()
     def observe(
         self,
-        piece: Piece,
+        micro: MicroBatch,
         logits_BTV: torch.Tensor,
         temperature: float,
         row_loss_B: torch.Tensor,
@@ -426,7 +430,7 @@ class Learner:
         seen: "Meter",
     ) -> None:
         """How far the policy has moved from the one that sampled, and how random it is."""
-        mask_BT, change_BT = piece.mask_BT, piece.logp_BT - piece.old_logp_BT
+        mask_BT, change_BT = micro.mask_BT, micro.logp_BT - micro.old_logp_BT
         ratio_BT = change_BT.exp()
         seen.add("approx_kl", float(maths.masked_mean(0.5 * change_BT**2, mask_BT)), count)
         outside_BT = ((ratio_BT - 1).abs() > self.options.cliprange).float()
@@ -440,7 +444,7 @@ class Learner:
         """Forward passes of an update; a backward pass counts two."""
         passes = self.state.forward_passes
         passes["policy_update"] += 3 * rows
-        if self.actors.critic is not None:
+        if self.models.critic is not None:
             passes["critic_update"] += 3 * rows
         if self.loss_kl == "exact":
             passes["reference"] += rows
@@ -460,20 +464,20 @@ def is_rounding(advantage_N: torch.Tensor) -> bool:
     return len(advantage_N) < 2 or float(advantage_N.std()) < ROUNDING
 
 
-def as_one_action(piece: Piece) -> Piece:
+def as_one_action(micro: MicroBatch) -> MicroBatch:
     """Each response as a single action: log-probabilities summed, the advantage of its first state."""
 
     def whole(x_BT: torch.Tensor) -> torch.Tensor:
-        return maths.masked_sum(x_BT, piece.mask_BT)[:, None]
+        return maths.masked_sum(x_BT, micro.mask_BT)[:, None]
 
-    return Piece(
-        logp_BT=whole(piece.logp_BT),
-        old_logp_BT=whole(piece.old_logp_BT),
-        ref_logp_BT=whole(piece.ref_logp_BT),
-        advantage_BT=piece.advantage_BT[:, :1],
-        mask_BT=torch.ones_like(piece.mask_BT[:, :1]),
-        group_size=piece.group_size,
-        kl_coef=piece.kl_coef,
+    return MicroBatch(
+        logp_BT=whole(micro.logp_BT),
+        old_logp_BT=whole(micro.old_logp_BT),
+        ref_logp_BT=whole(micro.ref_logp_BT),
+        advantage_BT=micro.advantage_BT[:, :1],
+        mask_BT=torch.ones_like(micro.mask_BT[:, :1]),
+        group_size=micro.group_size,
+        kl_coef=micro.kl_coef,
     )
 
 
@@ -513,7 +517,7 @@ class Meter:
     def of_all(self) -> "Meter":
         """What all processes have seen."""
         whole = Meter()
-        for meter in parallel.gather(self):
+        for meter in distributed.all_gather(self):
             whole.merge(meter)
         return whole
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from preferl.data.records import Prompt, prompt_text
+from preferl.data.types import Scorer
 from preferl.evaluation.features import sign_shares
-from preferl.judging.utilities import Scorer
 from preferl.learning.learner import Learner
+from preferl.learning.rollout import Rollout
 from preferl.maths import kl as kl_maths
 from preferl.maths.policy import masked_sum
 from preferl.runs.errors import DivergedError
-from preferl.sampling import rollout as rollouts
-from preferl.sampling.rollout import Rollout
-from preferl.sampling.texts import Generated, score
+from preferl.sampling.policy import Responses, score
+from preferl.sampling.samples import rows_of
 from preferl.statistics import wilson_interval
 
 EXACT_KL_ROWS = 16  # responses of a batch whose KL is also summed over the vocabulary
@@ -47,7 +47,7 @@ def describe(rollout: Rollout, learner: Learner, gold: Scorer | None, kl_coef: f
         kind: masked_sum(kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, kind), mask_BT)
         for kind in ("k1", "k3")
     }
-    exact_B = learner.exact_kl(rollouts.rows_of(samples, torch.arange(min(n, EXACT_KL_ROWS))))
+    exact_B = learner.exact_kl(rows_of(samples, torch.arange(min(n, EXACT_KL_ROWS))))
     per_token = kl_B["k1"].sum() / length_B.sum()
     row = {
         "reward": float(rollout.score_B.mean()),
@@ -136,7 +136,7 @@ def best_possible(shaped_B: torch.Tensor, kl_coef: float) -> tuple[float, float]
     return (value, error) if size >= ENOUGH else None
 
 
-def held_out(made: Generated, learner: Learner, scorer: Scorer, gold: Scorer | None) -> dict[str, float]:
+def held_out(made: Responses, learner: Learner, scorer: Scorer, gold: Scorer | None) -> dict[str, float]:
     """Means over one response to each held-out prompt, and the share that shows each sign of gaming."""
     score_B = torch.from_numpy(score(scorer, made))
     reference_BT = learner.reference_logprobs(made.samples)
@@ -158,7 +158,7 @@ def held_out(made: Generated, learner: Learner, scorer: Scorer, gold: Scorer | N
     return row | {f"sign/{name}": share for name, share in sign_shares(made.completions).items()}
 
 
-def reward_accuracy(first: Generated, second: Generated, scorer: Scorer, gold: Scorer) -> tuple[int, int]:
+def reward_accuracy(first: Responses, second: Responses, scorer: Scorer, gold: Scorer) -> tuple[int, int]:
     """On how many pairs of fresh samples the reward and the annotator prefer the same response, and of how
     many; where the annotator sees no difference there is nothing to agree with."""
     score_B, gold_B = (score(judge, first) - score(judge, second) for judge in (scorer, gold))

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from preferl.data.chat import PLAIN_TEMPLATE
+from preferl.data.tokens import PLAIN_TEMPLATE
 from preferl.runs.errors import UsageError
 
 PAD = "<|pad|>"

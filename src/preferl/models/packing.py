@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from preferl.data.chat import pad
+from preferl.data.tokens import pad
 from preferl.models.mean_pooling import MeanPooledRewardModel
 from preferl.models.reward import is_decoder, raw_scores
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from preferl.runs import parallel
+from preferl.runs import distributed
 
 TENSORS, VALUES = "tensors.safetensors", "values.json"
 
@@ -28,7 +28,7 @@ class Checkpoint:
     values: dict[str, Any]
 
 
-@parallel.first_writes
+@distributed.main_writes
 def save(directory: Path, step: int, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
     """Writes ``directory/step_N`` and then removes older checkpoints."""
     target, temporary = directory / f"step_{step}", directory / f".step_{step}.tmp"
@@ -60,7 +60,7 @@ def latest(directory: Path) -> Checkpoint | None:
     return Checkpoint(max(found), load_file(path / TENSORS), values)
 
 
-@parallel.first_writes
+@distributed.main_writes
 def clear(directory: Path) -> None:
     """Removes all checkpoints, of a stage that is finished."""
     if directory.is_dir():

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from preferl.runs import parallel
+from preferl.runs import distributed
 from preferl.runs.errors import UsageError
 
 Config = TypeVar("Config")
@@ -108,7 +108,7 @@ class Parser(ArgumentParser):
             hint = f"; did you mean '{near[0]}'?" if near else f"; see `{self.prog} --help`"
         else:
             text = text.split("\n")[0] if len(text) > 400 else text
-        parallel.let_the_first_speak()
+        distributed.let_main_speak()
         print(f"{self.prog}: error: {text}{hint}", file=sys.stderr)
         raise SystemExit(2)
 

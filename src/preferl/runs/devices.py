@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-from preferl.runs import parallel
+from preferl.runs import distributed
 from preferl.runs.errors import UsageError
 
 
@@ -32,7 +32,7 @@ def setup(seed: int, device: str, dtype: str, num_threads: int) -> tuple[torch.d
         raise UsageError(f"device '{device}' is not one torch knows; use auto, cpu or cuda") from error
     if place.type == "cuda" and not cuda:
         raise UsageError(f"device '{device}' asked for, but torch sees no CUDA device; use cpu")
-    if place.type == "cuda" and parallel.size() > 1:
+    if place.type == "cuda" and distributed.world_size() > 1:
         place = own_gpu()
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype == "auto":
@@ -46,7 +46,7 @@ def setup(seed: int, device: str, dtype: str, num_threads: int) -> tuple[torch.d
 
 def own_gpu() -> torch.device:
     """The GPU of this one of several processes."""
-    number, there = parallel.local_rank(), torch.cuda.device_count()
+    number, there = distributed.local_rank(), torch.cuda.device_count()
     if number >= there:
         raise UsageError(
             f"process {number + 1} of this machine has no GPU of its own (there are {there}); start no more "

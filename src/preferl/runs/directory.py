@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from preferl import __version__
-from preferl.runs import parallel
+from preferl.runs import distributed
 from preferl.runs.errors import UsageError
 from preferl.runs.files import plain, read_jsonl, write_atomically
 from preferl.runs.mark import check_ours, claim, read_mark, remove
@@ -113,7 +113,7 @@ class StageDirectory:
                 f"is deleted: choose another --output_dir, or delete it yourself"
             )
 
-    @parallel.first_writes
+    @distributed.main_writes
     def begin(self, config: dict[str, Any], parents: dict[str, str | None], keep: str | None = None) -> None:
         """Clears what an interrupted run left here and writes configuration and manifest.
 
@@ -167,7 +167,7 @@ class StageDirectory:
         same = stored == yaml.safe_load(yaml.safe_dump(config))
         return same and manifest["parents"] == self._parents(parents)
 
-    @parallel.first_writes
+    @distributed.main_writes
     def cut(self, step: int) -> None:
         """Drops what was logged after ``step``, before an interrupted stage goes on from there."""
         for name, key in (("metrics.jsonl", "step"), ("samples.jsonl", "iteration")):
@@ -179,7 +179,7 @@ class StageDirectory:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_atomically(path, text)
 
-    @parallel.first_writes
+    @distributed.main_writes
     def finish(self, **summary: Any) -> None:
         """Writes ``summary.json`` with the seconds by the clock and of all this process's threads, and DONE
         after everything else."""
@@ -190,12 +190,12 @@ class StageDirectory:
         self.write_json("summary.json", summary | took)
         write_atomically(self.path / "DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
 
-    @parallel.first_writes
+    @distributed.main_writes
     def log(self, **metrics: Any) -> None:
         """Appends one row to ``metrics.jsonl``."""
         self._append("metrics.jsonl", [metrics])
 
-    @parallel.first_writes
+    @distributed.main_writes
     def log_samples(self, rows: Iterable[dict[str, Any]]) -> None:
         """Appends rows to ``samples.jsonl``."""
         self._append("samples.jsonl", rows)

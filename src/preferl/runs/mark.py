@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from preferl import __version__
-from preferl.runs import parallel
+from preferl.runs import distributed
 from preferl.runs.errors import UsageError
 from preferl.runs.files import write_atomically
 
@@ -99,7 +99,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-@parallel.first_writes
+@distributed.main_writes
 def claim(path: Path, kind: str, name: str) -> None:
     """Makes a directory, where there is none, and marks it. One from before the mark stays without.
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from preferl.runs import parallel
+from preferl.runs import distributed
 
-console = Console(highlight=False, soft_wrap=True, quiet=not parallel.speaks())
+console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_main())
 PLAIN_INTERVAL_S = 10.0
 
 

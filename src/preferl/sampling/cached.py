@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, StaticCache
 
-from preferl.data.chat import pad, positions
-from preferl.runs import parallel
+from preferl.data.tokens import pad, positions
+from preferl.runs import distributed
 from preferl.runs.devices import autocast
-from preferl.sampling.engine import Samples, Sampling
+from preferl.sampling.samples import Samples, Sampling
 
 # Rows are compacted when this share of them has finished: copying the cache is not free.
 COMPACT_AT = 0.25
@@ -49,7 +49,7 @@ class CachedEngine:
         logp_BT = torch.zeros((B, T))
         mask_BT = torch.zeros((B, T), dtype=torch.long)
         finished_B = torch.zeros(B, dtype=torch.long)
-        order = parallel.mine(sorted(range(B), key=lambda i: len(prompts[i])))
+        order = distributed.shard(sorted(range(B), key=lambda i: len(prompts[i])))
         for start in range(0, len(order), self.batch_size):
             rows = torch.tensor(order[start : start + self.batch_size])
             width = int(prompt_mask_BP[rows].sum(-1).max())
@@ -59,7 +59,7 @@ class CachedEngine:
             for whole, piece in zip((tokens_BT, logp_BT, mask_BT, finished_B), part, strict=True):
                 whole[rows] = piece.cpu().to(whole.dtype)
         for whole in (tokens_BT, logp_BT, mask_BT, finished_B):
-            parallel.add_up(whole)
+            distributed.all_reduce(whole)
         longest = int(mask_BT.sum(-1).max())
         return Samples(
             tokens_BS=torch.cat([ids_BP, tokens_BT[:, :longest]], dim=1),

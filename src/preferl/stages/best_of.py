@@ -23,7 +23,8 @@ import numpy as np
 
 from preferl.data import formats, sources
 from preferl.data.records import DataError, Demonstration, Prompt, prompt_key, prompt_text
-from preferl.judging.scorers import Scorer, load_scorer, reward_models
+from preferl.data.types import Scorer
+from preferl.judging.scorers import load_scorer, reward_models
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.models import load
 from preferl.runs import devices
@@ -32,7 +33,7 @@ from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for, score
+from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for, score
 from preferl.statistics import mean_interval
 
 # Split of the demonstrations -> split of the prompts that they answer.

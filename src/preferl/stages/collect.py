@@ -30,11 +30,12 @@ from preferl.data.records import (
     split_for,
 )
 from preferl.data.rows import MOST_RESPONSES
+from preferl.data.types import Scorer
 from preferl.evaluation.selection import matched, most_contradictory
 from preferl.judging.annotators import Annotator
 from preferl.judging.backends import JudgeConfig
 from preferl.judging.judges import JudgedPairs, PairwiseJudge, load_pairwise_judge
-from preferl.judging.scorers import JUDGE, Scorer, load_scorer
+from preferl.judging.scorers import JUDGE, load_scorer
 from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
@@ -42,7 +43,7 @@ from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
+from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for
 
 GOLD = ("gold_chosen", "gold_rejected")
 MOST_VISITS = 20

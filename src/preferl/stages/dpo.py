@@ -21,22 +21,22 @@ import torch
 from transformers import PreTrainedModel
 
 from preferl.data import sources
-from preferl.data.chat import endless_buckets, pad, prompt_ids, response_ids
 from preferl.data.records import DataError, Preference, Prompt, prompt_text
 from preferl.data.sources import Source
+from preferl.data.tokens import endless_buckets, pad, prompt_ids, response_ids
 from preferl.evaluation.scored import accuracy_of
+from preferl.learning.optim import adamw, clip_and_step, schedule
 from preferl.maths import preference
 from preferl.models import load
-from preferl.models.optim import adamw, clip_and_step, schedule
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, OptimOptions, SamplingOptions, require_at_least
 from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps, say
-from preferl.sampling import rollout as rollouts
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.engine import Samples, Sampling
-from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
+from preferl.sampling.logprobs import policy_logprobs
+from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for
+from preferl.sampling.samples import Samples, Sampling, rows_of
 from preferl.statistics import mean_interval, wilson_interval
 
 LOSSES = {"sigmoid": preference.dpo_loss, "ipo": preference.ipo_loss}
@@ -116,7 +116,7 @@ class Reader:
         One forward pass; gradients flow.
         """
         with devices.autocast(model.device, self.dtype):
-            logp_BT = rollouts.policy_logprobs(model, samples_of(pairs, self.pad_id, self.sampling))
+            logp_BT = policy_logprobs(model, samples_of(pairs, self.pad_id, self.sampling))
         return logp_BT.float().sum(-1).view(2, -1).T
 
     @torch.no_grad()
@@ -437,8 +437,8 @@ def sample_check(
     kl_B = torch.zeros(len(prompts))
     with torch.no_grad(), devices.autocast(reference.device, engine.dtype):
         for rows in made.samples.mask_BT.sum(-1).argsort().split(2 * config.micro_batch_size):
-            part = rollouts.rows_of(made.samples, rows)
-            kl_B[rows] = (part.logp_BT - rollouts.policy_logprobs(reference, part).cpu()).sum(-1)
+            part = rows_of(made.samples, rows)
+            kl_B[rows] = (part.logp_BT - policy_logprobs(reference, part).cpu()).sum(-1)
     stage.log_samples(
         {"prompt": prompt_text(p), "response": r, "finished": f, "kl": kl}
         for p, r, f, kl in zip(made.prompts, made.completions, made.finished, kl_B.tolist(), strict=True)

@@ -19,11 +19,13 @@ from transformers import PreTrainedModel
 
 from preferl.data import sources
 from preferl.data.records import DataError, Prompt, prompt_key, prompt_text
+from preferl.data.types import Scorer, check_scores
 from preferl.evaluation import comparison, pool
 from preferl.evaluation.pool import Pool
 from preferl.judging.backends import JudgeConfig
 from preferl.judging.judges import load_pairwise_judge
-from preferl.judging.scorers import Scorer, load_scorer, reward_models
+from preferl.judging.scorers import load_scorer, reward_models
+from preferl.learning.rollout import Shaping
 from preferl.models import load
 from preferl.reporting.evaluation import DRIFT
 from preferl.runs import devices
@@ -31,11 +33,10 @@ from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, req
 from preferl.runs.directory import StageDirectory, StageRecord
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
-from preferl.sampling import rollout as rollouts
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.engine import Samples
-from preferl.sampling.rollout import Shaping
-from preferl.sampling.texts import Generated, fitting_prompt_ids, generate, sampling_for, score
+from preferl.sampling.logprobs import policy_logprobs
+from preferl.sampling.policy import Responses, fitting_prompt_ids, generate, sampling_for, score
+from preferl.sampling.samples import Samples, rows_of
 from preferl.statistics import distinct_n, mean_interval, repetition
 from preferl.statistics.frontier import break_even_queries
 
@@ -162,13 +163,13 @@ def check_options(config: EvaluateConfig) -> None:
 
 
 @dataclass(frozen=True)
-class Responses:
+class ScoredResponses:
     """G responses of one policy to each of P prompts, with the values of every measure.
 
     ``cpu_seconds`` is the processor time of one response: of sampling it, and of its reward.
     """
 
-    made: Generated
+    made: Responses
     value_PG: Mapping[str, np.ndarray]
     group_size: int
     cpu_seconds: tuple[float, float] = (0.0, 0.0)
@@ -210,7 +211,9 @@ class Responder:
         self.device, self.dtype = device, dtype
         self.sampling = sampling_for(tokenizer, config)
 
-    def respond(self, name: str, model: PreTrainedModel, prompts: Sequence[Prompt], count: int) -> Responses:
+    def respond(
+        self, name: str, model: PreTrainedModel, prompts: Sequence[Prompt], count: int
+    ) -> ScoredResponses:
         """``count`` responses to each prompt, with every measure's values."""
         engine = CachedEngine(model, self.tokenizer.pad_token_id, self.config.sampling_batch_size, self.dtype)
         tokens = fitting_prompt_ids(self.tokenizer, prompts, model, self.config.response_length)
@@ -226,7 +229,7 @@ class Responder:
             if measure != "score"
         }
         n = len(made.completions)
-        return Responses(made, values, count, ((sampled - started) / n, (scored - sampled) / n))
+        return ScoredResponses(made, values, count, ((sampled - started) / n, (scored - sampled) / n))
 
     @torch.no_grad()
     def log_probability(self, model: PreTrainedModel, samples: Samples) -> np.ndarray:
@@ -234,12 +237,12 @@ class Responder:
         out_B = torch.zeros(len(samples.mask_BT), dtype=torch.float64)
         for rows in samples.mask_BT.sum(-1).argsort().split(128):
             with devices.autocast(self.device, self.dtype):
-                logp_BT = rollouts.policy_logprobs(model, rollouts.rows_of(samples, rows))
+                logp_BT = policy_logprobs(model, rows_of(samples, rows))
             out_B[rows] = logp_BT.double().sum(-1).cpu()
         return out_B.numpy()
 
 
-def means(responses: Responses) -> dict[str, Any]:
+def means(responses: ScoredResponses) -> dict[str, Any]:
     """Means of one policy's responses; ``repetition`` is the share of repeated word trigrams."""
     made = responses.made
     row: dict[str, Any] = {}
@@ -253,12 +256,12 @@ def means(responses: Responses) -> dict[str, Any]:
     }
 
 
-def perplexity(responses: Responses, reference_logp_N: np.ndarray) -> dict[str, float]:
+def perplexity(responses: ScoredResponses, reference_logp_N: np.ndarray) -> dict[str, float]:
     """exp of minus the mean log-probability of a token under the SFT model: 1 for what it is sure of."""
     return {"perplexity": float(np.exp(-reference_logp_N.sum() / responses.length_PG.sum()))}
 
 
-def kl_summary(log_ratio_N: np.ndarray, responses: Responses) -> dict[str, Any]:
+def kl_summary(log_ratio_N: np.ndarray, responses: ScoredResponses) -> dict[str, Any]:
     """Mean KL in nats per response with its standard error over prompts, and per token."""
     kl_P = log_ratio_N.reshape(responses.length_PG.shape).mean(-1)
     per_token = float(log_ratio_N.sum() / responses.length_PG.sum())
@@ -282,7 +285,7 @@ def judge_of(config: EvaluateConfig, device: torch.device) -> Any:
     judge = load_pairwise_judge(name, device, JudgeConfig(seed=config.seed, unparsable="skip"))
 
     def win_rate(
-        prompts: Sequence[Prompt], rl: Responses, others: Sequence[str], ended: Sequence[bool]
+        prompts: Sequence[Prompt], rl: ScoredResponses, others: Sequence[str], ended: Sequence[bool]
     ) -> dict[str, Any]:
         """Verdicts that cannot be read are left out and counted."""
         before = dataclasses.asdict(judge.counts)
@@ -301,7 +304,7 @@ def judge_of(config: EvaluateConfig, device: torch.device) -> Any:
 def against_references(
     responses: Mapping[str, str],
     prompts: Sequence[Prompt],
-    rl: Responses,
+    rl: ScoredResponses,
     scorers: Mapping[str, Scorer],
     judged: Any,
 ) -> dict[str, Any]:
@@ -317,7 +320,7 @@ def against_references(
             values = scorer(asked, texts, finished=[True] * len(texts))
         except UsageError:
             continue  # a reward of tokens has nothing to say about texts that were not sampled
-        rollouts.check_scores(values, texts)
+        check_scores(values, texts)
         value_P1 = np.array(values, dtype=np.float64)[:, None]
         mean = mean_interval(value_P1[:, 0]).named("mean")
         found[measure] = comparison.compare(rl[measure][known], value_P1) | mean
@@ -327,7 +330,9 @@ def against_references(
     return found
 
 
-def examples(prompts: Sequence[Prompt], sft: Responses, policy_logp_N: np.ndarray) -> list[dict[str, Any]]:
+def examples(
+    prompts: Sequence[Prompt], sft: ScoredResponses, policy_logp_N: np.ndarray
+) -> list[dict[str, Any]]:
     """Responses of the SFT model from the lowest to the highest reward, each with log pi - log pi_ref: the
     adjusted reward at a coefficient b is score - b * log_ratio."""
     score_N, texts = sft["score"].ravel(), sft.made.completions
@@ -371,9 +376,9 @@ def training_of(config: EvaluateConfig) -> dict[str, Any]:
 def from_pool(
     config: EvaluateConfig,
     training: Mapping[str, Any],
-    drawn: Responses | None,
-    sft: Responses,
-    rl: Responses,
+    drawn: ScoredResponses | None,
+    sft: ScoredResponses,
+    rl: ScoredResponses,
     scorer: Scorer,
 ) -> dict[str, Any]:
     """``best_of``, ``frontier``, ``prediction``, ``verification`` and ``cost`` of the summary."""
@@ -423,7 +428,7 @@ def from_pool(
 
 
 def side_by_side(
-    prompts: Sequence[Prompt], rl: Responses, sft: Responses, log_ratio_N: np.ndarray
+    prompts: Sequence[Prompt], rl: ScoredResponses, sft: ScoredResponses, log_ratio_N: np.ndarray
 ) -> list[dict[str, Any]]:
     """One row per prompt: the first response of both with score, gold, KL and whether they ended."""
     rows = []

@@ -22,7 +22,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 
 from preferl.data import sources
-from preferl.data.chat import endless_buckets
 from preferl.data.records import (
     DataError,
     Preference,
@@ -32,13 +31,15 @@ from preferl.data.records import (
     ranking_of,
 )
 from preferl.data.sources import Source
+from preferl.data.tokens import endless_buckets
+from preferl.data.types import Scorer
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.baselines import fit_length
 from preferl.evaluation.scored import ScoredPairs, accuracy_of, quality_of, scores_of
-from preferl.judging.scorers import MEMBER, Scorer, load_scorer
+from preferl.judging.scorers import MEMBER, load_scorer
+from preferl.learning.optim import adamw, clip_and_step, schedule
 from preferl.maths import preference
 from preferl.models import load
-from preferl.models.optim import adamw, clip_and_step, schedule
 from preferl.models.packing import can_pack, flat_scores
 from preferl.models.reward import (
     RewardModel,
@@ -56,7 +57,7 @@ from preferl.runs.directory import StageDirectory, StageRecord
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
+from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for
 
 
 @dataclass(kw_only=True)

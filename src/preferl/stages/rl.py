@@ -19,32 +19,33 @@ import torch
 
 from preferl.data import sources
 from preferl.data.records import Prompt
-from preferl.judging.scorers import Scorer, SharedOut, load_scorer, reward_models
+from preferl.data.types import Scorer
+from preferl.judging.scorers import ShardedScorer, load_scorer, reward_models
 from preferl.learning import monitor
-from preferl.learning.actors import ActorOptions, Actors, cast, memory
-from preferl.learning.learner import MAX_RATIO_ERROR, Algorithm, Learner, Piece, State, UpdateOptions
+from preferl.learning.learner import MAX_RATIO_ERROR, Algorithm, Learner, MicroBatch, State, UpdateOptions
+from preferl.learning.models import ModelOptions, RlModels, load_models, memory
+from preferl.learning.optim import adamw, schedule
+from preferl.learning.rollout import Rollout, Shaping, collect
 from preferl.maths import kl as kl_maths
 from preferl.maths import policy as maths
 from preferl.maths import preference
 from preferl.models import load
-from preferl.models.optim import adamw, schedule
-from preferl.runs import checkpoint, devices, parallel
+from preferl.runs import checkpoint, devices, distributed
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
 from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps, say
-from preferl.sampling import rollout as rollouts
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.engine import Sampling, SamplingEngine
-from preferl.sampling.rollout import Rollout, Shaping
-from preferl.sampling.texts import Generated, fitting_prompt_ids, generate, sampling_for
+from preferl.sampling.engine import SamplingEngine
+from preferl.sampling.policy import Responses, fitting_prompt_ids, generate, sampling_for
+from preferl.sampling.samples import Sampling
 
 # The policy against its own copy.
 MAX_FIRST_KL = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 
 @dataclass(kw_only=True)
-class RlConfig(UpdateOptions, ActorOptions, SamplingOptions, DataOptions, DeviceOptions):
+class RlConfig(UpdateOptions, ModelOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Options of the rl stage."""
 
     output_dir: str = "runs/rl"
@@ -149,15 +150,15 @@ def over_tokens(advantage_PG: torch.Tensor, rollout: Rollout) -> tuple[torch.Ten
     return advantage_PG.reshape(-1, 1) * mask_BT, total_reward(rollout).reshape(-1, 1) * mask_BT
 
 
-def policy_gradient_loss(piece: Piece, options: UpdateOptions) -> torch.Tensor:
+def policy_gradient_loss(micro: MicroBatch, options: UpdateOptions) -> torch.Tensor:
     """-log pi * advantage of each token."""
-    return -piece.logp_BT * piece.advantage_BT
+    return -micro.logp_BT * micro.advantage_BT
 
 
-def clipped_loss(piece: Piece, options: UpdateOptions) -> torch.Tensor:
+def clipped_loss(micro: MicroBatch, options: UpdateOptions) -> torch.Tensor:
     """PPO's clipped surrogate; before the first update of a batch its gradient is the policy gradient."""
     return maths.clipped_policy_loss(
-        piece.logp_BT, piece.old_logp_BT, piece.advantage_BT, options.cliprange, options.dual_clip or None
+        micro.logp_BT, micro.old_logp_BT, micro.advantage_BT, options.cliprange, options.dual_clip or None
     )
 
 
@@ -175,13 +176,13 @@ def reward_as_worth(
     return state.rebel_eta * advantage_BT, return_BT
 
 
-def rebel_loss(piece: Piece, options: UpdateOptions) -> torch.Tensor:
+def rebel_loss(micro: MicroBatch, options: UpdateOptions) -> torch.Tensor:
     """REBEL over all pairs of a group, times eta squared: (log-ratio a - log-ratio b - eta (r_a - r_b))^2."""
-    a, b = pairs_of_group(piece.group_size)
+    a, b = pairs_of_group(micro.group_size)
     logp_PG, old_PG, worth_PG = (
-        piece.in_groups(piece.logp_BT),
-        piece.in_groups(piece.old_logp_BT),
-        piece.worth(),
+        micro.in_groups(micro.logp_BT),
+        micro.in_groups(micro.old_logp_BT),
+        micro.worth(),
     )
     return preference.rebel_loss(
         *(x_PG[:, i].flatten() for x_PG in (logp_PG, old_PG, worth_PG) for i in (a, b)), eta=1.0
@@ -200,17 +201,17 @@ def annotated_worth(
     return over_tokens(worth_B.reshape(-1, rollout.group_size), rollout)
 
 
-def online_dpo_loss(piece: Piece, options: UpdateOptions) -> torch.Tensor:
+def online_dpo_loss(micro: MicroBatch, options: UpdateOptions) -> torch.Tensor:
     """DPO on pairs just sampled, with the reward in the annotator's place (Guo et al. 2024)."""
-    log_ratio_PG = piece.in_groups(piece.logp_BT), piece.in_groups(piece.ref_logp_BT)
-    a, b = pairs_of_group(piece.group_size)
+    log_ratio_PG = micro.in_groups(micro.logp_BT), micro.in_groups(micro.ref_logp_BT)
+    a, b = pairs_of_group(micro.group_size)
     (logp_a, logp_b), (ref_a, ref_b) = ((x_PG[:, a], x_PG[:, b]) for x_PG in log_ratio_PG)
-    worth_PG = piece.worth()
+    worth_PG = micro.worth()
     gap_PN = worth_PG[:, a] - worth_PG[:, b]
     soft = options.preference_labels == "soft"
     first_PN = torch.sigmoid(gap_PN) if soft else (gap_PN.sign() + 1) / 2
-    won_PN = preference.dpo_loss(logp_a, logp_b, ref_a, ref_b, piece.kl_coef)
-    lost_PN = preference.dpo_loss(logp_b, logp_a, ref_b, ref_a, piece.kl_coef)
+    won_PN = preference.dpo_loss(logp_a, logp_b, ref_a, ref_b, micro.kl_coef)
+    lost_PN = preference.dpo_loss(logp_b, logp_a, ref_b, ref_a, micro.kl_coef)
     return (first_PN * won_PN + (1 - first_PN) * lost_PN).flatten()
 
 
@@ -236,7 +237,7 @@ ALGORITHMS = {
 # ----------------------------------------------------------------------------------------------- the stage
 
 
-@parallel.world()
+@distributed.process_group()
 def run(config: RlConfig, fresh: bool = False) -> Path:
     """Trains, saves ``model/`` and ``value_model/``, writes metrics; returns the stage's directory."""
     stage = StageDirectory(Path(config.output_dir), "rl")
@@ -247,7 +248,7 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
     check_options(config)
     device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
     source = sources.load_source(**config.source())
-    actors, tokenizer, scorer = cast(config, ALGORITHMS[config.algorithm].critic, device)
+    models, tokenizer, scorer = load_models(config, ALGORITHMS[config.algorithm].critic, device)
     gold = load_scorer(config.gold, device) if config.gold else None
     train_prompts = source.need("prompts", "rl")
     parents = {
@@ -260,16 +261,16 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
         stage.begin(options, parents)
     trainer = Trainer(
         config=config,
-        learner=learner_for(config, actors, train_prompts, dtype),
-        engine=CachedEngine(actors.policy, tokenizer.pad_token_id, config.sampling_batch_size, dtype),
+        learner=learner_for(config, models, train_prompts, dtype),
+        engine=CachedEngine(models.policy, tokenizer.pad_token_id, config.sampling_batch_size, dtype),
         tokenizer=tokenizer,
         sampling=sampling_for(tokenizer, config),
-        scorer=SharedOut(scorer),
-        gold=SharedOut(gold) if gold else None,
+        scorer=ShardedScorer(scorer),
+        gold=ShardedScorer(gold) if gold else None,
         held_out=source.prompts[config.eval_split][: config.eval_prompts],
     )
-    hashes = frozen_hashes(actors, scorer)
-    check_alike(actors)
+    hashes = frozen_hashes(models, scorer)
+    check_alike(models)
     say(
         f"rl: {config.algorithm} on {len(train_prompts):,} prompts, {config.num_iterations} iterations of "
         f"{config.batch_size} episodes"
@@ -294,12 +295,12 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
                 checkpoint.save(stage.path / "state", iteration, *trainer.snapshot())
             steps.advance(reward=row["reward"], kl=row["kl"], length=row["length"])
 
-    changed = [name for name, value in frozen_hashes(actors, scorer).items() if value != hashes[name]]
+    changed = [name for name, value in frozen_hashes(models, scorer).items() if value != hashes[name]]
     if changed:
         raise DivergedError(f"rl: the weights of the frozen {' and '.join(changed)} have changed")
-    check_alike(actors)
-    used = memory(actors, scorer)
-    actors.save(tokenizer, stage.path)
+    check_alike(models)
+    used = memory(models, scorer)
+    models.save(tokenizer, stage.path)
     checkpoint.clear(stage.path / "state")
     stage.finish(
         algorithm=config.algorithm,
@@ -320,7 +321,7 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
             "weights of " + " and ".join(hashes) + " unchanged",
         ],
         peak_memory_mib=devices.peak_memory_mib(device),
-        processes=parallel.size(),
+        processes=distributed.world_size(),
         notes=source.notes,
     )
     return stage.path
@@ -415,26 +416,26 @@ def resumable(
     return checkpoint.latest(stage.path / "state") if stage.continues(options, parents) else None
 
 
-def frozen_hashes(actors: Actors, scorer: Scorer) -> dict[str, str]:
+def frozen_hashes(models: RlModels, scorer: Scorer) -> dict[str, str]:
     """SHA-256 of everything that must not change."""
     judges = {f"reward model {name}": judge.model for name, judge in reward_models(scorer).items()}
-    tensors = actors.frozen() | {name: dict(model.named_parameters()) for name, model in judges.items()}
+    tensors = models.frozen() | {name: dict(model.named_parameters()) for name, model in judges.items()}
     return {name: load.tensors_hash(found) for name, found in tensors.items()}
 
 
-def check_alike(actors: Actors) -> None:
+def check_alike(models: RlModels) -> None:
     """Several processes hold the same weights bit for bit: they start alike and step alike."""
-    if parallel.size() > 1:
-        trained = {f"{name}/{i}": p for name, ps in actors.trained().items() for i, p in enumerate(ps)}
-        if len(set(parallel.gather(load.tensors_hash(trained)))) > 1:
+    if distributed.world_size() > 1:
+        trained = {f"{name}/{i}": p for name, ps in models.trained().items() for i, p in enumerate(ps)}
+        if len(set(distributed.all_gather(load.tensors_hash(trained)))) > 1:
             raise DivergedError("rl: the processes' weights differ; their machines must be of one kind")
 
 
-def learner_for(config: RlConfig, actors: Actors, prompts: Sequence[Prompt], dtype: torch.dtype) -> Learner:
+def learner_for(config: RlConfig, models: RlModels, prompts: Sequence[Prompt], dtype: torch.dtype) -> Learner:
     """The learner with optimisers and everything that moves, at iteration 0."""
     optimizers = {
         name: adamw(parameters, config, config.critic_learning_rate if name == "critic" else None)
-        for name, parameters in actors.trained().items()
+        for name, parameters in models.trained().items()
     }
     kl = (
         kl_maths.FixedKL(config.kl_coef)
@@ -444,7 +445,7 @@ def learner_for(config: RlConfig, actors: Actors, prompts: Sequence[Prompt], dty
     counted = ("policy", "reference", "reward", "critic", "policy_update", "critic_update")
     state = State(
         iteration=0,
-        actors=actors,
+        models=models,
         optimizers=optimizers,
         # The rate is constant inside an iteration, so that its passes weigh the same.
         schedulers={
@@ -534,7 +535,7 @@ class Trainer:
         group = self.learner.group_size
         prompts = list(itertools.islice(state.prompts, config.batch_size // group))
         state.drawn += len(prompts)
-        rollout = rollouts.collect(
+        rollout = collect(
             prompts,
             self.tokens(prompts),
             self.engine,
@@ -556,11 +557,11 @@ class Trainer:
         state.forward_passes["policy"] += n
         state.forward_passes["reference"] += n
         state.forward_passes["reward"] += n * len(reward_models(self.scorer))
-        state.forward_passes["critic"] += n * self.learner.actors.has_values
+        state.forward_passes["critic"] += n * self.learner.models.has_values
         return rollout
 
     def tokens(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        policy = self.learner.actors.policy
+        policy = self.learner.models.policy
         return fitting_prompt_ids(self.tokenizer, prompts, policy, self.config.response_length)
 
     def check_start(self, row: dict[str, Any]) -> None:
@@ -586,7 +587,7 @@ class Trainer:
                 "ways; results would not repeat. Set --num_threads, or report this with your hardware"
             )
 
-    def respond(self, prompts: Sequence[Prompt], *purpose: object) -> Generated:
+    def respond(self, prompts: Sequence[Prompt], *purpose: object) -> Responses:
         """One response to each prompt with random numbers of a named purpose's own."""
         generator = devices.generator(self.config.seed, "rl", *purpose)
         tokens = self.tokens(prompts)
@@ -622,7 +623,7 @@ class Trainer:
         """The state as tensors and plain values, for a checkpoint."""
         state = self.state
         tensors = {"generator": state.generator.get_state(), "torch": torch.get_rng_state()}
-        for name, parameters in state.actors.trained().items():
+        for name, parameters in state.models.trained().items():
             tensors |= {f"{name}/weights/{i}": p for i, p in enumerate(parameters)}
             moments = checkpoint.optimizer_tensors(state.optimizers[name])
             tensors |= {f"{name}/moments/{key}": tensor for key, tensor in moments.items()}
@@ -641,7 +642,7 @@ class Trainer:
         state.iteration = saved.step
         state.generator.set_state(saved.tensors["generator"])
         torch.set_rng_state(saved.tensors["torch"])
-        for name, parameters in state.actors.trained().items():
+        for name, parameters in state.models.trained().items():
             with torch.no_grad():
                 for i, parameter in enumerate(parameters):
                     parameter.copy_(saved.tensors[f"{name}/weights/{i}"])

@@ -17,18 +17,18 @@ from torch.nn import functional as F
 
 from preferl import world
 from preferl.data import sources
-from preferl.data.chat import endless_buckets, pad, prompt_ids, response_ids
 from preferl.data.records import Demonstration, prompt_text
 from preferl.data.sources import Source
+from preferl.data.tokens import endless_buckets, pad, prompt_ids, response_ids
+from preferl.learning.optim import adamw, clip_and_step, schedule
 from preferl.models import load, tiny
-from preferl.models.optim import adamw, clip_and_step, schedule
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, OptimOptions, SamplingOptions
 from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.texts import fitting_prompt_ids, generate, sampling_for
+from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for
 
 IGNORED = -100  # label of positions that carry no loss
 

@@ -2,9 +2,9 @@
 
     torchrun --nproc_per_node 2 -m preferl rl --config F.yaml
 
-All processes hold the same weights and draw the same random numbers. Each computes its own rows (``mine``),
-and results are put together: tensors that are 0 in the rows of the others are added up (``add_up``). So the
-number of processes changes nothing but rounding. Only the first one writes and speaks.
+All processes hold the same weights and draw the same random numbers. Each computes its own rows (``shard``),
+and results are put together: tensors that are 0 in the rows of the others are added up (``all_reduce``). So
+the number of processes changes nothing but rounding. Only the first one writes and speaks.
 """
 
 import contextlib
@@ -26,23 +26,23 @@ T = TypeVar("T")
 GRACE_S = 10.0  # for the process that failed to say why, before the others end
 
 
-def started() -> int:
+def launched() -> int:
     """How many processes ``torchrun`` has started."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
-def speaks() -> bool:
+def is_main() -> bool:
     """Whether this one tells the person what all of them do."""
-    return started() == 1 or os.environ["RANK"] == "0"
+    return launched() == 1 or os.environ["RANK"] == "0"
 
 
-def let_the_first_speak() -> None:
+def let_main_speak() -> None:
     """Before an error that all processes find, each by itself: torchrun ends them when one has ended."""
-    if not speaks():
+    if not is_main():
         time.sleep(GRACE_S)
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes there are; who does not use torch does not load it for this."""
     if "torch.distributed" not in sys.modules:
         return 1
@@ -54,7 +54,7 @@ def size() -> int:
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    if size() == 1:
+    if world_size() == 1:
         return 0
     from torch import distributed
 
@@ -67,13 +67,13 @@ def local_rank() -> int:
 
 
 @contextlib.contextmanager
-def world() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Joins the processes that ``torchrun`` has started, as long as the context (or the function) lasts.
 
     Raises:
         StoppedElsewhere: this process failed, but not first: another one says why.
     """
-    if started() == 1 or size() > 1:
+    if launched() == 1 or world_size() > 1:
         yield
         return
     import torch
@@ -86,7 +86,7 @@ def world() -> Iterator[None]:
     distributed.init_process_group(backend, store=store, rank=own_rank, world_size=all_of_them)
     try:
         yield
-        wait()
+        barrier()
     except StoppedElsewhere:
         time.sleep(GRACE_S)  # torchrun ends this process as soon as the one that failed has ended
         raise
@@ -99,95 +99,95 @@ def world() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def mine(rows: Any, unit: int = 1) -> Any:
+def shard(rows: Any, unit: int = 1) -> Any:
     """This process's share of a tensor or sequence of rows; every ``unit`` of them stays together.
 
     Every n-th, so that of rows in order of length each process has long and short ones.
     """
-    if size() == 1:
+    if world_size() == 1:
         return rows
     if unit == 1:
-        return rows[rank() :: size()]
-    return rows.reshape(-1, unit)[rank() :: size()].flatten()
+        return rows[rank() :: world_size()]
+    return rows.reshape(-1, unit)[rank() :: world_size()].flatten()
 
 
-def add_up(tensor: "torch.Tensor") -> "torch.Tensor":
+def all_reduce(tensor: "torch.Tensor") -> "torch.Tensor":
     """The sum over all processes, in place."""
-    if size() > 1:
+    if world_size() > 1:
         from torch import distributed
 
         distributed.all_reduce(tensor)
     return tensor
 
 
-def gather(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """What each process has, in the order of their ranks; the same list in all of them."""
-    if size() == 1:
+    if world_size() == 1:
         return [value]
     from torch import distributed
 
-    values: list[Any] = [None] * size()
+    values: list[Any] = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values
 
 
-def whole(own: Sequence[T]) -> list[T]:
-    """All rows in their order, where each process has one entry for each row of ``mine``."""
-    parts = gather(list(own))
+def gather_rows(own: Sequence[T]) -> list[T]:
+    """All rows in their order, where each process has one entry for each row of ``shard``."""
+    parts = all_gather(list(own))
     rows: list[Any] = [None] * sum(map(len, parts))
     for first, part in enumerate(parts):
         rows[first :: len(parts)] = part
     return rows
 
 
-def add_up_gradients(optimizer: "torch.optim.Optimizer") -> None:
+def all_reduce_gradients(optimizer: "torch.optim.Optimizer") -> None:
     """Sums the gradients of an optimiser's parameters over all processes. A parameter that had a gradient
     nowhere still has none: a gradient of 0 would let weight decay act."""
-    if size() == 1:
+    if world_size() == 1:
         return
     import torch
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
     parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
-    flat = add_up(torch.cat([has.to(parts[0].device), *parts]))
+    flat = all_reduce(torch.cat([has.to(parts[0].device), *parts]))
     has, *sums = flat.split([len(parameters), *map(len, parts)])
     for parameter, there, total in zip(parameters, has.tolist(), sums, strict=True):
         parameter.grad = total.view_as(parameter) if there else None
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes are here."""
-    gather(None)
+    all_gather(None)
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def sync_errors() -> Iterator[None]:
     """For work in which nothing is put together: where it fails in one process, all of them stop after it.
 
     Raises:
         StoppedElsewhere: it failed in another one.
     """
-    if size() == 1:
+    if world_size() == 1:
         yield
         return
     try:
         yield
     except BaseException:
-        gather(False)
+        all_gather(False)
         raise
-    if not all(gather(True)):
+    if not all(all_gather(True)):
         raise StoppedElsewhere
 
 
-def first_writes(function: Callable[P, None]) -> Callable[P, None]:
+def main_writes(function: Callable[P, None]) -> Callable[P, None]:
     """A function that writes files: the first process calls it when all have read what was there before, and
     the others wait for it."""
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> None:
-        wait()
-        with together():
+        barrier()
+        with sync_errors():
             if rank() == 0:
                 function(*args, **options)
 

@@ -8,17 +8,30 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from preferl.data.chat import prompt_ids
 from preferl.data.records import Prompt
+from preferl.data.tokens import prompt_ids
+from preferl.data.types import Scorer, check_scores
 from preferl.models.load import max_positions
 from preferl.runs.config import SamplingOptions
 from preferl.runs.errors import UsageError
-from preferl.sampling.engine import Samples, Sampling, SamplingEngine
-from preferl.sampling.rollout import Scorer, check_scores, rows_of, sample_texts
+from preferl.sampling.engine import SamplingEngine
+from preferl.sampling.samples import Samples, Sampling, cut_at_stop, decode, rows_of
+
+
+def sample_texts(
+    engine: SamplingEngine,
+    tokenizer: Any,
+    prompt_tokens: Sequence[Sequence[int]],
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> tuple[Samples, list[str]]:
+    """Samples one response to each prompt: the tokens, cut at stop texts, and what they say."""
+    samples = cut_at_stop(engine.sample(prompt_tokens, sampling, generator), tokenizer)
+    return samples, decode(tokenizer, samples)
 
 
 @dataclass(frozen=True)
-class Generated:
+class Responses:
     """One response to each prompt. ``lengths`` counts tokens, EOS included."""
 
     prompts: list[Prompt]
@@ -27,9 +40,9 @@ class Generated:
     lengths: list[int]
     samples: Samples
 
-    def rows(self, rows: Sequence[int]) -> "Generated":
+    def rows(self, rows: Sequence[int]) -> "Responses":
         """Some of them, by number."""
-        return Generated(
+        return Responses(
             *([values[i] for i in rows] for values in (self.prompts, self.completions)),
             *([values[i] for i in rows] for values in (self.finished, self.lengths)),
             samples=rows_of(self.samples, torch.tensor(rows)),
@@ -44,7 +57,7 @@ class Generated:
         return sum(self.lengths) / len(self.lengths)
 
 
-def score(scorer: Scorer, made: Generated) -> np.ndarray:
+def score(scorer: Scorer, made: Responses) -> np.ndarray:
     """``score_B``: a finite score of every response, in float64. The scorer is told which responses ended and
     how many tokens each has.
 
@@ -106,12 +119,12 @@ def generate(
     sampling: Sampling,
     generator: torch.Generator,
     group_size: int = 1,
-) -> Generated:
+) -> Responses:
     """Samples ``group_size`` responses to each prompt, as text; those of one prompt stand together."""
     prompts = [prompt for prompt in prompts for _ in range(group_size)]
     prompt_tokens = [tokens for tokens in prompt_tokens for _ in range(group_size)]
     samples, completions = sample_texts(engine, tokenizer, prompt_tokens, sampling, generator)
-    return Generated(
+    return Responses(
         prompts=prompts,
         completions=completions,
         finished=samples.finished_B.tolist(),

@@ -15,22 +15,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from preferl.judging.scorers import Scorer, load_scorer, reward_models
-from preferl.models import adapters, load
+from preferl.data.types import Scorer
+from preferl.judging.scorers import load_scorer, reward_models
+from preferl.models import load
+from preferl.models import lora as adapters
 from preferl.models.load import freeze
-from preferl.models.reward import RewardModel
-from preferl.models.value import critic_from_policy, critic_from_reward_model, token_values
-from preferl.runs import parallel
+from preferl.models.reward import RewardModel, critic_from_policy, critic_from_reward_model, token_values
+from preferl.runs import distributed
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
-from preferl.sampling.engine import Samples
-from preferl.sampling.rollout import response_logits, response_outputs
+from preferl.sampling.logprobs import response_logits, response_outputs
+from preferl.sampling.samples import Samples
 
 VALUE_MODELS = ("auto", "reward", "policy", "head")
 
 
 @dataclass(kw_only=True)
-class ActorOptions:
+class ModelOptions:
     """Which models play which part."""
 
     model_name_or_path: str = "runs/sft"
@@ -53,7 +54,7 @@ class ActorOptions:
 
 
 @dataclass
-class Actors:
+class RlModels:
     """The models of one run.
 
     ``reference`` None is the policy with its LoRA weights switched off. At most one of ``critic`` (a scalar
@@ -129,7 +130,7 @@ class Actors:
             return {"reference": dict(self.reference.state_dict())}
         return {"reference": {name: p for name, p in self.policy.named_parameters() if not p.requires_grad}}
 
-    @parallel.first_writes
+    @distributed.main_writes
     def save(self, tokenizer: Any, path: Path) -> None:
         """Writes ``model/`` and, where there is a critic of its own, ``value_model/``."""
         policy = self.policy
@@ -143,8 +144,8 @@ class Actors:
             load.save(self.critic, tokenizer, path / "value_model")
 
 
-def cast(options: ActorOptions, critic: bool, device: torch.device) -> tuple[Actors, Any, Scorer]:
-    """Loads everybody: the actors, the policy's tokenizer, and the scorer.
+def load_models(options: ModelOptions, critic: bool, device: torch.device) -> tuple[RlModels, Any, Scorer]:
+    """Loads everybody: the models, the policy's tokenizer, and the scorer.
 
     Raises:
         UsageError: something cannot be loaded, or options contradict each other.
@@ -164,17 +165,17 @@ def cast(options: ActorOptions, critic: bool, device: torch.device) -> tuple[Act
         adapted = adapters.lora_policy(policy, name, options.lora_r, options.lora_alpha)
     if not options.lora_r or options.ref_model:
         reference = load.load_policy(options.ref_model or name, device)[0]
-    actors = Actors(adapted, reference)
+    models = RlModels(adapted, reference)
     if critic and options.value_model == "head":
-        actors.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=device)
-        torch.nn.init.zeros_(actors.value_head.weight)
-        torch.nn.init.zeros_(actors.value_head.bias)
+        models.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=device)
+        torch.nn.init.zeros_(models.value_head.weight)
+        torch.nn.init.zeros_(models.value_head.bias)
     elif critic:
-        actors.critic = _own_critic(options, scorer, tokenizer, device)
-    return actors, tokenizer, scorer
+        models.critic = _own_critic(options, scorer, tokenizer, device)
+    return models, tokenizer, scorer
 
 
-def _own_critic(options: ActorOptions, scorer: Scorer, tokenizer: Any, device: torch.device) -> Any:
+def _own_critic(options: ModelOptions, scorer: Scorer, tokenizer: Any, device: torch.device) -> Any:
     if options.value_model in ("auto", "reward"):
         for judge in reward_models(scorer).values():
             critic = critic_from_reward_model(judge.model, judge.tokenizer, tokenizer)
@@ -189,8 +190,8 @@ def _own_critic(options: ActorOptions, scorer: Scorer, tokenizer: Any, device: t
 
 
 def _on_one_base(
-    options: ActorOptions, policy: PreTrainedModel, tokenizer: Any, critic: bool
-) -> tuple[Actors, Any, Scorer]:
+    options: ModelOptions, policy: PreTrainedModel, tokenizer: Any, critic: bool
+) -> tuple[RlModels, Any, Scorer]:
     if options.ref_model or options.value_model not in ("auto", "reward"):
         raise UsageError("share_base: the reference is the base and the critic starts from the reward model")
     adapted, reward, value = adapters.on_one_base(
@@ -201,21 +202,21 @@ def _on_one_base(
         options.lora_alpha,
     )
     scorer = RewardModel(reward, tokenizer, max_length=load.max_positions(policy))  # type: ignore[arg-type]
-    return Actors(adapted, None, value if critic else None), tokenizer, scorer
+    return RlModels(adapted, None, value if critic else None), tokenizer, scorer
 
 
-def memory(actors: Actors, scorer: Scorer) -> dict[str, dict[str, float]]:
+def memory(models: RlModels, scorer: Scorer) -> dict[str, dict[str, float]]:
     """MiB by role: weights, and gradients and AdamW's two moments of what is trained.
 
     What several roles share counts once, as the policy's.
     """
-    value = actors.critic if actors.critic is not None else actors.value_head
+    value = models.critic if models.critic is not None else models.value_head
     judges = [judge.model for judge in reward_models(scorer).values()]
     roles: dict[str, Iterable[torch.nn.Parameter]] = {
         "value": () if value is None else value.parameters(),
         "reward": [p for judge in judges for p in judge.parameters()],
-        "reference": () if actors.reference is None else actors.reference.parameters(),
-        "policy": actors.policy.parameters(),
+        "reference": () if models.reference is None else models.reference.parameters(),
+        "policy": models.policy.parameters(),
     }
     seen: set[int] = set()
     table = {}

@@ -1,0 +1,115 @@
+"""Prompts to a Rollout: sample, score, reference log-probabilities, values, token-level rewards.
+
+One RL step is read in three files: ``stages/rl.py`` (the loop), this one, ``maths/policy.py``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from preferl.data.records import Prompt
+from preferl.data.types import Scorer, check_scores
+from preferl.maths.policy import token_level_reward
+from preferl.sampling.engine import SamplingEngine
+from preferl.sampling.policy import sample_texts
+from preferl.sampling.samples import Samples, Sampling
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """What becomes of a score before it is a reward, in this order.
+
+    ``clip`` bounds its size. ``length_penalty`` is subtracted for every token. A response without EOS loses
+    ``missing_eos_penalty`` (TRL), or with ``replace_missing_eos`` gets minus the penalty as its score
+    (Ziegler et al. 2019; Huang et al. 2024), whatever the scorer said.
+    """
+
+    clip: float | None = None
+    length_penalty: float = 0.0
+    missing_eos_penalty: float = 0.0
+    replace_missing_eos: bool = False
+
+    def __call__(self, score_B: torch.Tensor, samples: Samples) -> torch.Tensor:
+        """``shaped_B`` from ``score_B``."""
+        if self.clip is not None:
+            score_B = score_B.clamp(-self.clip, self.clip)
+        score_B = score_B - self.length_penalty * samples.mask_BT.sum(-1)
+        penalty = self.missing_eos_penalty
+        instead_B = torch.full_like(score_B, -penalty) if self.replace_missing_eos else score_B - penalty
+        return torch.where(samples.finished_B, score_B, instead_B)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Everything an update needs; nothing in it carries a gradient.
+
+    ``score_B`` is what the scorer gave, ``shaped_B`` what ``Shaping`` made of it; ``reward_BT`` is -kl_coef *
+    k1 on every token plus the shaped score on the last real token. Rows g * G to g * G + G - 1 are the
+    ``group_size`` G responses to one prompt.
+
+    Example (one response of two tokens, kl_coef 0.1)::
+
+        score_B [0.8]   logp_BT [[-1.0, -0.2]]   ref_logp_BT [[-1.5, -0.2]]
+        reward_BT [[-0.05, 0.8]]
+    """
+
+    samples: Samples
+    prompts: list[Prompt]
+    completions: list[str]
+    ref_logp_BT: torch.Tensor
+    value_BT: torch.Tensor
+    score_B: torch.Tensor
+    shaped_B: torch.Tensor
+    reward_BT: torch.Tensor
+    group_size: int
+
+
+class Learner(Protocol):
+    """What a rollout asks of the training side."""
+
+    def reference_logprobs(self, samples: Samples) -> torch.Tensor: ...
+
+    def values(self, samples: Samples) -> torch.Tensor: ...
+
+
+def collect(
+    prompts: Sequence[Prompt],
+    prompt_tokens: Sequence[Sequence[int]],
+    engine: SamplingEngine,
+    learner: Learner,
+    scorer: Scorer,
+    tokenizer: Any,
+    sampling: Sampling,
+    generator: torch.Generator,
+    kl_coef: float,
+    shaping: Shaping,
+    group_size: int = 1,
+) -> Rollout:
+    """Samples ``group_size`` responses to each prompt and scores them.
+
+    Raises:
+        UsageError: the scorer returned another number of scores than it was given, or a non-finite one.
+    """
+    prompts = [prompt for prompt in prompts for _ in range(group_size)]
+    prompt_tokens = [tokens for tokens in prompt_tokens for _ in range(group_size)]
+    samples, completions = sample_texts(engine, tokenizer, prompt_tokens, sampling, generator)
+    lengths = samples.mask_BT.sum(-1).tolist()
+    scores = scorer(prompts, completions, finished=samples.finished_B.tolist(), lengths=lengths)
+    check_scores(scores, completions)
+    score_B = torch.tensor(scores, dtype=torch.float32)
+    shaped_B = shaping(score_B, samples)
+    ref_logp_BT = learner.reference_logprobs(samples)
+    kl_BT = samples.logp_BT - ref_logp_BT
+    return Rollout(
+        samples=samples,
+        prompts=prompts,
+        completions=completions,
+        ref_logp_BT=ref_logp_BT,
+        value_BT=learner.values(samples),
+        score_B=score_B,
+        shaped_B=shaped_B,
+        reward_BT=token_level_reward(shaped_B, kl_BT, samples.mask_BT, kl_coef),
+        group_size=group_size,
+    )

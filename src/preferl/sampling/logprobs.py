@@ -1,0 +1,55 @@
+"""Log-probabilities of responses under a model: the only place that shifts by one."""
+
+import torch
+from transformers import PreTrainedModel
+
+from preferl.data.tokens import positions
+from preferl.maths.policy import response_logprobs
+from preferl.sampling.samples import Samples
+
+# Stands for log 0 where a number has to stay finite through a gradient.
+IMPOSSIBLE = -1e9
+
+
+def response_logits(model: PreTrainedModel, samples: Samples) -> torch.Tensor:
+    """``logits_BTV`` (float32): column t is the distribution from which response token t was drawn.
+
+    Only the columns that predict the response go through the vocabulary. Suppressed ids are impossible
+    here as they were while sampling.
+    """
+    return response_outputs(model, samples)[0]
+
+
+def response_outputs(
+    model: PreTrainedModel, samples: Samples, states: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``logits_BTV`` as above and, where asked for, ``states_BTD``: the last hidden states behind them."""
+    device, width = model.device, samples.mask_BT.shape[1]
+    attention_BS = samples.attention_BS.to(device)
+    outputs = model(
+        input_ids=samples.tokens_BS.to(device),
+        attention_mask=attention_BS,
+        position_ids=positions(attention_BS),
+        use_cache=False,
+        logits_to_keep=width + 1,
+        **({"output_hidden_states": True} if states else {}),
+    )
+    logits_BTV = outputs.logits[:, :-1].float()
+    states_BTD = outputs.hidden_states[-1][:, -width - 1 : -1] if states else None
+    if not samples.sampling.suppressed:
+        return logits_BTV, states_BTD
+    ban_V = torch.zeros(logits_BTV.shape[-1], device=logits_BTV.device)
+    ban_V[list(samples.sampling.suppressed)] = IMPOSSIBLE
+    return logits_BTV + ban_V, states_BTD
+
+
+def policy_logprobs(model: PreTrainedModel, samples: Samples) -> torch.Tensor:
+    """``logp_BT`` of the sampled responses under ``model``, 0 outside the mask; gradients flow."""
+    return logprobs_of(response_logits(model, samples), samples)
+
+
+def logprobs_of(logits_BTV: torch.Tensor, samples: Samples) -> torch.Tensor:
+    """``logp_BT`` of the sampled responses from ``response_logits``, 0 outside the mask."""
+    device = logits_BTV.device
+    logp_BT = response_logprobs(logits_BTV, samples.response_BT.to(device), samples.sampling.temperature)
+    return logp_BT.masked_fill(samples.mask_BT.to(device) == 0, 0.0)

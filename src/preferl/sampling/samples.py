@@ -1,0 +1,122 @@
+"""What an engine returns: token ids, masks and the log-probabilities with which it drew them."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: softmax(logits / temperature), with ``suppressed`` ids (pad) impossible.
+
+    ``stop`` ids (EOS) end a response, and so do ``stop_texts`` (``rollout.cut_at_stop``). No top-k or top-p:
+    a truncated distribution makes KL negative.
+    """
+
+    temperature: float
+    response_length: int
+    suppressed: tuple[int, ...]
+    stop: tuple[int, ...]
+    stop_texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Responses from an engine. B sequences, P prompt columns, T response columns, S = P + T.
+
+    Prompts are left-padded, so column t of every ``_BT`` tensor is response token t. ``mask_BT`` counts
+    EOS once and nothing after it.
+
+    Example (P = 2, T = 3; row 0 stopped by EOS = 1 at once, row 1 was cut off)::
+
+        tokens_BS   = [[0, 7, 1, 0, 0], [5, 6, 8, 9, 4]]     0 is pad
+        prompt_mask_BP = [[0, 1], [1, 1]]
+        mask_BT     = [[1, 0, 0], [1, 1, 1]]
+        logp_BT     = [[-0.7, 0, 0], [-1.2, -0.1, -2.0]]
+        finished_B  = [True, False]
+        version     = 0                                       the learner's update count when sampled
+    """
+
+    tokens_BS: torch.Tensor
+    prompt_mask_BP: torch.Tensor
+    mask_BT: torch.Tensor
+    logp_BT: torch.Tensor
+    finished_B: torch.Tensor
+    sampling: Sampling
+    version: int
+
+    @property
+    def prompt_width(self) -> int:
+        return self.prompt_mask_BP.shape[1]
+
+    @property
+    def attention_BS(self) -> torch.Tensor:
+        return torch.cat([self.prompt_mask_BP, self.mask_BT], dim=1)
+
+    @property
+    def response_BT(self) -> torch.Tensor:
+        return self.tokens_BS[:, self.prompt_width :]
+
+
+def rows_of(samples: Samples, rows: torch.Tensor) -> Samples:
+    """Some rows of ``samples``, with the padding that only the others needed cut away."""
+    prompt_mask, mask = samples.prompt_mask_BP[rows], samples.mask_BT[rows]
+    P, prompt = samples.prompt_width, int(prompt_mask.sum(-1).max())
+    response = int(mask.sum(-1).max())
+    return Samples(
+        tokens_BS=samples.tokens_BS[rows, P - prompt : P + response],
+        prompt_mask_BP=prompt_mask[:, P - prompt :],
+        mask_BT=mask[:, :response],
+        logp_BT=samples.logp_BT[rows, :response],
+        finished_B=samples.finished_B[rows],
+        sampling=samples.sampling,
+        version=samples.version,
+    )
+
+
+def cut_at_stop(samples: Samples, tokenizer: Any) -> Samples:
+    """Ends every response after the token with which one of ``sampling.stop_texts`` is complete.
+
+    The text stays in, as a full stop would; what follows is as if it had not been sampled, and the response
+    counts as finished. The probability of what is left is unchanged: stopping looks only at the past.
+    """
+    texts = samples.sampling.stop_texts
+    if not texts:
+        return samples
+    mask_BT, finished_B = samples.mask_BT.clone(), samples.finished_B.clone()
+    for row, (tokens, length) in enumerate(
+        zip(samples.response_BT.tolist(), samples.mask_BT.sum(-1).tolist(), strict=True)
+    ):
+        if not any(text in tokenizer.decode(tokens[:length]) for text in texts):
+            continue
+        # The shortest prefix with a stop text in it; whether there is one only ever turns true.
+        low, high = 1, length
+        while low < high:
+            middle = (low + high) // 2
+            found = any(text in tokenizer.decode(tokens[:middle]) for text in texts)
+            low, high = (low, middle) if found else (middle + 1, high)
+        mask_BT[row, low:] = 0
+        finished_B[row] = True
+    width = int(mask_BT.sum(-1).max())
+    tokens_BS = samples.tokens_BS.clone()
+    after_BT = mask_BT == 0
+    tokens_BS[:, samples.prompt_width :][after_BT] = samples.sampling.suppressed[0]
+    return dataclasses.replace(
+        samples,
+        tokens_BS=tokens_BS[:, : samples.prompt_width + width],
+        mask_BT=mask_BT[:, :width],
+        logp_BT=samples.logp_BT.masked_fill(after_BT, 0.0)[:, :width],
+        finished_B=finished_B,
+    )
+
+
+def decode(tokenizer: Any, samples: Samples) -> list[str]:
+    """Responses as text, EOS and padding left out; other special tokens stay visible."""
+    ends = set(samples.sampling.stop) | set(samples.sampling.suppressed)
+    rows = [
+        [token for token, real in zip(tokens, mask, strict=True) if real and token not in ends]
+        for tokens, mask in zip(samples.response_BT.tolist(), samples.mask_BT.tolist(), strict=True)
+    ]
+    return tokenizer.batch_decode(rows, skip_special_tokens=False)
