@@ -70,7 +70,7 @@ def test_scores_and_gradients_are_those_of_separate_rows(family, pooling, monkey
     model = make_model(family, pooling)
     assert can_pack(model)
     monkeypatch.setattr(packing, "CPU_CHUNK_TOKENS", 60)
-    monkeypatch.setattr(packing, "WORTH", -1.0)
+    monkeypatch.setattr(packing, "MIN_SHARE_SAVED", -1.0)
     groups = groups_of(1)
     weight = torch.randn(sum(map(len, groups)), generator=torch.Generator().manual_seed(2))
     grads = []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from preferl.data.types import check_scores
+from preferl.judging.scorers import check_scores
 from preferl.learning.rollout import Shaping, collect
 from preferl.runs.errors import UsageError
 from preferl.sampling.cached import CachedEngine, draw

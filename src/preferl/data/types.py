@@ -1,28 +1,11 @@
 """What passes between those who write texts and those who judge them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from preferl.runs.errors import UsageError
-
 Scorer = Callable[..., list[float]]
-
-
-def check_scores(scores: Sequence[float], completions: Sequence[str]) -> None:
-    """A score is a finite number for every response, or the run stops: never a silent 0."""
-    if len(scores) != len(completions):
-        raise UsageError(
-            f"the reward function returned {len(scores)} scores for {len(completions)} responses; "
-            f"it must return one number for each"
-        )
-    for score, completion in zip(scores, completions, strict=True):
-        if score is None or not abs(float(score)) < float("inf"):
-            raise UsageError(
-                f"the reward function returned {score!r} for the response {completion[:80]!r}; "
-                f"it must return a finite number"
-            )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from preferl.statistics.intervals import (
 
 Row = dict[str, Any]
 LEAST_IN_CATEGORY = 5  # prompts
+KL_DRIFT_PER_TOKEN = 0.1  # nats beyond which a policy counts as significantly drifted
 
 
 def compare(a_PA: np.ndarray, b_PB: np.ndarray, category_P: Sequence[str | None] = ()) -> Row:

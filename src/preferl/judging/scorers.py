@@ -24,11 +24,13 @@ import torch
 
 from preferl.data.records import Prompt
 from preferl.data.types import Scorer
+from preferl.judging.judges import load_pointwise_judge
 from preferl.judging.utilities import NAMED, named_utility
 from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs import distributed
 from preferl.runs.errors import UsageError
+from preferl.sampling.policy import Responses
 
 JUDGE = "judge:"
 MEMBER = "member-"  # the directories of an ensemble's members
@@ -123,8 +125,6 @@ def load_scorer(spec: str, device: torch.device) -> Scorer:
 def load_one(name: str, device: torch.device) -> Scorer:
     """A scorer without weights: members together, a utility, a function, a directory or a Hub name."""
     if name.startswith(JUDGE):
-        from preferl.judging.judges import load_pointwise_judge  # which labels, and so imports this file
-
         return load_pointwise_judge(name, device)
     combined = COMBINED.fullmatch(name)
     if combined:
@@ -213,3 +213,30 @@ def accept_columns(function: Callable[..., Any]) -> Scorer:
         return function(prompts=prompts, completions=completions, **known)
 
     return call
+
+
+def score_responses(scorer: Scorer, made: Responses) -> np.ndarray:
+    """``score_B``: a finite score of every response, in float64. The scorer is told which responses ended and
+    how many tokens each has.
+
+    Raises:
+        UsageError: the scorer returned another number of scores than it was given, or a non-finite one.
+    """
+    scores = scorer(made.prompts, made.completions, finished=made.finished, lengths=made.lengths)
+    check_scores(scores, made.completions)
+    return np.array(scores, dtype=np.float64)
+
+
+def check_scores(scores: Sequence[float], completions: Sequence[str]) -> None:
+    """A score is a finite number for every response, or the run stops: never a silent 0."""
+    if len(scores) != len(completions):
+        raise UsageError(
+            f"the reward function returned {len(scores)} scores for {len(completions)} responses; "
+            f"it must return one number for each"
+        )
+    for score, completion in zip(scores, completions, strict=True):
+        if score is None or not abs(float(score)) < float("inf"):
+            raise UsageError(
+                f"the reward function returned {score!r} for the response {completion[:80]!r}; "
+                f"it must return a finite number"
+            )

@@ -40,7 +40,7 @@ from preferl.stages import collect, reward
 PAUSE_SECONDS = 5.0
 MOST_BARREN = 20
 # Strength 1, 2 or 3 by how sure a simulated annotator is of its choice.
-SURE = (0.7, 0.9)
+STRENGTH_BOUNDS = (0.7, 0.9)
 # Refitted models choose items; what is reported is trained by `preferl reward` on splits of its own.
 FRACTIONS = SplitFractions(train=0.8, dev=0.1, rl=0.0, eval=0.1)
 
@@ -162,7 +162,7 @@ def judged_pairs(
         first_wins = bool(judged.first_wins_N[i])
         probability = float(judged.probability_N[i])
         sure = probability if first_wins else 1 - probability
-        strength = 1 + sum(sure >= bound for bound in SURE)
+        strength = 1 + sum(sure >= bound for bound in STRENGTH_BOUNDS)
         ranks = [1, 2] if first_wins else [2, 1]
         answers.append((item.id, Answer(ranks=ranks, strength=strength if first_wins else -strength)))
     return answers

@@ -12,18 +12,19 @@ import torch
 from preferl.data.records import Prompt, prompt_text
 from preferl.data.types import Scorer
 from preferl.evaluation.features import sign_shares
+from preferl.judging.scorers import score_responses
 from preferl.learning.learner import Learner
 from preferl.learning.rollout import Rollout
 from preferl.maths import kl as kl_maths
 from preferl.maths.policy import masked_sum
 from preferl.runs.errors import DivergedError
-from preferl.sampling.policy import Responses, score
+from preferl.sampling.policy import Responses
 from preferl.sampling.samples import rows_of
 from preferl.statistics import wilson_interval
+from preferl.statistics.frontier import MIN_EFFECTIVE_SAMPLES
 
 EXACT_KL_ROWS = 16  # responses of a batch whose KL is also summed over the vocabulary
-NOISE = 3.0  # standard errors that an alarm takes for noise
-ENOUGH = 30.0  # effective samples below which the best possible objective is not known
+ALARM_STANDARD_ERRORS = 3.0  # standard errors that an alarm takes for noise
 
 
 def describe(rollout: Rollout, learner: Learner, gold: Scorer | None, kl_coef: float) -> dict[str, float]:
@@ -112,13 +113,13 @@ def alarms(
         )
     for name, text in (("kl", "k1"), ("kl_k3", "k3"), ("kl_exact", "exact")):
         # An exact sum is negative by rounding alone.
-        if row[name] < -NOISE * row[name + "_se"] - 1e-3:
+        if row[name] < -ALARM_STANDARD_ERRORS * row[name + "_se"] - 1e-3:
             found["negative_kl"] = (
                 f"the {text} KL is {row[name]:.3f} ± {row[name + '_se']:.3f} nats, below 0 beyond noise: the "
                 f"policy was not sampled as it is trained (temperature, top-p, another reference?)"
             )
     if best is not None:
-        margin = NOISE * math.hypot(best[1], row["objective_se"])
+        margin = ALARM_STANDARD_ERRORS * math.hypot(best[1], row["objective_se"])
         if row["objective"] > best[0] + margin:
             found["above_best"] = (
                 f"reward minus KL is {row['objective']:.2f}, above the best possible {best[0]:.2f} beyond "
@@ -133,12 +134,12 @@ def best_possible(shaped_B: torch.Tensor, kl_coef: float) -> tuple[float, float]
     if not kl_coef > 0 or len(shaped_B) < 2:
         return None
     value, error, size = kl_maths.best_objective(shaped_B, kl_coef)
-    return (value, error) if size >= ENOUGH else None
+    return (value, error) if size >= MIN_EFFECTIVE_SAMPLES else None
 
 
 def held_out(made: Responses, learner: Learner, scorer: Scorer, gold: Scorer | None) -> dict[str, float]:
     """Means over one response to each held-out prompt, and the share that shows each sign of gaming."""
-    score_B = torch.from_numpy(score(scorer, made))
+    score_B = torch.from_numpy(score_responses(scorer, made))
     reference_BT = learner.reference_logprobs(made.samples)
     kl_B = masked_sum(made.samples.logp_BT - reference_BT, made.samples.mask_BT)
     exact_B = learner.exact_kl(made.samples)
@@ -153,7 +154,7 @@ def held_out(made: Responses, learner: Learner, scorer: Scorer, gold: Scorer | N
         "eval_eos_rate": made.eos_rate,
     }
     if gold is not None:
-        value_B = torch.from_numpy(score(gold, made))
+        value_B = torch.from_numpy(score_responses(gold, made))
         row |= {"eval_gold": float(value_B.mean()), "eval_gold_se": standard_error(value_B)}
     return row | {f"sign/{name}": share for name, share in sign_shares(made.completions).items()}
 
@@ -161,7 +162,9 @@ def held_out(made: Responses, learner: Learner, scorer: Scorer, gold: Scorer | N
 def reward_accuracy(first: Responses, second: Responses, scorer: Scorer, gold: Scorer) -> tuple[int, int]:
     """On how many pairs of fresh samples the reward and the annotator prefer the same response, and of how
     many; where the annotator sees no difference there is nothing to agree with."""
-    score_B, gold_B = (score(judge, first) - score(judge, second) for judge in (scorer, gold))
+    score_B, gold_B = (
+        score_responses(judge, first) - score_responses(judge, second) for judge in (scorer, gold)
+    )
     told_B = gold_B != 0
     return int(((score_B * gold_B) > 0)[told_B].sum()), int(told_B.sum())
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from preferl.data.records import Prompt
-from preferl.data.types import Scorer, check_scores
+from preferl.data.types import Scorer
+from preferl.judging.scorers import check_scores
 from preferl.maths.policy import token_level_reward
 from preferl.sampling.engine import SamplingEngine
 from preferl.sampling.policy import sample_texts

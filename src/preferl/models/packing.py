@@ -22,7 +22,7 @@ CPU_CHUNK_TOKENS = 2048
 """Padded tokens that a CPU reads at once; an accelerator takes the whole batch."""
 PACKABLE = ("gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
 """Families of decoders that take positions and a mask of every token for every token."""
-WORTH = 0.1
+MIN_SHARE_SAVED = 0.1
 """Share of the tokens that packing must save; below it the wider attention costs more."""
 
 
@@ -125,7 +125,7 @@ def flat_scores(
     rows = [row for group in groups for row in group]
     widths = [sum(map(len, group)) - shared_prefix(group) * (len(group) - 1) for group in groups]
     parts, order = [], []
-    if packed and sum(widths) <= (1 - WORTH) * sum(map(len, rows)):
+    if packed and sum(widths) <= (1 - MIN_SHARE_SAVED) * sum(map(len, rows)):
         starts = [sum(counts[:g]) for g in range(len(groups))]
         for chunk in chunks_of_like_length(widths, most):
             score_GK = packed_scores(model, pack([groups[g] for g in chunk], pad_id))

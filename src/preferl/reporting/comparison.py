@@ -11,7 +11,6 @@ from typing import Any
 from preferl.reporting.evaluation import BEST_FIRST, NAMES, main_measure, with_interval
 from preferl.reporting.hacking import (
     DISTANCE,
-    FEW,
     TURNS,
     WATCHED,
     bound,
@@ -43,6 +42,7 @@ from preferl.reporting.page import (
 )
 from preferl.reporting.verdict import UNTRAINED, fallen_from_its_peak, untrained, verdict
 from preferl.statistics import mean_interval
+from preferl.statistics.frontier import MIN_EFFECTIVE_SAMPLES
 
 Runs = Mapping[str, Stages]
 Seeds = Mapping[str, Sequence[Stages]]  # every run with each of its seeds
@@ -365,7 +365,7 @@ def prediction_table(runs: Runs) -> Table | None:
             [
                 name,
                 f"{row['kl_coef']:g}",
-                f"{size:.0f} of {row['pool']}" + (" (too few)" if size < FEW else ""),
+                f"{size:.0f} of {row['pool']}" + (" (too few)" if size < MIN_EFFECTIVE_SAMPLES else ""),
                 with_interval(row, "length"),
                 f"{with_interval(policy, 'length')} ({signed_percent(off)})",
                 f"{two(row['score'])} → {two(policy['score'])}",

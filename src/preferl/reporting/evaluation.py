@@ -9,7 +9,6 @@ NAMES = {"score": "reward", "gold": "gold reward", "held_out": "held-out reward"
 MEASURES = NAMES | {"judge": "judge, both orders"}
 BEST_FIRST = ("gold", "held_out", "score")  # what a policy is judged by, where it is known
 MOST_CATEGORIES = 16
-DRIFT = 0.1  # nats per token beyond which a policy counts as significantly drifted
 
 
 def main_measure(summary: dict[str, Any]) -> tuple[str, str]:

@@ -22,12 +22,11 @@ from preferl.reporting.page import (
     signed,
     two,
 )
-from preferl.statistics.frontier import OverOptimization, fit_over_optimization
+from preferl.statistics.frontier import MIN_EFFECTIVE_SAMPLES, OverOptimization, fit_over_optimization
 
 DISTANCE = "√KL to the SFT model (√nats per response)"
-ABSURD = 1e4  # nats per response; no language model goes there
+MAX_PLAUSIBLE_KL = 1e4  # nats per response; no language model goes there
 FITS = 0.5  # R² below which a curve says nothing about where gold turns
-FEW = 20  # effective samples below which an estimate of the optimum is too low
 WATCHED = {"score": "eval_reward", "gold": "eval_gold"}  # a measure -> its metric over training
 
 
@@ -78,7 +77,7 @@ def frontier_plot(stages: Stages, key: str) -> Plot:
         reading += (
             f". The optimum of KL coefficient {row['kl_coef']:g} would have {two(row[key])} at "
             f"{row['kl']:.1f} nats ({row['effective_sample_size']:.0f} effective samples of {row['pool']}"
-            + (": too few)" if row["effective_sample_size"] < FEW else ")")
+            + (": too few)" if row["effective_sample_size"] < MIN_EFFECTIVE_SAMPLES else ")")
         )
     return Plot(f"What the KL bought: {name}", draw(paint, DISTANCE, f"{name} (points)"), reading + ".")
 
@@ -104,7 +103,7 @@ def fitted(points: Sequence[tuple[float, float]], form: str) -> OverOptimization
 
 def bound(kl: float | None) -> str:
     """An end of a turning point's interval; dots where it is not bounded, or absurdly far."""
-    return "…" if kl is None or kl > ABSURD else f"{kl:.1f}"
+    return "…" if kl is None or kl > MAX_PLAUSIBLE_KL else f"{kl:.1f}"
 
 
 TURNS = "it turns"
@@ -117,7 +116,7 @@ def course_of(fit: OverOptimization) -> str:
     if fit.turning_kl is None or fit.turning_kl < fit.smallest_kl:
         falls = fit.turning_kl is not None or fit([fit.largest_kl])[0] < 0
         return "the fitted curve only falls" if falls else "the fitted curve only rises"
-    if fit.observed and fit.turning_high is not None and fit.turning_high < ABSURD:
+    if fit.observed and fit.turning_high is not None and fit.turning_high < MAX_PLAUSIBLE_KL:
         return TURNS
     return f"within the measured {fit.largest_kl:.1f} nats none is determined"
 
@@ -218,7 +217,11 @@ def prediction_table(stages: Stages) -> Table | None:
     note = (
         f"π_ref·e^(r/{row['kl_coef']:g}) from {row['pool']} samples of the SFT model to each of "
         f"{row['prompts']} prompts, {size:.0f} effective ones on average"
-        + (": too few; reward and KL are bounds from below, the rest may be off." if size < FEW else ".")
+        + (
+            ": too few; reward and KL are bounds from below, the rest may be off."
+            if size < MIN_EFFECTIVE_SAMPLES
+            else "."
+        )
     )
     head = ["", "SFT model", "predicted optimum", "measured"]
     return Table("What this KL coefficient should lead to", head, rows, note)

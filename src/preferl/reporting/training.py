@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from preferl.reporting.evaluation import DRIFT
+from preferl.evaluation.comparison import KL_DRIFT_PER_TOKEN
 from preferl.reporting.page import (
     BLUE,
     GREEN,
@@ -110,7 +110,7 @@ def rl_kl_plot(stages: Stages) -> Plot | None:
 
     last, (_, per_token) = record.metrics[-1], series(record, "kl_per_token")
     top = max(range(len(kl)), key=kl.__getitem__)
-    beyond = [at for at, value in zip(step, per_token, strict=True) if value > DRIFT]
+    beyond = [at for at, value in zip(step, per_token, strict=True) if value > KL_DRIFT_PER_TOKEN]
     drift = f"from iteration {beyond[0]} on" if beyond == step[-len(beyond) :] else "at times"
     reading = (
         f"A response began {two(kl[0])} nats away from the SFT model, was furthest at iteration {step[top]}, "
@@ -118,7 +118,11 @@ def rl_kl_plot(stages: Stages) -> Plot | None:
         f"({two(per_token[-1])} per token; by k3 {last['kl_k3']:.1f} ± {last['kl_k3_se']:.1f}, exactly over "
         f"the vocabulary {last['kl_exact']:.1f} ± {last['kl_exact_se']:.1f}), with a KL coefficient of "
         f"{last['kl_coef']:.3g}. "
-        + (f"More than {DRIFT:g} nats per token, a significant drift: {drift}." if beyond else "")
+        + (
+            f"More than {KL_DRIFT_PER_TOKEN:g} nats per token, a significant drift: {drift}."
+            if beyond
+            else ""
+        )
     )
     return Plot("RL: KL to the SFT model", draw(paint, "iteration", "KL (nats per response)"), reading)
 

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from preferl.data.records import Prompt
 from preferl.data.tokens import prompt_ids
-from preferl.data.types import Scorer, check_scores
 from preferl.models.load import max_positions
 from preferl.runs.config import SamplingOptions
 from preferl.runs.errors import UsageError
@@ -55,18 +53,6 @@ class Responses:
     @property
     def mean_length(self) -> float:
         return sum(self.lengths) / len(self.lengths)
-
-
-def score(scorer: Scorer, made: Responses) -> np.ndarray:
-    """``score_B``: a finite score of every response, in float64. The scorer is told which responses ended and
-    how many tokens each has.
-
-    Raises:
-        UsageError: the scorer returned another number of scores than it was given, or a non-finite one.
-    """
-    scores = scorer(made.prompts, made.completions, finished=made.finished, lengths=made.lengths)
-    check_scores(scores, made.completions)
-    return np.array(scores, dtype=np.float64)
 
 
 def sampling_for(tokenizer: Any, options: SamplingOptions) -> Sampling:

@@ -24,7 +24,7 @@ import numpy as np
 from preferl.data import formats, sources
 from preferl.data.records import DataError, Demonstration, Prompt, prompt_key, prompt_text
 from preferl.data.types import Scorer
-from preferl.judging.scorers import load_scorer, reward_models
+from preferl.judging.scorers import load_scorer, reward_models, score_responses
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.models import load
 from preferl.runs import devices
@@ -33,7 +33,7 @@ from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling.cached import CachedEngine
-from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for, score
+from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for
 from preferl.statistics import mean_interval
 
 # Split of the demonstrations -> split of the prompts that they answer.
@@ -214,8 +214,8 @@ def sample(
         part = list(prompts[start : start + chunk])
         tokens = fitting_prompt_ids(tokenizer, part, engine.model, config.response_length)
         made = generate(engine, tokenizer, part, tokens, sampling, generator, N)
-        score_PN = score(scorer, made).reshape(-1, N)
-        gold_PN = None if gold is None else score(gold, made).reshape(-1, N)
+        score_PN = score_responses(scorer, made).reshape(-1, N)
+        gold_PN = None if gold is None else score_responses(gold, made).reshape(-1, N)
         finished_PN = np.array(made.finished).reshape(-1, N)
         length_PN = np.array(made.lengths).reshape(-1, N)
         rows += [

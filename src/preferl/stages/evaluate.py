@@ -19,15 +19,15 @@ from transformers import PreTrainedModel
 
 from preferl.data import sources
 from preferl.data.records import DataError, Prompt, prompt_key, prompt_text
-from preferl.data.types import Scorer, check_scores
+from preferl.data.types import Scorer
 from preferl.evaluation import comparison, pool
+from preferl.evaluation.comparison import KL_DRIFT_PER_TOKEN
 from preferl.evaluation.pool import Pool
 from preferl.judging.backends import JudgeConfig
 from preferl.judging.judges import load_pairwise_judge
-from preferl.judging.scorers import load_scorer, reward_models
+from preferl.judging.scorers import check_scores, load_scorer, reward_models, score_responses
 from preferl.learning.rollout import Shaping
 from preferl.models import load
-from preferl.reporting.evaluation import DRIFT
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
 from preferl.runs.directory import StageDirectory, StageRecord
@@ -35,13 +35,13 @@ from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.logprobs import policy_logprobs
-from preferl.sampling.policy import Responses, fitting_prompt_ids, generate, sampling_for, score
+from preferl.sampling.policy import Responses, fitting_prompt_ids, generate, sampling_for
 from preferl.sampling.samples import Samples, rows_of
 from preferl.statistics import distinct_n, mean_interval, repetition
 from preferl.statistics.frontier import break_even_queries
 
 # KL coefficients whose optimum is estimated from the pool, beside the policy's own.
-TILTS = (3.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
+FRONTIER_KL_COEFS = (3.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 EXAMPLES = 5  # of the SFT model's responses, from the lowest to the highest reward
 # Options of rl that make a reward of a score, in the order of ``Shaping``.
 SHAPING = ("reward_clip", "length_penalty", "missing_eos_penalty", "replace_missing_eos")
@@ -221,10 +221,10 @@ class Responder:
         started = time.process_time()
         made = generate(engine, self.tokenizer, prompts, tokens, self.sampling, generator, count)
         sampled = time.process_time()
-        values = {"score": score(self.scorers["score"], made).reshape(-1, count)}
+        values = {"score": score_responses(self.scorers["score"], made).reshape(-1, count)}
         scored = time.process_time()
         values |= {
-            measure: score(scorer, made).reshape(-1, count)
+            measure: score_responses(scorer, made).reshape(-1, count)
             for measure, scorer in self.scorers.items()
             if measure != "score"
         }
@@ -269,7 +269,7 @@ def kl_summary(log_ratio_N: np.ndarray, responses: ScoredResponses) -> dict[str,
         "kl": float(kl_P.mean()),
         "kl_se": float(kl_P.std(ddof=1) / len(kl_P) ** 0.5),
         "kl_per_token": per_token,
-        "drifted": per_token > DRIFT,
+        "drifted": per_token > KL_DRIFT_PER_TOKEN,
     }
 
 
@@ -416,7 +416,7 @@ def from_pool(
         "prompts": prompts,
         "pool": reference.size,
         "best_of": [pool.best_of(reference, n) for n in pool.sizes(reference.size, config.best_of)],
-        "tilt": [pool.tilt(reference, kl_coef) for kl_coef in TILTS],
+        "tilt": [pool.tilt(reference, kl_coef) for kl_coef in FRONTIER_KL_COEFS],
     }
     kl_coef = training.get("kl_coef")
     if kl_coef and training["kl_controller"] == "fixed" and training["by_this_reward"]:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from preferl.statistics.checks import finite_row, finite_table, require_level, require_same_length
 
 DRAWS = 10_000
+MIN_EFFECTIVE_SAMPLES = 30  # below this an estimate of the optimum is too low
 
 # The two terms of a curve at distance d: the gain is alpha * first - beta * second.
 TERMS = {
