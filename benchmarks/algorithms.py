@@ -15,7 +15,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from preferl import pipeline
-from preferl.runs.directory import StageRecord
+from preferl.runs.record import StageRecord
 from preferl.stages import evaluate
 
 BASE = ["sft", "collect", "reward"]

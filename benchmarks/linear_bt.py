@@ -10,7 +10,6 @@ python benchmarks/linear_bt.py [--replications 20]
 
 import argparse
 import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from preferl.data.records import Ranking
 from preferl.models.reward import RewardModel
-from preferl.runs.directory import StageDirectory
+from preferl.runs.stage import Stage
 from preferl.stages import reward
 
 D, N, SD = 16, 1000, 2.0  # features, pairs, standard deviation of the utility difference
@@ -100,12 +99,20 @@ def replication(seed: int) -> dict[str, float]:
     for name, options in SETTINGS.items():
         model = FeatureModel(feature_VD).eval()
         scorer = RewardModel(model, tokenizer_of(len(feature_VD)))
-        config = reward.RewardConfig(seed=seed, adam_beta2=0.999, weight_decay=0.0, patience=10**6, **options)
         with tempfile.TemporaryDirectory() as folder:
-            stage = StageDirectory(Path(folder) / "reward", "reward")
-            stage.begin({}, {})
-            # No pairs beyond the n: the training pairs themselves choose the weights that are kept.
-            reward.train(config, "bradley_terry", stage, scorer, comparisons, pairs, torch.float32)
+            config = reward.RewardConfig(
+                output_dir=folder,
+                seed=seed,
+                adam_beta2=0.999,
+                weight_decay=0.0,
+                patience=10**6,
+                save_every=0,
+                **options,
+            )
+            with Stage("reward", config) as stage:
+                stage.begin({})
+                # No pairs beyond the n: the training pairs themselves choose the weights that are kept.
+                reward.optimise(scorer, "bradley_terry", comparisons, pairs, config, stage)
         out[name] = score(scorer.model.score.weight[0].detach().double().numpy())
     return out
 

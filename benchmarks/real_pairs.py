@@ -48,8 +48,8 @@ from preferl.evaluation.scored import scores_of
 from preferl.models.load import load_tokenizer
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs import devices
-from preferl.runs.directory import StageRecord
 from preferl.runs.progress import say
+from preferl.runs.record import StageRecord
 from preferl.stages import reward
 from preferl.stages.reward import RewardConfig
 from preferl.statistics.calibration import cluster_bootstrap, clustered_proportion
@@ -253,7 +253,7 @@ def one_fold(config: RewardConfig, data: Pairs, fold: int, dev_share: float) -> 
         stage = reward.run(
             replace(config, dataset_name=str(path), output_dir=str(path.parent / "reward"), seed=seed)
         )
-        device, _ = devices.setup(seed, config.device, config.dtype, config.num_threads)
+        device = devices.chosen_device(config.device)
         scorer = RewardModel(*load_reward_model(str(stage / "model"), device), max_length=config.max_length)
         chosen_N, rejected_N = scores_of(scorer, data.of(np.flatnonzero(data.fold_N == fold)))
         return {"fine-tuned": (chosen_N - rejected_N) * StageRecord(stage).summary["reference_sd"]}

@@ -4,7 +4,7 @@
 
 Two settings: random ids of 64 tokens a side, and the pairs of hh-rlhf (helpful) in the folder PREFERL_DATA,
 at most 512 tokens a side. Both in float32, without gradient checkpointing, with fused AdamW. preferl's side
-is ``preferl.stages.reward.train`` with its defaults (moving average of the weights, a line of metrics an
+is ``preferl.stages.reward.optimise`` with its defaults (moving average of the weights, a line of metrics an
 update); TRL's is ``RewardTrainer`` with its defaults otherwise, on the ids that preferl made. Rounds
 alternate, all over the same batches. A step is all from the end of one update to the end of the next, without
 evaluation; its time is the median over the rounds in which other processes used less than a fifth of a core
@@ -15,6 +15,7 @@ Needs TRL: pip install trl
 """
 
 import argparse
+import dataclasses
 import itertools
 import os
 import resource
@@ -40,7 +41,7 @@ from preferl.data.records import Preference, Ranking, prompt_text, ranking_of
 from preferl.models import tiny
 from preferl.models.reward import RewardModel
 from preferl.runs import progress
-from preferl.runs.directory import StageDirectory
+from preferl.runs.stage import Stage
 from preferl.stages import reward
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -154,23 +155,20 @@ def new_model(size: str, tokenizer: Any) -> LlamaForSequenceClassification:
     return LlamaForSequenceClassification(config).eval()
 
 
-class TimedStage(StageDirectory):
-    """A stage directory that notes when each update was logged, which is the last thing an update does."""
+class StageTimer:
+    """Notes when each update was logged, which is the last thing that an update does."""
 
-    def __init__(self, path: Path):
-        super().__init__(path, "reward")
-        self.begin({}, {})
+    def __init__(self) -> None:
         self.marks: list[Mark] = []
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, Any]] = []
 
     def started_at(self, *_: Any) -> None:
         """Notes the beginning of the first update."""
         if not self.marks:
             self.marks.append(now())
 
-    def log(self, **row: Any) -> None:
-        super().log(**row)
-        self.rows.append({name: float(value) for name, value in row.items()})
+    def logged(self, step: int | None, row: dict[str, Any]) -> None:
+        self.rows.append({name.removeprefix("train/"): value for name, value in row.items()})
         self.marks.append(now())
 
 
@@ -206,22 +204,25 @@ def train_ours(
     setting: Setting, size: str, batch: int, updates: int, seed: int
 ) -> tuple[list[Mark], dict[str, float]]:
     """preferl's loop; returns a mark an update and the first row of its metrics."""
-    config = reward.RewardConfig(
+    scorer = RewardModel(new_model(size, setting.tokenizer), setting.tokenizer, max_length=MAX_LENGTH)
+    dev_pairs, timer = setting.comparisons[0].pairs(), StageTimer()
+    scorer.model.base_model.register_forward_pre_hook(timer.started_at)
+    options = reward.RewardConfig(
         train_batch_size=batch,
         num_train_epochs=updates * batch / len(setting.comparisons),
         num_evals=1,  # the last update's
         max_length=MAX_LENGTH,
         learning_rate=1e-4,
         warmup_ratio=0.0,
+        save_every=0,
         seed=seed,
     )
-    scorer = RewardModel(new_model(size, setting.tokenizer), setting.tokenizer, max_length=MAX_LENGTH)
-    dev_pairs = setting.comparisons[0].pairs()
     with tempfile.TemporaryDirectory() as folder, quiet():
-        stage = TimedStage(Path(folder) / "reward")
-        scorer.model.base_model.register_forward_pre_hook(stage.started_at)
-        reward.train(config, "bradley_terry", stage, scorer, setting.comparisons, dev_pairs, torch.float32)
-        return stage.marks, stage.rows[0]
+        config = dataclasses.replace(options, output_dir=folder)
+        with Stage("reward", config, callbacks=[timer.logged]) as stage:
+            stage.begin({})
+            reward.optimise(scorer, "bradley_terry", setting.comparisons, dev_pairs, config, stage)
+    return timer.marks, timer.rows[0]
 
 
 def train_theirs(

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from preferl import pipeline
-from preferl.runs.directory import StageRecord
+from preferl.runs.record import StageRecord
 
 FIGURES = ("seconds", "well-formed", "of Bayes", "gold gain", "low", "win rate", "KL", "EOS")
 
@@ -19,8 +19,8 @@ def figures(run: Path) -> list[float]:
     gold, policy = evaluate["comparison"]["gold"], evaluate["policies"]["policy"]
     return [
         sum(StageRecord(run / name).summary["seconds"] for name in stages),
-        sft["well_formed_rate"],
-        reward["fraction_of_bayes"],
+        sft["dev/well_formed_rate"],
+        reward["eval/fraction_of_bayes"],
         gold["difference"],
         gold["difference_low"],
         gold["win_rate"],

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from preferl.runs.directory import StageRecord
+from preferl.runs.record import StageRecord
 
 
 @pytest.mark.slow
@@ -20,9 +20,9 @@ def test_the_demo_reaches_what_it_promises(tmp_path):
     sft, reward, rl, evaluate = (
         StageRecord(tmp_path / "demo" / name).summary for name in ("sft", "reward", "rl", "evaluate")
     )
-    assert sft["well_formed_rate"] > 0.9
-    assert reward["eval_pairs"] >= 4500
-    assert reward["fraction_of_bayes"] > 0.91
+    assert sft["dev/well_formed_rate"] > 0.9
+    assert reward["eval/pairs"] >= 4500
+    assert reward["eval/fraction_of_bayes"] > 0.91
     assert rl["iterations"] == 50
     gold = evaluate["comparison"]["gold"]
     assert gold["difference_low"] > 0

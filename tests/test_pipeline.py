@@ -12,8 +12,8 @@ import pytest
 from preferl import pipeline
 from preferl.pipeline import RunConfig
 from preferl.reporting.verdict import verdict
-from preferl.runs.directory import StageRecord, stage_records
 from preferl.runs.errors import UsageError
+from preferl.runs.record import StageRecord, stage_records
 from preferl.stages import report
 from preferl.stages.collect import CollectConfig, PairCounts
 from preferl.stages.evaluate import EvaluateConfig
@@ -101,12 +101,12 @@ def test_summaries_say_what_was_measured(finished):
     _, run = finished
     records = dict(stage_records(run))
     reward, evaluate = records["reward"].summary, records["evaluate"].summary
-    assert reward["eval_pairs"] == 48
-    assert reward["eval_accuracy_low"] < reward["eval_accuracy"] < reward["eval_accuracy_high"]
-    assert reward["fraction_of_bayes"] == pytest.approx(
-        reward["expected_accuracy"] / reward["bayes_accuracy"]
+    assert reward["eval/pairs"] == 48
+    assert reward["eval/accuracy_low"] < reward["eval/accuracy"] < reward["eval/accuracy_high"]
+    assert reward["eval/fraction_of_bayes"] == pytest.approx(
+        reward["eval/expected_accuracy"] / reward["eval/bayes_accuracy"]
     )
-    assert records["sft"].summary["well_formed_rate"] <= records["sft"].summary["eos_rate"] <= 1
+    assert records["sft"].summary["dev/well_formed_rate"] <= records["sft"].summary["dev/eos_rate"] <= 1
     comparison = evaluate["comparison"]["gold"]
     assert comparison["difference_low"] <= comparison["difference"] <= comparison["difference_high"]
     assert comparison["n"] == 24
@@ -330,12 +330,12 @@ def test_a_run_of_an_ensemble_against_a_worst_case_has_its_report(finished, tmp_
     assert "Reward model, audited" in text
     assert "held-out, all members agree (" in text
     record = StageRecord(tmp_path / "run" / "rl")
-    steps = [row for row in record.metrics if "reward" in row]
-    parts = [name for name in steps[0] if name.startswith("reward/")]
+    steps = [row for row in record.metrics if "train/reward" in row]
+    parts = [name for name in steps[0] if name.startswith("train/reward/")]
     assert len(parts) == 2
     for row in steps:
         low, concise = (row[name] for name in sorted(parts, key=lambda name: "concise" in name))
-        assert row["reward"] == pytest.approx(low + 0.1 * concise, abs=1e-5)
+        assert row["train/reward"] == pytest.approx(low + 0.1 * concise, abs=1e-5)
     assert [name.rsplit("/", 1)[-1] for name in record.summary["frozen_hashes"]] == [
         "reference",
         "member-0",
@@ -372,9 +372,9 @@ def test_rounds_label_what_the_policy_writes_and_train_the_reward_model_on_it(tm
     assert records["rl-2"].manifest["parents"]["reward"]["path"] == "../reward-2"
     assert records["evaluate"].manifest["parents"]["policy"]["path"] == "../rl-2"
     assert records["evaluate"].manifest["parents"]["reward"]["path"] == "../reward-2"
-    last = [row for row in records["rl"].metrics if "eval_kl_exact" in row][-1]
+    last = [row for row in records["rl"].metrics if "dev/kl_exact" in row][-1]
     first = records["rl-2"].metrics[0]
-    assert first["eval_kl_exact"] > 0.3 * last["eval_kl_exact"] > 0.01  # other draws of the same policy
+    assert first["dev/kl_exact"] > 0.3 * last["dev/kl_exact"] > 0.01  # other draws of the same policy
     text = page.read_text()
     assert "Rounds" in text
     assert "round 1" in text

@@ -17,6 +17,7 @@ from preferl.pipeline import RunConfig
 from preferl.reporting import sweeps
 from preferl.runs.config import instantiate, parser_for
 from preferl.runs.errors import UsageError
+from preferl.runs.stage import Stage
 from preferl.stages import report, reward
 from preferl.stages.collect import CollectConfig, PairCounts
 from preferl.stages.reward import RewardConfig
@@ -164,10 +165,10 @@ def test_the_table_is_the_summaries_mean_and_sd(swept):
         {"reward.learning_rate": 0.001},
         {"reward.learning_rate": 0.01},
     ]
-    assert table["metrics"]["accuracy"] == "reward.eval_accuracy"
+    assert table["metrics"]["accuracy"] == "reward.eval/accuracy"
     assert not [path for path in table["metrics"].values() if not path.startswith("reward.")]
     for row, line, lr in zip(table["rows"], lines, ("0.001", "0.01"), strict=True):
-        for name, key in (("accuracy", "eval_accuracy"), ("log_loss", "eval_loss")):
+        for name, key in (("accuracy", "eval/accuracy"), ("log_loss", "eval/loss")):
             a, b = (
                 json.loads((root / f"reward.learning_rate={lr}/seed-{s}/reward/summary.json").read_text())[
                     key
@@ -267,12 +268,12 @@ def test_one_seed_shows_its_interval(reward_sweep):
     assert rows[0]["settings"] == {"reward.num_train_epochs": 1.0, "reward.train_batch_size": 16}
     summary = json.loads((Path(config.output_dir) / name / "seed-0/reward/summary.json").read_text())
     assert rows[1]["metrics"]["accuracy"] == {
-        "mean": summary["eval_accuracy"],
+        "mean": summary["eval/accuracy"],
         "sd": None,
         "n": 1,
-        "low": summary["eval_accuracy_low"],
-        "high": summary["eval_accuracy_high"],
-        "values": {"0": summary["eval_accuracy"]},
+        "low": summary["eval/accuracy_low"],
+        "high": summary["eval/accuracy_high"],
+        "values": {"0": summary["eval/accuracy"]},
     }
     assert summary["updates"] == 6
     assert "fraction_of_bayes_mean" in (Path(config.output_dir) / "table.csv").read_text()
@@ -362,19 +363,15 @@ def test_an_interrupt_stops_the_sweep_and_the_tables_are_there(reward_sweep, mon
 @pytest.fixture
 def recorded(monkeypatch):
     """Stages that only leave their files, and the list of those that ran."""
-    from preferl.runs.directory import StageDirectory
-
     ran = []
 
     def stand_in(name):
         def run(options, fresh=False):
-            stage = StageDirectory(Path(options.output_dir), name)
-            settings = sweep.dataclasses.asdict(options)
-            if stage.settled(settings, fresh):
-                return stage.path
-            ran.append("/".join(stage.path.parts[-3:]))
-            stage.begin(settings, {})
-            stage.finish(eval_loss=1.0, eval_accuracy=0.5)
+            with Stage(name, options, fresh) as stage:
+                if not stage.is_finished:
+                    ran.append("/".join(stage.path.parts[-3:]))
+                    stage.begin({})
+                    stage.finish(**{"eval/loss": 1.0, "eval/accuracy": 0.5})
             return stage.path
 
         return run
@@ -608,9 +605,9 @@ def test_directories_of_others_are_left_alone(tmp_path, recorded):
 
 
 def test_a_metric_that_no_summary_has_names_the_nearest(tmp_path, recorded):
-    metrics = {"right": "reward.eval_accuracy", "wrong": "reward.eval_acuracy"}
+    metrics = {"right": "reward.eval/accuracy", "wrong": "reward.eval/acuracy"}
     config = world_sweep(tmp_path / "s", grid={"reward.learning_rate": [1e-3]}, metrics=metrics)
-    with pytest.raises(UsageError, match=r"wrong.*'reward\.eval_acuracy'.*'reward\.eval_accuracy'"):
+    with pytest.raises(UsageError, match=r"wrong.*'reward\.eval/acuracy'.*'reward\.eval/accuracy'"):
         sweep.run(config)
     rows = json.loads((tmp_path / "s/table.json").read_text())["rows"]
     assert rows[0]["metrics"]["right"]["mean"] == 0.5

@@ -24,8 +24,7 @@ One stage at a time (each takes the previous stage's directory):
   preferl reward                   train a reward model on preferences
   preferl best_of                  keep the best of N responses by a reward, as demonstrations for sft
   preferl dpo                      fine-tune the policy on the pairs themselves (dpo, ipo)
-  preferl rl                       fine-tune the policy against the reward (ppo, rloo, grpo, rebel, …);
-                                   with several processes: torchrun --nproc_per_node N -m preferl rl …
+  preferl rl                       fine-tune the policy against the reward (ppo, rloo, grpo, rebel, …)
   preferl audit                    any reward on labelled pairs: RewardBench, RM-Bench, LLMBar, your own
   preferl evaluate                 compare the policy with its SFT model and with best-of-N
   preferl report RUN [RUN …]       one HTML file from a run's files, or several runs side by side
@@ -36,11 +35,17 @@ One stage at a time (each takes the previous stage's directory):
   preferl data convert IN OUT      between formats; `world` as IN writes the embedded world
   preferl doctor                   versions, devices, disk, known problems
 
+sft, reward, dpo and rl also train with several processes: torchrun --nproc_per_node N -m preferl rl …
+
 `preferl COMMAND --help` lists a command's options. Options come from defaults, then YAML files
 (--config, several allowed), then flags; --print_config shows the result. The same command again goes on
 where it was interrupted; --fresh starts anew; --debug shows tracebacks.
 Exit codes: 0 done, 2 usage, 3 data, 4 diverged, 75 interrupted (run the same command again).
 """
+
+
+# What several processes can do together; each of them trains.
+IN_PARALLEL = ("sft", "reward", "dpo", "rl")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,9 +63,12 @@ def main(argv: list[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         return fail(f"unknown command '{name}'{nearest(name)}; see `preferl --help`", USAGE)
-    if distributed.launched() > 1 and name != "rl":
+    if distributed.launched() > 1 and name not in IN_PARALLEL:
         distributed.let_main_speak()
-        return fail(f"'{name}' runs in one process; start it without torchrun", USAGE)
+        return fail(
+            f"'{name}' runs in one process; start it without torchrun (several can {', '.join(IN_PARALLEL)})",
+            USAGE,
+        )
     try:
         return COMMANDS[name](rest)
     except KeyboardInterrupt:
@@ -130,16 +138,20 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
     def command(arguments: list[str]) -> int:
         import importlib
 
-        from preferl.runs.config import instantiate, parser_for
+        from preferl.runs.config import given_value, instantiate, parser_for
 
         module = importlib.import_module(f"preferl.stages.{name}")
         config_class = getattr(module, name.title().replace("_", "") + "Config")
         arguments, fresh = take_flag(arguments, "--fresh")
-        parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip())
-        config = instantiate(parser, config_class, parser.parse_args(arguments))
-        path = module.run(config, fresh=fresh)
-        if distributed.is_main():
-            print(path)
+        with distributed.process_group():
+            if name == "rl":  # an algorithm of a person's own brings options
+                algorithm = given_value(arguments, "algorithm") or config_class.algorithm
+                config_class = module.config_class(algorithm)
+            parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip())
+            config = instantiate(parser, config_class, parser.parse_args(arguments))
+            path = module.run(config, fresh=fresh)
+            if distributed.is_main():
+                print(path)
         return 0
 
     return command
@@ -214,8 +226,8 @@ def report_command(arguments: list[str]) -> int:
         asked = arguments in (["--help"], ["-h"])
         print(REPORT_USAGE, end="", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else USAGE
-    from preferl.runs.directory import is_sweep
     from preferl.runs.progress import say
+    from preferl.runs.record import is_sweep
     from preferl.stages import report
 
     runs = [Path(argument) for argument in arguments]

@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from preferl.runs.directory import environment
+from preferl.runs.environment import environment
 from preferl.runs.progress import say
 
 GIB = 2**30

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from preferl.runs.config import DataOptions, DeviceOptions, inherit, to_yaml
-from preferl.runs.directory import StageDirectory, write_run_files
 from preferl.runs.errors import UsageError
 from preferl.runs.mark import check_ours
 from preferl.runs.progress import clock, say
+from preferl.runs.record import write_run_files
+from preferl.runs.stage import is_finished
 from preferl.stages import best_of, collect, dpo, evaluate, report, reward, rl, sft
 from preferl.stages.best_of import BestOfConfig
 from preferl.stages.collect import CollectConfig
@@ -106,9 +107,9 @@ def run(config: RunConfig, fresh: bool = False) -> Path:
     write_run_files(root, to_yaml(config))
     redo = fresh
     for name, options in planned(config):
-        stage = StageDirectory(Path(options.output_dir), kind_of(name))
         # What follows a stage that was done again is done again too: it was made from what is gone.
-        done_before = stage.settled(dataclasses.asdict(options), redo)
+        plain = dataclasses.asdict(options)
+        done_before = is_finished(Path(options.output_dir), kind_of(name), plain, redo)
         RUNNERS[name].run(options, fresh=redo)
         redo = redo or not done_before
     result = report.write(root) if "report" in config.stages else root

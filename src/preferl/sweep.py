@@ -32,30 +32,26 @@ from preferl.pipeline import RunConfig
 from preferl.reporting import comparison
 from preferl.reporting.sweeps import NAMED, Row, print_table, where, write_report, write_tables
 from preferl.runs.config import instantiate, parser_for, to_yaml
-from preferl.runs.directory import (
-    SHARED,
-    StageDirectory,
-    StageRecord,
-    write_run_files,
-)
 from preferl.runs.errors import DATA, UsageError
 from preferl.runs.files import write_atomically
 from preferl.runs.mark import check_ours, claim
 from preferl.runs.progress import say
+from preferl.runs.record import SHARED, StageRecord, write_run_files
+from preferl.runs.stage import is_finished
 from preferl.stages import report
 
 # Metrics of a sweep that names none: those of its stages, as far as the summaries have them.
 DEFAULT_METRICS = {
-    "sft": {"sft_loss": "sft.eval_loss"},
+    "sft": {"sft_loss": "sft.dev/loss"},
     "reward": {
-        "accuracy": "reward.eval_accuracy",
-        "fraction_of_bayes": "reward.fraction_of_bayes",
-        "log_loss": "reward.eval_loss",
-        "calibration_error": "reward.ece",
+        "accuracy": "reward.eval/accuracy",
+        "fraction_of_bayes": "reward.eval/fraction_of_bayes",
+        "log_loss": "reward.eval/loss",
+        "calibration_error": "reward.eval/ece",
     },
     "best_of": {"kept_reward": "best_of.splits.train.kept.score"},
-    "distil": {"distil_loss": "distil.eval_loss"},
-    "dpo": {"dpo_accuracy": "dpo.dev_accuracy", "dpo_loss": "dpo.dev_loss", "dpo_kl": "dpo.kl"},
+    "distil": {"distil_loss": "distil.dev/loss"},
+    "dpo": {"dpo_accuracy": "dpo.dev/accuracy", "dpo_loss": "dpo.dev/loss", "dpo_kl": "dpo.dev/kl"},
     "evaluate": {
         "gold_win_rate": "evaluate.comparison.gold.win_rate",
         "gold_gain": "evaluate.comparison.gold.difference",
@@ -79,7 +75,7 @@ class SweepOptions:
     seeds: list[int] = field(default_factory=lambda: [0])
     """Every point is run with each of these seeds."""
     metrics: dict[str, str] = field(default_factory=dict)
-    """Name -> stage and path in its summary.json, as reward.eval_accuracy; by default those of the stages."""
+    """Name -> stage and path in its summary.json, as reward.eval/accuracy; by default those of the stages."""
 
 
 @dataclass(kw_only=True)
@@ -148,7 +144,7 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
         check_ours(run_.path, "run", run_.path.name)
         for stage, path in run_.where.items():
             settings = dataclasses.asdict(run_.options(stage))
-            StageDirectory(path, pipeline.kind_of(stage)).settled(settings, fresh)
+            is_finished(path, pipeline.kind_of(stage), settings, fresh)
     write_run_files(root, to_yaml(config), "sweep")
     for run_ in runs:  # before any stage that another one shares lies in it
         claim(run_.path, "run", run_.path.name)
@@ -243,7 +239,7 @@ def run_stages(run_: Run, fresh: bool, made: set[Path], broken: dict[Path, Excep
                 raise broken[needed]
         redo = path not in made and (fresh or any(need in made for need in run_.needs[name]))
         options = run_.options(name)
-        if StageDirectory(path, pipeline.kind_of(name)).settled(dataclasses.asdict(options), redo):
+        if is_finished(path, pipeline.kind_of(name), dataclasses.asdict(options), redo):
             continue
         try:
             pipeline.RUNNERS[name].run(options, fresh=redo)
@@ -481,7 +477,7 @@ def metrics_of(config: SweepConfig, runs: Sequence[Run]) -> dict[str, str]:
             hint = f"; did you mean '{near[0]}'?" if near and near[0] != stage else ""
             raise UsageError(
                 f"sweep.metrics: {name}: '{path}' must be a stage of this run ({', '.join(stages)}) and "
-                f"a path into its summary.json, as reward.eval_accuracy{hint}"
+                f"a path into its summary.json, as reward.eval/accuracy{hint}"
             )
     if config.sweep.metrics:
         return config.sweep.metrics

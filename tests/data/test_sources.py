@@ -30,7 +30,7 @@ def test_a_long_text_gives_passages_in_one_split_and_one_prompt(tmp_path):
     assert sum(map(len, source.prompts.values())) == 40
     assert sum(map(len, source.demonstrations.values())) > 300
     for split, prompts in source.prompts.items():
-        assert set(prompts) <= {d.prompt for d in source.demonstrations[split]}
+        assert {p.prompt for p in prompts} <= {d.prompt for d in source.demonstrations[split]}
 
 
 def test_splits_share_no_prompt_and_lose_none(tmp_path):
@@ -40,11 +40,11 @@ def test_splits_share_no_prompt_and_lose_none(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     source = load_source(str(path))
-    prompts = [p for split in source.prompts.values() for p in split]
+    prompts = [p.prompt for split in source.prompts.values() for p in split]
     assert len(prompts) == len(set(prompts)) == 90
     assert sum(map(len, source.preferences.values())) == 180
     for split, pairs in source.preferences.items():
-        assert {p.prompt for p in pairs} == set(source.prompts[split])
+        assert {p.prompt for p in pairs} == {p.prompt for p in source.prompts[split]}
         assert [d.response for d in source.demonstrations[split]] == [p.chosen for p in pairs]
     short = load_source(str(path), max_rows=10)
     assert sum(map(len, short.preferences.values())) == 10
@@ -59,15 +59,16 @@ def test_the_world_is_a_source():
     assert source.demonstrations["train"]
     # Those of the eval prompts are there to be compared with, not to learn from.
     references = source.references("eval")
-    assert all(prompt_key(prompt) in references for prompt in source.prompts["eval"])
-    assert {source.category(prompt) for prompt in source.prompts["eval"]} == set(FAMILIES)
+    prompts = [record.prompt for record in source.prompts["eval"]]
+    assert all(prompt_key(prompt) in references for prompt in prompts)
+    assert {source.category(prompt) for prompt in prompts} == set(FAMILIES)
 
 
 def test_prompts_have_the_category_that_a_column_names(tmp_path):
     rows = [{"prompt": f"q{i}", "response": f"a{i}", "task": "x", "subset": "ab"[i % 2]} for i in range(8)]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = load_source(str(tmp_path / "x.jsonl"))
-    prompts = [p for split in source.prompts.values() for p in split]
+    prompts = [p.prompt for split in source.prompts.values() for p in split]
     assert {source.category(p) for p in prompts} == {"a", "b"}
     assert source.category("q1") == "b"
     del rows[0]["subset"]

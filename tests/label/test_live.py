@@ -16,8 +16,8 @@ from preferl.label import live
 from preferl.label.accounts import Accounts
 from preferl.label.judgements import Item, read_items
 from preferl.label.schema import items
-from preferl.runs.directory import StageRecord
 from preferl.runs.errors import UsageError
+from preferl.runs.record import StageRecord
 from projects import FIRST, judge_all, judgements, pairs, people, plain, triples
 
 NOUNS = ("apple", "river", "house", "stone", "cloud", "table")
@@ -196,7 +196,7 @@ def test_a_reward_model_learns_what_people_said(store, accounts, policy_director
         "num_train_epochs": 4, "num_evals": 3, "device": "cpu", "num_threads": 1,
     }  # fmt: skip
     assert main(["reward", *(f"--{name}={value}" for name, value in options.items())]) == 0
-    assert StageRecord(stage).summary["eval_accuracy"] > 0.9
+    assert StageRecord(stage).summary["eval/accuracy"] > 0.9
 
 
 def test_disagreement_is_that_of_differences(store):

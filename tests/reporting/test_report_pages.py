@@ -85,8 +85,8 @@ def training(golds, kls=None, error=0.05):
     """Measurements on held-out prompts while gold went through these values."""
     kls = kls or [float(i) for i in range(len(golds))]
     return [
-        {"step": i, "eval_gold": g, "eval_gold_se": error, "eval_reward": i / 5, "eval_kl_exact": kl,
-         "forward_passes": 100 * i, "sign/hedging": 0.1 * i}
+        {"step": i, "dev/gold": g, "dev/gold_se": error, "dev/reward": i / 5, "dev/kl_exact": kl,
+         "forward_passes": 100 * i, "dev/sign/hedging": 0.1 * i}
         for i, (g, kl) in enumerate(zip(golds, kls, strict=True))
     ]  # fmt: skip
 
@@ -199,7 +199,7 @@ def test_extremes_are_by_what_the_policy_is_judged_by():
 
 
 def test_the_reward_models_accuracy_is_told_where_the_policy_was_trained_against_it():
-    reward = stage({"eval_accuracy": 0.7, "eval_accuracy_low": 0.6, "eval_accuracy_high": 0.8}, (), "reward")
+    reward = stage({"eval/accuracy": 0.7, "eval/accuracy_low": 0.6, "eval/accuracy_high": 0.8}, (), "reward")
     reward.path = Path("/runs/a/reward")
     for name, shown in (
         ("tokens", False),
@@ -215,8 +215,9 @@ def test_the_reward_models_accuracy_is_told_where_the_policy_was_trained_against
 def test_the_kl_of_training_first_highest_and_last():
     kls = [0.0, 0.6, 3.0, 2.0]
     rows = [
-        {"step": i + 1, "kl": kl, "kl_se": 0.1, "kl_per_token": kl / 10, "kl_k3": kl, "kl_k3_se": 0.1,
-         "kl_exact": kl, "kl_exact_se": 0.1, "kl_coef": 0.1}
+        {"step": i + 1, "train/kl": kl, "train/kl_se": 0.1, "train/kl_per_token": kl / 10,
+         "train/kl_k3": kl, "train/kl_k3_se": 0.1, "train/kl_exact": kl, "train/kl_exact_se": 0.1,
+         "kl_coef": 0.1}
         for i, kl in enumerate(kls)
     ]  # fmt: skip
     reading = training_pages.rl_kl_plot({"rl": stage({}, rows, "rl")}).reading
@@ -224,12 +225,12 @@ def test_the_kl_of_training_first_highest_and_last():
     assert "furthest at iteration 3, 3.00 (0.30 per token)" in reading
     assert "ended at 2.00 ± 0.10 (0.20 per token" in reading
     assert "a significant drift: from iteration 3 on" in reading
-    rows[2]["kl_per_token"] = 0.05
+    rows[2]["train/kl_per_token"] = 0.05
     assert "drift: from iteration 4 on" in training_pages.rl_kl_plot({"rl": stage({}, rows, "rl")}).reading
-    rows[1]["kl_per_token"] = 0.3
+    rows[1]["train/kl_per_token"] = 0.3
     assert "drift: at times" in training_pages.rl_kl_plot({"rl": stage({}, rows, "rl")}).reading
     for row in rows:
-        row["kl_per_token"] = 0.01
+        row["train/kl_per_token"] = 0.01
     assert "drift" not in training_pages.rl_kl_plot({"rl": stage({}, rows, "rl")}).reading
 
 

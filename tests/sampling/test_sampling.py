@@ -6,12 +6,15 @@ import pytest
 import torch
 from scipy import stats
 
+from preferl.data.records import PromptRecord
 from preferl.judging.scorers import check_scores
 from preferl.learning.rollout import Shaping, collect
+from preferl.runs.config import SamplingOptions
 from preferl.runs.errors import UsageError
 from preferl.sampling.cached import CachedEngine, draw
 from preferl.sampling.logprobs import policy_logprobs
 from preferl.sampling.samples import Sampling, cut_at_stop, decode, rows_of
+from trainers import StopsOften
 
 PROMPTS = [[10, 11, 12, 13, 14, 15, 16], [20], [30, 31, 32]] * 8
 
@@ -165,7 +168,7 @@ class ZeroLearner:
         return torch.zeros(samples.mask_BT.shape)
 
 
-def test_a_rollout_scores_the_text_and_places_the_reward(language_model, tokenizer, sampling):
+def test_a_rollout_scores_the_text_and_places_the_reward(language_model, tokenizer):
     seen = {}
 
     def scorer(prompts, completions, finished, **columns):
@@ -174,13 +177,11 @@ def test_a_rollout_scores_the_text_and_places_the_reward(language_model, tokeniz
 
     prompts = [f"prompt {i}" for i in range(len(PROMPTS))]
     out = collect(
-        prompts,
-        PROMPTS,
-        engine_for(language_model, tokenizer),
-        ZeroLearner(),
+        StopsOften(language_model, tokenizer),
+        [PromptRecord(prompt) for prompt in prompts],
         scorer,
-        tokenizer,
-        sampling,
+        ZeroLearner(),
+        SamplingOptions(response_length=12),
         gen(),
         kl_coef=0.1,
         shaping=Shaping(missing_eos_penalty=2.0),

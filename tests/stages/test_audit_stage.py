@@ -5,12 +5,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from preferl.cli import main
 from preferl.judging.scorers import load_scorer
-from preferl.runs.directory import StageDirectory
+from preferl.runs.stage import Stage
 from preferl.stages import audit
 from preferl.stages.audit import AuditConfig
+from preferl.stages.reward import RewardConfig
 
 SHORTER = [("Say it.", "Yes.", "Yes, that is so.", "chat"), ("And that?", "No.", "No, not at all.", "chat")]
 LONGER = [("How far?", "A hundred miles.", "Far.", "facts"), ("Who?", "It was Ann.", "Ann.", "facts")]
@@ -54,7 +56,7 @@ def test_a_model_on_disk_reads_the_benchmark_as_dialogue(benchmark, tmp_path, en
         as_dialogue=True,
     )
     rows = [json.loads(line) for line in (audit.run(config) / "samples.jsonl").read_text().splitlines()]
-    scorer = load_scorer(str(encoder_directory), audit.devices.setup(0, "cpu", "float32", 1)[0])
+    scorer = load_scorer(str(encoder_directory), torch.device("cpu"))
     for row in rows:
         dialogue = [{"role": "user", "content": row["prompt"]}]
         expected = scorer([dialogue, dialogue], [row["chosen"], row["rejected"]], finished=[True, True])
@@ -62,10 +64,10 @@ def test_a_model_on_disk_reads_the_benchmark_as_dialogue(benchmark, tmp_path, en
 
 
 def test_scores_of_a_reward_stage_become_log_odds_by_its_own_scale(benchmark, tmp_path, encoder_directory):
-    stage = StageDirectory(tmp_path / "reward", "reward")
-    stage.begin({}, {})
-    (stage.path / "model").symlink_to(encoder_directory)
-    stage.finish(reference_sd=2.5)
+    with Stage("reward", RewardConfig(output_dir=str(tmp_path / "reward"))) as stage:
+        stage.begin({})
+        stage.model.symlink_to(encoder_directory)
+        stage.finish(reference_sd=2.5)
     plain, scaled = (
         audit.run(
             AuditConfig(

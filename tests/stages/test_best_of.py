@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ import torch
 from preferl import pipeline, sweep
 from preferl.data.records import SPLITS, DataError, prompt_key, prompt_text
 from preferl.data.sources import load_source
+from preferl.judging.scorers import load_scorer
 from preferl.models import load
 from preferl.models.reward import load_reward_model
 from preferl.pipeline import RunConfig
-from preferl.runs.directory import StageRecord
 from preferl.runs.errors import UsageError
+from preferl.runs.record import StageRecord
+from preferl.runs.stage import Stage
+from preferl.sampling.policy import Policy
 from preferl.stages import best_of, sft
 from preferl.stages.best_of import BestOfConfig, Candidates, Kept
 from preferl.stages.collect import CollectConfig, PairCounts
@@ -177,11 +181,11 @@ def config(tmp_path, data_file, policy):
 
 def sampled_again(config, split, prompts):
     """The candidates of a split, drawn once more outside the stage."""
-    model, tokenizer = load.load_policy(config.model_name_or_path, CPU)
-    engine = best_of.CachedEngine(model, tokenizer.pad_token_id, config.sampling_batch_size)
-    scorer, gold = best_of.load_scorer(config.reward_model, CPU), best_of.load_scorer(config.gold, CPU)
-    with best_of.Steps("again", len(prompts)) as steps:
-        return best_of.sample(config, engine, tokenizer, prompts, split, scorer, gold, steps)
+    policy = Policy.load(config.model_name_or_path, CPU)
+    scorer, gold = load_scorer(config.reward_model, CPU), load_scorer(config.gold, CPU)
+    with tempfile.TemporaryDirectory() as folder, best_of.Steps("again", len(prompts)) as steps:
+        stage = Stage("best_of", dataclasses.replace(config, output_dir=folder))
+        return best_of.sample(policy, scorer, gold, prompts, split, config, stage, steps)
 
 
 def test_the_kept_response_has_the_highest_reward_of_the_finished_ones(config):
@@ -210,7 +214,7 @@ def test_the_kept_response_has_the_highest_reward_of_the_finished_ones(config):
 def test_prompts_keep_their_splits_and_no_eval_prompt_trains(config):
     source, written = load_source(config.dataset_name), load_source(str(best_of.run(config)))
     asked = {split: {prompt_text(d.prompt) for d in written.demonstrations[split]} for split in SPLITS}
-    known = {split: {prompt_text(p) for p in source.prompts[split]} for split in SPLITS}
+    known = {split: {prompt_text(p.prompt) for p in source.prompts[split]} for split in SPLITS}
     assert asked["train"]
     assert asked["train"] <= known["rl"]
     assert asked["dev"] < known["dev"]
@@ -296,10 +300,12 @@ def test_some_of_the_prompts_are_drawn_by_the_seed(config):
     draws = []
     for seed in (0, 1):
         prompts, _ = best_of.prompts_to_answer(source, dataclasses.replace(config, seed=seed))
-        assert len(set(prompts["train"])) == 8
-        assert set(prompts["train"]) < set(source.prompts["rl"])
-        draws.append(set(prompts["train"]))
-    assert len({frozenset(draw) for draw in (*draws, source.prompts["rl"][:8])}) == 3
+        drawn = {record.prompt for record in prompts["train"]}
+        assert len(drawn) == len(prompts["train"]) == 8
+        assert drawn < {record.prompt for record in source.prompts["rl"]}
+        draws.append(drawn)
+    first = [record.prompt for record in source.prompts["rl"][:8]]
+    assert len({frozenset(draw) for draw in (*draws, first)}) == 3
 
 
 def test_reward_models_are_counted_one_by_one(config, policy, tmp_path):
@@ -359,7 +365,7 @@ def test_sft_trains_on_what_was_kept_without_further_options(config, policy, tmp
     )
     record = StageRecord(trained)
     assert record.summary["demonstrations"] == len(written["train"])
-    losses = [row["eval_loss"] for row in record.metrics if "eval_loss" in row]
+    losses = [row["dev/loss"] for row in record.metrics if "dev/loss" in row]
     assert losses
     after = dataclasses.replace(config, output_dir=str(tmp_path / "after"), model_name_or_path=str(trained))
     before, now = (StageRecord(path).summary["splits"]["train"] for path in (stage, best_of.run(after)))
@@ -438,7 +444,7 @@ def test_a_prompt_in_several_splits_is_asked_once_and_never_for_training_if_it_i
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     prompts, notes = best_of.prompts_to_answer(load_source(str(path)), config)
-    assert {split: sorted(map(prompt_key, part)) for split, part in prompts.items()} == {
+    assert {split: sorted(prompt_key(p.prompt) for p in part) for split, part in prompts.items()} == {
         "train": ["a", "d"],
         "dev": ["c"],
     }
@@ -460,7 +466,7 @@ def test_without_dev_prompts_there_is_no_held_out_loss(config, policy, tmp_path)
             output_dir=str(tmp_path / "d"), model_name_or_path=str(policy), dataset_name=str(stage), **SMALL
         )
     )
-    assert StageRecord(trained).summary["eval_loss"] is None
+    assert "dev/loss" not in StageRecord(trained).summary
 
 
 # ----------------------------------------------------------------------------------------- in a pipeline

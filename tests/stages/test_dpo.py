@@ -9,15 +9,13 @@ import pytest
 import torch
 
 from preferl import cli, pipeline, sweep
-from preferl.data.records import DataError, Preference
+from preferl.data.records import DataError, Preference, PromptRecord
 from preferl.data.sources import load_source
 from preferl.models import load, tiny
 from preferl.runs.devices import generator
-from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import DivergedError, UsageError
-from preferl.sampling.cached import CachedEngine
-from preferl.sampling.policy import sampling_for
-from preferl.sampling.samples import Sampling
+from preferl.runs.stage import Stage
+from preferl.sampling.policy import Policy
 from preferl.stages import dpo
 from small_models import TEXTS, make_language_model
 
@@ -80,12 +78,6 @@ PAIRS = (
 )
 
 
-def reader(tokenizer, temperature=1.0, micro_batch_size=64) -> dpo.Reader:
-    pad = tokenizer.pad_token_id
-    sampling = Sampling(temperature, 8, (pad,), (tokenizer.eos_token_id,))
-    return dpo.Reader(pad, sampling, micro_batch_size, torch.float32)
-
-
 def log_probability(model, prompt, response, temperature, pad):
     """log pi(response | prompt) by its definition: one row, no padding, token by token."""
     logits_SV = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].double() / temperature
@@ -96,10 +88,6 @@ def log_probability(model, prompt, response, temperature, pad):
     return total
 
 
-def gradients(model):
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-
 # ------------------------------------------------------------------------------------ log-probabilities
 
 
@@ -108,9 +96,11 @@ def test_logprobs_are_sums_over_the_response_at_the_sampling_temperature(
     language_model, tokenizer, temperature
 ):
     """Prompts of 1 to 10 tokens in one batch, left-padded, against one unpadded row at a time."""
-    pad = tokenizer.pad_token_id
+    pad, config = tokenizer.pad_token_id, dpo.DpoConfig(temperature=temperature)
+    policy = Policy(language_model, tokenizer)
+    logp_B2 = dpo.pair_logprobs(policy, PAIRS, config)
     with torch.no_grad():
-        logp_B2 = reader(tokenizer, temperature).logprobs(language_model, PAIRS)
+        torch.testing.assert_close(logp_B2, dpo.trained_logprobs(policy, PAIRS, config))
         for b, one in enumerate(PAIRS):
             for column, response in enumerate((one.chosen, one.rejected)):
                 exact = float(log_probability(language_model, one.prompt, response, temperature, pad))
@@ -120,16 +110,18 @@ def test_logprobs_are_sums_over_the_response_at_the_sampling_temperature(
 
 
 def test_a_pair_has_the_same_logprobs_in_every_batch(language_model, tokenizer):
-    whole_N2 = reader(tokenizer).all_logprobs(language_model, PAIRS)
+    policy = Policy(language_model, tokenizer)
+    whole_N2 = dpo.pair_logprobs(policy, PAIRS, dpo.DpoConfig())
     for micro in (1, 2, 3):
-        parts_N2 = reader(tokenizer, micro_batch_size=micro).all_logprobs(language_model, PAIRS)
+        parts_N2 = dpo.pair_logprobs(policy, PAIRS, dpo.DpoConfig(micro_batch_size=micro))
         torch.testing.assert_close(parts_N2, whole_N2, atol=2e-5, rtol=1e-6)
-    back_N2 = reader(tokenizer).all_logprobs(language_model, PAIRS[::-1])
+    back_N2 = dpo.pair_logprobs(policy, PAIRS[::-1], dpo.DpoConfig())
     torch.testing.assert_close(back_N2.flip(0), whole_N2, atol=2e-5, rtol=1e-6)
 
 
-def test_samples_are_laid_out_as_an_engine_would(tokenizer):
-    samples = dpo.samples_of(PAIRS[:2], tokenizer.pad_token_id, reader(tokenizer).sampling)
+def test_samples_are_laid_out_as_an_engine_would(language_model, tokenizer):
+    sampling = Policy(language_model, tokenizer).sampling(dpo.DpoConfig())
+    samples = dpo.samples_of(PAIRS[:2], tokenizer.pad_token_id, sampling)
     assert samples.tokens_BS.shape == (4, 10 + 7)
     assert samples.response_BT[0, :3].tolist() == PAIRS[0].chosen
     assert samples.response_BT[2].tolist() == PAIRS[0].rejected
@@ -143,11 +135,21 @@ def test_samples_are_laid_out_as_an_engine_would(tokenizer):
 # ------------------------------------------------------------------------------------------------- loss
 
 
-def start(config, tokenizer):
-    """Policy, reference log-probabilities and a reader on ``PAIRS``; policy and reference are the same."""
-    policy, _ = load.load_policy(config.model_name_or_path, CPU)
-    read = reader(tokenizer, config.temperature, config.micro_batch_size)
-    return policy, read, read.all_logprobs(policy, PAIRS)
+def start(config):
+    """The policy, and its log-probabilities of ``PAIRS`` as those of the reference."""
+    policy = Policy.load(config.model_name_or_path, CPU, torch.float32)
+    return policy, dpo.pair_logprobs(policy, PAIRS, config)
+
+
+def gradient(config, policy, pairs, reference_B2, micro_batch_size=5):
+    """Of the mean loss over the pairs."""
+    policy.model.zero_grad()
+    for start in range(0, len(pairs), micro_batch_size):
+        rows = slice(start, start + micro_batch_size)
+        logp_B2 = dpo.trained_logprobs(policy, pairs[rows], config)
+        loss, _ = dpo.batch_loss(config, logp_B2, reference_B2[rows])
+        (loss / len(pairs)).backward()
+    return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
 
 
 @pytest.mark.parametrize(
@@ -166,9 +168,9 @@ def test_a_policy_that_is_its_reference_has_the_known_first_loss(config, changes
     assert found["loss"] == pytest.approx(value, rel=1e-7)
     assert (found["accuracy"], found["margin"]) == (0.5, 0)
     rows = metrics(dpo.run(dataclasses.replace(config, num_train_epochs=0.25)))
-    assert rows[0]["eval_loss"] == pytest.approx(value, rel=1e-5)
-    assert rows[1]["loss"] == pytest.approx(value, rel=1e-5)
-    assert rows[1]["chosen_log_ratio"] == pytest.approx(0, abs=1e-4)
+    assert rows[0]["dev/loss"] == pytest.approx(value, rel=1e-5)
+    assert rows[1]["train/loss"] == pytest.approx(value, rel=1e-5)
+    assert rows[1]["train/chosen_log_ratio"] == pytest.approx(0, abs=1e-4)
 
 
 def test_the_metrics_are_means_over_pairs(config):
@@ -191,57 +193,45 @@ def test_the_metrics_are_means_over_pairs(config):
 def test_the_gradient_is_that_of_the_formula(config, tokenizer, loss_type):
     """Mean over the pairs of -log sigma(beta h), or (h - 1 / (2 beta))^2, with h from one row at a time."""
     config = dataclasses.replace(config, loss_type=loss_type, temperature=0.7)
-    policy, read, _ = start(config, tokenizer)
+    policy, _ = start(config)
     reference_B2 = torch.randn(len(PAIRS), 2, generator=torch.Generator().manual_seed(1)) * 3 - 20
-    dpo.backward(config, read, policy, PAIRS, reference_B2, "here")
-    ours = gradients(policy).clone()
-    policy.zero_grad()
+    ours = gradient(config, policy, PAIRS, reference_B2).clone()
+    policy.model.zero_grad()
     total = torch.zeros((), dtype=torch.float64)
     for one, (ref_chosen, ref_rejected) in zip(PAIRS, reference_B2.tolist(), strict=True):
         chosen, rejected = (
-            log_probability(policy, one.prompt, response, 0.7, tokenizer.pad_token_id)
+            log_probability(policy.model, one.prompt, response, 0.7, tokenizer.pad_token_id)
             for response in (one.chosen, one.rejected)
         )
         h = (chosen - ref_chosen) - (rejected - ref_rejected)
         total = total + (torch.log1p(torch.exp(-0.1 * h)) if loss_type == "sigmoid" else (h - 5) ** 2)
     (total / len(PAIRS)).backward()
-    torch.testing.assert_close(ours, gradients(policy), atol=1e-5 * float(ours.abs().max()), rtol=1e-3)
+    exact = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+    torch.testing.assert_close(ours, exact, atol=1e-5 * float(ours.abs().max()), rtol=1e-3)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(config, tokenizer):
-    found = []
-    for micro in (5, 3, 2, 1):
-        policy, read, reference_N2 = start(dataclasses.replace(config, micro_batch_size=micro), tokenizer)
-        logp_B2 = dpo.backward(config, read, policy, PAIRS, reference_N2 - 1.0, "here")
-        found.append((gradients(policy), logp_B2))
-    for gradient, logp_B2 in found[1:]:
-        torch.testing.assert_close(gradient, found[0][0], atol=1e-6, rtol=1e-4)
-        torch.testing.assert_close(logp_B2, found[0][1], atol=2e-5, rtol=1e-6)
+def test_accumulated_gradients_are_those_of_the_whole_batch(config):
+    policy, reference_N2 = start(config)
+    whole = gradient(config, policy, PAIRS, reference_N2 - 1.0).clone()
+    for micro in (3, 2, 1):
+        parts = gradient(config, policy, PAIRS, reference_N2 - 1.0, micro)
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)
 
 
-def test_swapped_labels_turn_the_first_gradient_round(config, tokenizer):
-    policy, read, reference_N2 = start(config, tokenizer)
-    dpo.backward(config, read, policy, PAIRS, reference_N2, "here")
-    right = gradients(policy).clone()
-    policy.zero_grad()
+def test_swapped_labels_turn_the_first_gradient_round(config):
+    policy, reference_N2 = start(config)
+    right = gradient(config, policy, PAIRS, reference_N2).clone()
     swapped = [dataclasses.replace(one, chosen=one.rejected, rejected=one.chosen) for one in PAIRS]
-    dpo.backward(config, read, policy, swapped, reference_N2.flip(-1), "here")
-    torch.testing.assert_close(gradients(policy), -right, atol=1e-6, rtol=1e-3)
+    turned = gradient(config, policy, swapped, reference_N2.flip(-1))
+    torch.testing.assert_close(turned, -right, atol=1e-6, rtol=1e-3)
     # And it is the direction in which the chosen responses win.
     with torch.no_grad():
-        flat = torch.cat([p.flatten() for p in policy.parameters() if p.grad is not None])
-        torch.nn.utils.vector_to_parameters(
-            flat - 1e-3 * right / right.norm(), [p for p in policy.parameters() if p.grad is not None]
-        )
-    moved = dpo.describe(config, read.all_logprobs(policy, PAIRS), reference_N2)
-    assert moved["margin"] > 0
-    assert moved["loss"] < math.log(2)
-
-
-def test_a_loss_that_is_not_finite_stops_before_the_update(config, tokenizer):
-    policy, read, reference_N2 = start(config, tokenizer)
-    with pytest.raises(DivergedError, match=r"dpo update 7: the loss is inf.*before the update"):
-        dpo.backward(config, read, policy, PAIRS, reference_N2.fill_diagonal_(math.inf), "dpo update 7")
+        moved = [p for p in policy.model.parameters() if p.grad is not None]
+        flat = torch.cat([p.flatten() for p in moved])
+        torch.nn.utils.vector_to_parameters(flat - 1e-3 * right / right.norm(), moved)
+    found = dpo.describe(config, dpo.pair_logprobs(policy, PAIRS, config), reference_N2)
+    assert found["margin"] > 0
+    assert found["loss"] < math.log(2)
 
 
 @pytest.mark.parametrize(
@@ -272,14 +262,13 @@ def test_the_optimum_is_the_one_of_the_papers(config, tmp_path, policy_directory
             **options,
         )
     )
-    policy, tokenizer = load.load_policy(str(stage), CPU)
-    reference, _ = load.load_policy(str(policy_directory), CPU)
-    pairs = [dpo.encode(tokenizer, Preference("Name two colours.", *sides[0]), 64)]
-    read = reader(tokenizer)
-    chosen, rejected = (read.all_logprobs(policy, pairs) - read.all_logprobs(reference, pairs))[0].tolist()
+    policy, reference = (Policy.load(str(path), CPU, torch.float32) for path in (stage, policy_directory))
+    pairs = [dpo.encode(policy.tokenizer, Preference("Name two colours.", *sides[0]), 64)]
+    log_ratio_N2 = dpo.pair_logprobs(policy, pairs, config) - dpo.pair_logprobs(reference, pairs, config)
+    chosen, rejected = log_ratio_N2[0].tolist()
     assert chosen - rejected == pytest.approx(expected, abs=0.02)
     # No dev split: nothing held out is claimed.
-    assert "dev_accuracy" not in summary_of(stage)
+    assert "dev/accuracy" not in summary_of(stage)
 
 
 # ------------------------------------------------------------------------------------------------ pairs
@@ -298,12 +287,12 @@ def test_eos_ends_finished_responses_only(tokenizer):
 
 
 def test_a_response_that_a_stop_text_ended_has_no_eos(config, tokenizer, policy_directory):
-    policy, _ = load.load_policy(str(policy_directory), CPU)
+    policy = Policy.load(str(policy_directory), CPU)
     config = dataclasses.replace(config, stop_sequences=["nice."])
-    train, dev, _ = dpo.read_pairs(config, load_source(config.dataset_name), tokenizer, [policy])
+    pairs = dpo.read_pairs(config, load_source(config.dataset_name), policy, policy)
     eos = tokenizer.eos_token_id
-    assert not any(one.chosen[-1] == eos for one in train + dev)
-    assert all(one.rejected[-1] == eos for one in train + dev)
+    assert not any(one.chosen[-1] == eos for one in pairs.train + pairs.dev)
+    assert all(one.rejected[-1] == eos for one in pairs.train + pairs.dev)
 
 
 def test_what_is_too_long_is_cut_alike_on_both_sides(tokenizer):
@@ -349,7 +338,7 @@ def test_rankings_become_pairs_and_ties_are_counted(config, tmp_path, capsys):
     rows.append({"prompt": "And?", "responses": ["No.", "Yes."], "ranks": [1, 2], "split": "dev"})
     source = write(tmp_path / "rankings.jsonl", rows)
     summary = summary_of(dpo.run(dataclasses.replace(config, dataset_name=source)))
-    assert (summary["pairs"], summary["ties_left_out"], summary["dev_pairs"]) == (15, 3, 1)
+    assert (summary["pairs"], summary["ties_left_out"], summary["dev/pairs"]) == (15, 3, 1)
     assert "left out 3 pairs of tied responses" in capsys.readouterr().out
     assert any("tied" in note for note in summary["notes"])
 
@@ -368,11 +357,11 @@ def test_data_without_a_pair_is_refused(config, tmp_path):
 
 NAMES = {
     "step",
-    "loss",
-    "accuracy",
-    "margin",
-    "chosen_log_ratio",
-    "rejected_log_ratio",
+    "train/loss",
+    "train/accuracy",
+    "train/margin",
+    "train/chosen_log_ratio",
+    "train/rejected_log_ratio",
     "grad_norm",
     "learning_rate",
 }
@@ -383,20 +372,20 @@ def test_a_run_writes_model_metrics_and_samples(config, policy_directory):
     rows = metrics(stage)
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(row.keys() >= NAMES for row in rows[1:])
-    assert [row["step"] for row in rows if "eval_loss" in row] == [0, 2, 4]
+    assert [row["step"] for row in rows if "dev/loss" in row] == [0, 2, 4]
     assert rows[-1]["learning_rate"] == pytest.approx(config.lr_end_factor * config.learning_rate)
     summary = summary_of(stage)
-    assert (summary["pairs"], summary["updates"], summary["dev_pairs"]) == (64, 4, 20)
+    assert (summary["pairs"], summary["updates"], summary["dev/pairs"]) == (64, 4, 20)
     assert summary["forward_passes"] == {"policy_update": 3 * 2 * 64, "reference": 2 * 64}
-    assert summary["dev_loss"] == rows[-1]["eval_loss"]
-    assert summary["dev_accuracy_low"] <= summary["dev_accuracy"] <= summary["dev_accuracy_high"]
+    assert summary["dev/loss"] == rows[-1]["dev/loss"]
+    assert summary["dev/accuracy_low"] <= summary["dev/accuracy"] <= summary["dev/accuracy_high"]
     base, _ = load.load_policy(str(policy_directory), CPU)
     assert summary["frozen_hashes"] == {"reference": load.weights_hash(base)}
     assert len(summary["checks"]) == 2
     assert summary["peak_memory_mib"] > 0
     samples = [json.loads(line) for line in (stage / "samples.jsonl").read_text().splitlines()]
-    assert len(samples) == summary["samples"] == 6
-    assert sum(row["kl"] for row in samples) / 6 == pytest.approx(summary["kl"])
+    assert len(samples) == summary["dev/samples"] == 6
+    assert sum(row["kl"] for row in samples) / 6 == pytest.approx(summary["dev/kl"])
     trained, _ = load.load_policy(str(stage), CPU)
     assert load.weights_hash(trained) != load.weights_hash(base)
     manifest = json.loads((stage / "manifest.json").read_text())
@@ -406,7 +395,7 @@ def test_a_run_writes_model_metrics_and_samples(config, policy_directory):
 
 def test_the_same_command_gives_the_same_numbers_and_is_done_once(config, tmp_path):
     first = dpo.run(config)
-    assert summary_of(first)["dev_pairs"] == 20
+    assert summary_of(first)["dev/pairs"] == 20
     finished = (first / "DONE").stat().st_mtime_ns
     dpo.run(config)
     assert (first / "DONE").stat().st_mtime_ns == finished
@@ -420,7 +409,7 @@ def test_the_same_command_gives_the_same_numbers_and_is_done_once(config, tmp_pa
     other = dpo.run(dataclasses.replace(config, seed=1, output_dir=str(tmp_path / "other")))
     assert metrics(first) != metrics(other)
     dpo.run(dataclasses.replace(config, beta=0.2, eval_pairs=7), fresh=True)
-    assert summary_of(first)["dev_pairs"] == 7
+    assert summary_of(first)["dev/pairs"] == 7
     assert metrics(first) != metrics(second)
 
 
@@ -430,11 +419,11 @@ def test_every_family_learns_a_separable_data_set(config, kind, tokenizer, tmp_p
     more = dataclasses.replace(
         config, model_name_or_path=str(tmp_path / kind), num_train_epochs=4.0, learning_rate=1e-3
     )
-    rows = [row for row in metrics(dpo.run(more)) if "eval_loss" in row]
-    assert rows[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert rows[-1]["eval_loss"] < 0.6
-    assert rows[-1]["eval_accuracy"] == 1
-    assert rows[-1]["eval_chosen_log_ratio"] > rows[-1]["eval_rejected_log_ratio"] + 1
+    rows = [row for row in metrics(dpo.run(more)) if "dev/loss" in row]
+    assert rows[0]["dev/loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert rows[-1]["dev/loss"] < 0.6
+    assert rows[-1]["dev/accuracy"] == 1
+    assert rows[-1]["dev/chosen_log_ratio"] > rows[-1]["dev/rejected_log_ratio"] + 1
 
 
 def test_a_reference_of_its_own_is_used(config, policy_directory, tokenizer, tmp_path):
@@ -445,41 +434,42 @@ def test_a_reference_of_its_own_is_used(config, policy_directory, tokenizer, tmp
             parameter.mul_(0.9)
     load.save(other, tokenizer, tmp_path / "other")
     rows = metrics(dpo.run(dataclasses.replace(config, ref_model=str(tmp_path / "other"), temperature=0.7)))
-    read = reader(tokenizer, temperature=0.7, micro_batch_size=8)
+    config = dataclasses.replace(config, temperature=0.7)
     preferences = load_source(config.dataset_name).preferences["dev"]
     pairs = [dpo.encode(tokenizer, row, 128) for row in preferences]
-    policy, _ = load.load_policy(str(policy_directory), CPU)
-    ratio_N2 = read.all_logprobs(policy, pairs) - read.all_logprobs(other, pairs)
-    assert rows[0]["eval_chosen_log_ratio"] == pytest.approx(float(ratio_N2[:, 0].mean()), abs=1e-4)
-    assert abs(rows[0]["eval_chosen_log_ratio"]) > 0.1
+    policy, reference = Policy.load(str(policy_directory), CPU), Policy(other, tokenizer)
+    ratio_N2 = dpo.pair_logprobs(policy, pairs, config) - dpo.pair_logprobs(reference, pairs, config)
+    assert rows[0]["dev/chosen_log_ratio"] == pytest.approx(float(ratio_N2[:, 0].mean()), abs=1e-4)
+    assert abs(rows[0]["dev/chosen_log_ratio"]) > 0.1
 
 
 def test_the_kl_is_that_of_the_sampled_tokens(config, policy_directory, tokenizer, tmp_path):
     """log pi - log pi_ref of what was drawn, at the temperature at which it was drawn."""
     config = dataclasses.replace(config, temperature=0.8, micro_batch_size=1)
-    policy, _ = load.load_policy(str(policy_directory), CPU)
-    reference = make_language_model("llama", tokenizer)
+    policy = Policy.load(str(policy_directory), CPU)
+    reference = Policy(make_language_model("llama", tokenizer), tokenizer)
     with torch.no_grad():
-        for parameter in reference.parameters():
+        for parameter in reference.model.parameters():
             parameter.mul_(0.9)
-    stage = StageDirectory(tmp_path / "dpo", "dpo")
+    stage = Stage("dpo", config)
     stage.path.mkdir()
-    engine = CachedEngine(policy, tokenizer.pad_token_id)
-    prompts, ids = ["Name two.", "Once upon a time there was", "What?"], [[9, 10], [11, 12, 13, 14], [15]]
-    found = dpo.sample_check(config, stage, engine, reference, tokenizer, prompts, ids)
-    drawn = engine.sample(ids, sampling_for(tokenizer, config), generator(config.seed, "dpo", "check"))
+    prompts = ["Name two.", "Once upon a time there was", "What?"]
+    ids = policy.prompt_tokens(prompts, config.response_length)
+    assert len({len(row) for row in ids}) == 3
+    found = dpo.sample_check(config, stage, policy, reference, [PromptRecord(p) for p in prompts])
+    drawn = policy.respond(prompts, 1, generator(config.seed, "dpo", "check"), config).samples
     exact = []
     with torch.no_grad():
         for row, prompt in enumerate(ids):
             response = drawn.response_BT[row][drawn.mask_BT[row] == 1].tolist()
             ours, theirs = (
                 float(log_probability(model, prompt, response, 0.8, tokenizer.pad_token_id))
-                for model in (policy, reference)
+                for model in (policy.model, reference.model)
             )
             exact.append(ours - theirs)
     rows = [json.loads(line) for line in (stage.path / "samples.jsonl").read_text().splitlines()]
     assert [row["kl"] for row in rows] == pytest.approx(exact, abs=1e-4)
-    assert found["kl"] == pytest.approx(sum(exact) / 3, abs=1e-4)
+    assert found["dev/kl"] == pytest.approx(sum(exact) / 3, abs=1e-4)
     assert min(map(abs, exact)) > 0.01
 
 
@@ -491,8 +481,8 @@ def test_a_reference_with_another_vocabulary_is_refused(config, tokenizer, tmp_p
 
 
 def test_a_reference_that_moved_is_found(config, monkeypatch):
-    def moved(config, stage, engine, reference, *rest):
-        next(reference.parameters()).data.add_(1e-3)
+    def moved(config, stage, policy, reference, *rest):
+        next(reference.model.parameters()).data.add_(1e-3)
         return {}
 
     monkeypatch.setattr(dpo, "sample_check", moved)

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from preferl.data.records import PromptRecord
 from preferl.models import load
-from preferl.runs.directory import StageRecord
 from preferl.runs.errors import UsageError
+from preferl.runs.record import StageRecord
+from preferl.runs.stage import Stage
+from preferl.sampling.policy import Policy
 from preferl.sampling.samples import rows_of
 from preferl.stages import evaluate
 from preferl.stages.evaluate import EvaluateConfig, Responder
@@ -18,18 +21,18 @@ def length(prompts, completions, **columns):
     return [float(len(text)) for text in completions]
 
 
-def test_the_kl_of_a_policy_to_itself_is_zero_and_to_another_is_its_log_ratio(policy_directory):
-    policy, tokenizer = load.load_policy(str(policy_directory), CPU)
-    other, _ = load.load_policy(str(policy_directory), CPU)
+def test_the_kl_of_a_policy_to_itself_is_zero_and_to_another_is_its_log_ratio(policy_directory, tmp_path):
+    policy, other = (Policy.load(str(policy_directory), CPU) for _ in range(2))
     with torch.no_grad():
-        other.model.embed_tokens.weight.mul_(1.3)
-    config = EvaluateConfig(response_length=6, temperature=0.7)
-    responder = Responder(config, tokenizer, {"score": length}, CPU, torch.float32)
-    made = responder.respond("policy", policy, ["What is red?", "Tell me of the sea and of the sky."], 2)
+        other.model.model.embed_tokens.weight.mul_(1.3)
+    config = EvaluateConfig(response_length=6, temperature=0.7, output_dir=str(tmp_path))
+    prompts = [PromptRecord("What is red?"), PromptRecord("Tell me of the sea and of the sky.")]
+    responder = Responder(config, {"score": length}, Stage("evaluate", config))
+    made = responder.respond("policy", policy, prompts, 2)
     samples = made.made.samples
-    assert made.logp_N == pytest.approx(responder.log_probability(policy, samples), abs=1e-4)
-    for model in (policy, other):
-        found = responder.log_probability(model, samples)
+    assert made.logp_N == pytest.approx(evaluate.log_probability(policy, samples), abs=1e-4)
+    for own in (policy, other):
+        model, found = own.model, evaluate.log_probability(own, samples)
         for i in range(4):
             real = samples.attention_BS[i].bool()
             ids = samples.tokens_BS[i][real]

@@ -10,7 +10,7 @@ from statistics import median
 import pytest
 
 from exact import Space, tabular_task, train, trainer_for
-from optimum import FAST, curves
+from exact_settings import FAST, curves
 
 GATES = {
     "reinforce": 0.98,

@@ -13,6 +13,7 @@ from preferl.data.records import SPLITS, DataError, Preference, Ranking, ranking
 from preferl.data.sources import Source
 from preferl.evaluation.scored import quality_of
 from preferl.judging.scorers import load_scorer
+from preferl.learning import fit
 from preferl.models import load
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs.errors import UsageError
@@ -88,7 +89,7 @@ def test_every_loss_is_its_formula_and_reaches_the_whole_trunk(name, policy_dire
     rankings = [THREE, TWO] if name == "plackett_luce" else [THREE, TWO, TIED]
     scorer, scored = scored_by_new_model(*rankings, policy_directory=policy_directory)
     config = reward.RewardConfig(margin_scale=0.4, tie_margin=0.7, center_rewards_coefficient=0.1)
-    loss, accuracy = reward.batch_loss(name, scored, config)
+    loss, sums = reward.batch_loss(name, scored, config)
     by_hand, centre, right = [], [], []
     for g, ranking in enumerate(rankings):
         K = len(ranking.responses)
@@ -113,9 +114,8 @@ def test_every_loss_is_its_formula_and_reaches_the_whole_trunk(name, policy_dire
             by_hand.append(
                 sum(softplus(s[j] - s[i] + float(margin[i, j])) for i, j in ordered) / len(ordered)
             )
-    expected = sum(by_hand) / len(by_hand) + 0.1 * sum(centre) / len(centre)
-    assert loss.item() == pytest.approx(expected, abs=1e-5)
-    assert accuracy.item() == pytest.approx(sum(right) / len(right))
+    assert loss.item() == pytest.approx(sum(by_hand) + 0.1 * sum(centre), abs=1e-5)
+    assert sums == {"train/accuracy": (sum(right), len(right))}
     loss.backward()
     still = [n for n, p in scorer.model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not still
@@ -187,13 +187,13 @@ def test_every_loss_learns_rankings(name, config, rankings_file):
     config.dataset_name, config.loss, config.num_train_epochs = str(rankings_file), name, 4
     summary = json.loads((reward.run(config) / "summary.json").read_text())
     assert summary["loss_name"] == name
-    assert summary["eval_accuracy"] > 0.95
+    assert summary["eval/accuracy"] > 0.95
 
 
 def test_mean_pooling_learns_and_reloads_under_a_name_of_its_own(config):
     config.pooling, config.num_train_epochs = "mean", 2
     stage = reward.run(config)
-    assert json.loads((stage / "summary.json").read_text())["eval_accuracy"] > 0.95
+    assert json.loads((stage / "summary.json").read_text())["eval/accuracy"] > 0.95
     assert json.loads((stage / "model" / "config.json").read_text())["model_type"] == "preferl-mean-pooled"
     scorer = RewardModel(*load_reward_model(str(stage), CPU))
     prompts, texts = ["Tell me of apple 3.", "Hello"], ["Thanks, the apple is nice.", "No."]
@@ -216,7 +216,7 @@ def test_lora_trains_little_and_adapter_and_merged_model_agree(config, policy_di
     stage = reward.run(config)
     summary = json.loads((stage / "summary.json").read_text())
     assert summary["trained_parameters"] < summary["parameters"] / 2
-    assert summary["eval_accuracy"] > 0.95
+    assert summary["eval/accuracy"] > 0.95
     merged = RewardModel(*load_reward_model(str(stage), CPU))
     rebuilt = RewardModel(*load_reward_model(str(stage / "adapter"), CPU))
     prompts, texts = ["Tell me of apple 3.", "Hello"], ["Thanks, the apple is nice.", "Shut up!"]
@@ -233,7 +233,7 @@ def test_lora_dropout_is_on_in_training_and_nowhere_else(config, pairs_file):
     for dropout in (0.0, 0.5):
         own = dataclasses.replace(config, lora_dropout=dropout, output_dir=config.output_dir + str(dropout))
         runs[dropout] = reward.run(own)
-    losses = {dropout: [row["loss"] for row in metrics(stage)] for dropout, stage in runs.items()}
+    losses = {dropout: [row["train/loss"] for row in metrics(stage)] for dropout, stage in runs.items()}
     assert losses[0.0][1:] != losses[0.5][1:]
     scorer = RewardModel(*load_reward_model(str(runs[0.5]), CPU))
     rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
@@ -244,7 +244,7 @@ def test_lora_dropout_is_on_in_training_and_nowhere_else(config, pairs_file):
     split = np.array([row["split"] for row in rows])
     summary = json.loads((runs[0.5] / "summary.json").read_text())
     gap = (chosen - rejected)[split == "dev"] * summary["reference_sd"]
-    assert np.logaddexp(0, -gap).mean() == pytest.approx(summary["dev_loss"], rel=1e-3)
+    assert np.logaddexp(0, -gap).mean() == pytest.approx(summary["dev/loss"], rel=1e-3)
     reference = np.concatenate([chosen, rejected])[np.tile(split == "train", 2)]
     assert (reference.mean(), reference.std()) == (pytest.approx(0, abs=1e-3), pytest.approx(1, abs=1e-3))
 
@@ -252,14 +252,14 @@ def test_lora_dropout_is_on_in_training_and_nowhere_else(config, pairs_file):
 def test_encoders_learn_from_their_own_tokenizer(config, encoder_directory):
     config.model_name_or_path, config.num_train_epochs = str(encoder_directory), 4
     stage = reward.run(config)
-    assert json.loads((stage / "summary.json").read_text())["eval_accuracy"] > 0.95
+    assert json.loads((stage / "summary.json").read_text())["eval/accuracy"] > 0.95
 
 
 def test_an_ensemble_has_members_of_its_own_and_is_their_mean(config, tmp_path):
     config.num_members, config.member_share = 2, 0.8
     stage = reward.run(config)
     summary = json.loads((stage / "summary.json").read_text())
-    assert len(summary["member_accuracies"]) == 2
+    assert len(summary["eval/member_accuracies"]) == 2
     members = [RewardModel(*load_reward_model(str(stage / f"member-{m}"), CPU)) for m in range(2)]
     assert load.weights_hash(members[0].model) != load.weights_hash(members[1].model)
     prompts, texts = ["Tell me of apple 3."], ["Thanks, the apple is nice."]
@@ -314,12 +314,12 @@ def test_it_learns_keeps_the_best_weights_and_normalises(config, pairs_file):
     config.num_train_epochs = 4
     stage = reward.run(config)
     summary = json.loads((stage / "summary.json").read_text())
-    assert summary["eval_pairs"] == 50
-    assert summary["eval_accuracy"] == 1
-    assert summary["eval_accuracy_low"] > 0.9
+    assert summary["eval/pairs"] == 50
+    assert summary["eval/accuracy"] == 1
+    assert summary["eval/accuracy_low"] > 0.9
     rows = metrics(stage)
-    dev = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
-    assert summary["dev_loss"] == min(dev.values()) == dev[summary["best_update"]]
+    dev = {row["step"]: row["dev/loss"] for row in rows if "dev/loss" in row}
+    assert summary["dev/loss"] == min(dev.values()) == dev[summary["best_update"]]
 
     scorer = RewardModel(*load_reward_model(str(stage), CPU))
     records = [json.loads(line) for line in pairs_file.read_text().splitlines()]
@@ -332,7 +332,7 @@ def test_it_learns_keeps_the_best_weights_and_normalises(config, pairs_file):
     )
     # The saved scores are those of the best weights, divided by the reference's standard deviation.
     kept = np.logaddexp(0, -gap * summary["reference_sd"]).mean()
-    assert kept == pytest.approx(summary["dev_loss"], rel=1e-3)
+    assert kept == pytest.approx(summary["dev/loss"], rel=1e-3)
     train = [row for row in records if row["split"] == "train"]
     scores = [
         s
@@ -346,14 +346,14 @@ def test_it_learns_keeps_the_best_weights_and_normalises(config, pairs_file):
 def test_what_is_kept_is_the_average_of_the_last_updates(config, monkeypatch):
     """Two updates at decay 1/2: the average is the mean of the weights after the first and the second."""
     seen = []
-    step = reward.clip_and_step
+    step = fit.clip_and_step
 
     def spy(optimizer, *rest):
         norm = step(optimizer, *rest)
         seen.append([p.detach().clone() for group in optimizer.param_groups for p in group["params"]])
         return norm
 
-    monkeypatch.setattr(reward, "clip_and_step", spy)
+    monkeypatch.setattr(fit, "clip_and_step", spy)
     config.train_batch_size, config.num_train_epochs = 80, 1
     config.num_evals, config.weight_average = 1, 1.0
     stage = reward.run(config)
@@ -395,9 +395,9 @@ def test_quality_against_the_known_truth():
     assert quality["expected_accuracy"] == pytest.approx((0.9 + 0.2 + 0.4 + 0.5) / 4)
     assert quality["bayes_accuracy"] == pytest.approx((0.9 + 0.8 + 0.6 + 0.5) / 4)
     assert quality["fraction_of_bayes"] == pytest.approx(2.0 / 2.8)
-    assert quality["eval_accuracy"] == pytest.approx(2.5 / 4)
+    assert quality["accuracy"] == pytest.approx(2.5 / 4)
     losses = [math.log1p(math.exp(-g)) for g in (2.0, 1.0, -1.0, 0.0)]
-    assert quality["eval_loss"] == pytest.approx(sum(losses) / 4)
+    assert quality["loss"] == pytest.approx(sum(losses) / 4)
 
 
 def test_calibration_is_that_of_scores_that_are_log_odds():

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from preferl.learning.learner import Batch, Meter
+from preferl import cli
+from preferl.learning.algorithms import ALGORITHMS, Batch
 from preferl.models import load
 from preferl.models.reward import token_values
 from preferl.runs.errors import DivergedError, UsageError
-from preferl.sampling.cached import CachedEngine
 from preferl.sampling.samples import rows_of
 from preferl.stages import rl
+from trainers import backward, flat_gradient, trainer_for
 
 
 @pytest.fixture(scope="module")
@@ -64,22 +66,22 @@ def metrics(path):
 
 
 NAMES = {
-    "reward",
-    "kl",
-    "kl_se",
-    "kl_k3",
-    "entropy",
-    "clip_fraction",
-    "approx_kl",
-    "explained_variance",
-    "value_loss",
-    "length",
-    "eos_rate",
+    "train/reward",
+    "train/kl",
+    "train/kl_se",
+    "train/kl_k3",
+    "train/entropy",
+    "train/clip_fraction",
+    "train/approx_kl",
+    "train/explained_variance",
+    "train/value_loss",
+    "train/length",
+    "train/eos_rate",
     "tokens_per_second",
     "kl_coef",
-    "policy_loss",
+    "train/policy_loss",
     "learning_rate",
-    "gold",
+    "train/gold",
 }
 
 
@@ -88,10 +90,10 @@ def test_a_run_writes_models_metrics_and_samples(config, policy_directory):
     rows = [row for row in metrics(path) if row["step"]]
     assert len(rows) == 4
     assert rows[0].keys() >= NAMES
-    assert rows[0]["kl"] == pytest.approx(0, abs=1e-3)
-    assert max(row["first_ratio_error"] for row in rows) < 1e-4
-    assert rows[-1]["kl"] != 0
-    assert {"eval_reward", "eval_kl"} <= rows[0].keys()
+    assert rows[0]["train/kl"] == pytest.approx(0, abs=1e-3)
+    assert max(row["train/first_ratio_error"] for row in rows) < 1e-4
+    assert rows[-1]["train/kl"] != 0
+    assert {"dev/reward", "dev/kl"} <= rows[0].keys()
     summary = json.loads((path / "summary.json").read_text())
     assert summary["forward_passes"]["policy"] == 4 * 16
     assert summary["forward_passes"]["policy_update"] == 3 * 4 * 16 * 2
@@ -115,7 +117,7 @@ def test_the_same_command_gives_the_same_numbers(config, tmp_path):
     assert without_clock(metrics(first)) != without_clock(metrics(other))
 
 
-@pytest.mark.parametrize("algorithm", list(rl.ALGORITHMS))
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
 def test_the_reward_rises(config, algorithm):
     more = dataclasses.replace(
         config,
@@ -130,57 +132,27 @@ def test_the_reward_rises(config, algorithm):
         lr_scheduler_type="constant",
     )
     rows = metrics(rl.run(more))
-    first = sum(row["reward"] for row in rows[:3]) / 3
-    last = sum(row["reward"] for row in rows[-3:]) / 3
+    first = sum(row["train/reward"] for row in rows[:3]) / 3
+    last = sum(row["train/reward"] for row in rows[-3:]) / 3
     assert last > first + 0.1, (first, last)
-    assert ("value_loss" in rows[0]) == (algorithm == "ppo")
+    assert ("train/value_loss" in rows[0]) == (algorithm == "ppo")
 
 
 def test_a_large_kl_coefficient_holds_the_policy(config, tmp_path):
     base = dataclasses.replace(
         config, num_iterations=15, learning_rate=3e-3, eval_every=0, missing_eos_penalty=0.0
     )
-    free = metrics(rl.run(dataclasses.replace(base, kl_coef=0.0)))[-1]["kl"]
+    free = metrics(rl.run(dataclasses.replace(base, kl_coef=0.0)))[-1]["train/kl"]
     held = metrics(rl.run(dataclasses.replace(base, kl_coef=5.0, output_dir=str(tmp_path / "held"))))[-1][
-        "kl"
+        "train/kl"
     ]
     assert abs(held) < 0.5 * free
 
 
 def build(config):
     """Learner and rollout as ``run`` makes them."""
-    device = torch.device("cpu")
-    critic = rl.ALGORITHMS[config.algorithm].critic
-    models, tokenizer, scorer = rl.load_models(config, critic, device)
-    prompts = [f"Name thing {i} {'please ' * (i % 5)}" for i in range(12)]
-    learner = rl.learner_for(config, models, prompts, torch.float32)
-    trainer = rl.Trainer(
-        config=dataclasses.replace(config, batch_size=12),
-        learner=learner,
-        engine=CachedEngine(models.policy, tokenizer.pad_token_id),
-        tokenizer=tokenizer,
-        # Many ids stop a response, so that rows of a random model end at different steps.
-        sampling=dataclasses.replace(
-            rl.sampling_for(tokenizer, config), stop=(tokenizer.eos_token_id, *range(40, 80))
-        ),
-        scorer=scorer,
-        gold=None,
-        held_out=[],
-    )
-    return learner, trainer.collect()
-
-
-def gradients(model):
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-
-def backward(learner, batch, rows=None):
-    """The gradient of one minibatch of all rows."""
-    mask = batch.rollout.samples.mask_BT
-    rows = torch.arange(len(mask)) if rows is None else rows
-    weight = learner.weights(mask, rows)
-    for micro in learner.micro_batches(rows):
-        learner.backward(batch, micro, weight, int(mask[rows].sum()), len(rows), Meter())
+    trainer = trainer_for(dataclasses.replace(config, batch_size=12))
+    return trainer.learner, trainer.collect()
 
 
 @pytest.mark.parametrize(
@@ -205,9 +177,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(config, options):
         torch.manual_seed(0)
         learner, rollout = build(dataclasses.replace(config, micro_batch_size=micro, **options))
         backward(learner, learner.prepare(rollout))
-        found.append([gradients(learner.models.policy)])
+        found.append([flat_gradient(learner.models.policy)])
         if learner.models.critic is not None:
-            found[-1].append(gradients(learner.models.critic))
+            found[-1].append(flat_gradient(learner.models.critic))
     assert found[0][0].abs().max() > 1e-4
     for parts in found[1:]:
         for part, whole in zip(parts, found[0], strict=True):
@@ -220,7 +192,7 @@ def test_nothing_in_the_padding_moves_the_gradient(config):
     batch = learner.prepare(rollout)
     outside = rollout.samples.mask_BT == 0
     backward(learner, batch)
-    clean = gradients(learner.models.policy).clone()
+    clean = flat_gradient(learner.models.policy).clone()
     learner.forget_gradients()
     junk = dataclasses.replace(
         rollout,
@@ -236,9 +208,10 @@ def test_nothing_in_the_padding_moves_the_gradient(config):
             junk,
             second.advantage_BT.masked_fill(outside, 7.0),
             second.return_BT.masked_fill(outside, 7.0),
+            second.score_PG,
         ),
     )
-    torch.testing.assert_close(gradients(learner.models.policy), clean, atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(flat_gradient(learner.models.policy), clean, atol=1e-7, rtol=1e-5)
 
 
 def test_advantages_carry_no_gradient_and_the_reference_none(config):
@@ -337,7 +310,7 @@ def test_other_families_train_too(config, kind, tokenizer, tmp_path):
     rows = metrics(
         rl.run(dataclasses.replace(config, model_name_or_path=str(tmp_path / kind), num_iterations=2))
     )
-    assert rows[-1]["first_ratio_error"] < 1e-4
+    assert rows[-1]["train/first_ratio_error"] < 1e-4
 
 
 def test_values_come_from_the_critic_at_the_positions_of_the_response(config):
@@ -355,15 +328,28 @@ def test_values_come_from_the_critic_at_the_positions_of_the_response(config):
     assert values.abs().max() > 0.01
 
 
-def test_the_algorithm_of_contributing_is_a_row_and_a_function(config, monkeypatch):
-    """The example of CONTRIBUTING.md, as it stands there, runs."""
+def test_the_algorithm_of_contributing_is_a_file_of_a_person(config, tmp_path, monkeypatch, capsys):
+    """The example of CONTRIBUTING.md, as it stands there, runs, with an option of its own."""
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
-    code = re.search(r"```python\n(.*?ALGORITHMS.*?)```", text, re.DOTALL)
+    code = re.search(r"```python\n(.*?Algorithm\(.*?)```", text, re.DOTALL)
     assert code is not None
-    monkeypatch.setattr(rl, "ALGORITHMS", dict(rl.ALGORITHMS))
-    exec(code[1], vars(rl))
-    assert "raft" in rl.ALGORITHMS
-    rows = metrics(
-        rl.run(dataclasses.replace(config, algorithm="raft", num_mini_batches=0, num_iterations=2))
-    )
-    assert rows[-1]["kl"] != 0
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "raft.py").write_text(code[1])
+    options = {
+        "algorithm": "raft:raft",
+        "raft_keep": 2,
+        "num_iterations": 2,
+        "batch_size": 16,
+        **{name: getattr(config, name) for name in ("model_name_or_path", "reward_model", "dataset_name")},
+        "response_length": 8,
+        "num_threads": 1,
+        "output_dir": str(tmp_path / "raft"),
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    assert cli.main(["rl", *flags]) == 0
+    rows = metrics(tmp_path / "raft")
+    assert rows[-1]["train/kl"] != 0
+    assert yaml.safe_load((tmp_path / "raft" / "config.yaml").read_text())["raft_keep"] == 2
+    assert cli.main(["rl", *flags, "--algorithm=raft:absent"]) == 2
+    assert "algorithm 'raft:absent' cannot be imported" in capsys.readouterr().err

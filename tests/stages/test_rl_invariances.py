@@ -8,16 +8,19 @@ import json
 import pytest
 import torch
 
+import trainers
 from exact import tabular_task, train
 from preferl.learning import monitor
-from preferl.learning.learner import Meter, MicroBatch
+from preferl.learning.algorithms import ALGORITHMS, MicroBatch
+from preferl.learning.meter import Meter
+from preferl.learning.models import load_models
 from preferl.models import load
 from preferl.models.reward import load_reward_model, token_values
 from preferl.runs.errors import DivergedError
-from preferl.sampling.cached import CachedEngine
 from preferl.sampling.samples import rows_of
 from preferl.stages import rl
 from small_models import make_language_model
+from trainers import flat_gradient
 
 CPU = torch.device("cpu")
 COEF = 0.37
@@ -63,23 +66,12 @@ def config(tmp_path, directories):
 
 
 def trainer_for(config: rl.RlConfig) -> rl.Trainer:
-    """The loop as ``run`` makes it. Many ids stop a response, so that lengths differ."""
-    models, tokenizer, _ = rl.load_models(config, rl.ALGORITHMS[config.algorithm].critic, CPU)
-    if models.critic is not None:
+    """The loop with a reward that looks at the text, and a critic that is not 0."""
+    trainer = trainers.trainer_for(config, letters)
+    if trainer.learner.models.critic is not None:
         torch.manual_seed(3)
-        torch.nn.init.normal_(models.critic.score.weight)
-    prompts = [f"Name thing {i} {'please ' * (i % 5)}" for i in range(12)]
-    sampling = rl.sampling_for(tokenizer, config)
-    return rl.Trainer(
-        config=config,
-        learner=rl.learner_for(config, models, prompts, torch.float32),
-        engine=CachedEngine(models.policy, tokenizer.pad_token_id),
-        tokenizer=tokenizer,
-        sampling=dataclasses.replace(sampling, stop=(tokenizer.eos_token_id, *range(40, 80))),
-        scorer=letters,
-        gold=None,
-        held_out=[],
-    )
+        torch.nn.init.normal_(trainer.learner.models.critic.score.weight)
+    return trainer
 
 
 def logits_of(model, samples, row):
@@ -101,17 +93,10 @@ def logp_of(model, samples, row):
 
 def gradient(learner, batch):
     """The gradient of the policy on one minibatch of all rows."""
-    mask_BT, rows = batch.rollout.samples.mask_BT, torch.arange(len(batch.rollout.prompts))
-    weight_B = learner.weights(mask_BT, rows)
-    for micro in learner.micro_batches(rows):
-        learner.backward(batch, micro, weight_B, int(mask_BT.sum()), len(rows), Meter())
+    trainers.backward(learner, batch)
     found = flat_gradient(learner.models.policy)
     learner.forget_gradients()
     return found
-
-
-def flat_gradient(model):
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 # ------------------------------------------------------------------------------------------------ rollout
@@ -127,8 +112,10 @@ def test_token_rewards_are_the_kl_of_each_response_token_and_the_score_on_the_la
     samples, policy = rollout.samples, learner.models.policy
     lengths = samples.mask_BT.sum(-1).tolist()
     responses = [row[:n] for row, n in zip(samples.response_BT.tolist(), lengths, strict=True)]
-    ended = [response[-1] in trainer.sampling.stop for response in responses]
-    texts = [trainer.tokenizer.decode(r[: len(r) - end]) for r, end in zip(responses, ended, strict=True)]
+    ended = [response[-1] in trainer.policy.sampling(config).stop for response in responses]
+    texts = [
+        trainer.policy.tokenizer.decode(r[: len(r) - end]) for r, end in zip(responses, ended, strict=True)
+    ]
     assert rollout.completions == texts
     scores = letters(rollout.prompts, rollout.completions, ended)
     assert rollout.score_B.tolist() == pytest.approx(scores)
@@ -236,9 +223,8 @@ def test_the_critics_loss_is_the_clipped_one_against_the_values_of_the_rollout(c
     mask_BT, old_BT, return_BT = batch.rollout.samples.mask_BT, batch.rollout.value_BT, batch.return_BT
     step_BT = torch.randn(mask_BT.shape, generator=torch.Generator().manual_seed(0)) * 0.4
     value_BT = (old_BT + step_BT).requires_grad_()
-    loss = trainer.learner.value_loss(
-        batch, torch.arange(12), value_BT, mask_BT, int(mask_BT.sum()), Meter(), "here"
-    )
+    minibatch = trainers.whole(trainer.learner, batch)
+    loss = trainer.learner.value_loss(batch, minibatch, torch.arange(12), value_BT, Meter())
     clipped_BT = old_BT + step_BT.clamp(-0.2, 0.2)
     worse_BT = torch.maximum((old_BT + step_BT - return_BT) ** 2, (clipped_BT - return_BT) ** 2)
     expected = 0.3 * 0.5 * float((worse_BT * mask_BT).sum()) / int(mask_BT.sum())
@@ -267,9 +253,15 @@ def test_the_kl_in_the_loss_is_k2_of_whole_responses(config):
 
 def test_rebel_scales_the_first_batchs_reward_differences_to_1(config):
     trainer = trainer_for(dataclasses.replace(config, algorithm="rebel", num_generations=2))
-    worth_PG = trainer.learner.prepare(trainer.collect()).advantage_BT[:, 0].reshape(-1, 2)
-    gap_P = worth_PG[:, 0] - worth_PG[:, 1]
+    score_PG = trainer.learner.prepare(trainer.collect()).score_PG
+    gap_P = score_PG[:, 0] - score_PG[:, 1]
     assert (gap_P**2).mean().item() == pytest.approx(1, rel=1e-5)
+
+
+def policy_loss(learner, micro):
+    """The micro-batch's share of the loss, and what each row or pair lost."""
+    algorithm = learner.algorithm
+    return algorithm.over.reduce(algorithm.loss(micro, learner.options), micro)
 
 
 @pytest.mark.parametrize("algorithm", ["rebel", "online_dpo"])
@@ -290,8 +282,10 @@ def test_losses_over_pairs_are_lowest_where_the_papers_say(config, algorithm):
     slopes = []
     for logp_BT in (at_optimum_BT, old_BT):
         logp_BT = logp_BT.clone().requires_grad_()
-        micro = MicroBatch(logp_BT, old_BT, ref_BT, batch.advantage_BT, mask_BT, 3, COEF)
-        loss, loss_N = trainer.learner.policy_loss(micro, torch.ones(12, 1), 12)
+        micro = MicroBatch(
+            logp_BT, old_BT, ref_BT, batch.advantage_BT, mask_BT, batch.score_PG, torch.ones(12), 12, COEF
+        )
+        loss, loss_N = policy_loss(trainer.learner, micro)
         assert len(loss_N) == 12  # four groups of three pairs
         loss.backward()
         slopes.append(float(logp_BT.grad.abs().max()))
@@ -312,10 +306,12 @@ def test_a_response_as_one_action_has_one_ratio(config):
         batch.rollout.ref_logp_BT,
         batch.advantage_BT,
         mask_BT,
-        1,
+        batch.score_PG,
+        torch.full((12,), 1 / 12),
+        0,
         COEF,
     )
-    loss, _ = trainer.learner.policy_loss(micro, torch.full((12, 1), 1 / 12), 12)
+    loss, _ = policy_loss(trainer.learner, trainer.learner.as_actions(micro))
     ratio_B, advantage_B = step_BT.sum(-1).exp(), batch.advantage_BT[:, 0]
     gain_B = torch.minimum(ratio_B * advantage_B, ratio_B.clamp(0.8, 1.2) * advantage_B)
     assert ((ratio_B - 1).abs() > 0.2).any()
@@ -350,10 +346,11 @@ def test_each_epoch_takes_every_row_once_and_pairs_stay_whole(config, algorithm)
     options = dataclasses.replace(
         config, algorithm=algorithm, num_ppo_epochs=2, num_mini_batches=3, num_generations=2
     )
-    learner = trainer_for(options).learner
+    trainer = trainer_for(options)
+    minibatches = list(trainer.learner.minibatches(trainer.collect().samples.mask_BT))
     orders = []
     for epoch in range(2):
-        parts = [rows for e, _, rows in learner.minibatches(12) if e == epoch]
+        parts = [m.rows for m in minibatches if f"epoch {epoch}," in m.where]
         assert [len(rows) for rows in parts] == [4, 4, 4]
         order = torch.cat(parts).tolist()
         assert sorted(order) == list(range(12))
@@ -377,7 +374,7 @@ def test_the_critic_has_a_learning_rate_of_its_own_and_learns_through_its_whole_
     assert not still
 
 
-@pytest.mark.parametrize("algorithm", list(rl.ALGORITHMS))
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
 def test_the_exact_objective_rises(algorithm):
     """By enumeration of all 40 responses: towards the optimum from the first iterations on, never above."""
     curve = train(
@@ -419,7 +416,7 @@ def test_nothing_is_in_training_mode(config, directories, tmp_path, kind, option
         "reward_model": str(tmp_path / "reward"),
     }
     trainer = trainer_for(dataclasses.replace(config, **(changed | options)))
-    models, _, scorer = rl.load_models(trainer.config, True, CPU)
+    models, _, scorer = load_models(trainer.config, True, CPU)
     every = [models.policy, models.critic, scorer.model]
     every += [models.reference] if models.reference is not None else []
     assert not [m for model in every for m in model.modules() if m.training]
@@ -484,13 +481,13 @@ def test_the_adaptive_coefficient_follows_the_kl_of_responses(running, config):
     """Ziegler et al. 2019, section 2.2: coef *= 1 + clip(kl / target - 1, -.2, .2) * n / horizon, in nats per
     response; the next batch is penalised by it. The target is near enough that nothing is clipped."""
     base = dataclasses.replace(running, ref_model=config.ref_model, learning_rate=1e-6)
-    kl = metrics(rl.run(dataclasses.replace(base, num_iterations=1)))[0]["kl"]
+    kl = metrics(rl.run(dataclasses.replace(base, num_iterations=1)))[0]["train/kl"]
     options = {"kl_controller": "adaptive", "kl_target": 1.1 * kl, "kl_horizon": 100.0}
     rows = metrics(rl.run(dataclasses.replace(base, **options), fresh=True))
     coef, errors = COEF, []
     for row in rows:
         assert row["kl_coef"] == pytest.approx(coef, rel=1e-9)
-        errors.append(row["kl"] / (1.1 * kl) - 1)
+        errors.append(row["train/kl"] / (1.1 * kl) - 1)
         coef *= 1 + min(max(errors[-1], -0.2), 0.2) * 12 / 100
     assert errors[0] == pytest.approx(-1 / 11)
 
@@ -503,7 +500,7 @@ def test_copies_of_a_policy_are_not_the_policy(config):
     """What the engine samples from is what is trained; the reference shares no tensor with it."""
     trainer = trainer_for(dataclasses.replace(config, algorithm="ppo"))
     models = trainer.learner.models
-    assert trainer.engine.model is models.policy
+    assert trainer.policy.engine.model is models.policy
     trained = {p.data_ptr() for p in models.policy.parameters()}
     for other in (models.reference, models.critic):
         assert not trained & {p.data_ptr() for p in other.parameters()}

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from preferl.data.records import PromptRecord
 from preferl.learning import models
 from preferl.models import load
 from preferl.models import lora as adapters
@@ -13,6 +14,7 @@ from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs.errors import UsageError
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.logprobs import policy_logprobs
+from preferl.sampling.policy import Policy
 from preferl.sampling.samples import Sampling
 from preferl.stages import reward, rl
 
@@ -90,9 +92,9 @@ def trained(path):
 def test_lora_trains_the_policy_and_its_reference_is_the_base(config, policy_directory):
     path = rl.run(dataclasses.replace(config, lora_r=4, learning_rate=1e-2))
     rows, summary = rows_of(path), json.loads((path / "summary.json").read_text())
-    assert rows[1]["kl"] == pytest.approx(0, abs=1e-4)
-    assert rows[2]["kl"] != 0
-    assert rows[2]["first_ratio_error"] < 1e-4
+    assert rows[1]["train/kl"] == pytest.approx(0, abs=1e-4)
+    assert rows[2]["train/kl"] != 0
+    assert rows[2]["train/first_ratio_error"] < 1e-4
     assert summary["memory"]["reference"] == {"weights_mib": 0, "training_mib": 0}
     policy, base = trained(path), trained(policy_directory)
     assert load.weights_hash(policy) != load.weights_hash(base)
@@ -110,7 +112,7 @@ def test_a_fresh_lora_policy_is_the_base_and_its_reference_stays_so(config, poli
     base = policy_logprobs(trained(policy_directory), samples)
     with torch.no_grad():
         assert torch.equal(policy_logprobs(loaded.policy, samples), base)
-        for parameter in loaded.trained()["policy"]:
+        for parameter in loaded.trained()["policy"].values():
             parameter.add_(0.1)
         assert not torch.allclose(policy_logprobs(loaded.policy, samples), base)
         with loaded.as_reference() as reference:
@@ -121,8 +123,8 @@ def test_a_value_head_learns_on_the_policys_trunk(config):
     path = rl.run(dataclasses.replace(config, value_model="head", num_iterations=3))
     rows, summary = rows_of(path), json.loads((path / "summary.json").read_text())
     assert not (path / "value_model").exists()
-    assert rows[-1]["value_loss"] >= 0
-    assert rows[-1]["explained_variance"] != 0
+    assert rows[-1]["train/value_loss"] >= 0
+    assert rows[-1]["train/explained_variance"] != 0
     assert summary["memory"]["value"]["weights_mib"] < 0.001 < summary["memory"]["policy"]["weights_mib"]
     assert summary["forward_passes"]["critic_update"] == 0
 
@@ -150,13 +152,15 @@ def test_one_base_carries_policy_reward_and_critic(config, lora_reward, policy_d
     alone = RewardModel(*load_reward_model(str(lora_reward), CPU))
     assert scorer(prompts, texts) == pytest.approx(alone(prompts, texts), abs=1e-4)
     assert len(loaded.trained()["policy"]) == len(loaded.trained()["critic"]) - 1  # the critic has a head
-    assert not set(map(id, loaded.trained()["policy"])) & set(map(id, loaded.trained()["critic"]))
+    assert not set(map(id, loaded.trained()["policy"].values())) & set(
+        map(id, loaded.trained()["critic"].values())
+    )
 
     path = rl.run(shared)
     rows, summary = rows_of(path), json.loads((path / "summary.json").read_text())
-    assert rows[1]["kl"] == pytest.approx(0, abs=1e-4)
-    assert rows[2]["first_ratio_error"] < 1e-4
-    assert rows[2]["kl"] != 0
+    assert rows[1]["train/kl"] == pytest.approx(0, abs=1e-4)
+    assert rows[2]["train/first_ratio_error"] < 1e-4
+    assert rows[2]["train/kl"] != 0
     assert {"reference", "reward model reward"} <= summary["frozen_hashes"].keys()
     whole = json.loads(
         (rl.run(dataclasses.replace(config, output_dir=config.output_dir + "2")) / "summary.json").read_text()
@@ -169,16 +173,22 @@ def test_one_base_carries_policy_reward_and_critic(config, lora_reward, policy_d
 def test_the_critic_of_one_base_moves_and_the_reward_model_does_not(config):
     shared = dataclasses.replace(config, share_base=True, learning_rate=1e-2)
     loaded, tokenizer, scorer = models.load_models(shared, True, CPU)
-    learner = rl.learner_for(shared, loaded, ["Tell me.", "Say it."], torch.float32)
+    prompts = [PromptRecord("Tell me."), PromptRecord("Say it.")]
+    learner = rl.learner_for(shared, loaded, prompts, torch.float32)
     before = rl.frozen_hashes(loaded, scorer)
-    critic = [p.detach().clone() for p in loaded.trained()["critic"]]
+    critic = [p.detach().clone() for p in loaded.trained()["critic"].values()]
+    engine = CachedEngine(loaded.policy, tokenizer.pad_token_id)
     trainer = rl.Trainer(
-        shared, learner, CachedEngine(loaded.policy, tokenizer.pad_token_id), tokenizer,
-        rl.sampling_for(tokenizer, shared), scorer, None, [],
-    )  # fmt: skip
+        shared,
+        Policy(loaded.policy, tokenizer, torch.float32, engine),
+        learner,
+        scorer,
+        gold=None,
+        held_out=[],
+    )
     trainer.iterate(1)
     assert rl.frozen_hashes(loaded, scorer) == before
-    moved = [not torch.equal(a, b) for a, b in zip(loaded.trained()["critic"], critic, strict=True)]
+    moved = [not torch.equal(a, b) for a, b in zip(loaded.trained()["critic"].values(), critic, strict=True)]
     assert all(moved)
 
 
@@ -196,7 +206,7 @@ def test_policy_and_reward_model_may_have_different_tokenizers(config, encoder_d
     """A BERT with a WordPiece vocabulary scores a byte-level Llama; the critic starts from the policy."""
     path = rl.run(dataclasses.replace(config, reward_model=str(encoder_directory)))
     rows = rows_of(path)
-    assert all(abs(row["reward"]) < 100 for row in rows[1:])
+    assert all(abs(row["train/reward"]) < 100 for row in rows[1:])
     with pytest.raises(UsageError, match="no decoder over the policy's tokens"):
         rl.run(
             dataclasses.replace(
@@ -219,7 +229,7 @@ def test_a_reference_of_its_own(config, policy_directory, tmp_path):
             output_dir=str(tmp_path / "second"),
         )
     )
-    assert rows_of(second)[1]["kl_exact"] > 0.01
+    assert rows_of(second)[1]["train/kl_exact"] > 0.01
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3", "llama"])
@@ -242,15 +252,15 @@ def test_absolute_and_rotary_positions_with_prompts_of_very_different_lengths(
         )
     )
     found = rows_of(out)
-    assert abs(found[1]["kl"]) < 1e-3
-    assert max(row["first_ratio_error"] for row in found[1:]) < 1e-4
+    assert abs(found[1]["train/kl"]) < 1e-3
+    assert max(row["train/first_ratio_error"] for row in found[1:]) < 1e-4
 
 
 def test_bf16_stays_within_its_bounds(config):
     """The bounds of docs/algorithms.md: ratio before the first update, KL of the first batch."""
     path = rl.run(dataclasses.replace(config, dtype="bfloat16", num_iterations=3))
     rows = rows_of(path)
-    assert max(row["first_ratio_error"] for row in rows[1:]) < 0.3
-    assert abs(rows[1]["kl"]) < 0.3
-    assert rows[-1]["kl"] != 0
+    assert max(row["train/first_ratio_error"] for row in rows[1:]) < 0.3
+    assert abs(rows[1]["train/kl"]) < 0.3
+    assert rows[-1]["train/kl"] != 0
     assert next(trained(path).parameters()).dtype == torch.float32

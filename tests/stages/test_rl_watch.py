@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from exact import PAD, tabular_task, train, trainer_for, with_outlier
-from optimum import FAST
-from preferl.learning import monitor
+from exact_settings import FAST
+from preferl.learning import algorithms, monitor
+from preferl.learning.algorithms import NoState
 from preferl.learning.rollout import Shaping
 from preferl.maths.kl import best_objective
 from preferl.models import load
+from preferl.runs import checkpoint
 from preferl.runs.errors import UsageError
+from preferl.sampling.policy import Policy
 from preferl.sampling.samples import Samples, Sampling, cut_at_stop
 from preferl.stages import rl
 
@@ -158,10 +161,10 @@ def test_the_rewards_accuracy_is_measured_on_fresh_pairs(config):
                 output_dir=reward,
             )
         )
-        rows = [row for row in metrics(path) if "reward_accuracy" in row]
+        rows = [row for row in metrics(path) if "dev/reward_accuracy" in row]
         assert [row["step"] for row in rows] == [0, 2, 4]
-        assert all(row["reward_accuracy"] == expected for row in rows)
-        assert all(0 < row["reward_accuracy_pairs"] <= 20 for row in rows)
+        assert all(row["dev/reward_accuracy"] == expected for row in rows)
+        assert all(0 < row["dev/reward_accuracy_pairs"] <= 20 for row in rows)
 
 
 # --------------------------------------------------------------------------------------------------- KL
@@ -188,8 +191,8 @@ def test_a_kl_in_the_loss_holds_the_policy(config, estimator):
     )
     free = metrics(rl.run(dataclasses.replace(base, kl_coef=0.0, output_dir="free")))
     held = metrics(rl.run(dataclasses.replace(base, kl_coef=5.0)))
-    assert held[-1]["kl_exact"] < 0.5 * free[-1]["kl_exact"]
-    assert "kl_loss" in held[-1]
+    assert held[-1]["train/kl_exact"] < 0.5 * free[-1]["train/kl_exact"]
+    assert "train/kl_loss" in held[-1]
 
 
 def test_every_estimator_of_the_kl_is_reported_with_its_error():
@@ -265,7 +268,7 @@ def test_stop_sequences_end_a_response_where_their_text_is_complete(tokenizer):
     length = int(cut.mask_BT[0].sum())
     assert torch.equal(cut.logp_BT[0, :length], samples.logp_BT[0, :length])
     with pytest.raises(UsageError, match="empty text"):
-        rl.sampling_for(tokenizer, rl.RlConfig(stop_sequences=[""]))
+        Policy(None, tokenizer).sampling(rl.RlConfig(stop_sequences=[""]))
 
 
 # ---------------------------------------------------------------------------------------------- updates
@@ -287,9 +290,10 @@ def test_the_running_baseline_follows_the_returns(config):
         _, rollout = trainer.iterate(iteration)
         means.append(float(rollout.reward_BT.sum(-1).mean()))
     expected = 0.9 * (0.9 * means[0] + 0.1 * means[1]) + 0.1 * means[2]
-    assert trainer.state.baseline == pytest.approx(expected, rel=1e-5)
-    state = dataclasses.replace(trainer.state, baseline=5.0)
-    advantage, returns = rl.baseline_advantage(rollout, trainer.config, state)
+    assert trainer.state.algorithm.baseline == pytest.approx(expected, rel=1e-5)
+    advantage, returns = algorithms.baseline_advantage(
+        rollout, trainer.config, algorithms.RunningBaseline(5.0), trainer.state.generator
+    )
     mask = rollout.samples.mask_BT
     torch.testing.assert_close(advantage, (returns - 5.0) * mask)
 
@@ -303,11 +307,9 @@ def test_labels_are_drawn_as_bradley_and_terry_say():
     pairs = dataclasses.replace(
         rollout,
         shaped_B=torch.tensor([0.8, 0.0]).repeat(n),
-        samples=dataclasses.replace(rollout.samples, mask_BT=torch.ones((2 * n, 1), dtype=torch.long)),
-        reward_BT=torch.zeros((2 * n, 1)),
     )
-    worth, _ = rl.annotated_worth(pairs, trainer.config, trainer.state)
-    won = (worth[::2] > worth[1::2]).float().mean()
+    score_P2 = algorithms.annotated_score(pairs, trainer.config, NoState(), trainer.state.generator)
+    won = (score_P2[:, 0] > score_P2[:, 1]).float().mean()
     p = 1 / (1 + math.exp(-0.8))
     assert abs(float(won) - p) < 4 * (p * (1 - p) / n) ** 0.5
 
@@ -379,8 +381,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(config, algorithm, tmp_pat
         rl.run(dataclasses.replace(base, output_dir="parts"))
     parts = tmp_path / "parts"
     last = max(row["step"] for row in metrics(parts))
-    kept = sorted(path.name for path in (parts / "state").iterdir())
-    assert kept == [f"step_{last // 2 * 2}"]
+    kept = {path.name for path in (parts / "state").iterdir()}
+    assert kept == {f"step_{step}" for step in range(2, last + 1, 2)}
     with open(parts / "metrics.jsonl", "a") as file:
         file.write('{"step": 99, "rew')  # a line that was being written
     rl.run(dataclasses.replace(base, output_dir="parts"))
@@ -409,11 +411,10 @@ def clean(rows):
 
 
 def test_a_checkpoint_holds_no_pickle_and_appears_whole(tmp_path):
-    from preferl.runs import checkpoint
-
     tensors = {"a": torch.arange(3), "b/c": torch.rand(2, 2, dtype=torch.float64)}
-    checkpoint.save(tmp_path / "state", 3, tensors, {"x": 0.1 + 0.2})
-    checkpoint.save(tmp_path / "state", 7, tensors, {"x": 0.1 + 0.2, "none": None})
+    checkpoints = checkpoint.Checkpoints(tmp_path / "state", 20, 1)
+    for step in (3, 5, 7):
+        checkpoints.save(step, tensors, {"x": 0.1 + 0.2, "none": None})
     (tmp_path / "state" / ".step_9.tmp").mkdir()
     found = checkpoint.latest(tmp_path / "state")
     assert found is not None
@@ -422,8 +423,8 @@ def test_a_checkpoint_holds_no_pickle_and_appears_whole(tmp_path):
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in tensors.items())
     files = {path.name for path in (tmp_path / "state" / "step_7").iterdir()}
     assert files == {"tensors.safetensors", "values.json"}
-    checkpoint.clear(tmp_path / "state")
-    assert checkpoint.latest(tmp_path / "state") is None
+    assert {path.name for path in (tmp_path / "state").glob("step_*")} == {"step_5", "step_7"}
+    assert checkpoint.latest(tmp_path / "none") is None
 
 
 def test_weights_of_a_policy_and_its_memory(config):

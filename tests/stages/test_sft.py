@@ -77,14 +77,14 @@ def test_what_is_too_long_loses_the_oldest_prompt_first_and_keeps_its_end(tokeni
 def test_it_learns_and_the_same_command_gives_the_same_weights(config, tmp_path):
     first = sft.run(config)
     losses = [
-        row["eval_loss"]
+        row["dev/loss"]
         for row in map(json.loads, (first / "metrics.jsonl").read_text().splitlines())
-        if "eval_loss" in row
+        if "dev/loss" in row
     ]
     assert len(losses) == 3
     assert losses[-1] < 0.7 * losses[0]
     summary = json.loads((first / "summary.json").read_text())
-    assert summary["eval_loss"] == pytest.approx(losses[-1])
+    assert summary["dev/loss"] == pytest.approx(losses[-1])
     config.output_dir = str(tmp_path / "again")
     second = sft.run(config)
     hashes = {load.weights_hash(load.load_policy(str(path), CPU)[0]) for path in (first, second)}

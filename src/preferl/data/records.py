@@ -20,12 +20,30 @@ class DataError(ValueError):
     """A data set cannot be used as it is; says where, why and what to do."""
 
 
+class UserTurn(list):
+    """A plain-text prompt of a data set that is read as the user's turn of a dialogue: messages, which
+    remember the ``text`` that the data set has."""
+
+    def __init__(self, text: str):
+        super().__init__([{"role": "user", "content": text}])
+        self.text = text
+
+
 @dataclass(frozen=True)
 class PromptRecord:
-    """A prompt. Example: ``PromptRecord("Once upon a time", {"source": "stories"})``."""
+    """A prompt with the other columns of its row, which reward functions see.
+
+    Example: ``PromptRecord("What is 2 + 2?", {"answer": "4"})``.
+    """
 
     prompt: Prompt
     columns: dict[str, Any] = field(default_factory=dict)
+
+
+def columns_of(records: Sequence[PromptRecord]) -> dict[str, list[Any]]:
+    """Every column that some record has, with a value for each (None where a record has none)."""
+    names = dict.fromkeys(name for record in records for name in record.columns)
+    return {name: [record.columns.get(name) for record in records] for name in names}
 
 
 @dataclass(frozen=True)

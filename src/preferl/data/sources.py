@@ -8,7 +8,7 @@ import dataclasses
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -22,8 +22,10 @@ from preferl.data.records import (
     Demonstration,
     Preference,
     Prompt,
+    PromptRecord,
     Ranking,
     SplitFractions,
+    UserTurn,
     prompt_key,
     split_for,
 )
@@ -42,16 +44,18 @@ class Source:
 
     ``demonstrations``, ``preferences`` and ``rankings`` map a split to records, ``prompts`` a split to
     distinct prompts; where there are rankings, ``preferences`` holds all their pairs. ``notes`` says in
-    sentences what was read and what was left out.
+    sentences what was read and what was left out. ``well_formed`` tells, of (prompt, response), whether a
+    response is one of the data set's language, where that is known.
     """
 
     name: str
-    prompts: dict[str, list[Prompt]]
+    prompts: dict[str, list[PromptRecord]]
     demonstrations: dict[str, list[Demonstration]]
     preferences: dict[str, list[Preference]]
     notes: list[str] = field(default_factory=list)
     rankings: dict[str, list[Ranking]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     categories: dict[str, str] = field(default_factory=dict)
+    well_formed: Callable[[str, str], bool] | None = None
 
     def category(self, prompt: Prompt) -> str | None:
         """What kind of prompt it is, where the data set says so."""
@@ -179,11 +183,11 @@ def categories_of(rows: Sequence[Demonstration]) -> dict[str, str]:
 
 def world_source(seed: int = 0) -> Source:
     """The embedded world: its SFT corpus, and its prompts in four splits."""
-    prompts: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
+    prompts: dict[str, list[PromptRecord]] = {split: [] for split in SPLITS}
     categories = {}
     for prompt in world.shuffled_prompts(seed):
         message: Prompt = [{"role": "user", "content": prompt.text}]
-        prompts[prompt.split].append(message)
+        prompts[prompt.split].append(PromptRecord(message))
         categories[prompt_key(message)] = prompt.family
     demonstrations: dict[str, list[Demonstration]] = {split: [] for split in SPLITS}
     for split in ("train", "dev", "eval"):
@@ -192,7 +196,15 @@ def world_source(seed: int = 0) -> Source:
             demonstrations[split].append(Demonstration(message, response, {}))
     count = sum(map(len, prompts.values()))
     note = f"the embedded world: {count} prompts, {len(demonstrations['train'])} demonstrations"
-    return Source("world", prompts, demonstrations, {s: [] for s in SPLITS}, [note], categories=categories)
+    return Source(
+        "world",
+        prompts,
+        demonstrations,
+        {s: [] for s in SPLITS},
+        [note],
+        categories=categories,
+        well_formed=world.well_formed,
+    )
 
 
 def opening(text: Demonstration, opening_words: int, max_response_words: int | None) -> Demonstration | None:
@@ -233,7 +245,7 @@ def dialogue(record: Record) -> Record:
     """A record whose plain-text prompt became the user's turn."""
     if not isinstance(record.prompt, str):
         return record
-    return dataclasses.replace(record, prompt=[{"role": "user", "content": record.prompt}])
+    return dataclasses.replace(record, prompt=UserTurn(record.prompt))
 
 
 def word_count(prompt: Prompt) -> int:
@@ -250,11 +262,11 @@ def by_split(records: Iterable[Record]) -> dict[str, list[Record]]:
     return out
 
 
-def distinct_prompts(records: Iterable[Demonstration]) -> list[Prompt]:
-    """Each prompt once, in the order in which they came."""
-    seen: dict[str, Prompt] = {}
+def distinct_prompts(records: Iterable[Demonstration]) -> list[PromptRecord]:
+    """Each prompt once, in the order in which they came, with the columns of its first row."""
+    seen: dict[str, PromptRecord] = {}
     for record in records:
-        seen.setdefault(prompt_key(record.prompt), record.prompt)
+        seen.setdefault(prompt_key(record.prompt), PromptRecord(record.prompt, record.columns))
     return list(seen.values())
 
 

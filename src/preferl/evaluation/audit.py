@@ -27,7 +27,8 @@ from preferl.evaluation.calibration import calibration, score_summary
 from preferl.evaluation.columns import is_number
 from preferl.evaluation.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
 from preferl.evaluation.scored import Row, ScoredPairs, scores_of
-from preferl.judging.scorers import accept_columns, reward_models
+from preferl.judging.reward_functions import accept_columns
+from preferl.judging.scorers import reward_models
 from preferl.statistics.calibration import (
     clustered_proportion,
 )

@@ -11,6 +11,7 @@ from preferl.data.records import Preference, known_probability, prompt_key
 from preferl.data.types import Scorer
 from preferl.statistics import bayes_accuracy, expected_calibration_error, wilson_interval
 from preferl.statistics.calibration import clustered_proportion
+from preferl.statistics.intervals import Estimate
 
 Row = dict[str, Any]
 
@@ -103,13 +104,11 @@ def quality_of(gap_N: np.ndarray, pairs: Sequence[Preference], seed: int) -> dic
     first and 1 - p elsewhere; the best possible is E[max(p, 1 - p)].
     """
     accuracy = accuracy_of(gap_N)
-    low, high = wilson_interval(round(accuracy * len(gap_N)), len(gap_N))
+    interval = wilson_interval(round(accuracy * len(gap_N)), len(gap_N))
     quality: dict[str, Any] = {
-        "eval_pairs": len(gap_N),
-        "eval_accuracy": accuracy,
-        "eval_accuracy_low": low,
-        "eval_accuracy_high": high,
-        "eval_loss": float(np.logaddexp(0, -gap_N).mean()),
+        "pairs": len(gap_N),
+        **Estimate(accuracy, *interval).named("accuracy"),
+        "loss": float(np.logaddexp(0, -gap_N).mean()),
     }
     known = [known_probability(pair) for pair in pairs]
     if all(p is not None for p in known):

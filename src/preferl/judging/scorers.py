@@ -1,7 +1,9 @@
 """Scorers: reward models, ensembles, mixtures, named utilities and Python functions behind one call.
 
-A scorer is TRL's reward function: ``f(prompts, completions, **columns) -> list[float]``. preferl passes
-``finished`` (whether each response ended with EOS) among the columns. What a scorer is made of is written as
+A scorer takes prompts and completions as texts, and columns: ``f(prompts, completions, **columns)`` gives a
+number (or None) for each. preferl passes ``finished``, ``lengths`` and ``completion_ids`` among the columns.
+Functions of a person's own are called as TRL calls them (``reward_functions.py``). What a scorer is made of
+is written as
 
     runs/demo/reward                          a reward model (or an ensemble: the mean of its members)
     my_rewards:politeness                     a function of yours
@@ -11,8 +13,6 @@ A scorer is TRL's reward function: ``f(prompts, completions, **columns) -> list[
     0.7*runs/helpful + 0.3*concise            a weighted sum; " + " with spaces
 """
 
-import importlib
-import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,8 @@ import torch
 
 from preferl.data.records import Prompt
 from preferl.data.types import Scorer
-from preferl.judging.judges import load_pointwise_judge
+from preferl.judging.judges import PointwiseJudge, load_pointwise_judge
+from preferl.judging.reward_functions import RewardFunction, check_columns, load_function
 from preferl.judging.utilities import NAMED, named_utility
 from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, load_reward_model
@@ -35,6 +36,8 @@ from preferl.sampling.policy import Responses
 JUDGE = "judge:"
 MEMBER = "member-"  # the directories of an ensemble's members
 WEIGHTED = re.compile(r"\s*([+-]?\d*\.?\d+(?:e-?\d+)?)\s*\*\s*(.+)")
+Scores = list[float | None]
+Parts = dict[str, Scores]
 COMBINED = re.compile(r"(mean|min|mean-(\d*\.?\d+)sd)\((.+)\)")
 
 
@@ -42,7 +45,7 @@ class Ensemble:
     """Several scorers of the same thing as one (Coste et al. 2023).
 
     ``how``: ``mean``, ``min`` (worst case), or ``mean-<k>sd``, the mean minus k standard deviations over the
-    members (uncertainty-weighted).
+    members (uncertainty-weighted). A member that returns None for a response has no say in it.
     """
 
     def __init__(self, members: Mapping[str, Scorer], how: str = "mean"):
@@ -51,43 +54,77 @@ class Ensemble:
         if how not in ("mean", "min") and not found:
             raise UsageError(f"'{how}' does not put members together; use mean, min or mean-<k>sd")
         self.penalty = float(found[1]) if found else 0.0
-        self.last_parts: dict[str, list[float]] = {}
+        self.last_parts: Parts = {}
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> Scores:
         self.last_parts = {n: list(f(prompts, completions, **columns)) for n, f in self.members.items()}
-        score_MN = np.array(list(self.last_parts.values()), dtype=np.float64)
+        return combined(list(self.last_parts.values()), lambda score_MN, weight_M: self._together(score_MN))
+
+    def _together(self, score_MN: np.ndarray) -> np.ndarray:
         if self.how == "min":
-            return score_MN.min(0).tolist()
-        return (score_MN.mean(0) - self.penalty * score_MN.std(0)).tolist()
+            return score_MN.min(0)
+        return score_MN.mean(0) - self.penalty * score_MN.std(0)
 
 
 class Mixture:
-    """A weighted sum of scorers, for several objectives at once."""
+    """A weighted sum of scorers, for several objectives at once. A part that returns None for a response is
+    left out of its sum."""
 
     def __init__(self, parts: Mapping[str, tuple[float, Scorer]]):
         self.parts = dict(parts)
-        self.last_parts: dict[str, list[float]] = {}
+        self.last_parts: Parts = {}
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> Scores:
         self.last_parts = {n: list(f(prompts, completions, **columns)) for n, (_, f) in self.parts.items()}
         weight_P = np.array([weight for weight, _ in self.parts.values()])
-        return (weight_P @ np.array(list(self.last_parts.values()), dtype=np.float64)).tolist()
+        return combined(
+            list(self.last_parts.values()), lambda score_PN, weight_P: weight_P @ score_PN, weight_P
+        )
+
+
+def combined(
+    parts: Sequence[Scores],
+    together: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    weight_P: np.ndarray | None = None,
+) -> Scores:
+    """One score of every response from those of several scorers; None where all of them say None.
+
+    Args:
+        parts: the scores of P scorers of N responses.
+        together: (``score_PN``, ``weight_P``) to ``score_N``.
+        weight_P: of the scorers; by default all the same.
+    """
+    weight_P = np.ones(len(parts)) if weight_P is None else weight_P
+    if not any(score is None for scores in parts for score in scores):
+        return together(np.array(parts, dtype=np.float64), weight_P).tolist()
+    found: Scores = []
+    for scores_P in zip(*parts, strict=True):
+        known = [p for p, score in enumerate(scores_P) if score is not None]
+        score_P1 = np.array([[scores_P[p]] for p in known], dtype=np.float64)
+        found.append(float(together(score_P1, weight_P[known])[0]) if known else None)
+    return found
 
 
 class ShardedScorer:
-    """A scorer of which each of several processes asks only for its own responses; all get all scores."""
+    """Scores this process's rows and all-gathers the rest."""
 
     def __init__(self, scorer: Scorer):
         self.scorer = scorer
-        self.last_parts: dict[str, list[float]] = {}
+        self.last_parts: Parts = {}
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> Scores:
         rows = distributed.shard(range(len(completions)))
-        scores, parts = [], {}
+        scores: Scores = []
+        parts: Parts = {}
         with distributed.sync_errors():
             if rows:
-                own = [[column[i] for i in rows] for column in (prompts, completions, *columns.values())]
-                scores = list(self.scorer(own[0], own[1], **dict(zip(columns, own[2:], strict=True))))
+                # Columns have a value for each response; what else is handed on is the same for all.
+                own = {
+                    name: [column[i] for i in rows] if isinstance(column, list) else column
+                    for name, column in columns.items()
+                }
+                texts = [completions[i] for i in rows]
+                scores = list(self.scorer([prompts[i] for i in rows], texts, **own))
                 parts = getattr(self.scorer, "last_parts", {})
             if len(scores) != len(rows):
                 raise UsageError(
@@ -97,6 +134,36 @@ class ShardedScorer:
         names = max(distributed.all_gather(list(parts)), key=len)
         self.last_parts = {name: distributed.gather_rows(parts.get(name, [])) for name in names}
         return distributed.gather_rows(scores)
+
+
+def as_scorer(
+    rewards: "Scorer | str | Sequence[Scorer | str]",
+    device: torch.device,
+    weights: Sequence[float] | None = None,
+) -> Scorer:
+    """A reward however it is given: a function, a reward model, a name, or several of them.
+
+    Args:
+        rewards: what ``load_scorer`` reads, a callable, or a list of such; their weighted sum is the reward.
+        device: where models that are named are loaded.
+        weights: of a list's parts; by default 1 each.
+
+    Raises:
+        UsageError: a part cannot be loaded or called, or there is another number of weights.
+    """
+    if isinstance(rewards, str):
+        return load_scorer(rewards, device)
+    if not isinstance(rewards, Sequence):
+        return rewards if isinstance(rewards, SCORERS) else RewardFunction(rewards)
+    weights = [1.0] * len(rewards) if weights is None else list(weights)
+    if len(weights) != len(rewards) or not rewards:
+        raise UsageError(f"reward_funcs has {len(rewards)} parts and reward_weights {len(weights)}")
+    parts: dict[str, tuple[float, Scorer]] = {}
+    for number, (part, weight) in enumerate(zip(rewards, weights, strict=True)):
+        scorer = as_scorer(part, device)
+        name = part if isinstance(part, str) else getattr(scorer, "name", type(scorer).__name__)
+        parts[name if name not in parts else f"{name}-{number}"] = (float(weight), scorer)
+    return Mixture(parts)
 
 
 def load_scorer(spec: str, device: torch.device) -> Scorer:
@@ -185,58 +252,51 @@ def reward_models(scorer: Scorer) -> dict[str, RewardModel]:
     return {name: part for name, part in parts_of(scorer) if isinstance(part, RewardModel)}
 
 
-def load_function(name: str) -> Scorer:
-    """The function ``module:function``, looked up in the current folder too."""
-    module_name, _, function_name = name.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"reward function '{name}' cannot be imported: {error}; "
-            f"write it as module:function, with the module in the current folder or installed"
-        ) from error
-    if not callable(function):
-        raise UsageError(f"'{name}' is not a function: f(prompts, completions, **columns) is needed")
-    return accept_columns(function)
+SCORERS = (Ensemble, Mixture, ShardedScorer, RewardFunction, RewardModel, PointwiseJudge)
+"""What is called with completions as texts; any other callable is a person's function
+(``RewardFunction``)."""
 
 
-def accept_columns(function: Callable[..., Any]) -> Scorer:
-    """Passes a function only the columns that it can take."""
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return function
-
-    def call(prompts: Any, completions: Any, **columns: Any) -> list[float]:
-        known = {k: v for k, v in columns.items() if k in parameters}
-        return function(prompts=prompts, completions=completions, **known)
-
-    return call
-
-
-def score_responses(scorer: Scorer, made: Responses) -> np.ndarray:
-    """``score_B``: a finite score of every response, in float64. The scorer is told which responses ended and
-    how many tokens each has.
+def score_responses(scorer: Scorer, made: Responses, **more: Any) -> np.ndarray:
+    """``score_B``: a finite score of every response, in float64. The scorer is told which responses ended,
+    how many tokens each has and which, and the other columns of their prompts' rows.
 
     Raises:
         UsageError: the scorer returned another number of scores than it was given, or a non-finite one.
     """
-    scores = scorer(made.prompts, made.completions, finished=made.finished, lengths=made.lengths)
+    check_columns(made.columns)
+    scores = scorer(
+        made.prompts,
+        made.completions,
+        finished=made.finished,
+        lengths=made.lengths,
+        completion_ids=made.completion_ids,
+        **more,
+        **made.columns,
+    )
     check_scores(scores, made.completions)
     return np.array(scores, dtype=np.float64)
 
 
-def check_scores(scores: Sequence[float], completions: Sequence[str]) -> None:
-    """A score is a finite number for every response, or the run stops: never a silent 0."""
+def check_scores(scores: Sequence[float | None], completions: Sequence[str]) -> None:
+    """A score is a finite number for every response, or the run stops: never a silent 0.
+
+    Raises:
+        UsageError: there is another number of scores, or one is None or not finite; the row is named.
+    """
     if len(scores) != len(completions):
         raise UsageError(
             f"the reward function returned {len(scores)} scores for {len(completions)} responses; "
             f"it must return one number for each"
         )
-    for score, completion in zip(scores, completions, strict=True):
-        if score is None or not abs(float(score)) < float("inf"):
+    for row, (score, completion) in enumerate(zip(scores, completions, strict=True)):
+        if score is None:
             raise UsageError(
-                f"the reward function returned {score!r} for the response {completion[:80]!r}; "
+                f"no reward function has a score for row {row}, the response {completion[:80]!r}: all of "
+                f"them returned None; at least one must return a number"
+            )
+        if not abs(float(score)) < float("inf"):
+            raise UsageError(
+                f"the reward function returned {score!r} for row {row}, the response {completion[:80]!r}; "
                 f"it must return a finite number"
             )

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sqlalchemy import func, select
 
 from preferl.data import sources
 from preferl.data.files import write_rows
-from preferl.data.records import Prompt, Ranking, SplitFractions, split_of
+from preferl.data.records import PromptRecord, Ranking, SplitFractions, split_of
 from preferl.data.rows import MOST_RESPONSES, ranking_row
 from preferl.judging.annotators import Annotator
 from preferl.judging.judges import JudgedPairs, PairwiseJudge
@@ -28,13 +29,11 @@ from preferl.label.accounts import Accounts
 from preferl.label.judgements import Item, read_items, read_judgements
 from preferl.label.schema import DATABASE, assignments, items
 from preferl.label.store import Answer, Store, order_for, project_of
-from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
-from preferl.sampling.cached import CachedEngine
-from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for
+from preferl.sampling.policy import Policy
 from preferl.stages import collect, reward
 
 PAUSE_SECONDS = 5.0
@@ -112,7 +111,11 @@ class RefitConfig(reward.RewardConfig):
 
 def simulate(config: SimulateConfig, store: Store) -> None:
     """Lets a simulated annotator judge items that it has not judged."""
-    device, _ = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
+    with devices.prepared(config.seed, config.device, config.dtype, config.num_threads) as (device, _):
+        _simulate(config, store, device)
+
+
+def _simulate(config: SimulateConfig, store: Store, device: torch.device) -> None:
     options = {f.name: getattr(config, f.name) for f in dataclasses.fields(SimulateConfig)}
     for name in ("db", "name", "count"):
         del options[name]
@@ -181,25 +184,26 @@ def feed(config: FeedConfig, store: Store) -> None:
     require_at_least(config, 1, "ahead", "batch")
     if not 2 <= config.num_generations <= MOST_RESPONSES:
         raise UsageError(f"num_generations is {config.num_generations}; an item has 2 to {MOST_RESPONSES}")
-    device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
+    with devices.prepared(config.seed, config.device, config.dtype, config.num_threads) as (device, dtype):
+        _feed(config, store, device, dtype)
+
+
+def _feed(config: FeedConfig, store: Store, device: torch.device, dtype: torch.dtype) -> None:
     by_split = sources.load_source(**config.source()).prompts
     if not by_split.get(config.split):
         raise UsageError(f"{config.dataset_name} has no prompts in split '{config.split}'; choose another")
     upcoming = collect.rounds(by_split[config.split], config.seed, config.split)
-    policy: Path | str = config.model_name_or_path
-    seen, engine, tokenizer = None, None, None
+    seen, policy = None, None
     generator = devices.generator(config.seed, "feed", str(store.clock()))
     barren = 0
     while True:
         missing = config.ahead - untouched(store)
         if missing > 0:
-            now = fingerprint(Path(policy))
-            if engine is None or now != seen:
-                model, tokenizer = load.load_policy(config.model_name_or_path, device)
-                engine = CachedEngine(model, tokenizer.pad_token_id, config.sampling_batch_size, dtype)
-                seen = now
+            now = fingerprint(Path(config.model_name_or_path))
+            if policy is None or now != seen:
+                policy, seen = Policy.load(config.model_name_or_path, device, dtype), now
             prompts = list(itertools.islice(upcoming, min(config.batch, missing)))
-            found = sampled(config, engine, tokenizer, prompts, generator)
+            found = sampled(config, policy, prompts, generator)
             new, _ = store.add_items(found)
             say(f"label: {new} new items from {config.model_name_or_path}")
             barren = 0 if new else barren + 1
@@ -226,22 +230,21 @@ def fingerprint(policy: Path) -> tuple[Any, ...]:
 
 
 def sampled(
-    config: FeedConfig, engine: CachedEngine, tokenizer: Any, prompts: Sequence[Prompt], generator: Any
+    config: FeedConfig, policy: Policy, prompts: Sequence[PromptRecord], generator: torch.Generator
 ) -> list[Ranking]:
     """Responses of the policy to each prompt; empty and equal ones are left out."""
     K = config.num_generations
-    tokens = fitting_prompt_ids(tokenizer, prompts, engine.model, config.response_length)
-    made = generate(engine, tokenizer, prompts, tokens, sampling_for(tokenizer, config), generator, K)
+    made = policy.respond(prompts, K, generator, config)
     columns = {
         "policy": str(config.model_name_or_path),
         "temperature": config.temperature,
         "sampled_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     found = []
-    for i, prompt in enumerate(prompts):
+    for i, record in enumerate(prompts):
         texts = dict.fromkeys(text for text in made.completions[i * K : (i + 1) * K] if text.strip())
         if len(texts) >= 2:
-            found.append(Ranking(prompt, list(texts), [1] * len(texts), None, dict(columns)))
+            found.append(Ranking(record.prompt, list(texts), [1] * len(texts), None, dict(columns)))
     return found
 
 
@@ -252,7 +255,7 @@ def refit(config: RefitConfig, store: Store) -> None:
     """Trains an ensemble whenever ``every`` new judgements are there, and scores what is left by it."""
     require_at_least(config, 2, "num_members")
     require_at_least(config, 1, "every")
-    device, _ = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
+    device = devices.chosen_device(config.device)
     before = 0
     while True:
         count = count_judgements(store)

@@ -115,13 +115,18 @@ class RlModels:
             samples.prompt_width,
         )
 
-    def trained(self) -> dict[str, list[torch.nn.Parameter]]:
-        """What is trained, by optimiser: a value head goes with the policy, whose trunk it shares."""
-        critic = [] if self.critic is None else [p for p in self.critic.parameters() if p.requires_grad]
-        theirs = set(map(id, critic))  # on one base the critic's LoRA weights are among the policy's
-        policy = [p for p in self.policy.parameters() if p.requires_grad and id(p) not in theirs]
+    def trained(self) -> dict[str, dict[str, torch.nn.Parameter]]:
+        """What is trained, by optimiser and name: a value head goes with the policy, whose trunk it
+        shares."""
+        critic: dict[str, torch.nn.Parameter] = {}
+        if self.critic is not None:
+            critic = {name: p for name, p in self.critic.named_parameters() if p.requires_grad}
+        theirs = set(map(id, critic.values()))  # on one base the critic's LoRA weights are among the policy's
+        policy = {
+            name: p for name, p in self.policy.named_parameters() if p.requires_grad and id(p) not in theirs
+        }
         if self.value_head is not None:
-            policy += list(self.value_head.parameters())
+            policy |= {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
         return {"policy": policy} | ({"critic": critic} if critic else {})
 
     def frozen(self) -> dict[str, dict[str, torch.Tensor]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from preferl.data.records import Prompt, prompt_text
+from preferl.data.records import prompt_text
 from preferl.data.types import Scorer
 from preferl.evaluation.features import sign_shares
 from preferl.judging.scorers import score_responses
@@ -144,18 +144,18 @@ def held_out(made: Responses, learner: Learner, scorer: Scorer, gold: Scorer | N
     kl_B = masked_sum(made.samples.logp_BT - reference_BT, made.samples.mask_BT)
     exact_B = learner.exact_kl(made.samples)
     row = {
-        "eval_reward": float(score_B.mean()),
-        "eval_reward_se": standard_error(score_B),
-        "eval_kl": float(kl_B.mean()),
-        "eval_kl_se": standard_error(kl_B),
-        "eval_kl_exact": float(exact_B.mean()),
-        "eval_kl_exact_se": standard_error(exact_B),
-        "eval_length": made.mean_length,
-        "eval_eos_rate": made.eos_rate,
+        "reward": float(score_B.mean()),
+        "reward_se": standard_error(score_B),
+        "kl": float(kl_B.mean()),
+        "kl_se": standard_error(kl_B),
+        "kl_exact": float(exact_B.mean()),
+        "kl_exact_se": standard_error(exact_B),
+        "length": made.mean_length,
+        "eos_rate": made.eos_rate,
     }
     if gold is not None:
         value_B = torch.from_numpy(score_responses(gold, made))
-        row |= {"eval_gold": float(value_B.mean()), "eval_gold_se": standard_error(value_B)}
+        row |= {"gold": float(value_B.mean()), "gold_se": standard_error(value_B)}
     return row | {f"sign/{name}": share for name, share in sign_shares(made.completions).items()}
 
 
@@ -189,12 +189,14 @@ def accuracy_alarm(right: int, total: int, first_right: int, first_total: int) -
     }
 
 
-def sample_rows(iteration: int, rollout: Rollout, count: int = 8) -> list[dict[str, Any]]:
-    """The first responses of a batch, for samples.jsonl."""
+def sample_rows(
+    iteration: int, rollout: Rollout, extra: Sequence[dict[str, Any]] = (), count: int = 8
+) -> list[dict[str, Any]]:
+    """The first responses of a batch, for samples.jsonl; ``extra`` are more columns of each."""
     kl_B = (rollout.samples.logp_BT - rollout.ref_logp_BT).sum(-1)
-    shown: Sequence[Prompt] = rollout.prompts[:count]
-    return [
-        {
+    rows = []
+    for i, prompt in enumerate(rollout.prompts[:count]):
+        row = {
             "iteration": iteration,
             "prompt": prompt_text(prompt),
             "response": rollout.completions[i],
@@ -202,5 +204,5 @@ def sample_rows(iteration: int, rollout: Rollout, count: int = 8) -> list[dict[s
             "kl": float(kl_B[i]),
             "finished": bool(rollout.samples.finished_B[i]),
         }
-        for i, prompt in enumerate(shown)
-    ]
+        rows.append((extra[i] if i < len(extra) else {}) | row)
+    return rows

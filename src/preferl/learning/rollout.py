@@ -1,6 +1,6 @@
 """Prompts to a Rollout: sample, score, reference log-probabilities, values, token-level rewards.
 
-One RL step is read in three files: ``stages/rl.py`` (the loop), this one, ``maths/policy.py``.
+One RL step is read in three files: ``stages/rl.py`` (the loop), this one, ``learner.py`` (the update).
 """
 
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import torch
 
-from preferl.data.records import Prompt
+from preferl.data.records import Prompt, PromptRecord
 from preferl.data.types import Scorer
-from preferl.judging.scorers import check_scores
+from preferl.judging.scorers import score_responses
 from preferl.maths.policy import token_level_reward
-from preferl.sampling.engine import SamplingEngine
-from preferl.sampling.policy import sample_texts
-from preferl.sampling.samples import Samples, Sampling
+from preferl.runs.config import SamplingOptions
+from preferl.sampling.policy import Policy
+from preferl.sampling.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Rollout:
     group_size: int
 
 
-class Learner(Protocol):
+class ForwardPasses(Protocol):
     """What a rollout asks of the training side."""
 
     def reference_logprobs(self, samples: Samples) -> torch.Tensor: ...
@@ -76,39 +76,46 @@ class Learner(Protocol):
 
 
 def collect(
-    prompts: Sequence[Prompt],
-    prompt_tokens: Sequence[Sequence[int]],
-    engine: SamplingEngine,
-    learner: Learner,
+    policy: Policy,
+    prompts: Sequence[PromptRecord],
     scorer: Scorer,
-    tokenizer: Any,
-    sampling: Sampling,
+    passes: ForwardPasses,
+    options: SamplingOptions,
     generator: torch.Generator,
     kl_coef: float,
     shaping: Shaping,
     group_size: int = 1,
+    **told: Any,
 ) -> Rollout:
     """Samples ``group_size`` responses to each prompt and scores them.
+
+    Args:
+        policy: what samples.
+        prompts: with the other columns of their rows.
+        scorer: the reward.
+        passes: reference log-probabilities and values.
+        options: temperature, length, stop texts.
+        generator: draws the tokens.
+        kl_coef: weight of k1 in the reward; 0 where the KL stands elsewhere.
+        shaping: what becomes of a score.
+        group_size: responses to each prompt.
+        **told: what reward functions are told besides, as ``trainer_state``.
 
     Raises:
         UsageError: the scorer returned another number of scores than it was given, or a non-finite one.
     """
-    prompts = [prompt for prompt in prompts for _ in range(group_size)]
-    prompt_tokens = [tokens for tokens in prompt_tokens for _ in range(group_size)]
-    samples, completions = sample_texts(engine, tokenizer, prompt_tokens, sampling, generator)
-    lengths = samples.mask_BT.sum(-1).tolist()
-    scores = scorer(prompts, completions, finished=samples.finished_B.tolist(), lengths=lengths)
-    check_scores(scores, completions)
-    score_B = torch.tensor(scores, dtype=torch.float32)
+    made = policy.respond(prompts, group_size, generator, options)
+    score_B = torch.tensor(score_responses(scorer, made, **told), dtype=torch.float32)
+    samples = made.samples
     shaped_B = shaping(score_B, samples)
-    ref_logp_BT = learner.reference_logprobs(samples)
+    ref_logp_BT = passes.reference_logprobs(samples)
     kl_BT = samples.logp_BT - ref_logp_BT
     return Rollout(
         samples=samples,
-        prompts=prompts,
-        completions=completions,
+        prompts=made.prompts,
+        completions=made.completions,
         ref_logp_BT=ref_logp_BT,
-        value_BT=learner.values(samples),
+        value_BT=passes.values(samples),
         score_B=score_B,
         shaped_B=shaped_B,
         reward_BT=token_level_reward(shaped_B, kl_BT, samples.mask_BT, kl_coef),

@@ -32,6 +32,7 @@ from preferl.reporting.page import (
     Verdict,
     draw,
     error_bars,
+    metric,
     percent,
     section,
     series,
@@ -418,9 +419,9 @@ def training_plots(runs: Runs) -> list[Plot]:
     """Reward, gold reward and KL of every run over its training, on held-out prompts."""
     found = []
     for title, key, label in (
-        ("Reward over training", "eval_reward", "reward (points)"),
-        ("Gold reward over training", "eval_gold", "gold reward (points)"),
-        ("KL over training", "eval_kl_exact", "KL (nats per response)"),
+        ("Reward over training", "held-out/reward", "reward (points)"),
+        ("Gold reward over training", "held-out/gold", "gold reward (points)"),
+        ("KL over training", "held-out/kl_exact", "KL (nats per response)"),
     ):
         curves = {name: series(stages["rl"], key) for name, stages in runs.items() if "rl" in stages}
         curves = {name: (step, value) for name, (step, value) in curves.items() if len(step) > 1}
@@ -442,7 +443,7 @@ def training_plots(runs: Runs) -> list[Plot]:
 
 def over_optimisation_plot(runs: Runs) -> Plot | None:
     """Gain in gold reward over training against √KL, with each run's fitted curve."""
-    paths = {name: trajectory(stages, "eval_gold") for name, stages in runs.items()}
+    paths = {name: trajectory(stages, "held-out/gold") for name, stages in runs.items()}
     paths = {name: path for name, path in paths.items() if len(path) >= 4}
     if not paths:
         return None
@@ -464,7 +465,7 @@ def over_optimisation_table(runs: Runs) -> Table | None:
     """The published curve d (α − β log d), fitted to each run: where gold turns."""
     rows = []
     for name, stages in runs.items():
-        path = trajectory(stages, "eval_gold")
+        path = trajectory(stages, "held-out/gold")
         fit = fitted(path, "rl")
         if fit is None:
             continue
@@ -512,8 +513,10 @@ def cost_plot(runs: Runs) -> Plot | None:
     key = WATCHED.get(common_measure(runs))
     curves = {}
     for name, stages in runs.items():
-        metrics = stages["rl"].metrics if "rl" in stages else []
-        known = [(row.get("forward_passes", 0), row[key]) for row in metrics if key and key in row]
+        if "rl" not in stages or key is None:
+            continue
+        own = metric(stages["rl"], key)
+        known = [(row.get("forward_passes", 0), row[own]) for row in stages["rl"].metrics if own in row]
         if len(known) > 2 and known[-1][0]:
             curves[name] = known
     if len(curves) < 2:

@@ -16,6 +16,7 @@ from preferl.reporting.page import (
     Table,
     brackets,
     draw,
+    metric,
     percent,
     series,
     short,
@@ -27,7 +28,7 @@ from preferl.statistics.frontier import MIN_EFFECTIVE_SAMPLES, OverOptimization,
 DISTANCE = "√KL to the SFT model (√nats per response)"
 MAX_PLAUSIBLE_KL = 1e4  # nats per response; no language model goes there
 FITS = 0.5  # R² below which a curve says nothing about where gold turns
-WATCHED = {"score": "eval_reward", "gold": "eval_gold"}  # a measure -> its metric over training
+WATCHED = {"score": "held-out/reward", "gold": "held-out/gold"}  # a measure -> its metric over training
 
 
 def root(kl: float) -> float:
@@ -86,8 +87,9 @@ def trajectory(stages: Stages, key: str) -> list[tuple[float, float]]:
     """(√KL, value) on held-out prompts over the training of rl."""
     if "rl" not in stages:
         return []
-    rows = [row for row in stages["rl"].metrics if key in row and "eval_kl_exact" in row]
-    return [(root(row["eval_kl_exact"]), row[key]) for row in rows]
+    name, kl = metric(stages["rl"], key), metric(stages["rl"], "held-out/kl_exact")
+    rows = [row for row in stages["rl"].metrics if name in row and kl in row]
+    return [(root(row[kl]), row[name]) for row in rows]
 
 
 def fitted(points: Sequence[tuple[float, float]], form: str) -> OverOptimization | None:
@@ -157,7 +159,7 @@ def paint_gains(
 
 def over_optimisation_plot(stages: Stages) -> Plot | None:
     """Gain of proxy and gold over training against √KL, with the published curve (Gao et al. 2023)."""
-    gold, proxy = trajectory(stages, "eval_gold"), trajectory(stages, "eval_reward")
+    gold, proxy = trajectory(stages, "held-out/gold"), trajectory(stages, "held-out/reward")
     if len(gold) < 4:
         return None
     fit = fitted(gold, "rl")
@@ -303,8 +305,9 @@ def signs_plot(stages: Stages) -> Plot | None:
     if "rl" not in stages:
         return None
     record = stages["rl"]
-    keys = sorted({key for row in record.metrics for key in row if key.startswith("sign/")})
-    curves = {key.removeprefix("sign/"): series(record, key) for key in keys}
+    start = metric(record, "held-out/sign/")
+    keys = sorted({key for row in record.metrics for key in row if key.startswith(start)})
+    curves = {key.removeprefix(start): series(record, key) for key in keys}
     if not curves or len(next(iter(curves.values()))[0]) < 2:
         return None
 

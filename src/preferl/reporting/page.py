@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from preferl import __version__
-from preferl.runs.directory import StageRecord
 from preferl.runs.files import write_atomically
+from preferl.runs.record import StageRecord
 
 # Okabe and Ito's palette: told apart with every kind of colour vision, and in print.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -103,9 +103,15 @@ def draw(
 
 
 def series(record: StageRecord, key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the rows that have ``key`` as a finite number."""
-    rows = [(row["step"], row[key]) for row in record.metrics if isinstance(row.get(key), int | float)]
+    """Steps and values of the rows that have ``key`` (see ``metric``) as a finite number."""
+    name = metric(record, key)
+    rows = [(row["step"], row[name]) for row in record.metrics if isinstance(row.get(name), int | float)]
     return [step for step, _ in rows], [value for _, value in rows]
+
+
+def metric(record: StageRecord, key: str) -> str:
+    """The name of a metric; ``held-out/…`` is on the split on which this stage was watched."""
+    return key.replace("held-out/", f"{record.config.get('eval_split', 'dev')}/")
 
 
 def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:

@@ -24,11 +24,11 @@ def reward_plot(stages: Stages) -> Plot | None:
     if "reward" not in stages:
         return None
     record = stages["reward"]
-    step, accuracy = series(record, "eval_accuracy")
+    step, accuracy = series(record, "dev/accuracy")
     if not step:
         return None  # an ensemble: its members have the curves
-    bayes = record.summary.get("bayes_accuracy")
-    length = record.summary["length_baseline_accuracy"]
+    bayes = record.summary.get("eval/bayes_accuracy")
+    length = record.summary["eval/length_baseline_accuracy"]
 
     def paint(axes: Any) -> None:
         axes.plot(step, accuracy, color=BLUE, marker="o", markersize=3, label="reward model, dev pairs")
@@ -36,7 +36,7 @@ def reward_plot(stages: Stages) -> Plot | None:
             axes.axhline(bayes, color=GREEN, linestyle="--", label="best possible")
         axes.axhline(length, color=GREY, linestyle=":", label="length alone")
 
-    final, best_update = record.summary["eval_accuracy"], record.summary["best_update"]
+    final, best_update = record.summary["eval/accuracy"], record.summary["best_update"]
     reading = (
         f"With the weights of update {best_update} it agrees with {percent(final)} of the eval labels; "
         f"length alone reaches {percent(length)}"
@@ -110,21 +110,21 @@ def reward_table(stages: Stages) -> Table | None:
     rows = [
         [
             "agreement with held-out labels",
-            f"{percent(r['eval_accuracy'])} [{percent(r['eval_accuracy_low'])}, "
-            f"{percent(r['eval_accuracy_high'])}]",
+            f"{percent(r['eval/accuracy'])} [{percent(r['eval/accuracy_low'])}, "
+            f"{percent(r['eval/accuracy_high'])}]",
         ],
-        ["length alone", percent(r["length_baseline_accuracy"])],
+        ["length alone", percent(r["eval/length_baseline_accuracy"])],
     ]
-    if "bayes_accuracy" in r:
+    if "eval/bayes_accuracy" in r:
         rows += [
-            ["expected accuracy against r*", percent(r["expected_accuracy"])],
-            ["best possible, E[max(p, 1 − p)]", percent(r["bayes_accuracy"])],
-            ["fraction of the best possible", percent(r["fraction_of_bayes"])],
+            ["expected accuracy against r*", percent(r["eval/expected_accuracy"])],
+            ["best possible, E[max(p, 1 − p)]", percent(r["eval/bayes_accuracy"])],
+            ["fraction of the best possible", percent(r["eval/fraction_of_bayes"])],
         ]
     rows += [
-        ["log-loss (nats; 0.693 is chance)", f"{r['eval_loss']:.3f}"],
-        ["expected calibration error", f"{r['ece']:.3f}"],
-        ["pairs: trained on / reported on", f"{r['train_pairs']:,} / {r['eval_pairs']:,}"],
+        ["log-loss (nats; 0.693 is chance)", f"{r['eval/loss']:.3f}"],
+        ["expected calibration error", f"{r['eval/ece']:.3f}"],
+        ["pairs: trained on / reported on", f"{r['train_pairs']:,} / {r['eval/pairs']:,}"],
     ]
     return Table("Reward model", ["", ""], rows)
 

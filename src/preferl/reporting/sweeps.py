@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from preferl.runs.progress import console, say
 NAMED = "run"
 # Units by the last part of a key or of a metric's path.
 UNITS = {
+    "accuracy": "share of pairs",
     "accuracy_likelihood": "share of pairs",
     "accuracy_reward": "share of pairs",
     "best_there": "points",
@@ -35,8 +37,6 @@ UNITS = {
     "difference": "points",
     "ece": "probability",
     "eos_rate": "share",
-    "eval_accuracy": "share of pairs",
-    "eval_loss": "nats",
     "expected_accuracy": "share of pairs",
     "fraction_of_bayes": "share",
     "gold": "points",
@@ -44,6 +44,7 @@ UNITS = {
     "kl": "nats per response",
     "kl_coef": "reward per nat",
     "length": "tokens",
+    "loss": "nats",
     "max_length": "tokens",
     "max_train_comparisons": "comparisons",
     "num_train_epochs": "epochs",
@@ -378,7 +379,7 @@ def where(row: Row) -> str:
 
 
 def with_unit(name: str, key: str) -> str:
-    unit = UNITS.get(key.split(".")[-1])
+    unit = UNITS.get(re.split(r"[./]", key)[-1])
     return f"{name} ({unit})" if unit else name
 
 

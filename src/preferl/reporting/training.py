@@ -23,8 +23,8 @@ def sft_plot(stages: Stages) -> Plot | None:
     if "sft" not in stages:
         return None
     record = stages["sft"]
-    step, loss = series(record, "loss")
-    eval_step, eval_loss = series(record, "eval_loss")
+    step, loss = series(record, "train/loss")
+    eval_step, eval_loss = series(record, "dev/loss")
 
     def paint(axes: Any) -> None:
         axes.plot(step, loss, color=BLUE, alpha=0.25, linewidth=0.8)
@@ -48,9 +48,9 @@ def dpo_plot(stages: Stages) -> Plot | None:
     if "dpo" not in stages:
         return None
     record = stages["dpo"]
-    step, train = series(record, "accuracy")
-    eval_step, held_out = series(record, "eval_accuracy")
-    _, loss = series(record, "eval_loss")
+    step, train = series(record, "train/accuracy")
+    eval_step, held_out = series(record, "dev/accuracy")
+    _, loss = series(record, "dev/loss")
 
     def paint(axes: Any) -> None:
         axes.plot(step, train, color=BLUE, alpha=0.25, linewidth=0.8)
@@ -71,11 +71,11 @@ def rl_reward_plot(stages: Stages) -> Plot | None:
     if "rl" not in stages:
         return None
     record = stages["rl"]
-    step, train = series(record, "reward")
-    eval_step, held_out = series(record, "eval_reward")
-    gold_step, gold = series(record, "eval_gold")
+    step, train = series(record, "train/reward")
+    eval_step, held_out = series(record, "held-out/reward")
+    gold_step, gold = series(record, "held-out/gold")
     if not gold:
-        gold_step, gold = series(record, "gold")
+        gold_step, gold = series(record, "train/gold")
 
     def paint(axes: Any) -> None:
         axes.plot(step, train, color=BLUE, alpha=0.35, linewidth=0.9, label="reward, training batch")
@@ -96,9 +96,9 @@ def rl_kl_plot(stages: Stages) -> Plot | None:
     if "rl" not in stages:
         return None
     record = stages["rl"]
-    step, kl = series(record, "kl")
-    _, error = series(record, "kl_se")
-    eval_step, eval_kl = series(record, "eval_kl")
+    step, kl = series(record, "train/kl")
+    _, error = series(record, "train/kl_se")
+    eval_step, eval_kl = series(record, "held-out/kl")
 
     def paint(axes: Any) -> None:
         low = [k - 2 * e for k, e in zip(kl, error, strict=True)]
@@ -108,15 +108,16 @@ def rl_kl_plot(stages: Stages) -> Plot | None:
         if eval_kl:
             axes.plot(eval_step, eval_kl, color=ORANGE, linewidth=0.9, label="held-out prompts")
 
-    last, (_, per_token) = record.metrics[-1], series(record, "kl_per_token")
+    last, (_, per_token) = record.metrics[-1], series(record, "train/kl_per_token")
     top = max(range(len(kl)), key=kl.__getitem__)
     beyond = [at for at, value in zip(step, per_token, strict=True) if value > KL_DRIFT_PER_TOKEN]
     drift = f"from iteration {beyond[0]} on" if beyond == step[-len(beyond) :] else "at times"
     reading = (
         f"A response began {two(kl[0])} nats away from the SFT model, was furthest at iteration {step[top]}, "
         f"{two(kl[top])} ({two(per_token[top])} per token), and ended at {two(kl[-1])} ± {two(error[-1])} "
-        f"({two(per_token[-1])} per token; by k3 {last['kl_k3']:.1f} ± {last['kl_k3_se']:.1f}, exactly over "
-        f"the vocabulary {last['kl_exact']:.1f} ± {last['kl_exact_se']:.1f}), with a KL coefficient of "
+        f"({two(per_token[-1])} per token; by k3 {last['train/kl_k3']:.1f} ± "
+        f"{last['train/kl_k3_se']:.1f}, exactly over the vocabulary {last['train/kl_exact']:.1f} ± "
+        f"{last['train/kl_exact_se']:.1f}), with a KL coefficient of "
         f"{last['kl_coef']:.3g}. "
         + (
             f"More than {KL_DRIFT_PER_TOKEN:g} nats per token, a significant drift: {drift}."
@@ -130,8 +131,8 @@ def rl_kl_plot(stages: Stages) -> Plot | None:
 def rl_length_plot(stages: Stages) -> Plot | None:
     if "rl" not in stages:
         return None
-    step, length = series(stages["rl"], "length")
-    _, eos = series(stages["rl"], "eos_rate")
+    step, length = series(stages["rl"], "train/length")
+    _, eos = series(stages["rl"], "train/eos_rate")
 
     def paint(axes: Any) -> None:
         axes.plot(step, length, color=BLUE, label="mean length")
@@ -151,17 +152,17 @@ def rl_health_plot(stages: Stages) -> Plot | None:
 
     def paint(axes: Any) -> None:
         for key, label, colour in (
-            ("entropy", "entropy (nats per token)", BLUE),
-            ("clip_fraction", "clipped share", ORANGE),
-            ("explained_variance", "explained variance of the critic", GREEN),
+            ("train/entropy", "entropy (nats per token)", BLUE),
+            ("train/clip_fraction", "clipped share", ORANGE),
+            ("train/explained_variance", "explained variance of the critic", GREEN),
         ):
             steps, values = series(record, key)
             if values:
                 axes.plot(steps, values, color=colour, label=label)
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -1))
 
-    _, entropy = series(record, "entropy")
-    _, clipped = series(record, "clip_fraction")
+    _, entropy = series(record, "train/entropy")
+    _, clipped = series(record, "train/clip_fraction")
     reading = (
         f"Entropy went from {entropy[0]:.2f} to {entropy[-1]:.2f} nats per token; at most "
         f"{percent(max(clipped))} of the ratios were outside the clip range."
@@ -191,13 +192,13 @@ def rounds_table(stages: Stages) -> Table | None:
     for name in names:
         reward = stages[name.replace("rl", "reward", 1)].summary
         record = stages[name]
-        agreed = series(record, "reward_accuracy")[1]
-        gold, kl = series(record, "eval_gold")[1], series(record, "eval_kl_exact")[1]
+        agreed = series(record, "held-out/reward_accuracy")[1]
+        gold, kl = series(record, "held-out/gold")[1], series(record, "held-out/kl_exact")[1]
         rows.append(
             [
                 name.partition(", ")[2] or f"round {len(names)}",
                 f"{reward['train_pairs']:,}",
-                f"{percent(reward['eval_accuracy'])} {brackets(reward, 'eval_accuracy', percent)}",
+                f"{percent(reward['eval/accuracy'])} {brackets(reward, 'eval/accuracy', percent)}",
                 f"{percent(agreed[0])} → {percent(agreed[-1])}" if agreed else "–",
                 f"{two(gold[0])} → {two(gold[-1])}" if gold else "–",
                 two(kl[-1]) if kl else "–",
@@ -212,7 +213,9 @@ def checks_table(stages: Stages) -> Table | None:
     trained = [name for name in ("dpo", "rl") if name in stages]
     rows = [[name, check] for name in trained for check in stages[name].summary["checks"]]
     sft = stages["sft"].summary if "sft" in stages else {}
-    if "well_formed_rate" in sft:
-        share = percent(sft["well_formed_rate"])
-        rows.insert(0, ["sft", f"{share} of {sft['samples']} samples parse as well-formed and end with EOS"])
+    if "dev/well_formed_rate" in sft:
+        share = percent(sft["dev/well_formed_rate"])
+        rows.insert(
+            0, ["sft", f"{share} of {sft['dev/samples']} samples parse as well-formed and end with EOS"]
+        )
     return Table("Checked in the run itself", ["stage", "what held"], rows) if rows else None

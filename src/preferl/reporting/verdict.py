@@ -7,6 +7,7 @@ from typing import Any
 from preferl.reporting.evaluation import main_measure
 from preferl.reporting.hacking import risen_signs
 from preferl.reporting.page import Stages, Verdict, brackets, percent, series, signed, two
+from preferl.statistics.intervals import Estimate
 
 UNTRAINED = "Nothing was trained"
 
@@ -59,8 +60,8 @@ def fallen_from_its_peak(stages: Stages) -> str | None:
     """
     if "rl" not in stages:
         return None
-    step, gold = series(stages["rl"], "eval_gold")
-    _, error = series(stages["rl"], "eval_gold_se")
+    step, gold = series(stages["rl"], "held-out/gold")
+    _, error = series(stages["rl"], "held-out/gold_se")
     if len(gold) < 6 or len(error) != len(gold):
         return None
     mean = [sum(gold[i : i + 3]) / 3 for i in range(len(gold) - 2)]
@@ -79,9 +80,10 @@ def without_evaluation(stages: Stages) -> Verdict:
     done = ", ".join(stages)
     if all(record.manifest["stage"] == "audit" for record in stages.values()):
         found = []
-        for name, r in ((name, record.summary) for name, record in stages.items()):
-            ends = f"[{r['eval_accuracy_low']:.1%}, {r['eval_accuracy_high']:.1%}]"
-            share = f"{r['eval_accuracy']:.1%} {ends} of {r['eval_pairs']:,} pairs"
+        for name, record in stages.items():
+            r, split = record.summary, record.config["split"]
+            accuracy = Estimate.read(r, f"{split}/accuracy").text(".1%")
+            share = f"{accuracy} of {r[f'{split}/pairs']:,} pairs"
             found.append(f"{name}: {share} are scored as labelled by {r['reward']}.")
         return Verdict("Audited", "plain", " ".join(found))
     return Verdict("Not evaluated", "plain", f"Finished stages: {done}. Run `evaluate` for a verdict.")
@@ -148,8 +150,8 @@ def facts(stages: Stages) -> list[tuple[str, str, str]]:
             cards.append(("training the policy", f"{spent:,}", "forward passes"))
     if "reward" in stages and rewarded_by_it(stages):
         r = stages["reward"].summary
-        ends = brackets(r, "eval_accuracy", percent)
-        cards.append(("reward model accuracy", percent(r["eval_accuracy"]), ends))
+        ends = brackets(r, "eval/accuracy", percent)
+        cards.append(("reward model accuracy", percent(r["eval/accuracy"]), ends))
     seconds = sum(record.summary.get("seconds", 0) for record in stages.values())
     cards.append(("all stages", f"{seconds / 60:.1f}", "minutes"))
     return cards

@@ -1,12 +1,15 @@
-"""Checkpoints inside a stage: ``state/step_N/``, tensors as safetensors and the rest as JSON, never a pickle.
+"""What a stage keeps in ``state/`` so that it can go on: tensors as safetensors, the rest as JSON, never a
+pickle.
 
-A checkpoint appears whole or not at all, and the one before it goes only when it is there. Numbers survive
-JSON exactly (Python writes the shortest text that reads back as the same float).
+Two kinds. A training loop writes ``step_N/``, all of its state after step N (``Checkpoints``). A stage that
+samples or scores keeps ``part_NAME/``, each piece of work that is ready (``Parts``). Either appears whole or
+not at all. Numbers survive JSON exactly (Python writes the shortest text that reads back as the same float).
 """
 
 import json
 import os
-import shutil
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from preferl.runs import distributed
+from preferl.runs.mark import remove
 
 TENSORS, VALUES = "tensors.safetensors", "values.json"
+KEPT = 2  # checkpoints: the one before the last is there if the last turns out to be damaged
+A_RUN = 10  # checkpoints of a run, unless the person says otherwise
+LARGEST_SHARE = 0.1  # of a run's time may go into writing them
 
 
 @dataclass(frozen=True)
@@ -28,12 +35,81 @@ class Checkpoint:
     values: dict[str, Any]
 
 
-@distributed.main_writes
-def save(directory: Path, step: int, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-    """Writes ``directory/step_N`` and then removes older checkpoints."""
-    target, temporary = directory / f"step_{step}", directory / f".step_{step}.tmp"
-    if temporary.exists():
-        shutil.rmtree(temporary)
+def latest(directory: Path) -> Checkpoint | None:
+    """The last whole checkpoint, or None."""
+    steps = _steps(directory)
+    if not steps:
+        return None
+    tensors, values = _read(directory / f"step_{steps[-1]}")
+    return Checkpoint(steps[-1], tensors, values)
+
+
+class Checkpoints:
+    """When a training loop saves, and what is kept of it.
+
+    Args:
+        directory: ``state/`` of the stage.
+        steps: of the whole run.
+        every: steps between checkpoints; None for about ten a run, fewer only where writing them would take
+            over a tenth of its time; 0 for none.
+    """
+
+    def __init__(self, directory: Path, steps: int, every: int | None):
+        self.directory, self.steps = directory, steps
+        self.chosen = every is not None
+        self.every = max(1, steps // A_RUN) if every is None else every
+        self.started, self.writing, self.last = time.monotonic(), 0.0, 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this step; the first process decides for all."""
+        if not self.every or step % self.every or step >= self.steps:
+            return False
+        affordable = self.writing + self.last <= LARGEST_SHARE * (time.monotonic() - self.started)
+        return distributed.from_main(self.chosen or not self.writing or affordable)
+
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        """Writes ``step_N`` and then removes all but the last two."""
+        began = time.monotonic()
+        self._write(step, tensors, values)
+        self.last = time.monotonic() - began
+        self.writing += self.last
+
+    @distributed.main_writes
+    def _write(self, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        _write(self.directory / f"step_{step}", tensors, values)
+        for old in _steps(self.directory)[:-KEPT]:
+            remove(self.directory / f"step_{old}")
+
+
+class Parts:
+    """Pieces of work that are computed once: an interrupted stage reads those that are ready."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def get(
+        self, name: str, compute: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tensors and plain values of the part ``name``, as ``compute`` gave them now or before."""
+        path = self.directory / f"part_{name}"
+        if not path.exists():
+            _write(path, *compute())
+        return _read(path)
+
+
+def _steps(directory: Path) -> list[int]:
+    """The steps of the whole checkpoints, in order."""
+    names = [path.name.removeprefix("step_") for path in directory.glob("step_*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    return load_file(path / TENSORS), json.loads((path / VALUES).read_text(encoding="utf-8"))
+
+
+def _write(target: Path, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+    temporary = target.with_name(f".{target.name}.tmp")
+    remove(temporary)
     temporary.mkdir(parents=True)
     # Tied weights share memory, which safetensors refuses.
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -42,44 +118,63 @@ def save(directory: Path, step: int, tensors: dict[str, torch.Tensor], values: d
     for name in (TENSORS, VALUES):
         with open(temporary / name, "rb") as file:
             os.fsync(file.fileno())
-    if target.exists():
-        shutil.rmtree(target)
+    remove(target)
     os.replace(temporary, target)
-    for path in directory.iterdir():
-        if path != target:
-            shutil.rmtree(path)
 
 
-def latest(directory: Path) -> Checkpoint | None:
-    """The last whole checkpoint, or None."""
-    found = [int(path.name.removeprefix("step_")) for path in directory.glob("step_*")]
-    if not found:
-        return None
-    path = directory / f"step_{max(found)}"
-    values = json.loads((path / VALUES).read_text(encoding="utf-8"))
-    return Checkpoint(max(found), load_file(path / TENSORS), values)
+# ------------------------------------------------------------------------------- models and optimisers by
+# name
 
 
-@distributed.main_writes
-def clear(directory: Path) -> None:
-    """Removes all checkpoints, of a stage that is finished."""
-    if directory.is_dir():
-        shutil.rmtree(directory)
+def named_state(
+    parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """Weights as ``weights/<name>`` and the optimiser's moments as ``moments/<name>/<moment>``.
+
+    Args:
+        parameters: name -> parameter, of all that the optimiser trains.
+        optimizer: of these parameters.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"weights/{name}"] = parameter
+        for moment, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"moments/{name}/{moment}"] = value
+    return tensors
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The moments of every parameter, as ``<index>/<name>``."""
-    return {
-        f"{index}/{name}": tensor
-        for index, moments in optimizer.state_dict()["state"].items()
-        for name, tensor in moments.items()
-    }
+@torch.no_grad()
+def restore_named_state(
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Puts ``named_state`` back; the learning rate is the scheduler's.
+
+    Raises:
+        KeyError: a parameter is not in the checkpoint.
+    """
+    numbers = {id(p): i for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[f"weights/{name}"])
+        start = f"moments/{name}/"
+        own = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        if own:
+            moments[numbers[id(parameter)]] = own
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Gives an optimiser the moments of ``optimizer_tensors``; its learning rate is the scheduler's."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition("/")
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def restore_schedule(
+    optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, state: dict[str, Any]
+) -> None:
+    """Gives a scheduler its state and its optimiser the learning rate that follows from it."""
+    scheduler.load_state_dict(state)
+    for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate
+
+
+def below(start: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with ``start``, without it."""
+    return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}

@@ -9,7 +9,9 @@ import dataclasses
 import difflib
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -124,6 +126,34 @@ def parser_for(config_class: type, prog: str, description: str) -> Parser:
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
     parser.add_class_arguments(config_class, nested_key=None)
     return parser
+
+
+def given_value(arguments: Sequence[str], key: str) -> str | None:
+    """The value that flags and YAML files give a dotted key, the last of them; None where none does.
+
+    For what must be known before there can be a parser: which options an algorithm of a person's own has.
+    Files that cannot be read are the parser's to complain about.
+    """
+    found = None
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if not equals:
+            value = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if name == f"--{key}":
+            found = value
+        elif name == "--config":
+            found = _in_file(value, key) or found
+    return found
+
+
+def _in_file(path: str, key: str) -> str | None:
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        for part in key.split("."):
+            value = value[part]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    return str(value)
 
 
 def instantiate(parser: Parser, config_class: type[Config], namespace: Any) -> Config:

@@ -1,9 +1,11 @@
 """Device, dtype, threads and seeds: the only file that asks what machine this is."""
 
+import contextlib
 import hashlib
 import random
 import resource
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -13,35 +15,64 @@ from preferl.runs import distributed
 from preferl.runs.errors import UsageError
 
 
-def setup(seed: int, device: str, dtype: str, num_threads: int) -> tuple[torch.device, torch.dtype]:
-    """Seeds every generator and returns the device and the dtype to compute in.
+@contextlib.contextmanager
+def prepared(
+    seed: int, device: str, dtype: str, num_threads: int
+) -> Iterator[tuple[torch.device, torch.dtype]]:
+    """Seeds every generator and gives the device and the dtype to compute in, as long as the context lasts;
+    then the generators and the number of threads are what they were.
 
     Raises:
         UsageError: the device or the dtype is unknown or not there.
     """
-    if num_threads:
-        torch.set_num_threads(num_threads)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    place, kind = chosen_device(device), chosen_dtype(dtype, device)
+    threads = torch.get_num_threads()
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield place, kind
+        finally:
+            torch.set_num_threads(threads)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def chosen_device(device: str) -> torch.device:
+    """The device of a name, ``auto`` included.
+
+    Raises:
+        UsageError: it is unknown or not there.
+    """
     cuda = torch.cuda.is_available()
-    chosen = ("cuda" if cuda else "cpu") if device == "auto" else device
+    name = ("cuda" if cuda else "cpu") if device == "auto" else device
     try:
-        place = torch.device(chosen)
+        place = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"device '{device}' is not one torch knows; use auto, cpu or cuda") from error
     if place.type == "cuda" and not cuda:
         raise UsageError(f"device '{device}' asked for, but torch sees no CUDA device; use cpu")
-    if place.type == "cuda" and distributed.world_size() > 1:
-        place = own_gpu()
+    return own_gpu() if place.type == "cuda" and distributed.world_size() > 1 else place
+
+
+def chosen_dtype(dtype: str, device: str = "auto") -> torch.dtype:
+    """The dtype of a name, ``auto`` included.
+
+    Raises:
+        UsageError: it is unknown.
+    """
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype == "auto":
         # bfloat16 is emulated on most CPUs, 8 to 18 times slower than float32.
-        fast = place.type == "cuda" and torch.cuda.is_bf16_supported()
-        return place, torch.bfloat16 if fast else torch.float32
+        fast = chosen_device(device).type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
     if dtype not in kinds:
         raise UsageError(f"dtype '{dtype}' is unknown; use auto, float32 or bfloat16")
-    return place, kinds[dtype]
+    return kinds[dtype]
 
 
 def own_gpu() -> torch.device:

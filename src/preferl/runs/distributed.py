@@ -120,6 +120,11 @@ def all_reduce(tensor: "torch.Tensor") -> "torch.Tensor":
     return tensor
 
 
+def from_main(value: T) -> T:
+    """What the first process has; the same in all of them."""
+    return all_gather(value)[0]
+
+
 def all_gather(value: T) -> list[T]:
     """What each process has, in the order of their ranks; the same list in all of them."""
     if world_size() == 1:

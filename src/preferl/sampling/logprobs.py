@@ -1,11 +1,15 @@
 """Log-probabilities of responses under a model: the only place that shifts by one."""
 
+from collections.abc import Callable
+
 import torch
 from transformers import PreTrainedModel
 
 from preferl.data.tokens import positions
 from preferl.maths.policy import response_logprobs
-from preferl.sampling.samples import Samples
+from preferl.runs import distributed
+from preferl.runs.devices import autocast
+from preferl.sampling.samples import Samples, rows_of
 
 # Stands for log 0 where a number has to stay finite through a gradient.
 IMPOSSIBLE = -1e9
@@ -53,3 +57,38 @@ def logprobs_of(logits_BTV: torch.Tensor, samples: Samples) -> torch.Tensor:
     device = logits_BTV.device
     logp_BT = response_logprobs(logits_BTV, samples.response_BT.to(device), samples.sampling.temperature)
     return logp_BT.masked_fill(samples.mask_BT.to(device) == 0, 0.0)
+
+
+@torch.no_grad()
+def in_microbatches(
+    samples: Samples,
+    compute: Callable[[Samples], torch.Tensor],
+    size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    length_B: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``compute`` of all rows, ``size`` of like length at a time, gathered on the CPU as one ``_BT`` tensor.
+
+    Of several processes each computes its own rows, and all get all of them.
+
+    Args:
+        samples: B responses of at most T tokens.
+        compute: some rows to a ``_BT`` tensor of theirs.
+        size: rows in one forward pass.
+        device: where autocast applies.
+        dtype: to compute in.
+        length_B: what makes rows alike; by default the length of their responses.
+
+    Returns:
+        ``out_BT`` (float32), 0 outside the mask.
+    """
+    out_BT = torch.zeros(samples.mask_BT.shape)
+    length_B = samples.mask_BT.sum(-1) if length_B is None else length_B
+    order = distributed.shard(length_B.argsort())
+    for rows in order.split(size) if len(order) else ():
+        part = rows_of(samples, rows)
+        with autocast(device, dtype):
+            value_BT = compute(part).float().cpu() * part.mask_BT
+        out_BT[rows, : value_BT.shape[1]] = value_BT
+    return distributed.all_reduce(out_BT)

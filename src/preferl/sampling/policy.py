@@ -1,50 +1,53 @@
-"""Prompts to texts: what collect, evaluate and the checks after a stage need of an engine."""
+"""One policy: a language model that writes responses to prompts and says how likely responses are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
 
-from preferl.data.records import Prompt
+from preferl.data.records import Prompt, PromptRecord, columns_of
 from preferl.data.tokens import prompt_ids
-from preferl.models.load import max_positions
+from preferl.models import load
+from preferl.runs import devices
 from preferl.runs.config import SamplingOptions
 from preferl.runs.errors import UsageError
+from preferl.sampling.cached import CachedEngine
 from preferl.sampling.engine import SamplingEngine
+from preferl.sampling.logprobs import in_microbatches, policy_logprobs
 from preferl.sampling.samples import Samples, Sampling, cut_at_stop, decode, rows_of
-
-
-def sample_texts(
-    engine: SamplingEngine,
-    tokenizer: Any,
-    prompt_tokens: Sequence[Sequence[int]],
-    sampling: Sampling,
-    generator: torch.Generator,
-) -> tuple[Samples, list[str]]:
-    """Samples one response to each prompt: the tokens, cut at stop texts, and what they say."""
-    samples = cut_at_stop(engine.sample(prompt_tokens, sampling, generator), tokenizer)
-    return samples, decode(tokenizer, samples)
 
 
 @dataclass(frozen=True)
 class Responses:
-    """One response to each prompt. ``lengths`` counts tokens, EOS included."""
+    """One response to each prompt. ``lengths`` counts tokens, EOS included; ``columns`` are the other columns
+    of the prompts' rows."""
 
     prompts: list[Prompt]
     completions: list[str]
     finished: list[bool]
     lengths: list[int]
     samples: Samples
+    columns: dict[str, list[Any]] = field(default_factory=dict)
 
     def rows(self, rows: Sequence[int]) -> "Responses":
         """Some of them, by number."""
         return Responses(
-            *([values[i] for i in rows] for values in (self.prompts, self.completions)),
-            *([values[i] for i in rows] for values in (self.finished, self.lengths)),
+            prompts=[self.prompts[i] for i in rows],
+            completions=[self.completions[i] for i in rows],
+            finished=[self.finished[i] for i in rows],
+            lengths=[self.lengths[i] for i in rows],
             samples=rows_of(self.samples, torch.tensor(rows)),
+            columns={name: [column[i] for i in rows] for name, column in self.columns.items()},
         )
+
+    @property
+    def completion_ids(self) -> list[list[int]]:
+        """Token ids of each response, EOS included."""
+        rows = zip(self.samples.response_BT.tolist(), self.lengths, strict=True)
+        return [tokens[:length] for tokens, length in rows]
 
     @property
     def eos_rate(self) -> float:
@@ -55,65 +58,144 @@ class Responses:
         return sum(self.lengths) / len(self.lengths)
 
 
-def sampling_for(tokenizer: Any, options: SamplingOptions) -> Sampling:
-    """The sampling parameters of a stage: pad is never drawn, EOS ends a response.
+class Policy:
+    """A causal language model with its tokenizer.
 
-    Raises:
-        UsageError: temperature or length make no sense.
+    Example:
+        >>> policy = Policy.load("runs/demo/sft")
+        >>> policy.respond(["What is 2 + 2?"], n=2, seed=0, response_length=8).completions
+        ['4.', 'It is 4.']
+
+    Args:
+        model: a causal language model of transformers, or one with adapters of peft.
+        tokenizer: its tokenizer, with a pad token that is not EOS (``models.load.ensure_pad_token``).
+        dtype: to compute in; weights stay as they are.
+        engine: what samples; by default a ``CachedEngine`` on the model.
     """
-    if not options.temperature > 0:
-        raise UsageError(f"temperature is {options.temperature}; it must be above 0")
-    if "" in options.stop_sequences:
-        raise UsageError("stop_sequences holds an empty text, which would end every response at once")
-    if options.response_length < 1:
-        raise UsageError(f"response_length is {options.response_length}; it must be at least 1")
-    return Sampling(
-        temperature=options.temperature,
-        response_length=options.response_length,
-        suppressed=(tokenizer.pad_token_id,),
-        stop=(tokenizer.eos_token_id,),
-        stop_texts=tuple(options.stop_sequences),
-    )
 
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        dtype: torch.dtype = torch.float32,
+        engine: SamplingEngine | None = None,
+    ):
+        self.model, self.tokenizer, self.dtype, self.engine = model, tokenizer, dtype, engine
 
-def fitting_prompt_ids(
-    tokenizer: Any, prompts: Sequence[Prompt], model: PreTrainedModel, response_length: int
-) -> list[list[int]]:
-    """Token ids of prompts; where prompt and response exceed the model's positions the prompt loses its
-    oldest tokens.
+    @classmethod
+    def load(
+        cls, name_or_path: str, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    ) -> Self:
+        """A policy from a stage's directory, a model directory or a Hub name, in evaluation mode.
 
-    Raises:
-        UsageError: the model has no room for a response of this length.
-    """
-    limit = max_positions(model)
-    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    if limit is None:
-        return rows
-    room = limit - response_length
-    if room < 1:
-        raise UsageError(
-            f"response_length {response_length} leaves no room in the model's {limit} positions; lower it"
+        Raises:
+            UsageError: there is no such model, device or dtype.
+        """
+        place = device if isinstance(device, torch.device) else devices.chosen_device(device)
+        kind = dtype if isinstance(dtype, torch.dtype) else devices.chosen_dtype(dtype, str(place))
+        return cls(*load.load_policy(name_or_path, place), kind)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def sampling(self, options: SamplingOptions) -> Sampling:
+        """How tokens are drawn with these options: pad never, EOS ends a response.
+
+        Raises:
+            UsageError: temperature or length make no sense.
+        """
+        if not options.temperature > 0:
+            raise UsageError(f"temperature is {options.temperature}; it must be above 0")
+        if "" in options.stop_sequences:
+            raise UsageError("stop_sequences holds an empty text, which would end every response at once")
+        if options.response_length < 1:
+            raise UsageError(f"response_length is {options.response_length}; it must be at least 1")
+        return Sampling(
+            temperature=options.temperature,
+            response_length=options.response_length,
+            suppressed=(self.tokenizer.pad_token_id,),
+            stop=(self.tokenizer.eos_token_id,),
+            stop_texts=tuple(options.stop_sequences),
         )
-    return [row[-room:] for row in rows]
 
+    def prompt_tokens(self, prompts: Sequence[Prompt], response_length: int) -> list[list[int]]:
+        """Token ids of prompts; where prompt and response exceed the model's positions the prompt loses its
+        oldest tokens.
 
-def generate(
-    engine: SamplingEngine,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    prompt_tokens: Sequence[Sequence[int]],
-    sampling: Sampling,
-    generator: torch.Generator,
-    group_size: int = 1,
-) -> Responses:
-    """Samples ``group_size`` responses to each prompt, as text; those of one prompt stand together."""
-    prompts = [prompt for prompt in prompts for _ in range(group_size)]
-    prompt_tokens = [tokens for tokens in prompt_tokens for _ in range(group_size)]
-    samples, completions = sample_texts(engine, tokenizer, prompt_tokens, sampling, generator)
-    return Responses(
-        prompts=prompts,
-        completions=completions,
-        finished=samples.finished_B.tolist(),
-        lengths=samples.mask_BT.sum(-1).tolist(),
-        samples=samples,
-    )
+        Raises:
+            UsageError: the model has no room for a response of this length.
+        """
+        limit = load.max_positions(self.model)
+        rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
+        if limit is None:
+            return rows
+        room = limit - response_length
+        if room < 1:
+            raise UsageError(
+                f"response_length {response_length} leaves no room in the model's {limit} positions; lower it"
+            )
+        return [row[-room:] for row in rows]
+
+    def respond(
+        self,
+        prompts: Sequence[Prompt | PromptRecord],
+        n: int = 1,
+        seed: int | torch.Generator = 0,
+        options: SamplingOptions | None = None,
+        **changes: Any,
+    ) -> Responses:
+        """Samples ``n`` responses to each prompt; those of one prompt stand together.
+
+        Args:
+            prompts: texts, lists of messages, or records of such with the other columns of their rows.
+            n: responses to each.
+            seed: of the random numbers, or the generator that draws them (it moves on).
+            options: temperature, length, stop texts, batch size; by default those of ``SamplingOptions``.
+            **changes: options by name, as ``temperature=0.7``.
+
+        Raises:
+            UsageError: an option makes no sense, or the model has no room for so long a response.
+        """
+        options = replace(options or SamplingOptions(), **changes)
+        sampling = self.sampling(options)
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        records = [p if isinstance(p, PromptRecord) else PromptRecord(p) for p in prompts]
+        repeated = [record for record in records for _ in range(n)]
+        tokens = self.prompt_tokens([record.prompt for record in records], options.response_length)
+        repeated_tokens = [row for row in tokens for _ in range(n)]
+        samples = self.sampler(options).sample(repeated_tokens, sampling, generator)
+        samples = cut_at_stop(samples, self.tokenizer)
+        return Responses(
+            prompts=[record.prompt for record in repeated],
+            completions=decode(self.tokenizer, samples),
+            finished=samples.finished_B.tolist(),
+            lengths=samples.mask_BT.sum(-1).tolist(),
+            samples=samples,
+            columns=columns_of(repeated),
+        )
+
+    def sampler(self, options: SamplingOptions) -> SamplingEngine:
+        """The engine that samples."""
+        if self.engine is not None:
+            return self.engine
+        pad_id, batch_size = self.tokenizer.pad_token_id, options.sampling_batch_size
+        return CachedEngine(self.model, pad_id, batch_size, self.dtype)
+
+    def logprobs(
+        self, samples: Samples, batch_size: int = 128, length_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``logp_BT`` (float32, on the CPU) of responses under this policy, in nats; 0 outside the mask.
+
+        At the temperature at which they were drawn; no gradients. ``batch_size`` rows at once, of like
+        ``length_B`` (by default the response's).
+        """
+
+        def compute(part: Samples) -> torch.Tensor:
+            return policy_logprobs(self.model, part)
+
+        return in_microbatches(samples, compute, batch_size, self.device, self.dtype, length_B)
+
+    def save(self, path: Path) -> None:
+        """Writes the model and its tokenizer, as ``save_pretrained`` does."""
+        load.save(self.model, self.tokenizer, path)

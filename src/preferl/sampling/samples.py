@@ -1,10 +1,13 @@
 """What an engine returns: token ids, masks and the log-probabilities with which it drew them."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+TENSORS = ("tokens_BS", "prompt_mask_BP", "mask_BT", "logp_BT", "finished_B")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,15 @@ class Samples:
     @property
     def response_BT(self) -> torch.Tensor:
         return self.tokens_BS[:, self.prompt_width :]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by their names, for a file."""
+        return {name: getattr(self, name) for name in TENSORS}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], sampling: Sampling) -> "Samples":
+        """What ``tensors`` gave, with the parameters of their sampling."""
+        return cls(**{name: tensors[name] for name in TENSORS}, sampling=sampling, version=0)
 
 
 def rows_of(samples: Samples, rows: torch.Tensor) -> Samples:

@@ -4,23 +4,30 @@ Writes ``audit.json`` (accuracy, calibration, categories, biases, baselines, dis
 by category with intervals.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from preferl.data import sources
 from preferl.data.records import SPLITS, DataError, Preference, prompt_text
+from preferl.data.types import Scorer
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.scored import ScoredPairs, quality_of, scores_of
 from preferl.judging.scorers import load_scorer, reward_models
-from preferl.runs import devices
+from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions
-from preferl.runs.directory import StageDirectory, StageRecord
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
+from preferl.runs.record import StageRecord
+from preferl.runs.stage import Stage
+from preferl.statistics.intervals import Estimate
 
+PART = 2000  # pairs that are scored between two writes
+SIDES = ("chosen", "rejected")
 ALL = "all"
 
 
@@ -44,32 +51,44 @@ class AuditConfig(DataOptions, DeviceOptions):
 
 def run(config: AuditConfig, fresh: bool = False) -> Path:
     """Scores all pairs and writes what they show; returns the stage's directory."""
-    stage = StageDirectory(Path(config.output_dir), "audit")
-    if stage.settled(dataclasses.asdict(config), fresh):
-        say(f"audit: finished before in {stage.path}")
-        return stage.path
     if config.split not in (ALL, *SPLITS):
         raise UsageError(f"split '{config.split}' is unknown; use {ALL}, {', '.join(SPLITS)}")
-    device, _ = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
-    source = sources.load_source(**config.source())
-    pairs = pairs_of(source, config.split)[: config.max_pairs]
-    if config.category and not any(config.category in pair.columns for pair in pairs):
-        raise UsageError(
-            f"'{config.dataset_name}' has no column '{config.category}'; it has "
-            f"{', '.join(sorted({name for pair in pairs for name in pair.columns})) or 'none'}"
-        )
-    train_pairs: Sequence[Preference] = ()
-    if config.train_dataset_name:
-        training = sources.load_source(**config.source() | {"name": config.train_dataset_name})
-        train_pairs = pairs_of(training, "train")
-    scorer = load_scorer(config.reward_model, device)
-    stage.begin(
-        dataclasses.asdict(config), {"reward": config.reward_model, "preferences": config.dataset_name}
-    )
-    for note in source.notes:
-        say(f"audit: {note}")
-    scale = scale_of(config.reward_model)
-    chosen_N, rejected_N = scores_of(scorer, pairs)
+    with Stage("audit", config, fresh) as stage:
+        if stage.is_finished:
+            return stage.path
+        source = sources.load_source(**config.source())
+        pairs = pairs_of(source, config.split)[: config.max_pairs]
+        check_category(pairs, config)
+        train_pairs: Sequence[Preference] = ()
+        if config.train_dataset_name:
+            training = sources.load_source(**config.source() | {"name": config.train_dataset_name})
+            train_pairs = pairs_of(training, "train")
+        scorer = load_scorer(config.reward_model, stage.device)
+        parents = {"reward": config.reward_model, "preferences": config.dataset_name}
+        stage.begin(parents, source.notes)
+        audit(scorer, pairs, train_pairs, scale_of(config.reward_model), config, stage)
+    return stage.path
+
+
+def audit(
+    scorer: Scorer,
+    pairs: Sequence[Preference],
+    train_pairs: Sequence[Preference],
+    scale: float,
+    config: AuditConfig,
+    stage: Stage,
+) -> None:
+    """Audits a scorer on pairs and finishes the stage.
+
+    Args:
+        scorer: what is audited.
+        pairs: labelled pairs.
+        train_pairs: what the baselines learn from; may be empty.
+        scale: what brings scores to log-odds.
+        config: the options.
+        stage: where it is written.
+    """
+    chosen_N, rejected_N = scores_in_parts(scorer, pairs, Parts(stage.state))
     scored = ScoredPairs(pairs, chosen_N * scale, rejected_N * scale)
     found = audit_scorer(scorer, scored, train_pairs, scale, config.seed, config.category)
     stage.write_json("audit.json", found)
@@ -84,14 +103,39 @@ def run(config: AuditConfig, fresh: bool = False) -> Path:
         for pair, chosen, rejected in zip(pairs, chosen_N, rejected_N, strict=True)
     )
     say_result(found)
+    quality = quality_of(scored.gap_N, pairs, config.seed)
     stage.finish(
         reward=config.reward_model,
         reward_models=list(reward_models(scorer)),
         scale=scale,
-        notes=source.notes,
-        **quality_of(scored.gap_N, pairs, config.seed),
+        **{f"{config.split}/{name}": value for name, value in quality.items()},
     )
-    return stage.path
+
+
+def scores_in_parts(
+    scorer: Scorer, pairs: Sequence[Preference], parts: Parts
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the chosen and of the rejected responses; what was scored before an interruption is read."""
+    chosen, rejected = [], []
+    for start in range(0, len(pairs), PART):
+
+        def score(part: Sequence[Preference] = pairs[start : start + PART]) -> Any:
+            both = scores_of(scorer, part)
+            return {name: torch.from_numpy(x_N) for name, x_N in zip(SIDES, both, strict=True)}, {}
+
+        found, _ = parts.get(str(start), score)
+        chosen.append(found["chosen"].numpy())
+        rejected.append(found["rejected"].numpy())
+    return np.concatenate(chosen), np.concatenate(rejected)
+
+
+def check_category(pairs: Sequence[Preference], config: AuditConfig) -> None:
+    """Refuses a category column that no pair has."""
+    if config.category and not any(config.category in pair.columns for pair in pairs):
+        raise UsageError(
+            f"'{config.dataset_name}' has no column '{config.category}'; it has "
+            f"{', '.join(sorted({name for pair in pairs for name in pair.columns})) or 'none'}"
+        )
 
 
 def pairs_of(source: sources.Source, split: str) -> list[Preference]:
@@ -136,8 +180,5 @@ def say_result(found: dict[str, Any]) -> None:
 
 
 def estimate_text(row: dict[str, Any], form: str = ".1%") -> str:
-    """A number with its interval."""
-    if row["value"] is None:
-        return f"undefined ({row['reason']})"
-    ends = [format(row[end], form) if row[end] is not None else "?" for end in ("low", "high")]
-    return f"{format(row['value'], form)} [{ends[0]}, {ends[1]}]"
+    """A number with its interval, or why there is none."""
+    return Estimate.read(row).text(form, missing=f"undefined ({row.get('reason')})")

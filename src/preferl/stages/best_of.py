@@ -11,7 +11,6 @@ preferl best_of --model_name_or_path runs/sft --reward_model runs/reward
 preferl sft --model_name_or_path runs/sft --dataset_name runs/best_of --output_dir runs/distil
 """
 
-import dataclasses
 import math
 import random
 from collections.abc import Sequence
@@ -20,20 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from preferl.data import formats, sources
-from preferl.data.records import DataError, Demonstration, Prompt, prompt_key, prompt_text
+from preferl.data.records import DataError, Demonstration, Prompt, PromptRecord, prompt_key, prompt_text
 from preferl.data.types import Scorer
 from preferl.judging.scorers import load_scorer, reward_models, score_responses
 from preferl.maths.kl import best_of_n_kl_bound
-from preferl.models import load
 from preferl.runs import devices
+from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
-from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
-from preferl.sampling.cached import CachedEngine
-from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for
+from preferl.runs.stage import Stage
+from preferl.sampling.policy import Policy
 from preferl.statistics import mean_interval
 
 # Split of the demonstrations -> split of the prompts that they answer.
@@ -97,27 +96,33 @@ class Kept:
 
 def run(config: BestOfConfig, fresh: bool = False) -> Path:
     """Writes the chosen responses as demonstrations in two splits; returns the stage's directory."""
-    stage = StageDirectory(Path(config.output_dir), "best_of")
-    options = dataclasses.asdict(config)
-    if stage.settled(options, fresh):
-        say(f"best_of: finished before in {stage.path}")
-        return stage.path
     check_options(config)
-    device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
-    source = sources.load_source(**config.source())
-    prompts, notes = prompts_to_answer(source, config)
-    model, tokenizer = load.load_policy(config.model_name_or_path, device)
-    scorer = load_scorer(config.reward_model, device)
-    gold = load_scorer(config.gold, device) if config.gold else None
-    stage.begin(options, {"policy": config.model_name_or_path, "reward": config.reward_model})
-    for note in notes:
-        say(f"best_of: {note}")
+    with Stage("best_of", config, fresh) as stage:
+        if stage.is_finished:
+            return stage.path
+        source = sources.load_source(**config.source())
+        prompts, notes = prompts_to_answer(source, config)
+        policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
+        scorer = load_scorer(config.reward_model, stage.device)
+        gold = load_scorer(config.gold, stage.device) if config.gold else None
+        stage.begin({"policy": config.model_name_or_path, "reward": config.reward_model}, notes)
+        choose_best(policy, scorer, gold, prompts, config, stage)
+    return stage.path
 
-    engine = CachedEngine(model, tokenizer.pad_token_id, config.sampling_batch_size, dtype)
+
+def choose_best(
+    policy: Policy,
+    scorer: Scorer,
+    gold: Scorer | None,
+    prompts: dict[str, list[PromptRecord]],
+    config: BestOfConfig,
+    stage: Stage,
+) -> None:
+    """Samples, scores, keeps the best responses to the prompts of each split, and finishes the stage."""
     summary: dict[str, Any] = {}
     with Steps("best_of", sum(map(len, prompts.values()))) as steps:
         for split, asked in prompts.items():
-            rows = sample(config, engine, tokenizer, asked, split, scorer, gold, steps)
+            rows = sample(policy, scorer, gold, asked, split, config, stage, steps)
             kept, left_out = choose(rows, config)
             if split == "train":
                 check_something_is_left(rows, kept, config)
@@ -133,10 +138,7 @@ def run(config: BestOfConfig, fresh: bool = False) -> Path:
         kl_bound=kl_bound(config),
         forward_passes={"policy": responses, "reward": responses * len(reward_models(scorer))},
         gold=config.gold,
-        peak_memory_mib=devices.peak_memory_mib(device),
-        notes=notes,
     )
-    return stage.path
 
 
 def check_options(config: BestOfConfig) -> None:
@@ -161,7 +163,7 @@ def check_options(config: BestOfConfig) -> None:
 
 def prompts_to_answer(
     source: sources.Source, config: BestOfConfig
-) -> tuple[dict[str, list[Prompt]], list[str]]:
+) -> tuple[dict[str, list[PromptRecord]], list[str]]:
     """The prompts of each split of the demonstrations, in random order, and notes on the data.
 
     A data set that names its splits may hold one prompt in several: a prompt that is in ``eval`` answers
@@ -173,8 +175,8 @@ def prompts_to_answer(
     limits = {"train": config.max_prompts, "dev": config.dev_prompts}
     for split, its in PROMPTS_OF.items():
         prompts = source.prompts[its]
-        held = {prompt_key(p) for other in reserved[split] for p in source.prompts[other]}
-        free = [p for p in prompts if prompt_key(p) not in held]
+        held = {prompt_key(p.prompt) for other in reserved[split] for p in source.prompts[other]}
+        free = [p for p in prompts if prompt_key(p.prompt) not in held]
         if len(free) < len(prompts):
             notes.append(
                 f"left out {len(prompts) - len(free)} of {len(prompts)} prompts of the split {its}: they are "
@@ -191,46 +193,54 @@ def prompts_to_answer(
 
 
 def sample(
-    config: BestOfConfig,
-    engine: CachedEngine,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    split: str,
+    policy: Policy,
     scorer: Scorer,
     gold: Scorer | None,
+    prompts: Sequence[PromptRecord],
+    split: str,
+    config: BestOfConfig,
+    stage: Stage,
     steps: Steps,
 ) -> list[Candidates]:
-    """N responses to each prompt with their scores.
+    """N responses to each prompt with their scores; those from before an interruption are read.
 
     Raises:
         UsageError: a scorer returned another number of scores than it was given, or a non-finite one.
     """
     N = config.num_generations
-    sampling = sampling_for(tokenizer, config)
-    generator = devices.generator(config.seed, "best_of", split)
+    generator, parts = devices.generator(config.seed, "best_of", split), Parts(stage.state)
     chunk = max(1, 4 * config.sampling_batch_size // N)
     rows = []
     for start in range(0, len(prompts), chunk):
-        part = list(prompts[start : start + chunk])
-        tokens = fitting_prompt_ids(tokenizer, part, engine.model, config.response_length)
-        made = generate(engine, tokenizer, part, tokens, sampling, generator, N)
-        score_PN = score_responses(scorer, made).reshape(-1, N)
-        gold_PN = None if gold is None else score_responses(gold, made).reshape(-1, N)
-        finished_PN = np.array(made.finished).reshape(-1, N)
-        length_PN = np.array(made.lengths).reshape(-1, N)
-        rows += [
-            Candidates(
-                prompt,
-                made.completions[i * N : (i + 1) * N],
-                finished_PN[i],
-                length_PN[i],
-                score_PN[i],
-                None if gold_PN is None else gold_PN[i],
+        asked = prompts[start : start + chunk]
+
+        def answer(asked: Sequence[PromptRecord] = asked) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+            made = policy.respond(asked, N, generator, config)
+            tensors = {"score": torch.from_numpy(score_responses(scorer, made))}
+            if gold is not None:
+                tensors["gold"] = torch.from_numpy(score_responses(gold, made))
+            texts = {"responses": made.completions, "finished": made.finished, "lengths": made.lengths}
+            return tensors | {"generator": generator.get_state()}, texts
+
+        tensors, texts = parts.get(f"{split}-{start}", answer)
+        generator.set_state(tensors.pop("generator"))
+        value_PN = {name: x_N.numpy().reshape(-1, N) for name, x_N in tensors.items()}
+        finished_PN = np.array(texts["finished"]).reshape(-1, N)
+        length_PN = np.array(texts["lengths"]).reshape(-1, N)
+        for i, record in enumerate(asked):
+            rows.append(
+                Candidates(
+                    record.prompt,
+                    texts["responses"][i * N : (i + 1) * N],
+                    finished_PN[i],
+                    length_PN[i],
+                    value_PN["score"][i],
+                    value_PN["gold"][i] if gold is not None else None,
+                )
             )
-            for i, prompt in enumerate(part)
-        ]
-        best = float(score_PN.max(-1).mean())
-        steps.advance(len(part), reward=float(score_PN.mean()), best=best, eos=made.eos_rate)
+        best = float(value_PN["score"].max(-1).mean())
+        reward, eos = float(value_PN["score"].mean()), float(finished_PN.mean())
+        steps.advance(len(asked), reward=reward, best=best, eos=eos)
     return rows
 
 

@@ -22,6 +22,7 @@ from preferl.data.records import (
     DataError,
     Preference,
     Prompt,
+    PromptRecord,
     Ranking,
     SplitFractions,
     known_probability,
@@ -36,14 +37,13 @@ from preferl.judging.annotators import Annotator
 from preferl.judging.backends import JudgeConfig
 from preferl.judging.judges import JudgedPairs, PairwiseJudge, load_pairwise_judge
 from preferl.judging.scorers import JUDGE, load_scorer
-from preferl.models import load
 from preferl.runs import devices
+from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
-from preferl.runs.directory import StageDirectory
 from preferl.runs.errors import UsageError
-from preferl.runs.progress import Steps, say
-from preferl.sampling.cached import CachedEngine
-from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for
+from preferl.runs.progress import Steps
+from preferl.runs.stage import Stage
+from preferl.sampling.policy import Policy
 
 GOLD = ("gold_chosen", "gold_rejected")
 MOST_VISITS = 20
@@ -115,29 +115,46 @@ class Candidates:
 
 def run(config: CollectConfig, fresh: bool = False) -> Path:
     """Writes labelled pairs in four splits; returns the stage's directory."""
-    stage = StageDirectory(Path(config.output_dir), "collect")
-    options = dataclasses.asdict(config)
-    if stage.settled(options, fresh):
-        say(f"collect: finished before in {stage.path}")
-        return stage.path
     check_options(config)
-    device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
-    annotator = load_annotator(config, device)
-    misled = load_scorer(config.adversarial, device) if config.adversarial else None
-    older = sources.load_source(config.add_to) if config.add_to else None
-    parents = {"reward": config.adversarial or "", "added to": config.add_to or ""}
-    if config.responses_file:
-        candidates = read_candidates(Path(config.responses_file))
-        stage.begin(options, parents)
-    elif config.model_name_or_path:
-        model, tokenizer = load.load_policy(config.model_name_or_path, device)
-        prompts = sources.load_source(**config.source()).prompts
-        stage.begin(options, parents | {"policy": config.model_name_or_path})
-        engine = CachedEngine(model, tokenizer.pad_token_id, config.sampling_batch_size, dtype)
-        candidates = sample_candidates(config, engine, tokenizer, prompts)
-    else:
-        raise UsageError("collect needs --model_name_or_path (a policy) or --responses_file")
+    with Stage("collect", config, fresh) as stage:
+        if stage.is_finished:
+            return stage.path
+        annotator = load_annotator(config, stage.device)
+        misled = load_scorer(config.adversarial, stage.device) if config.adversarial else None
+        older = sources.load_source(config.add_to) if config.add_to else None
+        parents = {"reward": config.adversarial, "added to": config.add_to}
+        if config.responses_file:
+            candidates = read_candidates(Path(config.responses_file))
+            stage.begin(parents)
+        elif config.model_name_or_path:
+            policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
+            prompts = sources.load_source(**config.source()).prompts
+            stage.begin(parents | {"policy": config.model_name_or_path})
+            candidates = sample_candidates(policy, prompts, config, stage)
+        else:
+            raise UsageError("collect needs --model_name_or_path (a policy) or --responses_file")
+        compare(candidates, annotator, misled, older, config, stage)
+    return stage.path
 
+
+def compare(
+    candidates: dict[str, list[Candidates]],
+    annotator: Annotator | PairwiseJudge,
+    misled: Scorer | None,
+    older: sources.Source | None,
+    config: CollectConfig,
+    stage: Stage,
+) -> None:
+    """Lets the annotator compare the candidates of every split, and finishes the stage.
+
+    Args:
+        candidates: responses by split.
+        annotator: who labels.
+        misled: the reward whose mistakes are searched for, if any.
+        older: comparisons to which these are added.
+        config: the options.
+        stage: where they are written.
+    """
     summary: dict[str, Any] = {}
     for split, rows in candidates.items():
         rng = np.random.default_rng(devices.derived_seed(config.seed, "collect", split, "labels"))
@@ -159,34 +176,42 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
             summary[split] = describe(records, rows) | {"left_out": left_out}
         stage.log(split=split, **summary[split])
         stage.log_samples({"split": split, **example(r)} for r in records[:10])
+    say_result(summary, config, stage)
+    counts: dict[str, Any] = {}
+    if older is not None:
+        counts["added_to"] = {split: len(older.preferences[split]) for split in SPLITS}
+        stage.say(f"added to {counts['added_to']['train']} training pairs of {config.add_to}")
+    if isinstance(annotator, PairwiseJudge):
+        counts["judge"] = dataclasses.asdict(annotator.counts)
+        stage.say("the judge: " + ", ".join(f"{n} {name}" for name, n in counts["judge"].items()))
+    stage.finish(splits=summary, annotator=config.annotator, **counts)
+
+
+def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> None:
+    """Says what there is, and what there is less of than was asked for.
+
+    Raises:
+        DataError: there is no training pair.
+    """
     for split in SPLITS:
         counted = summary.get(split, {"pairs": 0})
         wanted, got = getattr(config.pairs, split), counted.get("rankings", counted["pairs"])
         if got < wanted:
-            say(
-                f"collect: {split} has {got} {config.layout}, fewer than the {wanted} asked for: "
+            stage.say(
+                f"{split} has {got} {config.layout}, fewer than the {wanted} asked for: "
                 f"the rest was identical, empty or had no prompts"
             )
-    if not summary.get("train", {"pairs": 0})["pairs"]:
+    train = summary.get("train", {"pairs": 0})
+    if not train["pairs"]:
         raise DataError("collect: no training pair at all; every prompt's responses were identical or empty")
-    train = summary["train"]
-    say(
-        f"collect: {train['pairs']} training pairs by {config.annotator}"
+    stage.say(
+        f"{train['pairs']} training pairs by {config.annotator}"
         + (
             f" from {train['rankings']} rankings"
             if "rankings" in train
             else f", {train['first_wins_rate']:.1%} won by the first response"
         )
     )
-    counts: dict[str, Any] = {}
-    if older is not None:
-        counts["added_to"] = {split: len(older.preferences[split]) for split in SPLITS}
-        say(f"collect: added to {counts['added_to']['train']} training pairs of {config.add_to}")
-    if isinstance(annotator, PairwiseJudge):
-        counts["judge"] = dataclasses.asdict(annotator.counts)
-        say("collect: the judge: " + ", ".join(f"{n} {name}" for name, n in counts["judge"].items()))
-    stage.finish(splits=summary, annotator=config.annotator, **counts)
-    return stage.path
 
 
 def load_annotator(config: CollectConfig, device: torch.device) -> Annotator | PairwiseJudge:
@@ -235,18 +260,19 @@ def check_options(config: CollectConfig) -> None:
 
 
 def sample_candidates(
-    config: CollectConfig, engine: CachedEngine, tokenizer: Any, prompts: dict[str, list[Prompt]]
+    policy: Policy, prompts: dict[str, list[PromptRecord]], config: CollectConfig, stage: Stage
 ) -> dict[str, list[Candidates]]:
     """Visits the prompts of each split in rounds until there are responses for the comparisons asked for, or
-    ``MOST_VISITS`` times as many visits as would do if no two responses were equal."""
+    ``MOST_VISITS`` times as many visits as would do if no two responses were equal. What was sampled before
+    an interruption is read."""
     K = config.num_generations
     each = K * (K - 1) // 2 if config.layout == "pairs" and not config.adversarial else 1
     visits = {
         split: -(-int(1.1 * getattr(config.pairs, split)) // each) if prompts[split] else 0
         for split in SPLITS
     }
-    sampling = sampling_for(tokenizer, config)
     out: dict[str, list[Candidates]] = {}
+    parts = Parts(stage.state)
     with Steps("collect", sum(visits.values())) as steps:
         for split, due in visits.items():
             order = rounds(prompts[split], config.seed, split)
@@ -254,14 +280,23 @@ def sample_candidates(
             rows = out[split] = []
             chunk = max(1, 4 * config.sampling_batch_size // K)
             while due:
-                part = list(itertools.islice(order, min(chunk, due)))
-                tokens = fitting_prompt_ids(tokenizer, part, engine.model, config.response_length)
-                made = generate(engine, tokenizer, part, tokens, sampling, generator, K)
-                for i, prompt in enumerate(part):
+                asked = list(itertools.islice(order, min(chunk, due)))
+
+                def answer(
+                    asked: list[PromptRecord] = asked, generator: torch.Generator = generator
+                ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+                    made = policy.respond(asked, K, generator, config)
+                    texts = {"responses": made.completions, "finished": made.finished}
+                    return {"generator": generator.get_state()}, texts | {"length": made.mean_length}
+
+                tensors, texts = parts.get(f"{split}-{len(rows)}", answer)
+                generator.set_state(tensors["generator"])
+                for i, record in enumerate(asked):
                     row = slice(i * K, (i + 1) * K)
-                    rows.append(Candidates(prompt, made.completions[row], made.finished[row]))
-                steps.advance(len(part), length=made.mean_length, eos=made.eos_rate)
-                due -= len(part)
+                    rows.append(Candidates(record.prompt, texts["responses"][row], texts["finished"][row]))
+                eos_rate = sum(texts["finished"]) / len(texts["finished"])
+                steps.advance(len(asked), length=texts["length"], eos=eos_rate)
+                due -= len(asked)
                 if not due:
                     due = visits_missing(rows, getattr(config.pairs, split), config, each)
                     steps.more(due)
@@ -281,7 +316,7 @@ def visits_missing(rows: Sequence[Candidates], wanted: int, config: CollectConfi
     return min(-(-(wanted - have) * len(rows) // max(have, 1)), most - len(rows))
 
 
-def rounds(prompts: Sequence[Prompt], seed: int, split: str) -> Iterator[Prompt]:
+def rounds(prompts: Sequence[PromptRecord], seed: int, split: str) -> Iterator[PromptRecord]:
     """Every prompt once in random order, then again in another order, without end."""
     rng = random.Random(devices.derived_seed(seed, "collect", split, "order"))
     while prompts:

@@ -8,7 +8,6 @@ the temperature at which the policy will be sampled. The reference reads every p
 preferl dpo --model_name_or_path runs/demo/sft --dataset_name runs/demo/collect
 """
 
-import dataclasses
 import itertools
 import math
 import random
@@ -18,26 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from preferl.data import sources
-from preferl.data.records import DataError, Preference, Prompt, prompt_text
+from preferl.data.records import DataError, Preference, PromptRecord, prompt_text
 from preferl.data.sources import Source
-from preferl.data.tokens import endless_buckets, pad, prompt_ids, response_ids
+from preferl.data.tokens import pad, prompt_ids, response_ids
 from preferl.evaluation.scored import accuracy_of
-from preferl.learning.optim import adamw, clip_and_step, schedule
+from preferl.learning.fit import FitOptions, Objective, Sums, check_fit, fit, plan_batches
 from preferl.maths import preference
 from preferl.models import load
-from preferl.runs import devices
-from preferl.runs.config import DataOptions, DeviceOptions, OptimOptions, SamplingOptions, require_at_least
-from preferl.runs.directory import StageDirectory
+from preferl.runs import devices, distributed
+from preferl.runs.checkpoint import Checkpoint
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
 from preferl.runs.errors import DivergedError, UsageError
-from preferl.runs.progress import Steps, say
-from preferl.sampling.cached import CachedEngine
+from preferl.runs.stage import Stage
 from preferl.sampling.logprobs import policy_logprobs
-from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for
-from preferl.sampling.samples import Samples, Sampling, rows_of
+from preferl.sampling.policy import Policy
+from preferl.sampling.samples import Samples, Sampling
 from preferl.statistics import mean_interval, wilson_interval
+from preferl.statistics.intervals import Estimate
 
 LOSSES = {"sigmoid": preference.dpo_loss, "ipo": preference.ipo_loss}
 # The policy against its own copy, nats per response: only the padding of the two batches differs.
@@ -45,7 +43,7 @@ MAX_FIRST_LOG_RATIO = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 
 @dataclass(kw_only=True)
-class DpoConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
+class DpoConfig(FitOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Options of the dpo stage."""
 
     output_dir: str = "runs/dpo"
@@ -66,10 +64,6 @@ class DpoConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     max_length: int = 512
     """Longest (prompt + response) in tokens; what is too long loses the oldest half of the room from its
     prompt, then the end of its responses."""
-    num_train_epochs: float = 1.0
-    """Passes over the training pairs."""
-    train_batch_size: int = 32
-    """Pairs in one update."""
     micro_batch_size: int = 32
     """Pairs (two sequences each) in one forward and backward pass; a smaller one saves memory and changes
     nothing."""
@@ -77,8 +71,6 @@ class DpoConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Peak learning rate of AdamW (5e-7 to 5e-6 suits a pretrained model)."""
     lr_scheduler_type: str = "linear"
     """``cosine``, ``linear`` or ``constant``, after the warm-up."""
-    num_evals: int = 10
-    """How often loss and accuracy on dev pairs are measured."""
     eval_pairs: int = 512
     """Most dev pairs of such a measurement."""
     check_samples: int = 256
@@ -102,123 +94,114 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """How a model reads pairs: the same for policy and reference."""
+class PairSplits:
+    """Training pairs, dev pairs, and counts of what was cut or left out of the training pairs."""
 
-    pad_id: int
-    sampling: Sampling
-    micro_batch_size: int
-    dtype: torch.dtype
-
-    def logprobs(self, model: PreTrainedModel, pairs: Sequence[Pair]) -> torch.Tensor:
-        """``logp_B2``: log-probabilities of the chosen and the rejected responses, sums over their tokens.
-
-        One forward pass; gradients flow.
-        """
-        with devices.autocast(model.device, self.dtype):
-            logp_BT = policy_logprobs(model, samples_of(pairs, self.pad_id, self.sampling))
-        return logp_BT.float().sum(-1).view(2, -1).T
-
-    @torch.no_grad()
-    def all_logprobs(self, model: PreTrainedModel, pairs: Sequence[Pair]) -> torch.Tensor:
-        """``logp_N2`` of any number of pairs, in micro-batches of like length, gathered on the CPU."""
-        logp_N2 = torch.zeros(len(pairs), 2)
-        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i]))
-        for start in range(0, len(order), self.micro_batch_size):
-            rows = order[start : start + self.micro_batch_size]
-            logp_N2[rows] = self.logprobs(model, [pairs[i] for i in rows]).cpu()
-        return logp_N2
+    train: list[Pair]
+    dev: list[Pair]
+    counts: dict[str, int]
 
 
 def run(config: DpoConfig, fresh: bool = False) -> Path:
     """Trains, saves ``model/``, writes metrics and samples; returns the stage's directory."""
-    stage = StageDirectory(Path(config.output_dir), "dpo")
-    options = dataclasses.asdict(config)
-    if stage.settled(options, fresh):
-        say(f"dpo: finished before in {stage.path}")
-        return stage.path
     check_options(config)
-    device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
-    source = sources.load_source(**config.source())
-    policy, tokenizer = load.load_policy(config.model_name_or_path, device)
-    reference = load_reference(config, tokenizer, device)
-    train, dev, counts = read_pairs(config, source, tokenizer, (policy, reference))
-    prompts = source.prompts["dev"][: config.check_samples]
-    prompt_tokens = fitting_prompt_ids(tokenizer, prompts, policy, config.response_length)
-    parents = {"policy": config.model_name_or_path, "preferences": config.dataset_name}
-    stage.begin(options, parents | {"reference": config.ref_model or config.model_name_or_path})
-    notes = [*source.notes, *notes_of(counts)]
-    for note in notes:
-        say(f"dpo: {note}")
-    say(f"dpo: {load.parameter_count(policy):,} parameters, {len(train):,} pairs, loss {config.loss_type}")
+    with Stage("dpo", config, fresh) as stage:
+        if stage.is_finished:
+            return stage.path
+        source = sources.load_source(**config.source())
+        policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
+        reference = Policy.load(config.ref_model or config.model_name_or_path, stage.device, stage.dtype)
+        check_vocabulary(policy, reference, config)
+        pairs = read_pairs(config, source, policy, reference)
+        parents = {
+            "policy": config.model_name_or_path,
+            "preferences": config.dataset_name,
+            "reference": config.ref_model or config.model_name_or_path,
+        }
+        saved = stage.begin(parents, [*source.notes, *notes_of(pairs.counts)])
+        train(policy, reference, pairs, source.prompts["dev"][: config.check_samples], config, stage, saved)
+    return stage.path
 
-    reader = Reader(tokenizer.pad_token_id, sampling_for(tokenizer, config), config.micro_batch_size, dtype)
-    reference_hash = load.weights_hash(reference)
-    same_start = load.weights_hash(policy) == reference_hash
-    updates = max(1, round(config.num_train_epochs * len(train) / config.train_batch_size))
+
+def train(
+    policy: Policy,
+    reference: Policy,
+    pairs: PairSplits,
+    prompts: Sequence[PromptRecord],
+    config: DpoConfig,
+    stage: Stage,
+    saved: Checkpoint | None = None,
+) -> None:
+    """Fine-tunes the policy in place on pairs, samples responses to ``prompts``, and finishes the stage."""
+    load.freeze(reference.model)
+    stage.say(
+        f"{load.parameter_count(policy.model):,} parameters, {len(pairs.train):,} pairs, "
+        f"loss {config.loss_type}"
+    )
+    # The tokens of the prompts are made before the training: what does not fit is found at once.
+    policy.prompt_tokens([record.prompt for record in prompts], config.response_length)
+    reference_hash = load.weights_hash(reference.model)
+    same_start = saved is None and load.weights_hash(policy.model) == reference_hash
+
     rng = random.Random(devices.derived_seed(config.seed, "dpo", "batches"))
-    endless = endless_buckets([len(pair) for pair in train], config.train_batch_size, rng)
-    batches = list(itertools.islice(endless, updates))
+    batches = plan_batches([len(pair) for pair in pairs.train], config, rng)
     read = sorted(set(itertools.chain.from_iterable(batches)))  # part of an epoch reads part of the pairs
-    reference_N2 = torch.zeros((len(train), 2))
-    reference_N2[read] = reader.all_logprobs(reference, [train[i] for i in read])
-    reference_dev_N2 = reader.all_logprobs(reference, dev)
+    reference_N2 = torch.zeros((len(pairs.train), 2))
+    reference_N2[read] = pair_logprobs(reference, [pairs.train[i] for i in read], config)
+    reference_dev_N2 = pair_logprobs(reference, pairs.dev, config)
     if not bool(reference_N2.isfinite().all()):
         raise DivergedError("dpo: the reference's log-probabilities are not finite; look at its weights")
+    unchecked = same_start
+
+    def step(numbers: Sequence[int]) -> tuple[torch.Tensor, Sums]:
+        nonlocal unchecked
+        reference_B2 = reference_N2[list(numbers)]
+        logp_B2 = trained_logprobs(policy, [pairs.train[i] for i in numbers], config)
+        if unchecked:
+            check_first(logp_B2.detach().cpu() - reference_B2, policy.dtype)
+            unchecked = False
+        return batch_loss(config, logp_B2, reference_B2)
 
     def measure() -> dict[str, float]:
-        found = describe(config, reader.all_logprobs(policy, dev), reference_dev_N2) if dev else {}
-        return {f"eval_{name}": value for name, value in found.items()}
+        if not pairs.dev:
+            return {}
+        found = describe(config, pair_logprobs(policy, pairs.dev, config), reference_dev_N2)
+        return {f"dev/{name}": value for name, value in found.items()}
 
-    optimizer = adamw(policy.parameters(), config)
-    scheduler = schedule(optimizer, config, updates)
-    eval_every = max(1, updates // config.num_evals)
-    held_out, seen = measure(), 0
-    if held_out:
-        stage.log(step=0, **held_out)
-    with Steps("dpo", updates) as steps:
-        for update in range(1, updates + 1):
-            rows, where = batches[update - 1], f"dpo update {update}"
-            part_B2 = reference_N2[rows]
-            logp_B2 = backward(config, reader, policy, [train[i] for i in rows], part_B2, where)
-            if update == 1 and same_start:
-                check_first(logp_B2 - part_B2, dtype)
-            row = {"step": update, **describe(config, logp_B2, part_B2)}
-            row["grad_norm"] = clip_and_step(optimizer, config.max_grad_norm, where)
-            scheduler.step()
-            seen += len(rows)
-            if update % eval_every == 0 or update == updates:
-                held_out = measure()
-                row |= held_out
-            stage.log(**row, learning_rate=scheduler.get_last_lr()[0])
-            steps.advance(loss=row["loss"], accuracy=row["accuracy"])
+    objective = Objective(policy.model, step, measure=measure)
+    fitted = fit(objective, batches, config, stage, saved, measure_first=True)
+    seen = sum(map(len, batches[: fitted.step]))
 
-    summary = held_out_summary(held_out, len(dev))
-    engine = CachedEngine(policy, tokenizer.pad_token_id, config.sampling_batch_size, dtype)
-    summary |= sample_check(config, stage, engine, reference, tokenizer, prompts, prompt_tokens)
-    if load.weights_hash(reference) != reference_hash:
+    summary = held_out_summary(fitted.last, len(pairs.dev))
+    summary |= sample_check(config, stage, policy, reference, prompts)
+    if load.weights_hash(reference.model) != reference_hash:
         raise DivergedError("dpo: the weights of the frozen reference have changed")
-    load.save(policy, tokenizer, stage.model)
-    say_result(summary)
+    save(policy, stage)
+    say_result(summary, stage)
     checks = ["weights of reference unchanged"]
     if same_start:
-        checks.insert(0, f"log-ratios before the first update within {MAX_FIRST_LOG_RATIO[dtype]:.0e} of 0")
+        checks.insert(
+            0, f"log-ratios before the first update within {MAX_FIRST_LOG_RATIO[policy.dtype]:.0e} of 0"
+        )
     stage.finish(
-        pairs=len(train),
-        updates=updates,
-        **counts,
+        pairs=len(pairs.train),
+        updates=fitted.step,
+        **pairs.counts,
         **summary,
         forward_passes={"policy_update": 3 * 2 * seen, "reference": 2 * len(read)},
         frozen_hashes={"reference": reference_hash},
         checks=checks,
-        peak_memory_mib=devices.peak_memory_mib(device),
-        notes=notes,
     )
-    return stage.path
+
+
+@distributed.main_writes
+def save(policy: Policy, stage: Stage) -> None:
+    policy.save(stage.model)
 
 
 def check_options(config: DpoConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
+    check_fit(config)
     if config.loss_type not in LOSSES:
         raise UsageError(f"loss_type '{config.loss_type}' is unknown; use {' or '.join(LOSSES)}")
     if not 0 < config.beta < math.inf:
@@ -227,36 +210,28 @@ def check_options(config: DpoConfig) -> None:
         raise UsageError(f"label_smoothing is {config.label_smoothing}; it must lie between 0 and 0.5")
     if not config.temperature > 0:
         raise UsageError(f"temperature is {config.temperature}; it must be above 0")
-    if not 0 < config.num_train_epochs < math.inf:
-        raise UsageError(f"num_train_epochs is {config.num_train_epochs}; it must be above 0")
     require_at_least(config, 0, "eval_pairs", "check_samples")
-    require_at_least(config, 1, "train_batch_size", "micro_batch_size", "num_evals")
     require_at_least(config, 2, "max_length")
 
 
-def load_reference(config: DpoConfig, tokenizer: Any, device: torch.device) -> PreTrainedModel:
-    """The frozen reference.
+def check_vocabulary(policy: Policy, reference: Policy, config: DpoConfig) -> None:
+    """Refuses a reference that reads other tokens than the policy.
 
     Raises:
-        UsageError: it reads other tokens than the policy.
+        UsageError: the vocabularies differ.
     """
-    name = config.ref_model or config.model_name_or_path
-    reference, own = load.load_policy(name, device)
-    if own.get_vocab() != tokenizer.get_vocab():
+    if reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise UsageError(
-            f"ref_model '{name}' has another vocabulary than '{config.model_name_or_path}': log-ratios need "
-            f"the same tokens; give a reference with the policy's tokenizer"
+            f"ref_model '{config.ref_model}' has another vocabulary than '{config.model_name_or_path}': "
+            f"log-ratios need the same tokens; give a reference with the policy's tokenizer"
         )
-    return load.freeze(reference)
 
 
 # -------------------------------------------------------------------------------------------------- pairs
 
 
-def read_pairs(
-    config: DpoConfig, source: Source, tokenizer: Any, models: Sequence[PreTrainedModel]
-) -> tuple[list[Pair], list[Pair], dict[str, int]]:
-    """Training pairs, dev pairs, and counts of what was cut or left out of the training pairs.
+def read_pairs(config: DpoConfig, source: Source, policy: Policy, reference: Policy) -> PairSplits:
+    """Training and dev pairs as token ids.
 
     Rankings come as all their ordered pairs; ties order nothing.
 
@@ -266,10 +241,11 @@ def read_pairs(
     preferences = source.need("preferences", "train")
     sizes = [len(ranking.responses) for ranking in source.rankings["train"]]
     ties = sum(K * (K - 1) // 2 for K in sizes) - len(preferences) if sizes else 0
+    models = (policy.model, reference.model)
     limits = [config.max_length, *(load.max_positions(model) for model in models)]
     max_length = min(limit for limit in limits if limit is not None)
     train, dev = (
-        [pair for row in rows if (pair := encode(tokenizer, row, max_length, config.stop_sequences))]
+        [pair for row in rows if (pair := encode(policy.tokenizer, row, max_length, config.stop_sequences))]
         for rows in (preferences, source.preferences["dev"][: config.eval_pairs])
     )
     if not train:
@@ -278,12 +254,12 @@ def read_pairs(
             f"raise max_length ({config.max_length}), or look at the data"
         )
     counts = {
-        "dev_pairs": len(dev),
+        "dev/pairs": len(dev),
         "ties_left_out": ties,
         "same_left_out": len(preferences) - len(train),
         "cut": sum(pair.cut for pair in train),
     }
-    return train, dev, counts
+    return PairSplits(train, dev, counts)
 
 
 def encode(tokenizer: Any, row: Preference, max_length: int, stop_texts: Sequence[str] = ()) -> Pair | None:
@@ -342,33 +318,36 @@ def samples_of(pairs: Sequence[Pair], pad_id: int, sampling: Sampling) -> Sample
 # --------------------------------------------------------------------------------------------------- loss
 
 
-def backward(
-    config: DpoConfig,
-    reader: Reader,
-    policy: PreTrainedModel,
-    pairs: Sequence[Pair],
-    reference_B2: torch.Tensor,
-    where: str,
-) -> torch.Tensor:
-    """Adds the gradient of a batch and returns the policy's ``logp_B2``.
+@torch.no_grad()
+def pair_logprobs(policy: Policy, pairs: Sequence[Pair], config: DpoConfig) -> torch.Tensor:
+    """``logp_N2`` without gradients, in micro-batches of like length."""
+    if not pairs:
+        return torch.zeros(0, 2)
+    samples = samples_of(pairs, policy.tokenizer.pad_token_id, policy.sampling(config))
+    length_B = samples.attention_BS.sum(-1)
+    return whole_responses(policy.logprobs(samples, 2 * config.micro_batch_size, length_B))
 
-    Losses of a micro-batch are divided by the number of pairs of the whole batch.
 
-    Raises:
-        DivergedError: a loss is not finite.
-    """
-    found = []
-    for rows in torch.arange(len(pairs)).split(reader.micro_batch_size):
-        logp_B2 = reader.logprobs(policy, [pairs[i] for i in rows])
-        loss = losses_of(config, logp_B2, reference_B2[rows].to(logp_B2.device)).sum() / len(pairs)
-        if not math.isfinite(loss.item()):
-            raise DivergedError(
-                f"{where}: the loss is {loss.item()}; stopped before the update. "
-                f"Lower the learning rate, or look at the pairs of this batch"
-            )
-        loss.backward()
-        found.append(logp_B2.detach().cpu())
-    return torch.cat(found)
+def trained_logprobs(policy: Policy, pairs: Sequence[Pair], config: DpoConfig) -> torch.Tensor:
+    """``logp_B2`` on the policy's device, with the graph that gradients need."""
+    samples = samples_of(pairs, policy.tokenizer.pad_token_id, policy.sampling(config))
+    with devices.autocast(policy.device, policy.dtype):
+        return whole_responses(policy_logprobs(policy.model, samples))
+
+
+def whole_responses(logp_BT: torch.Tensor) -> torch.Tensor:
+    """``logp_N2``: log-probabilities of the chosen and of the rejected response of each pair, sums over their
+    tokens, from rows in the order of ``samples_of``."""
+    return logp_BT.float().sum(-1).view(2, -1).T
+
+
+def batch_loss(
+    config: DpoConfig, logp_B2: torch.Tensor, reference_B2: torch.Tensor
+) -> tuple[torch.Tensor, Sums]:
+    """Summed loss of some pairs, and what is logged of them."""
+    n, found = len(logp_B2), describe(config, logp_B2.detach().cpu(), reference_B2)
+    sums = {f"train/{name}": (value * n, n) for name, value in found.items()}
+    return losses_of(config, logp_B2, reference_B2.to(logp_B2.device)).sum(), sums
 
 
 def losses_of(config: DpoConfig, logp_B2: torch.Tensor, reference_B2: torch.Tensor) -> torch.Tensor:
@@ -409,60 +388,38 @@ def held_out_summary(held_out: dict[str, float], n: int) -> dict[str, Any]:
     """The last measurement on dev pairs, with Wilson's interval of the accuracy."""
     if not n:
         return {}
-    low, high = wilson_interval(held_out["eval_accuracy"] * n, n)
-    named = {"dev_" + name.removeprefix("eval_"): value for name, value in held_out.items()}
-    return named | {"dev_accuracy_low": low, "dev_accuracy_high": high}
+    return held_out | Estimate(
+        held_out["dev/accuracy"], *wilson_interval(held_out["dev/accuracy"] * n, n)
+    ).named("dev/accuracy")
 
 
 def sample_check(
-    config: DpoConfig,
-    stage: StageDirectory,
-    engine: CachedEngine,
-    reference: PreTrainedModel,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    prompt_tokens: Sequence[Sequence[int]],
+    config: DpoConfig, stage: Stage, policy: Policy, reference: Policy, prompts: Sequence[PromptRecord]
 ) -> dict[str, Any]:
     """Responses of the trained policy to dev prompts: KL to the reference, length, share with EOS."""
     if not prompts:
         return {}
-    made = generate(
-        engine,
-        tokenizer,
-        prompts,
-        prompt_tokens,
-        sampling_for(tokenizer, config),
-        devices.generator(config.seed, "dpo", "check"),
-    )
-    kl_B = torch.zeros(len(prompts))
-    with torch.no_grad(), devices.autocast(reference.device, engine.dtype):
-        for rows in made.samples.mask_BT.sum(-1).argsort().split(2 * config.micro_batch_size):
-            part = rows_of(made.samples, rows)
-            kl_B[rows] = (part.logp_BT - policy_logprobs(reference, part).cpu()).sum(-1)
+    made = policy.respond(prompts, 1, devices.generator(config.seed, "dpo", "check"), config)
+    reference_BT = reference.logprobs(made.samples, 2 * config.micro_batch_size)
+    kl_B = (made.samples.logp_BT - reference_BT).sum(-1)
     stage.log_samples(
         {"prompt": prompt_text(p), "response": r, "finished": f, "kl": kl}
         for p, r, f, kl in zip(made.prompts, made.completions, made.finished, kl_B.tolist(), strict=True)
     )
-    kl, low, high = mean_interval(kl_B.double().numpy())
     return {
-        "samples": len(prompts),
-        "kl": kl,
-        "kl_low": low,
-        "kl_high": high,
-        "eos_rate": made.eos_rate,
-        "length": made.mean_length,
+        "dev/samples": len(prompts),
+        **mean_interval(kl_B.double().numpy()).named("dev/kl"),
+        "dev/eos_rate": made.eos_rate,
+        "dev/length": made.mean_length,
     }
 
 
-def say_result(summary: dict[str, Any]) -> None:
-    if "dev_accuracy" in summary:
-        say(
-            f"dpo: held-out pairs ordered as labelled {summary['dev_accuracy']:.1%} "
-            f"[{summary['dev_accuracy_low']:.1%}, {summary['dev_accuracy_high']:.1%}], "
-            f"loss {summary['dev_loss']:.3f}"
-        )
-    if "kl" in summary:
-        say(
-            f"dpo: KL {summary['kl']:.2f} nats per response, EOS {summary['eos_rate']:.1%}, "
-            f"length {summary['length']:.1f}"
+def say_result(summary: dict[str, Any], stage: Stage) -> None:
+    if "dev/accuracy" in summary:
+        accuracy = Estimate.read(summary, "dev/accuracy").text(".1%")
+        stage.say(f"held-out pairs ordered as labelled {accuracy}, loss {summary['dev/loss']:.3f}")
+    if "dev/kl" in summary:
+        stage.say(
+            f"KL {summary['dev/kl']:.2f} nats per response, EOS {summary['dev/eos_rate']:.1%}, "
+            f"length {summary['dev/length']:.1f}"
         )

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from preferl.data import sources
-from preferl.data.records import DataError, Prompt, prompt_key, prompt_text
+from preferl.data.records import DataError, Prompt, PromptRecord, prompt_key, prompt_text
 from preferl.data.types import Scorer
 from preferl.evaluation import comparison, pool
 from preferl.evaluation.comparison import KL_DRIFT_PER_TOKEN
@@ -27,16 +26,15 @@ from preferl.judging.backends import JudgeConfig
 from preferl.judging.judges import load_pairwise_judge
 from preferl.judging.scorers import check_scores, load_scorer, reward_models, score_responses
 from preferl.learning.rollout import Shaping
-from preferl.models import load
 from preferl.runs import devices
+from preferl.runs.checkpoint import Parts, below
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
-from preferl.runs.directory import StageDirectory, StageRecord
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
-from preferl.sampling.cached import CachedEngine
-from preferl.sampling.logprobs import policy_logprobs
-from preferl.sampling.policy import Responses, fitting_prompt_ids, generate, sampling_for
-from preferl.sampling.samples import Samples, rows_of
+from preferl.runs.record import StageRecord
+from preferl.runs.stage import Stage
+from preferl.sampling.policy import Policy, Responses
+from preferl.sampling.samples import Samples
 from preferl.statistics import distinct_n, mean_interval, repetition
 from preferl.statistics.frontier import break_even_queries
 
@@ -79,41 +77,61 @@ class EvaluateConfig(SamplingOptions, DataOptions, DeviceOptions):
 
 def run(config: EvaluateConfig, fresh: bool = False) -> Path:
     """Samples, compares and writes ``summary.json`` and ``samples.jsonl``; returns the directory."""
-    stage = StageDirectory(Path(config.output_dir), "evaluate")
-    options = dataclasses.asdict(config)
-    if stage.settled(options, fresh):
-        say(f"evaluate: finished before in {stage.path}")
-        return stage.path
     check_options(config)
-    device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
-    source = sources.load_source(**config.source())
-    prompts = source.need("prompts", "eval")[: config.max_eval_prompts]
-    if len(prompts) < 2 or config.best_of_prompts < 2:
-        raise UsageError(
-            f"{len(prompts)} eval prompts and best_of_prompts {config.best_of_prompts}: "
-            f"an interval needs at least 2 of each"
-        )
-    policy, tokenizer = load.load_policy(config.model_name_or_path, device)
-    reference, _ = load.load_policy(config.ref_model, device)
-    named = {"score": config.reward_model, "gold": config.gold, "held_out": config.held_out_reward}
-    scorers = {measure: load_scorer(name, device) for measure, name in named.items() if name}
-    stage.begin(
-        options,
-        {"policy": config.model_name_or_path, "reference": config.ref_model, "reward": config.reward_model},
-    )
-    responder = Responder(config, tokenizer, scorers, device, dtype)
+    with Stage("evaluate", config, fresh) as stage:
+        if stage.is_finished:
+            return stage.path
+        source = sources.load_source(**config.source())
+        source.need("prompts", "eval")
+        policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
+        reference = Policy.load(config.ref_model, stage.device, stage.dtype)
+        named = {"score": config.reward_model, "gold": config.gold, "held_out": config.held_out_reward}
+        scorers = {measure: load_scorer(name, stage.device) for measure, name in named.items() if name}
+        parents = {
+            "policy": config.model_name_or_path,
+            "reference": config.ref_model,
+            "reward": config.reward_model,
+        }
+        stage.begin(parents, source.notes)
+        evaluate(policy, reference, source, scorers, config, stage)
+    return stage.path
+
+
+def evaluate(
+    policy: Policy,
+    reference: Policy,
+    source: sources.Source,
+    scorers: Mapping[str, Scorer],
+    config: EvaluateConfig,
+    stage: Stage,
+) -> None:
+    """Compares the policy with the reference on the source's eval prompts, and finishes the stage.
+
+    Args:
+        policy: what is evaluated.
+        reference: what it is compared with, and the reference of the KL.
+        source: prompts, and responses of the data set's own where it has some.
+        scorers: by measure: ``score``, and where there are such ``gold`` and ``held_out``.
+        config: the options.
+        stage: where it is written.
+    """
+    records = source.need("prompts", "eval")[: config.max_eval_prompts]
+    prompts = [record.prompt for record in records]
+    if len(prompts) < 2:
+        raise UsageError(f"{len(prompts)} eval prompts: an interval needs at least 2")
+    responder = Responder(config, scorers, stage)
     size = config.pool_size or max(config.best_of, default=0)
     with Steps("evaluate", 2 + bool(size)) as steps:
-        rl = responder.respond("policy", policy, prompts, config.num_generations)
+        rl = responder.respond("policy", policy, records, config.num_generations)
         steps.advance()
-        sft = responder.respond("reference", reference, prompts, config.num_generations)
+        sft = responder.respond("reference", reference, records, config.num_generations)
         steps.advance()
-        few = prompts[: config.best_of_prompts]
+        few = records[: config.best_of_prompts]
         drawn = responder.respond("best-of", reference, few, size) if size else None
         steps.advance(bool(size))
 
     # The policy's own log-probabilities travel with its samples; only the reference's are missing.
-    reference_logp_N = responder.log_probability(reference, rl.made.samples)
+    reference_logp_N = log_probability(reference, rl.made.samples)
     log_ratio_N = rl.logp_N - reference_logp_N
     training = training_of(config)
     policies = {
@@ -124,7 +142,7 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
     against = {measure: comparison.compare(rl[measure], sft[measure], categories) for measure in scorers}
     for measure, row in against.items():
         row |= comparison.at_equal_length(rl[measure], sft[measure], rl.length_PG, sft.length_PG)
-    judged = judge_of(config, device)
+    judged = judge_of(config, stage.device)
     if judged is not None:
         against["judge"] = judged(prompts, rl, sft.first, sft.first_finished)
     references = against_references(source.references("eval"), prompts, rl, scorers, judged)
@@ -138,14 +156,11 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
         comparison=against,
         references=references,
         signs=comparison.signs(rl.made.completions, sft.made.completions, config.num_generations),
-        examples=examples(prompts, sft, responder.log_probability(policy, sft.made.samples)),
+        examples=examples(prompts, sft, log_probability(policy, sft.made.samples)),
         training=training,
         **from_pool(config, training, drawn, sft, rl, scorers["score"]),
         gold=config.gold,
-        peak_memory_mib=devices.peak_memory_mib(device),
-        notes=source.notes,
     )
-    return stage.path
 
 
 def check_options(config: EvaluateConfig) -> None:
@@ -197,49 +212,50 @@ class ScoredResponses:
 
 
 class Responder:
-    """Samples from a policy and scores what comes out."""
+    """Samples from a policy and scores what comes out; what was ready before an interruption is read."""
 
-    def __init__(
-        self,
-        config: EvaluateConfig,
-        tokenizer: Any,
-        scorers: Mapping[str, Scorer],
-        device: torch.device,
-        dtype: torch.dtype,
-    ):
-        self.config, self.tokenizer, self.scorers = config, tokenizer, scorers
-        self.device, self.dtype = device, dtype
-        self.sampling = sampling_for(tokenizer, config)
+    def __init__(self, config: EvaluateConfig, scorers: Mapping[str, Scorer], stage: Stage):
+        self.config, self.scorers, self.parts = config, scorers, Parts(stage.state)
 
     def respond(
-        self, name: str, model: PreTrainedModel, prompts: Sequence[Prompt], count: int
+        self, name: str, policy: Policy, prompts: Sequence[PromptRecord], count: int
     ) -> ScoredResponses:
         """``count`` responses to each prompt, with every measure's values."""
-        engine = CachedEngine(model, self.tokenizer.pad_token_id, self.config.sampling_batch_size, self.dtype)
-        tokens = fitting_prompt_ids(self.tokenizer, prompts, model, self.config.response_length)
-        generator = devices.generator(self.config.seed, "evaluate", name)
-        started = time.process_time()
-        made = generate(engine, self.tokenizer, prompts, tokens, self.sampling, generator, count)
-        sampled = time.process_time()
-        values = {"score": score_responses(self.scorers["score"], made).reshape(-1, count)}
-        scored = time.process_time()
-        values |= {
-            measure: score_responses(scorer, made).reshape(-1, count)
-            for measure, scorer in self.scorers.items()
-            if measure != "score"
-        }
-        n = len(made.completions)
-        return ScoredResponses(made, values, count, ((sampled - started) / n, (scored - sampled) / n))
 
-    @torch.no_grad()
-    def log_probability(self, model: PreTrainedModel, samples: Samples) -> np.ndarray:
-        """log pi(y|x) of each response under a model at the sampling temperature, in nats."""
-        out_B = torch.zeros(len(samples.mask_BT), dtype=torch.float64)
-        for rows in samples.mask_BT.sum(-1).argsort().split(128):
-            with devices.autocast(self.device, self.dtype):
-                logp_BT = policy_logprobs(model, rows_of(samples, rows))
-            out_B[rows] = logp_BT.double().sum(-1).cpu()
-        return out_B.numpy()
+        def compute() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+            generator = devices.generator(self.config.seed, "evaluate", name)
+            started = time.process_time()
+            made = policy.respond(prompts, count, generator, self.config)
+            sampled = time.process_time()
+            values = {"score": score_responses(self.scorers["score"], made)}
+            scored = time.process_time()
+            for measure, scorer in self.scorers.items():
+                if measure != "score":
+                    values[measure] = score_responses(scorer, made)
+            n = len(made.completions)
+            tensors = {f"value/{measure}": torch.from_numpy(value_N) for measure, value_N in values.items()}
+            seconds = [(sampled - started) / n, (scored - sampled) / n]
+            return tensors | made.samples.tensors(), {"completions": made.completions, "seconds": seconds}
+
+        tensors, plain = self.parts.get(name, compute)
+        samples = Samples.from_tensors(tensors, policy.sampling(self.config))
+        made = Responses(
+            prompts=[record.prompt for record in prompts for _ in range(count)],
+            completions=plain["completions"],
+            finished=samples.finished_B.tolist(),
+            lengths=samples.mask_BT.sum(-1).tolist(),
+            samples=samples,
+        )
+        values = {
+            name: value_N.numpy().reshape(-1, count) for name, value_N in below("value/", tensors).items()
+        }
+        ordered = {measure: values[measure] for measure in self.scorers}
+        return ScoredResponses(made, ordered, count, tuple(plain["seconds"]))
+
+
+def log_probability(policy: Policy, samples: Samples) -> np.ndarray:
+    """log pi(y|x) of each response under a policy at the sampling temperature, in nats."""
+    return policy.logprobs(samples).double().sum(-1).numpy()
 
 
 def means(responses: ScoredResponses) -> dict[str, Any]:

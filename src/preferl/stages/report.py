@@ -15,8 +15,8 @@ import yaml
 from preferl.reporting import comparison, cost, evaluation, hacking, rewards, training
 from preferl.reporting.page import Stages, section, write_page
 from preferl.reporting.verdict import facts, verdict
-from preferl.runs.directory import SHARED, stage_records
 from preferl.runs.errors import UsageError
+from preferl.runs.record import SHARED, stage_records
 
 # What every page reads of an evaluation.
 NEEDED = ("policies", "comparison", "references", "signs", "training", "cost", "best_of", "num_generations")

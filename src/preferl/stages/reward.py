@@ -7,9 +7,7 @@ The weights with the lowest dev log-loss are kept, scores are normalised to mean
 samples, and quality is reported on the eval split.
 """
 
-import copy
 import dataclasses
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 
 from preferl.data import sources
@@ -31,13 +28,12 @@ from preferl.data.records import (
     ranking_of,
 )
 from preferl.data.sources import Source
-from preferl.data.tokens import endless_buckets
 from preferl.data.types import Scorer
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.baselines import fit_length
 from preferl.evaluation.scored import ScoredPairs, accuracy_of, quality_of, scores_of
-from preferl.judging.scorers import MEMBER, load_scorer
-from preferl.learning.optim import adamw, clip_and_step, schedule
+from preferl.judging.scorers import MEMBER, ShardedScorer, load_scorer
+from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, check_fit, fit, plan_batches
 from preferl.maths import preference
 from preferl.models import load
 from preferl.models.packing import can_pack, flat_scores
@@ -51,17 +47,18 @@ from preferl.models.reward import (
     save_adapter,
     with_lora,
 )
-from preferl.runs import devices
-from preferl.runs.config import DataOptions, DeviceOptions, OptimOptions, SamplingOptions
-from preferl.runs.directory import StageDirectory, StageRecord
+from preferl.runs import devices, distributed
+from preferl.runs.checkpoint import Checkpoint
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
 from preferl.runs.errors import UsageError
-from preferl.runs.progress import Steps, say
-from preferl.sampling.cached import CachedEngine
-from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for
+from preferl.runs.record import StageRecord
+from preferl.runs.stage import Stage
+from preferl.sampling.policy import Policy
+from preferl.statistics.intervals import Estimate
 
 
 @dataclass(kw_only=True)
-class RewardConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
+class RewardConfig(FitOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Options of the reward stage."""
 
     output_dir: str = "runs/reward"
@@ -98,8 +95,6 @@ class RewardConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Share of the training prompts that each member of an ensemble sees."""
     max_length: int = 512
     """Longest (prompt + response) in tokens; a prompt loses its oldest tokens first."""
-    num_train_epochs: float = 1.0
-    """Passes over the training pairs."""
     train_batch_size: int = 16
     """Comparisons in one update."""
     learning_rate: float = 1e-3
@@ -114,8 +109,6 @@ class RewardConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Share of the updates over which the weights that are evaluated and kept are averaged; 0 for none."""
     train_embeddings: bool = True
     """Train the input embeddings too; without, a small model remembers less of a small data set."""
-    num_evals: int = 10
-    """How often accuracy and log-loss on dev pairs are measured."""
     patience: int = 4
     """Stop after so many measurements without a lower dev log-loss."""
     max_train_comparisons: int | None = None
@@ -195,53 +188,41 @@ def run(config: RewardConfig, fresh: bool = False) -> Path:
     With ``num_members`` each member is such a directory below this one, and this one holds what they say
     together.
     """
-    stage = StageDirectory(Path(config.output_dir), "reward")
-    options = dataclasses.asdict(config)
-    if stage.settled(options, fresh):
-        say(f"reward: finished before in {stage.path}")
-        return stage.path
     check_options(config)
-    device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
-    source = sources.load_source(**config.source())
-    eval_pairs = source.need("preferences", "eval")[: config.max_eval_pairs]
-    train_pairs = source.need("preferences", "train")
-    parents = {"model": config.model_name_or_path, "preferences": config.dataset_name}
-    stage.begin(options, parents, keep=None if fresh else MEMBER)
-    for note in source.notes:
-        say(f"reward: {note}")
-    if config.num_members > 1:
-        scorer, sd, summary = train_members(config, stage, source, device, fresh)
-    else:
-        scorer, sd, summary = train_one(config, stage, source, device, dtype)
-    chosen, rejected = scores_of(scorer, eval_pairs)
-    quality = quality_of((chosen - rejected) * sd, eval_pairs, config.seed)
-    quality["length_baseline_accuracy"] = length_baseline(train_pairs, eval_pairs)
-    stage.log_samples(
-        {
-            "prompt": prompt_text(p.prompt),
-            "chosen": p.chosen,
-            "rejected": p.rejected,
-            "score_chosen": c,
-            "score_rejected": r,
-        }
-        for p, c, r in list(zip(eval_pairs, chosen, rejected, strict=True))[:200]
-    )
-    say_quality(quality)
-    if config.audit:
-        unseen = ScoredPairs(eval_pairs, chosen * sd, rejected * sd)
-        stage.write_json("audit.json", audit_scorer(scorer, unseen, train_pairs, sd, config.seed))
-    stage.finish(
-        train_pairs=len(train_pairs),
-        peak_memory_mib=devices.peak_memory_mib(device),
-        notes=source.notes,
-        **summary,
-        **quality,
-    )
+    with Stage("reward", config, fresh) as stage:
+        if stage.is_finished:
+            return stage.path
+        source = sources.load_source(**config.source())
+        source.need("preferences", "eval")
+        source.need("preferences", "train")
+        parents = {"model": config.model_name_or_path, "preferences": config.dataset_name}
+        saved = stage.begin(parents, source.notes, keep=MEMBER)
+        if config.num_members > 1:
+            trained = train_members(config, stage, fresh)
+        else:
+            model, tokenizer = load_reward_model(
+                config.model_name_or_path, stage.device, True, config.pooling
+            )
+            policy = None
+            if config.reference_policy:
+                policy = Policy.load(config.reference_policy, stage.device, stage.dtype)
+            trained = train(RewardModel(model, tokenizer), source, config, stage, saved, policy)
+        report(trained, source, config, stage)
     return stage.path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained reward: its scorer, the sd of its raw scores, what the summary says of the training."""
+
+    scorer: Scorer
+    sd: float
+    summary: dict[str, Any]
 
 
 def check_options(config: RewardConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
+    check_fit(config)
     if config.loss not in ("auto", *LOSSES):
         raise UsageError(f"loss '{config.loss}' is unknown; use auto, {', '.join(LOSSES)}")
     for name, low, high in (("weight_average", 0, 1), ("label_smoothing", 0, 0.5), ("member_share", 0, 1)):
@@ -260,40 +241,59 @@ def check_options(config: RewardConfig) -> None:
         )
 
 
-def train_one(
-    config: RewardConfig, stage: StageDirectory, source: Source, device: torch.device, dtype: torch.dtype
-) -> tuple[RewardModel, float, dict[str, Any]]:
-    """Trains, normalises and saves one model; returns its scorer, the sd of its raw scores and a summary."""
+def train(
+    scorer: RewardModel,
+    source: Source,
+    config: RewardConfig,
+    stage: Stage,
+    saved: Checkpoint | None = None,
+    reference: Policy | None = None,
+) -> Trained:
+    """Trains a reward model in place, normalises and saves it.
+
+    Args:
+        scorer: the model with which to start; its ``max_length`` is set.
+        source: preferences.
+        config: the options.
+        stage: where it is logged and saved.
+        saved: the checkpoint to go on from.
+        reference: the policy on whose samples scores are normalised; None for the training pairs' responses.
+    """
     loss, comparisons, notes = comparisons_for(config, source)
     for note in notes:
-        say(f"reward: {note}")
-    model, tokenizer = load_reward_model(config.model_name_or_path, device, True, config.pooling)
+        stage.say(note)
+    model, tokenizer = scorer.model, scorer.tokenizer
     if config.lora_r:
         base = config.model_name_or_path
         model = with_lora(model, base, config.lora_r, config.lora_alpha, config.lora_dropout)
     else:
         model.get_input_embeddings().requires_grad_(config.train_embeddings)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    say(
-        f"reward: {load.parameter_count(model):,} parameters, {trainable:,} trained; "
+    stage.say(
+        f"{load.parameter_count(model):,} parameters, {trainable:,} trained; "
         f"{len(comparisons):,} comparisons, loss {loss}"
     )
     scorer = RewardModel(model, tokenizer, max_length=config.max_length)
     dev_pairs = source.need("preferences", "dev")[:1000]
-    best = train(config, loss, stage, scorer, comparisons, dev_pairs, dtype)
-    mean, sd = reference_scores(config, scorer, source, device, dtype)
+    fitted, sequences = optimise(scorer, loss, comparisons, dev_pairs, config, stage, saved)
+    model.requires_grad_(True)
+    mean, sd = reference_scores(config, scorer, source, reference)
     mean += reward_mean(model)
     fold_normalisation(model, mean, sd)
     if config.lora_r:
-        save_adapter(model, stage.path / "adapter", config.pooling)
+        save(lambda: save_adapter(model, stage.path / "adapter", config.pooling))
         with quiet_peft():
             scorer.model = model.merge_and_unload()
-    load.save(scorer.model, tokenizer, stage.model)
-    return (
+    save(lambda: load.save(scorer.model, tokenizer, stage.model))
+    return Trained(
         scorer,
         sd,
-        best
-        | {
+        {
+            "updates": fitted.step,
+            "best_update": fitted.best_step,
+            "dev/loss": fitted.best_loss,
+            "dev/final_loss": fitted.last["dev/loss"],
+            "sequences": sequences,
             "parameters": load.parameter_count(scorer.model),
             "trained_parameters": trainable,
             "comparisons": len(comparisons),
@@ -304,10 +304,43 @@ def train_one(
     )
 
 
-def train_members(
-    config: RewardConfig, stage: StageDirectory, source: Source, device: torch.device, fresh: bool
-) -> tuple[Scorer, float, dict[str, Any]]:
-    """Trains each member in a directory of its own; returns their mean, whose sd is taken for 1."""
+@distributed.main_writes
+def save(write: Callable[[], None]) -> None:
+    write()
+
+
+def report(trained: Trained, source: Source, config: RewardConfig, stage: Stage) -> None:
+    """Measures a reward on the eval pairs, writes samples and the audit, and finishes the stage."""
+    eval_pairs = source.need("preferences", "eval")[: config.max_eval_pairs]
+    train_pairs = source.need("preferences", "train")
+    scorer, sd = trained.scorer, trained.sd
+    chosen_N, rejected_N = scores_of(ShardedScorer(scorer), eval_pairs)
+    quality = quality_of((chosen_N - rejected_N) * sd, eval_pairs, config.seed)
+    quality["length_baseline_accuracy"] = length_baseline(train_pairs, eval_pairs)
+    stage.log_samples(
+        {
+            "prompt": prompt_text(pair.prompt),
+            "chosen": pair.chosen,
+            "rejected": pair.rejected,
+            "score_chosen": chosen,
+            "score_rejected": rejected,
+        }
+        for pair, chosen, rejected in list(zip(eval_pairs, chosen_N, rejected_N, strict=True))[:200]
+    )
+    say_quality(quality, stage)
+    if config.audit:
+        unseen = ScoredPairs(eval_pairs, chosen_N * sd, rejected_N * sd)
+        audit = audit_scorer(scorer, unseen, train_pairs, sd, config.seed)
+        save(lambda: stage.write_json("audit.json", audit))
+    stage.finish(
+        train_pairs=len(train_pairs),
+        **trained.summary,
+        **{f"eval/{name}": value for name, value in quality.items()},
+    )
+
+
+def train_members(config: RewardConfig, stage: Stage, fresh: bool) -> Trained:
+    """Trains each member in a directory of its own; the reward is their mean, whose sd is taken for 1."""
     for member in range(config.num_members):
         own = dataclasses.replace(
             config,
@@ -315,18 +348,18 @@ def train_members(
             seed=config.seed + member,
             output_dir=str(stage.path / f"{MEMBER}{member}"),
         )
-        say(f"reward: member {member + 1} of {config.num_members}")
+        stage.say(f"member {member + 1} of {config.num_members}")
         run(own, fresh)
-    scorer = load_scorer(str(stage.path), device)
+    scorer = load_scorer(str(stage.path), stage.device)
     records = [StageRecord(stage.path / f"{MEMBER}{m}").summary for m in range(config.num_members)]
     # Unit-sd scores become log-odds again by the members' own scale.
     sd = float(np.mean([record["reference_sd"] for record in records]))
-    return (
+    return Trained(
         scorer,
         sd,
         {
             "members": config.num_members,
-            "member_accuracies": [record["eval_accuracy"] for record in records],
+            "eval/member_accuracies": [record["eval/accuracy"] for record in records],
             "parameters": sum(record["parameters"] for record in records),
             "reference_sd": sd,
         },
@@ -380,70 +413,46 @@ def comparisons_for(config: RewardConfig, source: Source) -> tuple[str, list[Ran
     return loss, rankings, notes
 
 
-def train(
-    config: RewardConfig,
-    loss_name: str,
-    stage: StageDirectory,
+def optimise(
     scorer: RewardModel,
+    loss_name: str,
     comparisons: Sequence[Ranking],
     dev_pairs: Sequence[Preference],
-    dtype: torch.dtype,
-) -> dict[str, Any]:
-    """Trains in place and leaves the weights of the lowest dev log-loss in the model.
-
-    What is evaluated and kept is an exponential moving average of the weights (Polyak & Juditsky 1992; for
-    reward models Rame et al. 2024).
-    """
+    config: RewardConfig,
+    stage: Stage,
+    saved: Checkpoint | None = None,
+) -> tuple[Fitted, int]:
+    """Trains in place and leaves the (averaged) weights of the lowest dev log-loss in the model; also returns
+    how many sequences were read."""
     model, tokenizer = scorer.model, scorer.tokenizer
     rng = random.Random(devices.derived_seed(config.seed, "reward", "batches"))
     encoded = [encode(scorer, ranking, rng) for ranking in comparisons]
-    lengths = [max(map(len, comparison.rows)) for comparison in encoded]
-    updates = max(1, round(config.num_train_epochs * len(encoded) / config.train_batch_size))
-    optimizer = adamw(model.parameters(), config)
-    scheduler = schedule(optimizer, config, updates)
-    decay = 1 - 1 / max(1.0, config.weight_average * updates)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    averaged_scorer = RewardModel(average.module, tokenizer, max_length=config.max_length)
+    batches = plan_batches([max(map(len, comparison.rows)) for comparison in encoded], config, rng)
     packed = can_pack(model)
-    batches = endless_buckets(lengths, config.train_batch_size, rng)
-    eval_every = max(1, updates // config.num_evals)
-    best_loss, best_update, best_weights, misses = math.inf, 0, None, 0
-    dev_loss, sequences = math.inf, 0
-    with Steps("reward", updates) as steps:
-        for update in range(1, updates + 1):
-            rows = next(batches)
-            with devices.autocast(model.device, dtype), lora_dropout(model):
-                scored = scores_of_batch(model, tokenizer, [encoded[i] for i in rows], packed)
-            sequences += int(scored.mask_GK.sum())
-            loss, accuracy = batch_loss(loss_name, scored, config)
-            loss.backward()
-            norm = clip_and_step(optimizer, config.max_grad_norm, f"reward update {update}")
-            scheduler.step()
-            average.update_parameters(model)
-            row = {"step": update, "loss": loss, "accuracy": accuracy, "grad_norm": norm}
-            if update % eval_every == 0 or update == updates:
-                gap = np.subtract(*scores_of(averaged_scorer, dev_pairs))
-                dev_loss = float(np.logaddexp(0, -gap).mean())
-                row |= {"eval_loss": dev_loss, "eval_accuracy": accuracy_of(gap)}
-                misses = 0 if dev_loss < best_loss else misses + 1
-                if dev_loss < best_loss:
-                    best_loss, best_update = dev_loss, update
-                    best_weights = copy.deepcopy(average.module.state_dict())
-            stage.log(**row, learning_rate=scheduler.get_last_lr()[0])
-            steps.advance(loss=loss.item(), dev_loss=best_loss)
-            if misses >= config.patience:
-                say(f"reward: dev log-loss rose {misses} times; stopped at update {update}")
-                break
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
-    model.requires_grad_(True)
-    return {
-        "updates": update,
-        "best_update": best_update,
-        "dev_loss": best_loss,
-        "final_dev_loss": dev_loss,
-        "sequences": sequences,
-    }
+
+    def step(numbers: Sequence[int]) -> tuple[torch.Tensor, Sums]:
+        with devices.autocast(model.device, stage.dtype), lora_dropout(model):
+            scored = scores_of_batch(model, tokenizer, [encoded[i] for i in numbers], packed)
+        return batch_loss(loss_name, scored, config)
+
+    def measure() -> dict[str, float]:
+        chosen_N, rejected_N = scores_of(ShardedScorer(scorer), dev_pairs)
+        gap_N = chosen_N - rejected_N
+        loss = float(np.logaddexp(0, -gap_N).mean())
+        return {"dev/loss": loss, "dev/accuracy": accuracy_of(gap_N)}
+
+    fitted = fit(
+        Objective(model, step, measure=measure),
+        batches,
+        config,
+        stage,
+        saved,
+        keep="best",
+        patience=config.patience,
+        weight_average=config.weight_average,
+    )
+    read = [len(encoded[i].rows) for batch in batches[: fitted.step] for i in batch]
+    return fitted, sum(read)
 
 
 def encode(scorer: RewardModel, ranking: Ranking, rng: random.Random) -> Encoded:
@@ -478,40 +487,28 @@ def scores_of_batch(
     return Scored(score_GK, mask_GK, rank_GK.to(score_B.device), margin_GKK.to(score_B.device))
 
 
-def batch_loss(name: str, scored: Scored, config: RewardConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean loss of the comparisons of a batch, and the share of ordered pairs that are scored in order."""
-    loss = LOSSES[name].per_comparison(scored, config).mean()
+def batch_loss(name: str, scored: Scored, config: RewardConfig) -> tuple[torch.Tensor, Sums]:
+    """Summed loss of some comparisons, and how many of their ordered pairs are scored in order."""
+    loss = LOSSES[name].per_comparison(scored, config).sum()
     if config.center_rewards_coefficient:
-        penalty = preference.centre_penalty(scored.score_GK, scored.mask_GK).mean()
+        penalty = preference.centre_penalty(scored.score_GK, scored.mask_GK).sum()
         loss = loss + config.center_rewards_coefficient * penalty
     with torch.no_grad():
         ordered_GKK = preference.ordered_pairs(scored.score_GK, scored.mask_GK, scored.rank_GK)
         right_GKK = scored.score_GK[:, :, None] > scored.score_GK[:, None, :]
-        accuracy = (right_GKK & ordered_GKK).sum() / ordered_GKK.sum().clamp(min=1)
-    return loss, accuracy
+    right, ordered = int((right_GKK & ordered_GKK).sum()), int(ordered_GKK.sum())
+    return loss, {"train/accuracy": (right, ordered)}
 
 
 def reference_scores(
-    config: RewardConfig,
-    scorer: RewardModel,
-    source: Source,
-    device: torch.device,
-    dtype: torch.dtype,
+    config: RewardConfig, scorer: RewardModel, source: Source, reference: Policy | None
 ) -> tuple[float, float]:
     """Mean and standard deviation of the scores of reference samples."""
     count = config.normalise_samples
-    if config.reference_policy:
-        policy, tokenizer = load.load_policy(config.reference_policy, device)
+    if reference is not None:
         prompts = source.need("prompts", "train")[:count]
-        engine = CachedEngine(policy, tokenizer.pad_token_id, config.sampling_batch_size, dtype)
-        made = generate(
-            engine,
-            tokenizer,
-            prompts,
-            fitting_prompt_ids(tokenizer, prompts, policy, config.response_length),
-            sampling_for(tokenizer, config),
-            devices.generator(config.seed, "reward", "reference"),
-        )
+        seed = devices.generator(config.seed, "reward", "reference")
+        made = reference.respond(prompts, 1, seed, config)
         scores = np.array(scorer(made.prompts, made.completions, made.finished))
     else:
         scores = np.concatenate(scores_of(scorer, source.preferences["train"][: count // 2]))
@@ -523,15 +520,14 @@ def length_baseline(train: Sequence[Preference], held_out: Sequence[Preference])
     return accuracy_of(fit_length(train, held_out)[0])
 
 
-def say_quality(quality: dict[str, Any]) -> None:
+def say_quality(quality: dict[str, Any], stage: Stage) -> None:
     line = (
-        f"reward: held-out accuracy {quality['eval_accuracy']:.1%} "
-        f"[{quality['eval_accuracy_low']:.1%}, {quality['eval_accuracy_high']:.1%}] "
-        f"on {quality['eval_pairs']} pairs; length alone {quality['length_baseline_accuracy']:.1%}"
+        f"held-out accuracy {Estimate.read(quality, 'accuracy').text('.1%')} on {quality['pairs']} pairs; "
+        f"length alone {quality['length_baseline_accuracy']:.1%}"
     )
     if "fraction_of_bayes" in quality:
         line += (
             f"; against r* {quality['expected_accuracy']:.1%} = "
             f"{quality['fraction_of_bayes']:.1%} of the best possible {quality['bayes_accuracy']:.1%}"
         )
-    say(line)
+    stage.say(line)

@@ -3,9 +3,10 @@
 Loss on the response only (EOS included), batches padded by length bucket, cosine schedule, loss on held-out
 (dev) demonstrations. Without ``model_name_or_path`` a byte-level BPE tokenizer and a small Llama are made
 first.
+
+preferl sft --model_name_or_path Qwen/Qwen3-0.6B --dataset_name demonstrations.jsonl
 """
 
-import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,26 +16,24 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from preferl import world
 from preferl.data import sources
 from preferl.data.records import Demonstration, prompt_text
 from preferl.data.sources import Source
-from preferl.data.tokens import endless_buckets, pad, prompt_ids, response_ids
-from preferl.learning.optim import adamw, clip_and_step, schedule
+from preferl.data.tokens import pad, prompt_ids, response_ids
+from preferl.learning.fit import FitOptions, Objective, Sums, check_fit, fit, plan_batches
 from preferl.models import load, tiny
-from preferl.runs import devices
-from preferl.runs.config import DataOptions, DeviceOptions, OptimOptions, SamplingOptions
-from preferl.runs.directory import StageDirectory
+from preferl.runs import devices, distributed
+from preferl.runs.checkpoint import Checkpoint
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
 from preferl.runs.errors import UsageError
-from preferl.runs.progress import Steps, say
-from preferl.sampling.cached import CachedEngine
-from preferl.sampling.policy import fitting_prompt_ids, generate, sampling_for
+from preferl.runs.stage import Stage
+from preferl.sampling.policy import Policy
 
 IGNORED = -100  # label of positions that carry no loss
 
 
 @dataclass(kw_only=True)
-class SftConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
+class SftConfig(FitOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Options of the sft stage."""
 
     output_dir: str = "runs/sft"
@@ -61,86 +60,95 @@ class SftConfig(OptimOptions, SamplingOptions, DataOptions, DeviceOptions):
     """AdamW's decoupled weight decay."""
     num_train_epochs: float = 5.0
     """Passes over the training demonstrations."""
-    train_batch_size: int = 32
-    """Demonstrations in one update."""
     eval_rows: int = 256
     """Held-out demonstrations for the loss."""
-    num_evals: int = 10
-    """How often the held-out loss is measured."""
     check_samples: int = 256
     """Responses sampled afterwards, to see that they are well-formed and end with EOS."""
 
 
 def run(config: SftConfig, fresh: bool = False) -> Path:
     """Trains, saves ``model/`` and writes metrics and samples; returns the stage's directory."""
-    stage = StageDirectory(Path(config.output_dir), "sft")
-    options = dataclasses.asdict(config)
-    if stage.settled(options, fresh):
-        say(f"sft: finished before in {stage.path}")
-        return stage.path
-    device, dtype = devices.setup(config.seed, config.device, config.dtype, config.num_threads)
-    source = sources.load_source(**config.source())
-    stage.begin(options, {"model": config.model_name_or_path})
-    for note in source.notes:
-        say(f"sft: {note}")
-
-    model, tokenizer = starting_model(config, source, device)
-    train = encode(tokenizer, source.need("demonstrations", "train"), config.max_length)
-    held_out = encode(tokenizer, source.demonstrations["dev"], config.max_length)
-    held_out = held_out[: config.eval_rows]
-    say(f"sft: {load.parameter_count(model):,} parameters, {len(train):,} demonstrations")
-
-    updates = max(1, round(config.num_train_epochs * len(train) / config.train_batch_size))
-    optimizer = adamw(model.parameters(), config)
-    scheduler = schedule(optimizer, config, updates)
-    rng = random.Random(devices.derived_seed(config.seed, "sft", "batches"))
-    batches = endless_buckets([len(ids) for ids, _ in train], config.train_batch_size, rng)
-    eval_every = max(1, updates // config.num_evals)
-    tokens = 0
-    with Steps("sft", updates) as steps:
-        for update in range(1, updates + 1):
-            rows = [train[i] for i in next(batches)]
-            ids_BS, mask_BS, label_BS = tensors(rows, tokenizer.pad_token_id, device)
-            with devices.autocast(device, dtype):
-                loss_sum, count = response_loss(model, ids_BS, mask_BS, label_BS)
-            loss = loss_sum / count
-            loss.backward()
-            norm = clip_and_step(optimizer, config.max_grad_norm, f"sft update {update}")
-            scheduler.step()
-            tokens += int(mask_BS.sum())
-            row = {"step": update, "loss": loss, "grad_norm": norm, "tokens": tokens}
-            if held_out and (update % eval_every == 0 or update == updates):
-                row["eval_loss"] = held_out_loss(model, tokenizer, held_out, config, device, dtype)
-            stage.log(**row, learning_rate=scheduler.get_last_lr()[0])
-            steps.advance(loss=loss.item())
-
-    load.save(model, tokenizer, stage.model)
-    summary = check(model, tokenizer, source, config, stage, device, dtype)
-    stage.finish(
-        parameters=load.parameter_count(model),
-        demonstrations=len(train),
-        updates=updates,
-        eval_loss=held_out_loss(model, tokenizer, held_out, config, device, dtype),
-        peak_memory_mib=devices.peak_memory_mib(device),
-        notes=source.notes,
-        **summary,
-    )
+    check_options(config)
+    with Stage("sft", config, fresh) as stage:
+        if stage.is_finished:
+            return stage.path
+        source = sources.load_source(**config.source())
+        policy = starting_policy(config, source, stage)
+        saved = stage.begin({"model": config.model_name_or_path}, source.notes)
+        train(policy, source, config, stage, saved)
     return stage.path
 
 
-def starting_model(config: SftConfig, source: Source, device: torch.device) -> tuple[Any, Any]:
+def check_options(config: SftConfig) -> None:
+    """Refuses what cannot work, before anything is loaded."""
+    check_fit(config)
+    if not config.model_name_or_path and config.hidden_size % config.num_heads:
+        raise UsageError(f"hidden_size {config.hidden_size} is no multiple of num_heads {config.num_heads}")
+
+
+def starting_policy(config: SftConfig, source: Source, stage: Stage) -> Policy:
     """The model to fine-tune, or a new one with a tokenizer trained on the demonstrations."""
     if config.model_name_or_path:
-        return load.load_policy(config.model_name_or_path, device)
-    if config.hidden_size % config.num_heads:
-        raise UsageError(f"hidden_size {config.hidden_size} is no multiple of num_heads {config.num_heads}")
+        return Policy.load(config.model_name_or_path, stage.device, stage.dtype)
     rows = source.need("demonstrations", "train")
     texts = [text for row in rows for text in (prompt_text(row.prompt), row.response)]
     tokenizer = tiny.train_tokenizer(texts, config.vocab_size)
     model = tiny.tiny_model(
         tokenizer, config.hidden_size, config.num_layers, config.num_heads, config.max_length
     )
-    return model.to(device).eval(), tokenizer
+    return Policy(model.to(stage.device).eval(), tokenizer, stage.dtype)
+
+
+def train(
+    policy: Policy, source: Source, config: SftConfig, stage: Stage, saved: Checkpoint | None = None
+) -> None:
+    """Fine-tunes the policy in place on the source's demonstrations and finishes the stage."""
+    rows = encode(policy.tokenizer, source.need("demonstrations", "train"), config.max_length)
+    held_out = encode(policy.tokenizer, source.demonstrations["dev"], config.max_length)
+    held_out = held_out[: config.eval_rows]
+    stage.say(f"{load.parameter_count(policy.model):,} parameters, {len(rows):,} demonstrations")
+
+    def loss_of(part: Sequence[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        with devices.autocast(policy.device, policy.dtype):
+            return response_loss(policy.model, *tensors(part, policy.tokenizer.pad_token_id, policy.device))
+
+    def step(numbers: Sequence[int]) -> tuple[torch.Tensor, Sums]:
+        return loss_of([rows[i] for i in numbers])[0], {}
+
+    @torch.no_grad()
+    def measure() -> dict[str, float]:
+        """Mean loss per response token on held-out demonstrations."""
+        total_2 = torch.zeros(2, dtype=torch.float64)
+        ordered = distributed.shard(sorted(held_out, key=lambda row: len(row[0])))
+        for start in range(0, len(ordered), config.train_batch_size):
+            loss, count = loss_of(ordered[start : start + config.train_batch_size])
+            total_2 += torch.tensor([float(loss), int(count)], dtype=torch.float64)
+        loss, count = distributed.all_reduce(total_2).tolist()
+        return {"dev/loss": loss / count} if count else {}
+
+    objective = Objective(
+        model=policy.model,
+        step=step,
+        # The first token of all has nothing before it that could predict it.
+        count=lambda numbers: sum(len(rows[i][0]) - max(rows[i][1], 1) for i in numbers),
+        measure=measure,
+    )
+    rng = random.Random(devices.derived_seed(config.seed, "sft", "batches"))
+    batches = plan_batches([len(ids) for ids, _ in rows], config, rng)
+    fitted = fit(objective, batches, config, stage, saved)
+    save(policy, stage)
+    stage.finish(
+        parameters=load.parameter_count(policy.model),
+        demonstrations=len(rows),
+        updates=fitted.step,
+        **fitted.last,
+        **check(policy, source, config, stage),
+    )
+
+
+@distributed.main_writes
+def save(policy: Policy, stage: Stage) -> None:
+    policy.save(stage.model)
 
 
 def encode(
@@ -184,65 +192,28 @@ def response_loss(
     return loss, (label_BS[:, 1:] != IGNORED).sum()
 
 
-@torch.no_grad()
-def held_out_loss(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[tuple[list[int], int]],
-    config: SftConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> float | None:
-    """Mean loss per response token on held-out demonstrations; None where there are none."""
-    total, count = 0.0, 0
-    ordered = sorted(rows, key=lambda row: len(row[0]))
-    for start in range(0, len(ordered), config.train_batch_size):
-        part = ordered[start : start + config.train_batch_size]
-        with devices.autocast(device, dtype):
-            loss, n = response_loss(model, *tensors(part, tokenizer.pad_token_id, device))
-        total, count = total + float(loss), count + int(n)
-    return total / count if count else None
-
-
-def check(
-    model: Any,
-    tokenizer: Any,
-    source: Source,
-    config: SftConfig,
-    stage: StageDirectory,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
+def check(policy: Policy, source: Source, config: SftConfig, stage: Stage) -> dict[str, Any]:
     """Samples responses to dev prompts: share with EOS, and in the world share that is well-formed too."""
     prompts = source.prompts["dev"][: config.check_samples]
     if not prompts:
         return {}
-    engine = CachedEngine(model, tokenizer.pad_token_id, config.sampling_batch_size, dtype)
-    made = generate(
-        engine,
-        tokenizer,
-        prompts,
-        fitting_prompt_ids(tokenizer, prompts, model, config.response_length),
-        sampling_for(tokenizer, config),
-        devices.generator(config.seed, "sft", "check"),
-    )
+    made = policy.respond(prompts, 1, devices.generator(config.seed, "sft", "check"), config)
     rows = [
         {"prompt": prompt_text(p), "response": r, "finished": f}
         for p, r, f in zip(made.prompts, made.completions, made.finished, strict=True)
     ]
     summary: dict[str, Any] = {
-        "samples": len(rows),
-        "eos_rate": made.eos_rate,
-        "length": made.mean_length,
+        "dev/samples": len(rows),
+        "dev/eos_rate": made.eos_rate,
+        "dev/length": made.mean_length,
     }
-    line = f"sft: {len(rows)} sampled responses: {made.eos_rate:.1%} end with EOS"
-    if config.dataset_name == "world":
+    line = f"{len(rows)} sampled responses: {made.eos_rate:.1%} end with EOS"
+    if source.well_formed is not None:
         for row in rows:
-            formed = world.well_formed(row["prompt"], row["response"])
-            row["well_formed"] = formed and row["finished"]
+            row["well_formed"] = row["finished"] and source.well_formed(row["prompt"], row["response"])
         share = sum(row["well_formed"] for row in rows) / len(rows)
-        summary["well_formed_rate"] = share
+        summary["dev/well_formed_rate"] = share
         line += f", {share:.1%} parse as well-formed and end with EOS"
-    say(line)
+    stage.say(line)
     stage.log_samples(rows)
     return summary

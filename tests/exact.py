@@ -25,10 +25,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from preferl.data.records import PromptRecord
 from preferl.data.tokens import pad
+from preferl.learning.algorithms import find_algorithm
 from preferl.learning.models import RlModels
 from preferl.sampling.cached import CachedEngine, draw
 from preferl.sampling.logprobs import policy_logprobs
+from preferl.sampling.policy import Policy
 from preferl.sampling.samples import Samples, Sampling
 from preferl.stages import rl
 
@@ -223,6 +226,15 @@ class UncachedEngine:
         )
 
 
+class SpacePolicy(Policy):
+    """A policy that never draws what is no token of its space."""
+
+    space: Space
+
+    def sampling(self, options: Any) -> Sampling:
+        return self.space.sampling
+
+
 def tabular_task(seed: int, coef: float = 0.5, space: Space = Space(4, 3)) -> Task:
     """Vocabulary 4, length 3: 40 responses, reference logits and rewards drawn by the seed."""
     generator = torch.Generator().manual_seed(seed)
@@ -256,16 +268,17 @@ def trainer_for(
     policy = copy.deepcopy(task.reference).requires_grad_(True)
     tabular = isinstance(policy, TabularLM)
     critic: Any = None
-    if rl.ALGORITHMS[config.algorithm].critic:
+    if find_algorithm(config.algorithm).critic:
         critic = TabularCritic(task.space) if tabular else critic_like(policy)
     models = RlModels(policy, copy.deepcopy(task.reference), critic)
-    prompts = [f"prompt{x}" for x in range(task.space.prompts)]
+    prompts = [PromptRecord(f"prompt{x}") for x in range(task.space.prompts)]
+    engine = UncachedEngine(policy) if tabular else CachedEngine(policy, PAD)
+    sampler = SpacePolicy(policy, task.space.tokenizer(), torch.float32, engine)
+    sampler.space = task.space
     return rl.Trainer(
         config=config,
+        policy=sampler,
         learner=rl.learner_for(config, models, prompts, torch.float32),
-        engine=UncachedEngine(policy) if tabular else CachedEngine(policy, PAD),
-        tokenizer=task.space.tokenizer(),
-        sampling=task.space.sampling,
         scorer=scorer or task.scorer,
         gold=None,
         held_out=[],

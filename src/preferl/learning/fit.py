@@ -1,0 +1,313 @@
+"""The loop that trains sft, reward and dpo: batches, gradients, measurements, checkpoints.
+
+A stage says what a row is worth (``Objective``); everything else is here. A loss is a sum over the rows of a
+micro-batch divided by a count of the whole batch, so that micro-batches, and processes that share a batch
+out, change nothing but rounding. A run that was interrupted goes on from its last checkpoint to the same
+bytes.
+"""
+
+import contextlib
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from preferl.data.tokens import endless_buckets
+from preferl.learning.meter import Meter
+from preferl.learning.optim import adamw, clip_and_step, schedule
+from preferl.runs import distributed
+from preferl.runs.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    below,
+    named_state,
+    restore_named_state,
+    restore_schedule,
+)
+from preferl.runs.config import OptimOptions, require_at_least
+from preferl.runs.errors import DivergedError, UsageError
+from preferl.runs.progress import Steps
+from preferl.runs.stage import Stage
+
+Sums = dict[str, tuple[float, float]]
+"""Name -> a sum over rows and what it is divided by, as ``{"train/accuracy": (3, 4)}``."""
+
+
+@dataclass(kw_only=True)
+class FitOptions(OptimOptions):
+    num_train_epochs: float = 1.0
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Stop after so many updates, whatever the epochs say; the schedule of the learning rate ends there."""
+    train_batch_size: int = 32
+    """Rows in one update."""
+    micro_batch_size: int = 64
+    """Rows in one forward and backward pass; a smaller one saves memory and changes nothing."""
+    num_evals: int = 10
+    """How often held-out rows are measured."""
+    save_every: int | None = None
+    """Updates between checkpoints, from which the same command goes on if interrupted; by default about ten
+    a run, fewer where writing them would take over a tenth of its time; 0 for none."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is trained.
+
+    Args:
+        model: its trainable parameters are trained in place.
+        step: the loss of some rows, summed and with its gradient, and sums of what else is to be logged.
+        count: what the loss of some rows is divided by: their number, their tokens.
+        measure: held-out rows, as ``{"dev/loss": 0.61}``; None or {} where there are none.
+    """
+
+    model: torch.nn.Module
+    step: Callable[[Sequence[int]], tuple[torch.Tensor, Sums]]
+    count: Callable[[Sequence[int]], float] = len
+    measure: Callable[[], dict[str, float]] = dict
+
+
+@dataclass
+class Fitted:
+    """How far a run is, and what it leaves: everything but weights, moments and schedule.
+
+    ``best`` and ``last`` are measurements of held-out rows, ``best_weights`` the weights of the best one.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    misses: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    best_weights: dict[str, torch.Tensor] | None = None
+
+    @property
+    def best_loss(self) -> float:
+        return self.best.get("dev/loss", math.inf)
+
+    def plain(self) -> dict[str, Any]:
+        """All but the weights, for a checkpoint."""
+        names = ("step", "best_step", "misses", "best", "last")
+        return {name: getattr(self, name) for name in names}
+
+
+def plan_batches(lengths: Sequence[int], options: FitOptions, rng: random.Random) -> list[list[int]]:
+    """The numbers of the rows of every update of a run; rows of like length share a batch.
+
+    Args:
+        lengths: tokens of each row.
+        options: epochs, or ``max_steps``, and the size of a batch.
+        rng: orders the rows, anew in each epoch.
+    """
+    if options.max_steps is not None:
+        updates = options.max_steps
+    else:
+        updates = max(1, round(options.num_train_epochs * len(lengths) / options.train_batch_size))
+    return list(itertools.islice(endless_buckets(lengths, options.train_batch_size, rng), updates))
+
+
+def fit(
+    objective: Objective,
+    batches: Sequence[Sequence[int]],
+    options: FitOptions,
+    stage: Stage,
+    saved: Checkpoint | None = None,
+    keep: str = "last",
+    patience: int | None = None,
+    weight_average: float = 0.0,
+    measure_first: bool = False,
+) -> Fitted:
+    """Trains an objective's model in place.
+
+    Args:
+        objective: what is trained.
+        batches: row numbers of every update (``plan_batches``).
+        options: of the optimiser, the measurements and the checkpoints.
+        stage: where rows are logged and checkpoints kept.
+        saved: the checkpoint of this very run to go on from.
+        keep: ``last``, or ``best``: at the end the model has the weights of the lowest ``dev/loss``.
+        patience: stop after so many measurements without a lower ``dev/loss``.
+        weight_average: share of the updates over which an exponential moving average of the weights reaches
+            (Polyak & Juditsky 1992); it is what is measured and kept. 0 for none.
+        measure_first: measure before the first update too.
+
+    Raises:
+        DivergedError: a loss or a gradient is not finite; the weights are those before that update.
+    """
+    run = _Run(objective, len(batches), options, stage, weight_average)
+    if saved is not None:
+        run.restore(saved)
+    elif measure_first:
+        run.measure()
+        if run.fitted.last:
+            stage.log(step=0, **run.fitted.last)
+    every = max(1, run.steps // options.num_evals)
+    with Steps(stage.name, run.steps) as progress:
+        progress.advance(run.fitted.step)
+        for step in range(run.fitted.step + 1, run.steps + 1):
+            row = {"step": step, **run.update(batches[step - 1], step)}
+            run.fitted.step = step
+            if step % every == 0 or step == run.steps:
+                row |= run.measure()
+            stage.log(**row, learning_rate=run.scheduler.get_last_lr()[0])
+            shown = {"loss": row["train/loss"]}
+            progress.advance(**shown | ({"dev_loss": run.fitted.best_loss} if run.fitted.best else {}))
+            if patience is not None and run.fitted.misses >= patience:
+                stage.say(f"dev log-loss rose {run.fitted.misses} times; stopped at update {step}")
+                break
+            if run.checkpoints.due(step):
+                run.checkpoints.save(step, *run.snapshot())
+    run.keep(keep)
+    return run.fitted
+
+
+class _Run:
+    """The moving parts of ``fit``."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        steps: int,
+        options: FitOptions,
+        stage: Stage,
+        weight_average: float,
+    ):
+        self.objective, self.options, self.name = objective, options, stage.name
+        named = objective.model.named_parameters()
+        self.parameters = {name: p for name, p in named if p.requires_grad}
+        self.steps = steps
+        self.optimizer = adamw(self.parameters.values(), options)
+        self.scheduler = schedule(self.optimizer, options, self.steps)
+        self.checkpoints = Checkpoints(stage.state, self.steps, options.save_every)
+        self.fitted = Fitted()
+        self.average: WeightAverage | None = None
+        if weight_average:
+            self.average = WeightAverage(self.parameters, 1 - 1 / max(1.0, weight_average * self.steps))
+
+    def update(self, rows: Sequence[int], step: int) -> dict[str, float]:
+        """One update on a batch; returns what is logged of it."""
+        where, total, seen = f"{self.name} update {step}", self.objective.count(rows), Meter()
+        own, size = distributed.shard(rows), self.options.micro_batch_size
+        with distributed.sync_errors():
+            for start in range(0, len(own), size):
+                loss_sum, sums = self.objective.step(own[start : start + size])
+                loss = loss_sum / total
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise DivergedError(
+                        f"{where}: the loss is {value}; stopped before the update. "
+                        f"Lower the learning rate, or look at the rows of this batch"
+                    )
+                loss.backward()
+                for name, (sum_, count) in {"train/loss": (value * total, total), **sums}.items():
+                    if count:
+                        seen.add(name, sum_ / count, count)
+        row = seen.of_all().means()
+        distributed.all_reduce_gradients(self.optimizer)
+        norm = clip_and_step(self.optimizer, self.options.max_grad_norm, where)
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update()
+        return row | {"grad_norm": norm}
+
+    def measure(self) -> dict[str, float]:
+        """Held-out rows, with the averaged weights where there are such; keeps the best weights."""
+        fitted = self.fitted
+        with self.average.applied() if self.average else contextlib.nullcontext():
+            found = self.objective.measure()
+            fitted.last = found
+            if "dev/loss" in found:
+                better = found["dev/loss"] < fitted.best_loss
+                fitted.misses = 0 if better else fitted.misses + 1
+                if better:
+                    fitted.best, fitted.best_step = found, fitted.step
+                    fitted.best_weights = {n: p.detach().clone() for n, p in self.parameters.items()}
+        return found
+
+    @torch.no_grad()
+    def keep(self, which: str) -> None:
+        """Leaves the best weights in the model, or the last (averaged, where there is an average)."""
+        chosen = self.fitted.best_weights if which == "best" else None
+        if chosen is None and self.average is not None:
+            chosen = self.average.values
+        for name, value in (chosen or {}).items():
+            self.parameters[name].copy_(value)
+
+    def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Everything that the next update depends on, as tensors and plain values."""
+        tensors = named_state(self.parameters, self.optimizer) | {"torch": torch.get_rng_state()}
+        if self.average is not None and self.average.values is not None:
+            tensors |= {f"average/{name}": value for name, value in self.average.values.items()}
+        if self.fitted.best_weights is not None:
+            tensors |= {f"best/{name}": value for name, value in self.fitted.best_weights.items()}
+        return tensors, {"scheduler": self.scheduler.state_dict(), "fitted": self.fitted.plain()}
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Puts ``snapshot`` back."""
+        restore_named_state(self.parameters, self.optimizer, saved.tensors)
+        restore_schedule(self.optimizer, self.scheduler, saved.values["scheduler"])
+        torch.set_rng_state(saved.tensors["torch"])
+        if self.average is not None:
+            self.average.restore(below("average/", saved.tensors))
+        self.fitted = Fitted(**saved.values["fitted"])
+        best = below("best/", saved.tensors)
+        if best:
+            self.fitted.best_weights = {n: best[n].to(p.device) for n, p in self.parameters.items()}
+
+
+class WeightAverage:
+    """An exponential moving average of some parameters (Polyak & Juditsky 1992; for reward models Rame et al.
+    2024). ``values`` is None before the first update."""
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], decay: float):
+        self.parameters = dict(parameters)
+        self._average = get_ema_multi_avg_fn(decay)
+        self.values: dict[str, torch.Tensor] | None = None
+
+    def update(self) -> None:
+        """Takes the parameters as they are now into the average."""
+        if self.values is None:
+            self.values = {name: p.detach().clone() for name, p in self.parameters.items()}
+            return
+        current = [p.detach() for p in self.parameters.values()]
+        self._average(list(self.values.values()), current, 0)
+
+    def restore(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Puts saved values back."""
+        if values:
+            self.values = {name: values[name].to(p.device) for name, p in self.parameters.items()}
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The parameters have the averaged values, for as long as the context lasts."""
+        if self.values is None:
+            yield
+            return
+        own = {name: p.data for name, p in self.parameters.items()}
+        try:
+            for name, p in self.parameters.items():
+                p.data = self.values[name]
+            yield
+        finally:
+            for name, p in self.parameters.items():
+                p.data = own[name]
+
+
+def check_fit(options: FitOptions) -> None:
+    """Refuses what cannot work, before anything is loaded.
+
+    Raises:
+        UsageError: names the first option.
+    """
+    if not 0 < options.num_train_epochs < math.inf:
+        raise UsageError(f"num_train_epochs is {options.num_train_epochs}; it must be above 0")
+    require_at_least(options, 1, "train_batch_size", "micro_batch_size", "num_evals")
+    if options.max_steps is not None:
+        require_at_least(options, 1, "max_steps")
+    if options.save_every is not None:
+        require_at_least(options, 0, "save_every")
