@@ -32,36 +32,33 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def base_run(out: Path, seed: int) -> pipeline.RunConfig:
-    """SFT model, pairs and reward model of a seed, as in the demo; the resolved run."""
-    config = pipeline.demo_config(str(out / f"seed-{seed}" / "base"), seed)
-    pipeline.run(dataclasses.replace(config, stages=BASE))
-    whole = pipeline.resolve(dataclasses.replace(config, stages=[*BASE, "dpo", "rl", "evaluate"]))
-    quick = dataclasses.replace(whole.rl, batch_size=BATCH, eval_every=0)
-    return dataclasses.replace(
-        whole, rl=quick, evaluate=dataclasses.replace(whole.evaluate, best_of=[]), output_dir=str(out)
-    )
+def base_run(out: Path, seed: int) -> dict[str, Any]:
+    """Makes SFT model, pairs and reward model of a seed, as in the demo; the options of all stages."""
+    config = pipeline.demo_config(output_dir=str(out / f"seed-{seed}" / "base"), seed=seed)
+    pipeline.run(config.changed({"stages": BASE}))
+    quick = {"rl.batch_size": BATCH, "rl.eval_every": 0, "evaluate.best_of": []}
+    return pipeline.resolve(config.changed(quick | {"stages": [*BASE, "dpo", "rl", "evaluate"]}))
 
 
-def run_row(config: pipeline.RunConfig, row: str, samples: float, name: str, seed: int) -> dict[str, Any]:
+def run_row(
+    stages: dict[str, Any], out: Path, row: str, samples: float, name: str, seed: int
+) -> dict[str, Any]:
     """Trains a row on so many responses and evaluates it; the summaries of both stages."""
     kind, settings = ROWS[row]
-    place = Path(config.output_dir) / f"seed-{seed}" / name / row.replace(" ", "-")
-    policy, training = config.evaluate.ref_model, {}
+    place = out / f"seed-{seed}" / name / row.replace(" ", "-")
+    policy, training = stages["evaluate"].ref_model, {}
     if kind:
-        pairs = StageRecord(Path(config.collect.output_dir)).summary["splits"]["train"]["pairs"]
+        pairs = StageRecord(Path(stages["collect"].output_dir)).summary["splits"]["train"]["pairs"]
         budget = (
             {"num_train_epochs": samples / 2 / pairs}
             if kind == "dpo"
             else {"num_iterations": max(round(samples / BATCH), 1)}
         )
-        options = dataclasses.replace(
-            getattr(config, kind), output_dir=str(place / kind), **settings, **budget
-        )
-        policy = str(pipeline.RUNNERS[kind].run(options))
+        options = dataclasses.replace(stages[kind], output_dir=str(place / kind), **settings, **budget)
+        policy = str(pipeline.KINDS[kind][0].run(options))
         training = StageRecord(Path(policy)).summary
     measured = evaluate.run(
-        dataclasses.replace(config.evaluate, model_name_or_path=policy, output_dir=str(place / "evaluate"))
+        dataclasses.replace(stages["evaluate"], model_name_or_path=policy, output_dir=str(place / "evaluate"))
     )
     return {"training": training, "evaluate": StageRecord(measured).summary}
 
@@ -80,14 +77,18 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for seed in options.seeds:
-        config = base_run(options.out, seed)
-        budget = passes(run_row(config, "PPO", options.samples, "samples", seed))
+        stages = base_run(options.out, seed)
+
+        def train(row: str, samples: float, name: str) -> dict[str, Any]:
+            return run_row(stages, options.out, row, samples, name, seed)  # noqa: B023 - called at once
+
+        budget = passes(train("PPO", options.samples, "samples"))
         for row in options.rows:
-            first = run_row(config, row, options.samples, "samples", seed)
+            first = train(row, options.samples, "samples")
             found.setdefault((row, "samples"), []).append(first)
             spent = passes(first)
             same = not spent or row == "PPO"
-            second = first if same else run_row(config, row, options.samples * budget / spent, "passes", seed)
+            second = first if same else train(row, options.samples * budget / spent, "passes")
             found.setdefault((row, "passes"), []).append(second)
 
     print(f"\nwin rate against SFT by gold reward; gold gain; KL (nats); passes; seeds {options.seeds}")

@@ -37,7 +37,7 @@ def main() -> None:
     rows = []
     for seed in range(options.seeds):
         run = options.out / f"seed-{seed}"
-        pipeline.run(pipeline.demo_config(str(run), seed))
+        pipeline.run(pipeline.demo_config(output_dir=str(run), seed=seed))
         rows.append(figures(run))
     print("seed  " + "  ".join(f"{name:>11}" for name in FIGURES))
     for seed, row in enumerate(rows):

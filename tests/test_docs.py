@@ -12,11 +12,11 @@ from preferl import cli
 from preferl.design.designer import DesignConfig
 from preferl.label import live
 from preferl.label.commands import ExportConfig, ServeConfig, UserConfig
-from preferl.pipeline import RUNNERS, RunConfig
-from preferl.stages.audit import AuditConfig
+from preferl.pipeline import KINDS, NAMES, RunOptions
 from preferl.stages.collect import PairCounts
+from preferl.stages.dpo import DpoConfig
 from preferl.stages.rl import RlConfig
-from preferl.sweep import SweepOptions
+from preferl.sweep.plan import SweepOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
@@ -35,10 +35,9 @@ def test_options_exist(page):
     known = {"config", "fresh", "debug", "help", "print_config", "print-config", "version"}
     known |= {"nproc_per_node", "password"}  # torchrun's; a flag of `preferl label user`
     for config in (
-        RunConfig,
-        AuditConfig,
+        RunOptions,
         PairCounts,
-        *(type(getattr(RunConfig(), n)) for n in RUNNERS),
+        *(config for _, config in KINDS.values()),
         ServeConfig,
         UserConfig,
         ExportConfig,
@@ -46,7 +45,7 @@ def test_options_exist(page):
         DesignConfig,
     ):
         known |= {f.name for f in fields(config)}
-    known |= {f.name for f in fields(SweepOptions)}
+    known |= {f.name for f in fields(SweepOptions)} | NAMES.keys()
     for benchmark in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r'add_argument\("--([\w-]+)"', benchmark.read_text(encoding="utf-8")))
     text = page.read_text(encoding="utf-8")
@@ -66,7 +65,7 @@ def test_links_and_paths_exist(page):
 
 def test_the_page_for_people_from_trl_names_real_options():
     text = (ROOT / "docs" / "from-trl.md").read_text(encoding="utf-8")
-    known = {f.name for f in (*fields(RlConfig), *fields(RunConfig().dpo))}
+    known = {f.name for f in (*fields(RlConfig), *fields(DpoConfig))}
     for row in re.findall(r"^\| `.*\| (.*) \|.*\|$", text, flags=re.M):
         for name in re.findall(r"`(\w+)`", row):
             assert name in known or name == "module", name

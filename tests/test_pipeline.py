@@ -4,24 +4,30 @@ import itertools
 import json
 import re
 import shutil
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
-from preferl import pipeline
+from preferl import cli, pipeline
 from preferl.pipeline import RunConfig
 from preferl.reporting.verdict import verdict
 from preferl.runs.errors import UsageError
 from preferl.runs.record import StageRecord, stage_records
-from preferl.stages import report
-from preferl.stages.collect import CollectConfig, PairCounts
+from preferl.stages import report, sft
 from preferl.stages.evaluate import EvaluateConfig
-from preferl.stages.reward import RewardConfig
 from preferl.stages.rl import RlConfig
-from preferl.stages.sft import SftConfig
 from summaries import repeatable
 from xss import FOREIGN, PAYLOADS, WATCH
+
+TINY_SFT = {
+    "hidden_size": 32,
+    "num_heads": 4,
+    "vocab_size": 600,
+    "num_train_epochs": 0.3,
+    "check_samples": 16,
+    "num_evals": 2,
+}
 
 
 def small(root, **changes) -> RunConfig:
@@ -32,15 +38,13 @@ def small(root, **changes) -> RunConfig:
         device="cpu",
         response_length=24,
         temperature=0.8,
-        sft=SftConfig(
-            hidden_size=32, num_heads=4, vocab_size=600, num_train_epochs=0.3, check_samples=16, num_evals=2
-        ),
-        collect=CollectConfig(pairs=PairCounts(train=96, dev=24, rl=8, eval=48)),
-        reward=RewardConfig(num_evals=2),
-        rl=RlConfig(num_iterations=2, batch_size=8, eval_prompts=4),
-        evaluate=EvaluateConfig(max_eval_prompts=24, best_of_prompts=8, best_of=[2, 4]),
+        sft=TINY_SFT,
+        collect={"pairs": {"train": 96, "dev": 24, "rl": 8, "eval": 48}},
+        reward={"num_evals": 2},
+        rl={"num_iterations": 2, "batch_size": 8, "eval_prompts": 4},
+        evaluate={"max_eval_prompts": 24, "best_of_prompts": 8, "best_of": [2, 4]},
     )
-    return replace(config, **changes)
+    return config.changed(changes)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +131,7 @@ def test_an_interrupted_run_goes_on_at_its_stage(finished, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run, tmp_path / "copy")
     config = small(tmp_path, output_dir=str(tmp_path / "again"))
-    pipeline.run(replace(config, stages=["sft", "collect"]))
+    pipeline.run(config.changed({"stages": ["sft", "collect"]}))
     calls = []
     original = pipeline.reward.run
 
@@ -150,7 +154,7 @@ def test_an_interrupted_run_goes_on_at_its_stage(finished, tmp_path, monkeypatch
 
 def test_other_options_on_a_finished_stage_are_refused_unless_fresh(finished, tmp_path):
     config, run = finished
-    changed = replace(config, seed=1)
+    changed = config.changed({"seed": 1})
     with pytest.raises(UsageError, match=r"seed: 0 -> 1.*--fresh"):
         pipeline.run(changed)
     assert (run / "sft" / "DONE").exists()
@@ -174,19 +178,131 @@ def test_stages_that_cannot_run_are_refused(tmp_path, changes, message):
 
 
 def test_shared_options_reach_the_stages_and_own_options_win(tmp_path):
-    config = pipeline.resolve(small(tmp_path, seed=3, rl=RlConfig(seed=9, temperature=0.5)))
-    assert (config.sft.seed, config.rl.seed) == (3, 9)
-    assert (config.sft.temperature, config.rl.temperature) == (0.8, 0.5)
-    assert config.reward.dataset_name.endswith("collect")
-    assert config.evaluate.gold == config.rl.gold == "world"
-    human = pipeline.resolve(small(tmp_path, stages=["sft", "reward", "rl"], dataset_name="people.jsonl"))
-    assert human.reward.dataset_name == human.rl.dataset_name == "people.jsonl"
-    assert human.reward.reference_policy == human.rl.model_name_or_path
-    assert human.rl.gold is None
+    stages = pipeline.resolve(small(tmp_path, seed=3, **{"rl.seed": 9, "rl.temperature": 0.5}))
+    assert (stages["sft"].seed, stages["rl"].seed) == (3, 9)
+    assert (stages["sft"].temperature, stages["rl"].temperature) == (0.8, 0.5)
+    assert stages["reward"].dataset_name.endswith("collect")
+    assert stages["evaluate"].gold == stages["rl"].gold == "world"
+    human = small(tmp_path, stages=["sft", "reward", "rl"], dataset_name="people.jsonl")
+    stages = pipeline.resolve(human)
+    assert stages["reward"].dataset_name == stages["rl"].dataset_name == "people.jsonl"
+    assert stages["reward"].reference_policy == stages["rl"].model_name_or_path
+    assert stages["rl"].gold is None
+
+
+def test_an_explicit_option_wins_where_it_equals_the_default(tmp_path):
+    own = {"sft.seed": 0, "evaluate.temperature": 1.0, "rl.reward_model": "runs/reward"}
+    stages = pipeline.resolve(small(tmp_path, seed=3, **own))
+    assert stages["sft"].seed == sft.SftConfig().seed == 0
+    assert stages["evaluate"].temperature == EvaluateConfig().temperature == 1.0
+    assert stages["rl"].reward_model == RlConfig().reward_model == "runs/reward"
+    assert (stages["rl"].seed, stages["rl"].temperature) == (3, 0.8)
+    assert stages["evaluate"].reward_model == "runs/reward"  # what the policy was trained against
+
+
+@pytest.mark.parametrize(
+    ("flags", "stage", "option", "value"),
+    [
+        (["--evaluate.temperature", "1.0"], "evaluate", "temperature", 1.0),
+        (["--sft.seed", "0", "--seed", "3"], "sft", "seed", 0),
+        (["--seed", "3"], "sft", "seed", 3),
+        (["--temperature", "1.0"], "rl", "temperature", 1.0),
+        (["--reward.num_train_epochs", "1"], "reward", "num_train_epochs", 1.0),
+        (["--distil.learning_rate", "0.004"], "distil", "learning_rate", 0.004),
+        ([], "distil", "learning_rate", 0.001),
+        (["--rl.gold", "null"], "rl", "gold", None),
+        ([], "rl", "gold", "world"),
+    ],
+)
+def test_flags_of_the_demo_win_over_its_file(flags, stage, option, value, capsys):
+    stages = "[sft, collect, reward, best_of, distil, rl, evaluate]"
+    assert cli.main(["demo", "--stages", stages, *flags, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)[stage][option] == value
+
+
+def test_the_printed_configuration_gives_itself_back(tmp_path, capsys):
+    flags = ["--seed", "3", "--rl.kl_coef", "0.2", "--collect.pairs.train", "70"]
+    assert cli.main(["demo", *flags, "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert cli.main(["run", "--config", str(tmp_path / "printed.yaml"), "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(printed)
+
+
+def test_a_stage_of_a_name_of_its_own_says_its_kind_and_refers_to_others(tmp_path):
+    config = small(
+        tmp_path,
+        stages=["sft", "collect", "reward", "wide", "best_of", "again", "evaluate"],
+        wide={"kind": "reward", "num_members": 2},
+        best_of={"reward_model": "0.5*@/reward + 0.5*mean(@/wide)"},
+        again={"kind": "sft", "model_name_or_path": "@/sft", "dataset_name": "@/best_of"},
+    )
+    planned = {stage.name: stage for stage in pipeline.plan(config)}
+    assert (planned["wide"].kind, planned["again"].kind) == ("reward", "sft")
+    assert planned["best_of"].reads == ("@/sft", "@/reward", "@/wide")
+    assert set(planned["again"].reads) == {"@/sft", "@/best_of"}
+    root, stages = str(tmp_path / "run"), pipeline.resolve(config)
+    assert stages["best_of"].reward_model == f"0.5*{root}/reward + 0.5*mean({root}/wide)"
+    assert stages["wide"].dataset_name == f"{root}/collect"
+    assert stages["again"].output_dir == f"{root}/again"
+    assert stages["evaluate"].model_name_or_path == f"{root}/again"
+    assert stages["evaluate"].reward_model == f"{root}/wide"  # the newest reward model
+
+
+def test_a_stage_of_a_name_of_its_own_runs_from_the_command_line(finished, tmp_path, capsys):
+    _, run = finished
+    flags = ["--stages", "[again]", "--again.kind", "sft", "--again.model_name_or_path", str(run / "sft")]
+    more = ["--again.num_train_epochs", "0.01", "--again.check_samples", "2", "--dpo.beta", "0.2"]
+    out = ["--output_dir", str(tmp_path / "own"), "--response_length", "8", "--num_threads", "1"]
+    assert cli.main(["run", *flags, *more, *out]) == 0
+    assert "the options of dpo are not used" in capsys.readouterr().out
+    record = StageRecord(tmp_path / "own" / "again")
+    assert (record.kind, record.done) == ("sft", True)
+    # What a run keeps gives it back.
+    kept = ["--config", str(tmp_path / "own" / "config.yaml"), "--print_config"]
+    assert cli.main(["run", *kept]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["again"]["model_name_or_path"] == str(run / "sft")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stages": ["sft", "colect"]}, "'colect' is no stage; did you mean 'collect'"),
+        ({"stages": ["sft", "mine"]}, "--mine.kind sft"),
+        ({"mine": {"kind": "sfd"}}, "mine.kind is 'sfd'"),
+        ({"rl": {"kind": "sft"}}, "rl is a stage of kind rl"),
+        ({"stages": ["sft", "sft"]}, "stands there twice"),
+        ({"rl.reward_model": "@/rewards"}, "'@/rewards' names no stage of this run that comes before"),
+        ({"collect.adversarial": "@/reward"}, "those are: sft"),
+        ({"rl.reward_model": "@other/reward"}, "only a sweep has points"),
+        ({"rl.kl_coeff": 0.2}, "stage rl has no option 'kl_coeff'; did you mean 'kl_coef'"),
+        ({"rl.output_dir": "elsewhere"}, "give one --output_dir"),
+        ({"temprature": 0.2}, "no option 'temprature'; did you mean 'temperature'"),
+    ],
+)
+def test_configurations_that_cannot_work_are_refused(tmp_path, changes, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        pipeline.run(small(tmp_path, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_content_is_kind_options_and_what_is_read(tmp_path):
+    def content(**changes):
+        return {stage.name: stage.content for stage in pipeline.plan(small(tmp_path, **changes))}
+
+    usual = content()
+    same = {"output_dir": "elsewhere", "num_threads": 2, "rl.save_every": 3, "sft.temperature": 0.8}
+    assert content(**same) == usual
+    differs = {
+        name for name, value in content(**{"collect.label_scale": 2.0}).items() if value != usual[name]
+    }
+    assert differs == {"collect", "reward", "rl", "evaluate"}
+    differs = {name for name, value in content(seed=1).items() if value != usual[name]}
+    assert differs == set(usual)
 
 
 def test_a_reward_model_can_start_from_a_language_model_of_its_own(tmp_path):
-    wide = SftConfig(hidden_size=48, num_heads=4, vocab_size=400, num_train_epochs=0.1, check_samples=4)
+    wide = TINY_SFT | {"hidden_size": 48, "vocab_size": 400, "num_train_epochs": 0.1, "check_samples": 4}
     config = small(tmp_path, stages=["sft", "collect", "backbone", "reward"], backbone=wide)
     run = pipeline.run(config)
     sizes = {
@@ -315,16 +431,18 @@ def test_the_verdict_follows_the_intervals(finished, proxy, gold, word):
 
 def test_a_run_of_an_ensemble_against_a_worst_case_has_its_report(finished, tmp_path):
     config, run = finished
-    ensemble = replace(
-        config,
-        output_dir=str(tmp_path / "run"),
-        stages=["reward", "rl", "evaluate", "report"],
-        model_name_or_path=str(run / "sft"),
-        reward=replace(config.reward, num_members=2, dataset_name=str(run / "collect"), lora_r=2),
-        rl=replace(
-            config.rl, reward_model=f"1*min({tmp_path}/run/reward) + 0.1*concise", gold="world:helpful"
-        ),
-        evaluate=replace(config.evaluate, reward_model=f"mean-1sd({tmp_path}/run/reward)"),
+    ensemble = config.changed(
+        {
+            "output_dir": str(tmp_path / "run"),
+            "stages": ["reward", "rl", "evaluate", "report"],
+            "model_name_or_path": str(run / "sft"),
+            "reward.num_members": 2,
+            "reward.dataset_name": str(run / "collect"),
+            "reward.lora_r": 2,
+            "rl.reward_model": "1*min(@/reward) + 0.1*concise",
+            "rl.gold": "world:helpful",
+            "evaluate.reward_model": "mean-1sd(@/reward)",
+        }
     )
     text = pipeline.run(ensemble).read_text(encoding="utf-8")
     assert "Reward model, audited" in text

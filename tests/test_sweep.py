@@ -4,25 +4,23 @@ import csv
 import itertools
 import json
 import random
+import shutil
 import statistics
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 
-from preferl import cli, pipeline, sweep
-from preferl.pipeline import RunConfig
+from preferl import cli, pipeline
 from preferl.reporting import sweeps
-from preferl.runs.config import instantiate, parser_for
 from preferl.runs.errors import UsageError
 from preferl.runs.stage import Stage
 from preferl.stages import report, reward
-from preferl.stages.collect import CollectConfig, PairCounts
-from preferl.stages.reward import RewardConfig
 from preferl.stages.sft import SftConfig
-from preferl.sweep import SweepConfig, SweepOptions
+from preferl.sweep.numbers import metrics_of
+from preferl.sweep.plan import Run, SweepConfig, SweepOptions, name_of, plan_all, points_of
+from preferl.sweep.run import run as run_sweep
 from summaries import repeatable
 
 ROOT = Path(__file__).parents[1]
@@ -37,11 +35,16 @@ def world_sweep(root, **options) -> SweepConfig:
         device="cpu",
         response_length=24,
         temperature=0.8,
-        sft=SftConfig(
-            hidden_size=32, num_heads=4, vocab_size=600, num_train_epochs=0.05, check_samples=8, num_evals=1
-        ),
-        collect=CollectConfig(pairs=PairCounts(train=48, dev=24, rl=0, eval=32)),
-        reward=RewardConfig(num_evals=2, normalise_samples=32),
+        sft={
+            "hidden_size": 32,
+            "num_heads": 4,
+            "vocab_size": 600,
+            "num_train_epochs": 0.05,
+            "check_samples": 8,
+            "num_evals": 1,
+        },
+        collect={"pairs": {"train": 48, "dev": 24, "rl": 0, "eval": 32}},
+        reward={"num_evals": 2, "normalise_samples": 32},
         sweep=SweepOptions(**options),
     )
 
@@ -78,7 +81,7 @@ def reward_sweep(tmp_path, policy_directory, pairs):
             response_length=4,
             model_name_or_path=str(policy_directory),
             dataset_name=str(pairs),
-            reward=RewardConfig(num_evals=1, normalise_samples=4, max_length=48),
+            reward={"num_evals": 1, "normalise_samples": 4, "max_length": 48},
             sweep=SweepOptions(**options),
         )
 
@@ -90,7 +93,7 @@ def swept(tmp_path_factory):
     """A finished sweep over the reward model's learning rate, two seeds."""
     root = tmp_path_factory.mktemp("world") / "sweep"
     config = world_sweep(root, grid={"reward.learning_rate": ["1e-3", 1e-2]}, seeds=[0, 1])
-    return config, sweep.run(config)
+    return config, run_sweep(config)
 
 
 def done_files(root) -> dict[str, int]:
@@ -98,14 +101,23 @@ def done_files(root) -> dict[str, int]:
     return {str(p.parent.relative_to(root)): p.stat().st_mtime_ns for p in Path(root).rglob("DONE")}
 
 
-def planned(config: SweepConfig) -> list[sweep.Run]:
-    points, root = sweep.points_of(config), Path(config.output_dir)
-    return sweep.plan_all(root, points, config.sweep.seeds)
+def changed(config: SweepConfig, **changes) -> SweepConfig:
+    """The same sweep with keys of the run set."""
+    return SweepConfig(**config.base.changed(changes).given, sweep=config.options)
+
+
+def planned(config: SweepConfig) -> list[Run]:
+    return plan_all(config.root, points_of(config), config.options.seeds)
+
+
+def options_of(run: Run, name: str):
+    """The options that a stage of a run will be given."""
+    return next(stage for stage in run.stages if stage.name == name).placed(run.places)
 
 
 def places(config: SweepConfig) -> set[str]:
     """Where the stages of a sweep would lie."""
-    root = Path(config.output_dir)
+    root = config.root
     return {str(path.relative_to(root)) for run in planned(config) for path in run.where.values()}
 
 
@@ -114,10 +126,10 @@ def test_stages_before_the_swept_key_are_made_once_for_each_seed(swept):
     assert (outcome.exit_code, outcome.errors, outcome.runs) == (0, [], 4)
     shared = {f"base/seed-{seed}/{stage}" for seed in (0, 1) for stage in ("sft", "collect")}
     own = {f"reward.learning_rate={lr}/seed-{seed}/reward" for lr in ("0.001", "0.01") for seed in (0, 1)}
-    assert set(done_files(config.output_dir)) == shared | own
+    assert set(done_files(config.root)) == shared | own
     for path in own:
-        stored = yaml.safe_load((Path(config.output_dir) / path / "config.yaml").read_text())
-        base = Path(config.output_dir) / "base" / f"seed-{stored['seed']}"
+        stored = yaml.safe_load((config.root / path / "config.yaml").read_text())
+        base = config.root / "base" / f"seed-{stored['seed']}"
         assert stored["model_name_or_path"] == str(base / "sft")
         assert stored["dataset_name"] == str(base / "collect")
         assert f"seed-{stored['seed']}/" in path
@@ -126,13 +138,12 @@ def test_stages_before_the_swept_key_are_made_once_for_each_seed(swept):
 
 def test_a_run_of_a_sweep_is_what_preferl_run_does(swept, tmp_path):
     config, _ = swept
-    base = sweep.base_of(config)
-    alone = replace(base, output_dir=str(tmp_path / "run"), seed=1)
-    pipeline.run(replace(alone, reward=replace(alone.reward, learning_rate=1e-2)))
+    alone = {"output_dir": str(tmp_path / "run"), "seed": 1, "reward.learning_rate": 1e-2}
+    pipeline.run(config.base.changed(alone))
     summaries = [
         json.loads((path / "reward" / "summary.json").read_text())
         for path in (
-            Path(config.output_dir) / "reward.learning_rate=0.01" / "seed-1",
+            config.root / "reward.learning_rate=0.01" / "seed-1",
             tmp_path / "run",
         )
     ]
@@ -141,10 +152,10 @@ def test_a_run_of_a_sweep_is_what_preferl_run_does(swept, tmp_path):
 
 def test_a_runs_page_has_the_stages_that_it_shares(swept, tmp_path):
     config, _ = swept
-    run = Path(config.output_dir) / "reward.learning_rate=0.01" / "seed-1"
+    run = config.root / "reward.learning_rate=0.01" / "seed-1"
     found = report.finished_stages(run)
     assert list(found) == ["sft", "collect", "reward"]
-    assert found["sft"].path == (Path(config.output_dir) / "base/seed-1/sft").resolve()
+    assert found["sft"].path == (config.root / "base/seed-1/sft").resolve()
     page = report.write(run, tmp_path / "page.html").read_text()
     assert "reward.learning_rate=0.01/seed-1</h1>" in page
     # What a run is said to share lies in its sweep.
@@ -157,7 +168,7 @@ def test_a_runs_page_has_the_stages_that_it_shares(swept, tmp_path):
 
 def test_the_table_is_the_summaries_mean_and_sd(swept):
     config, _ = swept
-    root = Path(config.output_dir)
+    root = config.root
     table = json.loads((root / "table.json").read_text())
     with open(root / "table.csv", newline="") as file:
         lines = list(csv.DictReader(file))
@@ -189,19 +200,19 @@ def test_the_table_is_the_summaries_mean_and_sd(swept):
 
 def test_the_same_command_again_computes_nothing(swept, monkeypatch, capsys):
     config, _ = swept
-    before = done_files(config.output_dir)
-    page = (Path(config.output_dir) / "report.html").read_text()
+    before = done_files(config.root)
+    page = (config.root / "report.html").read_text()
 
     def never(*_, **__):
         raise AssertionError("a finished stage was run again")
 
     for stage in ("sft", "collect", "reward"):
         monkeypatch.setattr(f"preferl.stages.{stage}.run", never)
-    assert sweep.run(config).exit_code == 0
-    assert done_files(config.output_dir) == before
-    assert (Path(config.output_dir) / "report.html").read_text() == page
-    assert cli.main(["report", config.output_dir, "--output", f"{config.output_dir}/again.html"]) == 0
-    again = (Path(config.output_dir) / "again.html").read_text()
+    assert run_sweep(config).exit_code == 0
+    assert done_files(config.root) == before
+    assert (config.root / "report.html").read_text() == page
+    assert cli.main(["report", str(config.root), "--output", f"{config.root}/again.html"]) == 0
+    again = (config.root / "again.html").read_text()
     assert again.split("<details")[0] == page.split("<details")[0]
     out = capsys.readouterr().out
     assert "reward.learning_rate" in out
@@ -234,7 +245,7 @@ def test_the_report_has_a_plot_and_a_sentence_for_each_metric(swept):
     assert page.tags.count("figcaption") == 4
     assert not page.fetches
     assert "script" not in page.tags
-    rows = json.loads((Path(config.output_dir) / "table.json").read_text())["rows"]
+    rows = json.loads((config.root / "table.json").read_text())["rows"]
     means = [row["metrics"]["log_loss"]["mean"] for row in rows]
     lowest = "0.001" if means[0] < means[1] else "0.01"
     text = page.text[page.text.index("log loss") :]
@@ -246,27 +257,27 @@ def test_the_report_has_a_plot_and_a_sentence_for_each_metric(swept):
 
 def test_a_sweep_grows_and_loses_nothing(reward_sweep):
     first = reward_sweep(grid={"reward.learning_rate": [1e-3]}, seeds=[0])
-    sweep.run(first)
-    before = done_files(first.output_dir)
+    run_sweep(first)
+    before = done_files(first.root)
     grown = reward_sweep(grid={"reward.learning_rate": [1e-2, 1e-3]}, seeds=[0, 1])
-    outcome = sweep.run(grown)
-    after = done_files(first.output_dir)
+    outcome = run_sweep(grown)
+    after = done_files(first.root)
     assert outcome.runs == len(after) == 4
     assert before.items() <= after.items()
-    sweep.run(reward_sweep(grid={"reward.learning_rate": [1e-2]}, seeds=[0, 1]))
-    assert done_files(first.output_dir) == after
-    table = json.loads((Path(first.output_dir) / "table.json").read_text())
+    run_sweep(reward_sweep(grid={"reward.learning_rate": [1e-2]}, seeds=[0, 1]))
+    assert done_files(first.root) == after
+    table = json.loads((first.root / "table.json").read_text())
     assert [row["point"] for row in table["rows"]] == ["reward.learning_rate=0.01"]
 
 
 def test_one_seed_shows_its_interval(reward_sweep):
     config = reward_sweep(points=[{}, {"reward.num_train_epochs": 2, "reward.train_batch_size": 8}])
-    sweep.run(config)
-    rows = json.loads((Path(config.output_dir) / "table.json").read_text())["rows"]
+    run_sweep(config)
+    rows = json.loads((config.root / "table.json").read_text())["rows"]
     name = "reward.num_train_epochs=2.0,reward.train_batch_size=8"
     assert [row["point"] for row in rows] == ["base", name]
     assert rows[0]["settings"] == {"reward.num_train_epochs": 1.0, "reward.train_batch_size": 16}
-    summary = json.loads((Path(config.output_dir) / name / "seed-0/reward/summary.json").read_text())
+    summary = json.loads((config.root / name / "seed-0/reward/summary.json").read_text())
     assert rows[1]["metrics"]["accuracy"] == {
         "mean": summary["eval/accuracy"],
         "sd": None,
@@ -276,8 +287,8 @@ def test_one_seed_shows_its_interval(reward_sweep):
         "values": {"0": summary["eval/accuracy"]},
     }
     assert summary["updates"] == 6
-    assert "fraction_of_bayes_mean" in (Path(config.output_dir) / "table.csv").read_text()
-    page = Page(Path(config.output_dir) / "report.html")
+    assert "fraction_of_bayes_mean" in (config.root / "table.csv").read_text()
+    page = Page(config.root / "report.html")
     assert "95 % intervals of one seed" in page.text
     assert (
         page.tags.count("svg") == 3
@@ -287,12 +298,12 @@ def test_one_seed_shows_its_interval(reward_sweep):
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(reward_sweep, tmp_path, capsys):
     config = reward_sweep(grid={"reward.learning_rate": [1e30, 1e-3]})
     file = tmp_path / "sweep.yaml"
-    file.write_text(sweep.to_yaml(config))
+    file.write_text(config.to_yaml())
     assert cli.main(["sweep", "--config", str(file)]) == 4
     captured = capsys.readouterr()
     assert "1 of 2 runs failed" in captured.err
     assert "failed: reward.learning_rate=1e+30, seed 0: DivergedError" in captured.out
-    root = Path(config.output_dir)
+    root = config.root
     rows = json.loads((root / "table.json").read_text())["rows"]
     assert rows[0]["errors"]["0"].startswith("DivergedError")
     assert rows[0]["metrics"]["accuracy"]["n"] == 0
@@ -303,8 +314,8 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(reward_sweep, tmp_pat
     assert "DivergedError" in page.text
     # Mended, the same sweep is whole, and the finished run was not touched.
     before = done_files(root)
-    config.sweep.grid = {"reward.learning_rate": [1e-3]}
-    assert sweep.run(config).errors == []
+    config.options.grid = {"reward.learning_rate": [1e-3]}
+    assert run_sweep(config).errors == []
     assert done_files(root) == before
 
 
@@ -316,13 +327,13 @@ def test_a_failed_run_is_tried_again_and_its_error_goes(reward_sweep, monkeypatc
         raise RuntimeError("out of\nmemory")
 
     monkeypatch.setattr(reward, "run", broken)
-    outcome = sweep.run(config)
-    note = Path(config.output_dir) / "reward.learning_rate=0.001/seed-0/error.txt"
+    outcome = run_sweep(config)
+    note = config.root / "reward.learning_rate=0.001/seed-0/error.txt"
     assert outcome.errors == ["reward.learning_rate=0.001/seed-0: RuntimeError: out of memory"]
     assert outcome.exit_code == 1
     assert note.exists()
     monkeypatch.setattr(reward, "run", original)
-    assert sweep.run(config).exit_code == 0
+    assert run_sweep(config).exit_code == 0
     assert not note.exists()
 
 
@@ -335,7 +346,7 @@ def test_a_shared_stage_that_fails_is_tried_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr("preferl.stages.sft.run", broken)
     config = world_sweep(tmp_path / "s", grid={"reward.learning_rate": [1e-3, 1e-2, 0.1]}, seeds=[0, 1])
-    outcome = sweep.run(config)
+    outcome = run_sweep(config)
     assert tried == [0, 1]
     assert len(outcome.errors) == 6
     assert outcome.exit_code == 2
@@ -353,10 +364,10 @@ def test_an_interrupt_stops_the_sweep_and_the_tables_are_there(reward_sweep, mon
 
     monkeypatch.setattr(reward, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sweep.run(config)
-    rows = json.loads((Path(config.output_dir) / "table.json").read_text())["rows"]
+        run_sweep(config)
+    rows = json.loads((config.root / "table.json").read_text())["rows"]
     assert [row["metrics"]["accuracy"]["n"] for row in rows] == [1, 0]
-    sweep.run(config)
+    run_sweep(config)
     assert calls == [1e-3, 1e-2, 1e-2]
 
 
@@ -383,21 +394,21 @@ def recorded(monkeypatch):
 
 def test_fresh_makes_every_stage_again_once(tmp_path, recorded):
     config = world_sweep(tmp_path / "s", grid={"reward.learning_rate": [1e-3, 1e-2]}, seeds=[0, 1])
-    sweep.run(config)
+    run_sweep(config)
     first = list(recorded)
     assert len(first) == len(set(first)) == 8
-    sweep.run(config)
+    run_sweep(config)
     assert recorded == first
-    sweep.run(config, fresh=True)
+    run_sweep(config, fresh=True)
     assert recorded == first * 2
 
 
 def test_what_reads_from_a_stage_made_anew_is_made_anew(tmp_path, recorded):
     config = world_sweep(tmp_path / "s", grid={"reward.learning_rate": [1e-3, 1e-2]}, seeds=[0, 1])
-    sweep.run(config)
+    run_sweep(config)
     recorded.clear()
     (tmp_path / "s/base/seed-0/collect/DONE").unlink()
-    sweep.run(config)
+    run_sweep(config)
     assert recorded == [
         "base/seed-0/collect",
         "reward.learning_rate=0.001/seed-0/reward",
@@ -411,7 +422,7 @@ def test_what_reads_from_a_stage_made_anew_is_made_anew(tmp_path, recorded):
         ({}, {"grid": {"sft.hidden_size": [32]}}, {"sft.hidden_size=32": {"sft", "collect", "reward"}}),
         ({}, {"grid": {"temperature": [0.7]}}, {"temperature=0.7": {"sft", "collect", "reward"}}),
         (
-            {"sft": SftConfig(temperature=0.5)},
+            {"sft.temperature": 0.5},
             {"grid": {"temperature": [0.7]}},
             {"base": {"sft"}, "temperature=0.7": {"collect", "reward"}},
         ),
@@ -425,7 +436,7 @@ def test_what_reads_from_a_stage_made_anew_is_made_anew(tmp_path, recorded):
             },
         ),
         (
-            {"reward": RewardConfig(model_name_or_path="other/model")},
+            {"reward.model_name_or_path": "other/model"},
             {"grid": {"sft.hidden_size": [32]}},
             {"sft.hidden_size=32": {"sft", "collect", "reward"}},
         ),
@@ -448,7 +459,7 @@ def test_what_reads_from_a_stage_made_anew_is_made_anew(tmp_path, recorded):
         (
             {
                 "stages": ["sft", "rl"],
-                "rl": pipeline.RlConfig(model_name_or_path="p", reward_model="r"),
+                "rl": {"model_name_or_path": "p", "reward_model": "r"},
             },
             {"grid": {"sft.hidden_size": [32]}},
             {"sft.hidden_size=32": {"sft"}, "base": {"rl"}},
@@ -456,19 +467,16 @@ def test_what_reads_from_a_stage_made_anew_is_made_anew(tmp_path, recorded):
     ],
 )
 def test_a_stage_lies_under_the_keys_that_reach_it(tmp_path, changes, options, expected):
-    config = replace(world_sweep(tmp_path, **options), **changes)
+    config = changed(world_sweep(tmp_path, **options), **changes)
     assert places(config) == {
         f"{name}/seed-0/{stage}" for name, stages in expected.items() for stage in stages
     }
 
 
 def test_a_stage_with_its_own_seed_is_shared_by_all_seeds(tmp_path):
-    config = world_sweep(tmp_path, grid={"reward.num_evals": [1]}, seeds=[0, 1])
-    config.sft.seed = 7
-    assert [(run.options("sft").seed, run.options("reward").seed) for run in planned(config)] == [
-        (7, 0),
-        (7, 1),
-    ]
+    config = changed(world_sweep(tmp_path, grid={"reward.num_evals": [1]}, seeds=[0, 1]), **{"sft.seed": 7})
+    seeds = [(options_of(run, "sft").seed, options_of(run, "reward").seed) for run in planned(config)]
+    assert seeds == [(7, 0), (7, 1)]
     assert places(config) == {
         "base/every-seed/sft",
         *(
@@ -486,9 +494,47 @@ def test_equal_places_mean_equal_options(tmp_path):
     options = {}
     for run in planned(config):
         for stage, path in run.where.items():
-            assert options.setdefault(path, run.options(stage)) == run.options(stage)
-            assert run.options(stage).output_dir == str(path)
+            assert options.setdefault(path, options_of(run, stage)) == options_of(run, stage)
+            assert options_of(run, stage).output_dir == str(path)
     assert len(options) < 3 * len(planned(config))
+
+
+def test_stages_of_equal_content_are_one(tmp_path, recorded):
+    """A value that is the base's changes nothing; what reads from it is the same too."""
+    usual = SftConfig().learning_rate
+    config = world_sweep(tmp_path / "s", points=[{}, {"sft.learning_rate": usual}])
+    assert places(config) == {f"base/seed-0/{stage}" for stage in ("sft", "collect", "reward")}
+    run_sweep(config)
+    assert len(recorded) == 3
+    table = json.loads((tmp_path / "s" / "table.json").read_text())
+    assert [row["metrics"]["accuracy"]["mean"] for row in table["rows"]] == [0.5, 0.5]
+    # Growing at the front, a sweep finds again what it made, wherever that lies.
+    grown = world_sweep(tmp_path / "s", points=[{"sft.learning_rate": usual}, {"sft.learning_rate": 0.1}])
+    run_sweep(grown)
+    assert recorded[3:] == [f"sft.learning_rate=0.1/seed-0/{s}" for s in ("sft", "collect", "reward")]
+    assert places(grown) > {f"base/seed-0/{stage}" for stage in ("sft", "collect", "reward")}
+
+
+def test_an_older_sweep_has_its_page(swept, tmp_path, capsys):
+    """Its configuration held every option of every stage; the page needs only the table and the places."""
+    config, outcome = swept
+    root = tmp_path / config.root.name
+    shutil.copytree(config.root, root)
+    for mark in root.rglob(".preferl.json"):
+        mark.unlink()
+    (root / "config.yaml").write_text(
+        "output_dir: runs/s\nsft: {output_dir: runs/sft}\nsweep: {seeds: [0]}\n"
+    )
+    table = json.loads((root / "table.json").read_text())
+    del table["seeds"]
+    (root / "table.json").write_text(json.dumps(table))
+    assert cli.main(["report", str(root)]) == 0
+    assert "reward.learning_rate" in capsys.readouterr().out
+    old, new = (path.read_text().split("<details")[0] for path in (root / "report.html", outcome.report))
+    assert old == new
+    (root / "table.json").write_text("{")
+    assert cli.main(["report", str(root)]) == 2
+    assert "run the sweep again" in capsys.readouterr().err
 
 
 def test_named_points_refer_to_stages_of_their_own_and_of_each_other(tmp_path):
@@ -503,20 +549,24 @@ def test_named_points_refer_to_stages_of_their_own_and_of_each_other(tmp_path):
         {"name": "mixed", "rl.reward_model": "0.7*@/reward + 0.3*min(@few labels/reward, concise)"},
     ]
     config = world_sweep(tmp_path, points=points, seeds=[0, 1])
-    config = replace(config, stages=[*config.stages, "rl", "evaluate"])
+    config = changed(config, stages=[*config.base.stages, "rl", "evaluate"])
     runs = planned(config)
     few, more, mixed = (run for run in runs if run.seed == 1)
     assert few.path == tmp_path / "few-labels" / "seed-1"
     assert few.where["collect"] == few.path / "collect"
-    assert more.options("collect").add_to == str(few.where["collect"])
-    assert more.options("collect").adversarial == str(few.where["reward"])
-    assert {few.where["collect"], few.where["reward"]} <= set(more.needs["collect"])
+    assert options_of(more, "collect").add_to == str(few.where["collect"])
+    assert options_of(more, "collect").adversarial == str(few.where["reward"])
+    assert {few.where["collect"], few.where["reward"]} <= set(more.needs(more.stages[1]))
     # The reward model of the mixture is the one without changes: nothing that the point sets reaches it.
     assert mixed.where["reward"] == tmp_path / "base" / "seed-1" / "reward"
     text = f"0.7*{mixed.where['reward']} + 0.3*min({few.where['reward']}, concise)"
-    assert mixed.options("rl").reward_model == text
-    assert mixed.options("evaluate").reward_model == text  # what it was trained against
-    assert set(mixed.needs["rl"]) == {mixed.where["sft"], mixed.where["reward"], few.where["reward"]}
+    assert options_of(mixed, "rl").reward_model == text
+    assert options_of(mixed, "evaluate").reward_model == text  # what it was trained against
+    assert set(mixed.needs(mixed.stages[3])) == {
+        mixed.where["sft"],
+        mixed.where["reward"],
+        few.where["reward"],
+    }
 
 
 def test_what_a_failed_point_would_have_given_is_not_waited_for(tmp_path, monkeypatch):
@@ -531,7 +581,7 @@ def test_what_a_failed_point_would_have_given_is_not_waited_for(tmp_path, monkey
 
     monkeypatch.setattr(pipeline.collect, "run", run)
     monkeypatch.setattr(pipeline.sft, "run", lambda options, fresh=False: None)
-    outcome = sweep.run(config)
+    outcome = run_sweep(config)
     assert [error.split(":")[0] for error in outcome.errors] == ["a/seed-0", "b/seed-0"]
     assert all("no labels today" in error for error in outcome.errors)
 
@@ -573,7 +623,7 @@ def test_what_a_failed_point_would_have_given_is_not_waited_for(tmp_path, monkey
 )
 def test_mistakes_are_found_before_anything_runs(tmp_path, recorded, options, words):
     with pytest.raises(UsageError) as error:
-        sweep.run(world_sweep(tmp_path / "s", **options))
+        run_sweep(world_sweep(tmp_path / "s", **options))
     for word in words:
         assert word in str(error.value)
     assert not recorded
@@ -582,12 +632,12 @@ def test_mistakes_are_found_before_anything_runs(tmp_path, recorded, options, wo
 
 def test_other_options_are_refused_before_anything_runs(tmp_path, recorded):
     config = world_sweep(tmp_path / "s", grid={"reward.learning_rate": [1e-3]})
-    sweep.run(config)
+    run_sweep(config)
     recorded.clear()
-    changed = replace(config, collect=replace(config.collect, label_scale=2.0))
-    changed.sweep.grid["reward.learning_rate"] = [0.5, 1e-3]
+    other = changed(config, **{"collect.label_scale": 2.0})
+    other.options.grid["reward.learning_rate"] = [0.5, 1e-3]
     with pytest.raises(UsageError, match=r"collect.*label_scale.*--fresh"):
-        sweep.run(changed)
+        run_sweep(other)
     assert not recorded
 
 
@@ -596,11 +646,11 @@ def test_directories_of_others_are_left_alone(tmp_path, recorded):
     (tmp_path / "s").mkdir()
     (tmp_path / "s/thesis.txt").write_text("precious")
     with pytest.raises(UsageError, match="holds no preferl sweep"):
-        sweep.run(config, fresh=True)
+        run_sweep(config, fresh=True)
     (tmp_path / "s/thesis.txt").rename(tmp_path / "thesis.txt")
     (tmp_path / "s/config.yaml").write_text("output_dir: a run\n")
     with pytest.raises(UsageError, match="holds no preferl sweep"):
-        sweep.run(config, fresh=True)
+        run_sweep(config, fresh=True)
     assert (tmp_path / "s/config.yaml").read_text() == "output_dir: a run\n"
 
 
@@ -608,7 +658,7 @@ def test_a_metric_that_no_summary_has_names_the_nearest(tmp_path, recorded):
     metrics = {"right": "reward.eval/accuracy", "wrong": "reward.eval/acuracy"}
     config = world_sweep(tmp_path / "s", grid={"reward.learning_rate": [1e-3]}, metrics=metrics)
     with pytest.raises(UsageError, match=r"wrong.*'reward\.eval/acuracy'.*'reward\.eval/accuracy'"):
-        sweep.run(config)
+        run_sweep(config)
     rows = json.loads((tmp_path / "s/table.json").read_text())["rows"]
     assert rows[0]["metrics"]["right"]["mean"] == 0.5
 
@@ -646,20 +696,20 @@ NASTY += [
 
 
 def test_names_are_safe_as_paths_and_different():
-    names = [sweep.name_of({"collect.annotator": value}) for value in NASTY]
+    names = [name_of({"collect.annotator": value}) for value in NASTY]
     assert len({name.lower() for name in names}) == len(names)
     for name in names:
         assert len(name) < 150
         assert Path(name).name == name
         assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._=,+-")
-    assert sweep.name_of({"a.b": 1, "c": 0.001}) == "a.b=1,c=0.001"
-    assert sweep.name_of({"a": "b,c=d"}) != sweep.name_of({"a": "b", "c": "d"})
-    assert sweep.name_of({}) == "base"
+    assert name_of({"a.b": 1, "c": 0.001}) == "a.b=1,c=0.001"
+    assert name_of({"a": "b,c=d"}) != name_of({"a": "b", "c": "d"})
+    assert name_of({}) == "base"
 
 
 def test_no_value_leads_out_of_the_directory(tmp_path, recorded):
     values = ["../../../escaped", "/etc/escaped", "world"]
-    sweep.run(world_sweep(tmp_path / "in/s", grid={"collect.annotator": values}))
+    run_sweep(world_sweep(tmp_path / "in/s", grid={"collect.annotator": values}))
     root = tmp_path / "in/s"
     assert {p.relative_to(tmp_path).parts[:2] for p in tmp_path.rglob("*") if p.is_file()} == {("in", "s")}
     assert len(list(root.glob("collect.annotator=*/seed-0/reward/DONE"))) == 3
@@ -671,9 +721,16 @@ def rows_for(settings, metric="m", seeds=2, failed=()):
     for i, setting in enumerate(settings):
         values = {} if i in failed else {seed: 0.5 + 0.1 * i + 0.02 * seed for seed in range(seeds)}
         errors = dict.fromkeys(range(seeds), f"DivergedError: {ATTACK}") if i in failed else {}
-        point = sweep.name_of(setting)
+        point = name_of(setting)
         rows.append(sweeps.Row(point, setting, {metric: values}, {metric: {}}, errors))
     return rows
+
+
+def report_of(root, rows, metrics, text="") -> Path:
+    """The page of made-up rows."""
+    (root / "config.yaml").write_text(text)
+    found = sweeps.Sweep(root, rows, metrics, [0, 1], text, {})
+    return sweeps.write_report(root / "report.html", found)
 
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{1}$ _hidden {{ 7 * 7 }}"
@@ -682,10 +739,7 @@ ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{1}$ _hid
 def test_everything_shown_is_escaped(tmp_path):
     settings = [{"collect.annotator": a, ATTACK: b} for a in (ATTACK, "world") for b in (ATTACK, "b")]
     rows = rows_for(settings, metric=ATTACK, failed=[3])
-    path = sweeps.write_report(
-        tmp_path / "report.html", tmp_path, ATTACK, rows, {ATTACK: "reward.x"}, [0, 1], ATTACK
-    )
-    page = Page(path)
+    page = Page(report_of(tmp_path, rows, {ATTACK: "reward.x"}, ATTACK))
     assert not {"script", "img"} & set(page.tags)
     assert not page.fetches
     assert page.tags.count("svg") == 1
@@ -696,9 +750,7 @@ def test_everything_shown_is_escaped(tmp_path):
 
 def test_plots_show_dollars_and_backslashes_as_they_are(tmp_path):
     rows = rows_for([{"reward.x": x, "reward.y": y} for x in ("$\\frac{1}$", "\\$") for y in ("$a_1$", "_b")])
-    text = Page(
-        sweeps.write_report(tmp_path / "report.html", tmp_path, "", rows, {"m": "a.kl"}, [0, 1], "")
-    ).text
+    text = Page(report_of(tmp_path, rows, {"m": "a.kl"})).text
     plot = text[text.index("Table and curves") : text.index("Lowest at")]
     for shown in ("$\\frac{1}$", "\\$", "y = $a_1$", "y = _b"):
         assert shown in plot
@@ -722,12 +774,7 @@ def test_plots_show_dollars_and_backslashes_as_they_are(tmp_path):
 def test_the_axis_fits_the_values(values, scale, tmp_path):
     rows = rows_for([{"reward.x": value} for value in values])
     assert sweeps.lines_of(rows, "m")[0] == sweeps.scale_of(values) == scale
-    assert (
-        Page(
-            sweeps.write_report(tmp_path / "report.html", tmp_path, "", rows, {"m": "a.kl"}, [0, 1], "")
-        ).tags.count("svg")
-        == 1
-    )
+    assert Page(report_of(tmp_path, rows, {"m": "a.kl"})).tags.count("svg") == 1
 
 
 def test_two_keys_make_one_line_for_each_value_of_the_second():
@@ -768,10 +815,8 @@ def test_the_sentence_is_computed_from_the_numbers():
 def test_shipped_sweeps_can_run():
     files = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
     assert files
-    parser = parser_for(SweepConfig, "preferl sweep", "")
     for file in files:
-        config = instantiate(parser, SweepConfig, parser.parse_args(["--config", str(file)]))
+        config = SweepConfig(**yaml.safe_load(file.read_text(encoding="utf-8")))
         runs = planned(config)
-        assert len(runs) > len(config.sweep.seeds)
-        sweep.metrics_of(config, runs)
-        assert isinstance(sweep.base_of(config), RunConfig)
+        assert len(runs) > len(config.options.seeds)
+        assert metrics_of(config, runs)

@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
-from preferl import cli, sweep
+from preferl import cli
 from preferl.design.designer import DesignConfig
 from preferl.label import commands as label
 from preferl.label import live
-from preferl.runs.config import instantiate, parser_for
-from preferl.sweep import SweepConfig
+from preferl.runs.config import parser_for
+from preferl.sweep.numbers import metrics_of
+from preferl.sweep.plan import SweepConfig, plan_all, points_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
@@ -184,12 +186,11 @@ def check_preferl(arguments: list[str]) -> None:
 @pytest.mark.slow
 def test_the_laboratory_can_be_planned():
     """tests/test_sweep.py does this for configs/sweeps/."""
-    parser = parser_for(SweepConfig, "preferl run", "")
-    arguments = ["--config", str(ROOT / "configs" / "hacking.yaml")]
-    config = instantiate(parser, SweepConfig, parser.parse_args(arguments))
-    runs = sweep.plan_all(Path(config.output_dir), sweep.points_of(config), config.sweep.seeds)
+    given = yaml.safe_load((ROOT / "configs" / "hacking.yaml").read_text(encoding="utf-8"))
+    config = SweepConfig(**given)
+    runs = plan_all(config.root, points_of(config), config.options.seeds)
     assert len(runs) == 10
-    assert set(sweep.metrics_of(config, runs)) >= {"proxy", "gold", "kl", "length"}
+    assert set(metrics_of(config, runs)) >= {"proxy", "gold", "kl", "length"}
 
 
 def check_label(arguments: list[str]) -> None:

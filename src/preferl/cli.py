@@ -138,14 +138,14 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
     def command(arguments: list[str]) -> int:
         import importlib
 
-        from preferl.runs.config import given_value, instantiate, parser_for
+        from preferl.runs.config import declared, instantiate, parser_for
 
         module = importlib.import_module(f"preferl.stages.{name}")
         config_class = getattr(module, name.title().replace("_", "") + "Config")
         arguments, fresh = take_flag(arguments, "--fresh")
         with distributed.process_group():
             if name == "rl":  # an algorithm of a person's own brings options
-                algorithm = given_value(arguments, "algorithm") or config_class.algorithm
+                algorithm = declared(arguments).get("algorithm", config_class.algorithm)
                 config_class = module.config_class(algorithm)
             parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip())
             config = instantiate(parser, config_class, parser.parse_args(arguments))
@@ -167,27 +167,44 @@ def sweep_command(arguments: list[str]) -> int:
     return run_or_sweep(arguments, "sweep")
 
 
-def run_or_sweep(arguments: list[str], name: str) -> int:
+def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
     """Both commands take the same configurations; ``--seeds N`` runs each point with N seeds."""
     from preferl import pipeline, sweep
-    from preferl.runs.config import instantiate, parser_for
+    from preferl.runs.config import declared
+    from preferl.runs.progress import say
+    from preferl.sweep.plan import SweepConfig, SweepOptions
+    from preferl.sweep.run import run as run_sweep
 
     arguments, fresh = take_flag(arguments, "--fresh")
-    arguments, given = take_option(arguments, "--seeds")
-    if given is not None:
-        if not (given.isdigit() and int(given)):
-            raise UsageError(f"--seeds is {given}; give the number of seeds, at least 1")
-        arguments += [f"--sweep.seeds={list(range(int(given)))}"]
-    module = pipeline if name == "run" else sweep
-    parser = parser_for(sweep.SweepConfig, f"preferl {name}", (module.__doc__ or "").strip())
-    parser.set_defaults(output_dir=f"runs/{name}")
-    config = instantiate(parser, sweep.SweepConfig, parser.parse_args(arguments))
-    if given is not None and not config.sweep.grid:
-        config.sweep.points = config.sweep.points or [{}]
-    if name == "run" and not (config.sweep.grid or config.sweep.points):
-        pipeline.run(sweep.base_of(config), fresh=fresh)
+    arguments, shown = take_flag(arguments, "--print_config")
+    arguments, count = take_option(arguments, "--seeds")
+    if count is not None:
+        if not (count.isdigit() and int(count)):
+            raise UsageError(f"--seeds is {count}; give the number of seeds, at least 1")
+        arguments += [f"--sweep.seeds={list(range(int(count)))}"]
+    arguments = [*(f"--config={file}" for file in files), *arguments]
+    module = sweep if name == "sweep" else pipeline
+    doc = (module.__doc__ or "").strip()
+    parser = pipeline.parser_for_run(arguments, f"preferl {name}", doc, sweep=SweepOptions)
+    given = pipeline.given_in(parser, arguments)
+    varied = given.pop("sweep", {})
+    if count is not None and not varied.get("grid"):
+        varied.setdefault("points", [{}])
+    if name != "sweep" and not (varied.get("grid") or varied.get("points")):
+        run_config = pipeline.RunConfig(**given)
+        if shown:
+            print(pipeline.resolved_yaml(run_config), end="")
+            return 0
+        for stage in declared(arguments, files=False):  # a file may hold more stages than are run this time
+            if stage in run_config.kinds and stage not in run_config.stages:
+                say(f"{name}: the options of {stage} are not used: it is no stage of this run")
+        pipeline.run(run_config, fresh=fresh)
         return 0
-    outcome = sweep.run(config, fresh=fresh)
+    config = SweepConfig(**given, sweep=varied)
+    if shown:
+        print(pipeline.resolved_yaml(config.base) + config.varied_yaml(), end="")
+        return 0
+    outcome = run_sweep(config, fresh=fresh)
     if not outcome.errors:
         return 0
     return fail(
@@ -200,23 +217,8 @@ def run_or_sweep(arguments: list[str], name: str) -> int:
 def demo_command(arguments: list[str]) -> int:
     """``preferl demo``: the embedded world. Takes the same options as ``run``."""
     from preferl import pipeline
-    from preferl.runs.config import instantiate, parser_for
 
-    arguments, fresh = take_flag(arguments, "--fresh")
-    parser = parser_for(
-        pipeline.RunConfig, "preferl demo", "The whole pipeline on the embedded world; options as for `run`."
-    )
-    parser.set_defaults(vars_of(pipeline.demo_config()))
-    config = instantiate(parser, pipeline.RunConfig, parser.parse_args(arguments))
-    pipeline.run(config, fresh=fresh)
-    return 0
-
-
-def vars_of(config: object) -> dict[str, object]:
-    """A configuration as nested plain values, for a parser's defaults."""
-    import dataclasses
-
-    return dataclasses.asdict(config)  # type: ignore[call-overload]
+    return run_or_sweep(arguments, "demo", str(pipeline.demo_file()))
 
 
 def report_command(arguments: list[str]) -> int:
@@ -237,9 +239,9 @@ def report_command(arguments: list[str]) -> int:
     if len(runs) > 1:
         print(report.compare(runs, path))
     elif is_sweep(runs[0]):
-        from preferl import sweep  # with all stages, and so torch
+        from preferl.reporting import sweeps
 
-        sweep.page(runs[0], path)
+        sweeps.page(runs[0], path)
     else:
         page = report.write(runs[0], path)
         say(f"report: verdict: {report.verdict_of(runs[0])}")

@@ -1,24 +1,41 @@
-"""The whole pipeline over one run directory: which stages, in which order, and how they find each other.
+"""A run: which stages, in which order, and how they find each other.
 
-``preferl demo`` and ``preferl run`` build a ``RunConfig`` and call ``run``. Stages meet through their
-directories; this file fills in the paths, so that a configuration names only what is particular to it.
+A configuration holds what a person gave, and nothing else. A stage's other options come, in this order, from
+the run (``--temperature`` holds for every stage that has one), from what is usual in a run (the reward model
+learns from the pairs of collect: ``@/collect``), and from the stage's own defaults.
+
+``@/reward`` in a text stands for the directory of this run's stage ``reward``, the newest of that name where
+there are several rounds. A stage has a name and a kind; the usual names are kinds themselves, and a stage of
+another name says which kind it is::
+
+    stages: [sft, collect, reward, best_of, again, evaluate]
+    again: {kind: sft, model_name_or_path: "@/sft", dataset_name: "@/best_of"}
 """
 
 import dataclasses
+import difflib
+import functools
+import hashlib
+import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from preferl.runs.config import DataOptions, DeviceOptions, inherit, to_yaml
+import yaml
+
+from preferl.runs.config import DataOptions, DeviceOptions, Parser, declared, leaf_keys
 from preferl.runs.errors import UsageError
 from preferl.runs.mark import check_ours
 from preferl.runs.progress import clock, say
 from preferl.runs.record import write_run_files
-from preferl.runs.stage import is_finished
-from preferl.stages import best_of, collect, dpo, evaluate, report, reward, rl, sft
+from preferl.runs.stage import NOT_COMPARED, is_finished
+from preferl.stages import audit, best_of, collect, dpo, evaluate, report, reward, rl, sft
+from preferl.stages.audit import AuditConfig
 from preferl.stages.best_of import BestOfConfig
 from preferl.stages.collect import CollectConfig
 from preferl.stages.dpo import DpoConfig
@@ -27,42 +44,37 @@ from preferl.stages.reward import RewardConfig
 from preferl.stages.rl import RlConfig
 from preferl.stages.sft import SftConfig
 
-USUAL = ("sft", "collect", "reward", "rl", "evaluate", "report")
-# A language model of the reward model's own: of another size than the policy, or with another tokenizer.
-BACKBONE = "backbone"
-# Rejection-sampling fine-tuning: the SFT model trained further on the best of its own responses.
-BEST_OF, DISTIL = "best_of", "distil"
-STAGES = ("sft", "collect", BACKBONE, "reward", BEST_OF, DISTIL, "dpo", "rl", "evaluate", "report")
-RUNNERS: dict[str, Any] = {
-    "sft": sft,
-    "collect": collect,
-    BACKBONE: sft,
-    "reward": reward,
-    BEST_OF: best_of,
-    DISTIL: sft,
-    "dpo": dpo,
-    "rl": rl,
-    "evaluate": evaluate,
+KINDS: dict[str, tuple[ModuleType, type]] = {
+    "sft": (sft, SftConfig),
+    "collect": (collect, CollectConfig),
+    "reward": (reward, RewardConfig),
+    "best_of": (best_of, BestOfConfig),
+    "dpo": (dpo, DpoConfig),
+    "rl": (rl, RlConfig),
+    "audit": (audit, AuditConfig),
+    "evaluate": (evaluate, EvaluateConfig),
 }
-# ``@/reward`` in a text stands for the directory of this run's reward stage, ``@other name/reward`` for that
-# of another point of the same sweep.
-REFERENCE = re.compile(r"@([^@/]*)/(\w+)")
-SHARED = tuple(f.name for f in dataclasses.fields(DeviceOptions))
+# Names that are no kinds: a language model of the reward model's own, and rejection-sampling fine-tuning, the
+# SFT model trained further on the best of its own responses.
+NAMES = {name: name for name in KINDS} | {"backbone": "sft", "distil": "sft"}
+USUAL = ("sft", "collect", "reward", "rl", "evaluate", "report")
+IN_ROUNDS = ("collect", "reward", "rl")
+REFERENCE = re.compile(r"@([^@/]*)/(\w+(?:-\d+)?)")
 DATA = tuple(f.name for f in dataclasses.fields(DataOptions))
-SAMPLING = ("temperature", "response_length", "stop_sequences")
 
 
 @dataclass(kw_only=True)
-class RunConfig(DataOptions, DeviceOptions):
-    """A run. What stands here (seed, device, data set, sampling) holds for every stage that does not say
+class RunOptions(DataOptions, DeviceOptions):
+    """Options of the run itself. Seed, device, data set and sampling hold for every stage that does not say
     otherwise; the stages' own options stand under their names."""
 
     output_dir: str = "runs/run"
     """The run's directory; each stage is a directory in it."""
     stages: list[str] = field(default_factory=lambda: list(USUAL))
-    """Which stages, in this order: sft, collect, reward, rl, evaluate, report; with ``backbone`` before
-    ``reward`` the reward model starts from a language model of its own; ``best_of`` and ``distil`` after
-    ``reward`` train the SFT model on the best of its own responses; ``dpo`` trains it on the pairs."""
+    """Which stages, in this order. Usual names: sft, collect, reward, rl, evaluate, report; ``backbone`` is a
+    language model of the reward model's own; ``best_of`` and ``distil`` train the SFT model on the best of
+    its own responses; ``dpo`` trains it on the pairs; ``audit`` measures a reward. A stage of another name
+    says what it is: ``NAME.kind``."""
     rounds: int = 1
     """How often collect, reward and rl are done: each further round labels samples of the last policy, adds
     them to the pairs, trains the reward model anew and goes on from the policy (``collect-2``, ``reward-2``,
@@ -75,158 +87,365 @@ class RunConfig(DataOptions, DeviceOptions):
     """Most tokens of a response, EOS included, in every stage."""
     stop_sequences: list[str] = field(default_factory=list)
     """Texts that end a response, as EOS does, in every stage."""
-    sft: SftConfig = field(default_factory=SftConfig)
-    """Options of the sft stage."""
-    collect: CollectConfig = field(default_factory=CollectConfig)
-    """Options of the collect stage."""
-    backbone: SftConfig = field(default_factory=SftConfig)
-    """Options of the backbone stage: an sft stage of the reward model's own."""
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    """Options of the reward stage."""
-    best_of: BestOfConfig = field(default_factory=BestOfConfig)
-    """Options of the best_of stage."""
-    distil: SftConfig = field(default_factory=lambda: SftConfig(learning_rate=1e-3, num_train_epochs=2))
-    """Options of the distil stage: an sft stage on the demonstrations of best_of."""
-    dpo: DpoConfig = field(default_factory=DpoConfig)
-    """Options of the dpo stage."""
-    rl: RlConfig = field(default_factory=RlConfig)
-    """Options of the rl stage."""
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    """Options of the evaluate stage."""
 
 
-def run(config: RunConfig, fresh: bool = False) -> Path:
-    """Runs the stages that are not finished; returns the path of the report, or of the run directory.
+OWN = ("output_dir", "stages", "rounds", "model_name_or_path")  # of the run, and of no stage
+SHARED = tuple(f.name for f in dataclasses.fields(RunOptions) if f.name not in OWN)
+
+
+class RunConfig:
+    """What a person gave for a run.
+
+    Example:
+        >>> config = RunConfig(output_dir="runs/a", temperature=0.8, rl={"kl_coef": 0.2})
+        >>> config.stages
+        ['sft', 'collect', 'reward', 'rl', 'evaluate', 'report']
 
     Raises:
-        UsageError: an unknown stage, or a stage without the one it needs.
+        UsageError: a stage or an option is unknown, or a stage does not say which kind it is.
     """
-    started, root = time.monotonic(), Path(config.output_dir)
-    config = resolve(config)
-    check_ours(root, "run", root.name)
-    write_run_files(root, to_yaml(config))
-    redo = fresh
-    for name, options in planned(config):
-        # What follows a stage that was done again is done again too: it was made from what is gone.
-        plain = dataclasses.asdict(options)
-        done_before = is_finished(Path(options.output_dir), kind_of(name), plain, redo)
-        RUNNERS[name].run(options, fresh=redo)
-        redo = redo or not done_before
-    result = report.write(root) if "report" in config.stages else root
-    if "evaluate" in config.stages:
-        say(f"run: verdict: {report.verdict_of(root)}")
-    say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
-    return result
+
+    def __init__(self, **given: Any):
+        self.given = given
+        options = {f.name for f in dataclasses.fields(RunOptions)}
+        wrong = [name for name, value in given.items() if name not in options and not isinstance(value, dict)]
+        if wrong:
+            known = [*options, *NAMES]
+            raise UsageError(f"a run has no option '{wrong[0]}'{nearest(wrong[0], known)}")
+        for name, kind in self.kinds.items():
+            if kind not in KINDS:
+                raise UsageError(
+                    f"{name}.kind is {kind!r}; the kinds of stages are {', '.join(KINDS)}"
+                    if kind
+                    else f"'{name}' is no stage{nearest(name, list(NAMES))}; the usual ones are "
+                    f"{', '.join(NAMES)}; another says what it is, as --{name}.kind sft"
+                )
+            if NAMES.get(name, kind) != kind:
+                raise UsageError(f"{name}.kind is {kind!r}, but {name} is a stage of kind {NAMES[name]}")
+        if len(set(self.stages)) < len(self.stages):
+            raise UsageError(f"stages is {self.stages}; a stage stands there twice")
+        if self.rounds < 1:
+            raise UsageError(f"rounds is {self.rounds}; it must be at least 1")
+        if self.rounds > 1 and not set(IN_ROUNDS) <= set(self.stages):
+            raise UsageError("a run in rounds needs the stages collect, reward and rl")
+
+    @property
+    def output_dir(self) -> str:
+        return self.given.get("output_dir", "runs/run")
+
+    @property
+    def stages(self) -> list[str]:
+        return self.given.get("stages", list(USUAL))
+
+    @property
+    def rounds(self) -> int:
+        return self.given.get("rounds", 1)
+
+    @property
+    def base(self) -> str | None:
+        return self.given.get("model_name_or_path")
+
+    def of(self, name: str) -> dict[str, Any]:
+        """The options that were given for a stage."""
+        return {key: value for key, value in self.given.get(name, {}).items() if key != "kind"}
+
+    @property
+    def kinds(self) -> dict[str, str | None]:
+        """Name -> kind of every stage that is run or has options; None where nothing says it."""
+        named = [name for name, value in self.given.items() if isinstance(value, dict)]
+        names = dict.fromkeys([*(name for name in self.stages if name != "report"), *named])
+        return {name: self.given.get(name, {}).get("kind", NAMES.get(name)) for name in names}
+
+    def changed(self, changes: Mapping[str, Any]) -> "RunConfig":
+        """The same with dotted keys set, as ``{"rl.kl_coef": 0.2}``."""
+        given = dict(self.given)
+        for key, value in changes.items():
+            given = with_key(given, key.split("."), value)
+        return RunConfig(**given)
+
+    def to_yaml(self) -> str:
+        """The YAML that gives it back."""
+        first = {name: self.given[name] for name in ("output_dir", "stages") if name in self.given}
+        return yaml.safe_dump(plain(first | self.given), sort_keys=False, allow_unicode=True)
 
 
-def kind_of(name: str) -> str:
-    """What a run's stage is by itself: ``distil`` and ``backbone`` are sft stages."""
-    return RUNNERS[name].__name__.rpartition(".")[2]
+def with_key(given: Mapping[str, Any], key: Sequence[str], value: Any) -> dict[str, Any]:
+    """A nested mapping with one key set."""
+    head, rest = key[0], key[1:]
+    return {**given, head: with_key(given.get(head, {}), rest, value) if rest else value}
 
 
-def planned(config: RunConfig) -> list[tuple[str, Any]]:
-    """Kind and options of every stage of a resolved run, in the order in which they run."""
-    once = [(name, getattr(config, name)) for name in config.stages if name != "report"]
-    later = [part for number in range(2, config.rounds + 1) for part in round_of(config, number)]
-    at = next((i for i, (name, _) in enumerate(once) if name == "evaluate"), len(once))
-    return once[:at] + later + once[at:]
+def plain(value: Any) -> Any:
+    """Nested mappings and lists as YAML has them; dataclasses become mappings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def round_of(config: RunConfig, number: int) -> list[tuple[str, Any]]:
-    """The stages of a further round: it labels what the policy of the round before writes; the reference
-    stays the SFT model."""
-    root = Path(config.output_dir)
+def nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
-    def at(kind: str, round_: int) -> str:
-        return str(root / (kind if round_ == 1 else f"{kind}-{round_}"))
 
-    before, seed = number - 1, config.seed + 1000 * (number - 1)
-    changes: dict[str, dict[str, Any]] = {
-        "collect": {"model_name_or_path": at("rl", before), "add_to": at("collect", before)},
-        "reward": {"dataset_name": at("collect", number)},
-        "rl": {
-            "model_name_or_path": at("rl", before),
-            "ref_model": config.rl.ref_model or config.rl.model_name_or_path,
-            "reward_model": at("reward", number),
+def config_class(kind: str, given: Mapping[str, Any]) -> type:
+    """The options of a kind of stage; an algorithm of a person's own brings its own to rl."""
+    if kind == "rl":
+        return rl.config_class(given.get("algorithm", RlConfig.algorithm))
+    return KINDS[kind][1]
+
+
+# -------------------------------------------------------------------------------------------------- planning
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a run, before it is known where stages lie.
+
+    Args:
+        name: its directory's.
+        kind: of ``KINDS``.
+        options: all of them, typed; references to other stages stand in texts.
+        keys: dotted keys of the configuration that decide what it makes, those of what it reads included.
+        reads: references in its options, as ``@/sft``.
+        content: hash of kind, options and the content of what it reads: equal hashes make the same.
+    """
+
+    name: str
+    kind: str
+    options: Any
+    keys: frozenset[str]
+    reads: tuple[str, ...]
+    content: str
+
+    @property
+    def reference(self) -> str:
+        return f"@/{self.name}"
+
+    def placed(self, places: Mapping[str, Path]) -> Any:
+        """Its options where every reference is the directory of ``places``, and with a directory of its
+        own."""
+        options = map_texts(self.options, lambda text: REFERENCE.sub(lambda f: str(places[f[0]]), text))
+        return dataclasses.replace(options, output_dir=str(places[self.reference]))
+
+
+@dataclass(frozen=True)
+class Usual:
+    """A usual value, and the keys of the configuration that decide it."""
+
+    value: Any
+    keys: frozenset[str] = frozenset()
+
+
+def plan(config: RunConfig, others: Mapping[str, Planned] | None = None) -> list[Planned]:
+    """Every stage of a run in the order in which they are done.
+
+    Args:
+        config: the run.
+        others: stages of other runs, by the references that name them, as ``@other name/reward``.
+
+    Raises:
+        UsageError: an unknown option, a reference to nothing, or a stage without the model it starts from.
+    """
+    done: dict[str, Planned] = {}
+    for name, kind, number in order_of(config):
+        options, keys = with_defaults(name, kind, number, Before(config, done))
+        options, reads = with_references(options, functools.partial(resolved, done=done, others=others))
+        known = {stage.reference: stage for stage in done.values()} | dict(others or {})
+        keys = keys.union(*(known[reference].keys for reference in reads))
+        full = name if number == 1 else f"{name}-{number}"
+        content = content_of(kind, options, {r: known[r].content for r in reads})
+        done[full] = Planned(full, kind, options, keys, reads, content)
+    return list(done.values())
+
+
+def order_of(config: RunConfig) -> Iterator[tuple[str, str, int]]:
+    """Name, kind and round of every stage, in the order in which they are done: further rounds before
+    ``evaluate``."""
+    kinds = config.kinds
+    names = [name for name in config.stages if name != "report"]
+    at = names.index("evaluate") if "evaluate" in names else len(names)
+    first = [(name, 1) for name in names[:at]]
+    later = [(name, number) for number in range(2, config.rounds + 1) for name in IN_ROUNDS]
+    for name, number in [*first, *later, *((name, 1) for name in names[at:])]:
+        kind = kinds[name]
+        assert kind is not None
+        yield name, kind, number
+
+
+def with_references(options: Any, resolve: Callable[[re.Match[str]], str]) -> tuple[Any, tuple[str, ...]]:
+    """Options whose references are resolved, and which they are, each once."""
+    options = map_texts(options, lambda text: REFERENCE.sub(resolve, text))
+    found = [match[0] for text in texts_of(options) for match in REFERENCE.finditer(text)]
+    return options, tuple(dict.fromkeys(found))
+
+
+def resolved(found: re.Match[str], done: Mapping[str, Planned], others: Mapping[str, Planned] | None) -> str:
+    """A reference as it is kept: to the newest stage of that name that comes before."""
+    run, name = found[1], found[2]
+    if run:
+        if others is None:
+            raise UsageError(f"'{found[0]}' names another point; only a sweep has points")
+        if found[0] not in others:
+            hint = nearest(found[0], others) or f"; there are {', '.join(others) or 'none'}"
+            raise UsageError(f"'{found[0]}' is no stage of an earlier point{hint}")
+        return found[0]
+    rounds = [full for full in done if re.fullmatch(rf"{re.escape(name)}(-\d+)?", full)]
+    if not rounds:
+        before = ", ".join(done) or "none"
+        raise UsageError(f"'{found[0]}' names no stage of this run that comes before (those are: {before})")
+    return f"@/{rounds[-1]}"
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a stage of a run can refer to: the stages before it, and what the run starts from."""
+
+    config: RunConfig
+    done: Mapping[str, Planned]
+
+    def last(self, *kinds: str, without: Collection[str] = ()) -> Planned | None:
+        """The newest stage of some kinds."""
+        found = [s for s in self.done.values() if s.kind in kinds and s.name not in without]
+        return found[-1] if found else None
+
+    def reference(self, *kinds: str, without: Collection[str] = ()) -> Usual | None:
+        stage = self.last(*kinds, without=without)
+        return Usual(stage.reference) if stage else None
+
+    @property
+    def model(self) -> Usual:
+        """The model that the run was given."""
+        return Usual(self.config.base, frozenset({"model_name_or_path"}))
+
+    @property
+    def policy(self) -> Usual:
+        """The policy that everything starts from."""
+        return Usual("@/sft") if "sft" in self.done else self.model
+
+    @property
+    def pairs(self) -> Usual:
+        """The pairs of this run, or the data set that it was given."""
+        given = Usual(self.config.given.get("dataset_name", "world"), frozenset({"dataset_name"}))
+        return self.reference("collect") or given
+
+    def option(self, name: str, *kinds: str) -> Usual | None:
+        """An option of the newest stage of some kinds."""
+        stage = self.last(*kinds)
+        if stage is None:
+            return None
+        own = frozenset(key for key in stage.keys if key.endswith(f".{name}"))
+        return Usual(getattr(stage.options, name), own)
+
+
+def usual_options(name: str, kind: str, before: Before) -> dict[str, Usual | None]:
+    """What a stage of a run has by default; most are references to stages before it."""
+    if name == "backbone":  # a new small model
+        return {}
+    if name == "distil":
+        return {
+            "model_name_or_path": before.policy,
+            "dataset_name": before.reference("best_of"),
+            "learning_rate": Usual(1e-3),
+            "num_train_epochs": Usual(2.0),
+        }
+    annotator, scored = before.option("annotator", "collect"), before.reference("reward")
+    usual: dict[str, dict[str, Usual | None]] = {
+        "sft": {"model_name_or_path": before.model},
+        "collect": {"model_name_or_path": before.policy},
+        "reward": {
+            "model_name_or_path": Usual("@/backbone") if "backbone" in before.done else before.policy,
+            "dataset_name": before.pairs,
+            "reference_policy": None if before.last("collect") else before.policy,
+        },
+        "dpo": {"model_name_or_path": before.policy, "dataset_name": before.pairs},
+        "best_of": {"model_name_or_path": before.policy, "reward_model": scored, "gold": annotator},
+        "audit": {"reward_model": scored},
+        "rl": {"model_name_or_path": before.policy, "reward_model": scored, "gold": annotator},
+        "evaluate": {
+            "model_name_or_path": before.reference("rl", "dpo", "sft", without=("sft", "backbone"))
+            or before.policy,
+            "ref_model": before.policy,
+            "reward_model": measure_of(before),
+            "gold": annotator,
         },
     }
-    return [
-        (kind, dataclasses.replace(getattr(config, kind), **change, output_dir=at(kind, number), seed=seed))
-        for kind, change in changes.items()
-    ]
+    return usual[kind]
 
 
-def resolve(config: RunConfig) -> RunConfig:
-    """The same run with every stage's paths, data set, seed and sampling filled in."""
-    unknown = [name for name in config.stages if name not in STAGES]
-    if unknown:
-        raise UsageError(f"stages names {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
-    root, present = Path(config.output_dir), set(config.stages)
-    if config.rounds < 1:
-        raise UsageError(f"rounds is {config.rounds}; it must be at least 1")
-    if config.rounds > 1 and not {"collect", "reward", "rl"} <= present:
-        raise UsageError("a run in rounds needs the stages collect, reward and rl")
-    last = f"-{config.rounds}" if config.rounds > 1 else ""
+def measure_of(before: Before) -> Usual | None:
+    """The reward of an evaluation is what the policy was trained against, however it is put together. A run
+    of dpo needs no reward model: where it has none, what labelled the pairs is the measure."""
+    if before.last("rl"):
+        return before.option("reward_model", "rl")
+    if before.last("dpo") and not before.last("reward"):
+        return before.option("annotator", "collect")
+    return before.reference("reward")
 
-    def at(name: str) -> str:
-        return str(root / name)
 
-    shared = {name: inherit(getattr(config, name), config, SHARED) for name in STAGES[:-1]}
-    for name in STAGES[:-1]:
-        shared[name] = inherit(shared[name], config, SAMPLING)
-        if name not in ("reward", DISTIL, "dpo"):  # which read what a stage has written
-            shared[name] = inherit(shared[name], config, DATA)
-        shared[name] = dataclasses.replace(shared[name], output_dir=at(name))
-    base = at("sft") if "sft" in present else config.model_name_or_path
-    if base is None and present & {"collect", "reward", BEST_OF, DISTIL, "dpo", "rl", "evaluate"}:
-        raise UsageError("a run without the sft stage needs --model_name_or_path, the policy to start from")
-    annotator = config.collect.annotator if "collect" in present else None
-    default = RunConfig()
+def further_round(kind: str, before: Before) -> dict[str, Usual | None]:
+    """What a stage of a further round goes on from, whatever was given for the first: it labels what the last
+    policy writes, and adds to the last pairs."""
+    policy = before.reference("rl")
+    if kind == "collect":
+        return {"model_name_or_path": policy, "add_to": before.reference("collect")}
+    return {"model_name_or_path": policy} if kind == "rl" else {}
 
-    def fill(name: str, **values: Any) -> None:
-        """Sets what still has its default."""
-        stage, usual = shared[name], getattr(default, name)
-        open_fields = {k: v for k, v in values.items() if getattr(stage, k) == getattr(usual, k)}
-        shared[name] = dataclasses.replace(stage, **open_fields)
 
-    fill("sft", model_name_or_path=config.model_name_or_path)
-    fill("collect", model_name_or_path=base)
-    fill("reward", model_name_or_path=at(BACKBONE) if BACKBONE in present else base)
-    if "collect" in present:
-        fill("reward", dataset_name=at("collect"))
-        fill("dpo", dataset_name=at("collect"))
-    else:
-        fill("reward", dataset_name=config.dataset_name, reference_policy=base)
-        fill("dpo", dataset_name=config.dataset_name)
-        for name in ("reward", "dpo"):
-            shared[name] = inherit(shared[name], config, DATA)
-    fill("dpo", model_name_or_path=base)
-    fill("rl", model_name_or_path=base, reward_model=at("reward"), gold=annotator)
-    fill(BEST_OF, model_name_or_path=base, reward_model=at("reward"), gold=annotator)
-    fill(DISTIL, model_name_or_path=base, dataset_name=at(BEST_OF))
-    trained = (f"rl{last}" if name == "rl" else name for name in ("rl", "dpo", DISTIL) if name in present)
-    policy = next(map(at, trained), base)
-    # A run of dpo needs no reward model: where it has none, what labelled the pairs is the measure.
-    measure = annotator if "dpo" in present and "reward" not in present else None
-    # The reward is what the policy was trained against, however it is put together.
-    given = shared["rl"].reward_model if "rl" in present and config.rounds == 1 else None
-    fill(
-        "evaluate",
-        model_name_or_path=policy,
-        ref_model=base,
-        reward_model=measure or given or at(f"reward{last}"),
-        gold=annotator,
-    )
+def with_defaults(name: str, kind: str, number: int, before: Before) -> tuple[Any, frozenset[str]]:
+    """A stage's options, each from the first of these that has it: the stage, the run, what is usual, the
+    kind's defaults; and the keys of the configuration that decide them."""
+    config, own = before.config, before.config.of(name)
+    chosen = config_class(kind, own)
+    known = {f.name for f in dataclasses.fields(chosen)}
+    if "output_dir" in own:
+        raise UsageError(f"{name}.output_dir: a run's stages lie in its own directory; give one --output_dir")
+    for key in own:
+        if key not in known:
+            raise UsageError(f"stage {name} has no option '{key}'{nearest(key, known)}")
+    usual = {key: value for key, value in usual_options(name, kind, before).items() if value is not None}
+    if number > 1:
+        goes_on = {key: value for key, value in further_round(kind, before).items() if value is not None}
+        own = {key: value for key, value in own.items() if key not in goes_on}
+        usual |= goes_on
+        if kind == "rl":  # the reference stays that of the first round
+            first = before.done[name].options
+            usual["ref_model"] = Usual(first.ref_model or first.model_name_or_path, before.done[name].keys)
+    # Options about a data set are about the run's, not about what another stage has written.
+    written = "dataset_name" in usual and str(usual["dataset_name"].value).startswith("@")
+    applies = [key for key in SHARED if key in known and not (written and key in DATA)]
+    run = {key: config.given[key] for key in applies if key in config.given}
+    options = merged(chosen(), {key: value.value for key, value in usual.items()} | run | own)
+    if number > 1:
+        options = dataclasses.replace(options, seed=options.seed + 1000 * (number - 1))
+    if "model_name_or_path" in usual and options.model_name_or_path is None and kind != "sft":
+        raise UsageError(
+            f"the stage {name} needs a model to start from: give --model_name_or_path, or the stage sft "
+            f"before it"
+        )
+    keys = {f"{name}.{key}" for key in leaf_keys(own)} | (run.keys() - own.keys())
+    for key, value in usual.items():
+        if key not in own and key not in run:
+            keys |= value.keys & set(leaf_keys(config.given))
+    return options, frozenset(keys)
 
-    def here(found: re.Match[str]) -> str:
-        name, stage = found[1], found[2]
-        if name:
-            raise UsageError(f"'{found[0]}' names another point; only a sweep has points")
-        if stage not in present:
-            raise UsageError(f"'{found[0]}' names no stage of this run ({', '.join(config.stages)})")
-        return at(stage)
 
-    return dataclasses.replace(config, **map_texts(shared, lambda text: REFERENCE.sub(here, text)))
+def merged(options: Any, given: Mapping[str, Any]) -> Any:
+    """A dataclass with some fields replaced, also inside those that are dataclasses themselves."""
+    changes = {}
+    for key, value in given.items():
+        now = getattr(options, key)
+        nested = dataclasses.is_dataclass(now) and isinstance(value, Mapping)
+        changes[key] = merged(now, value) if nested else value
+    return dataclasses.replace(options, **changes)
+
+
+def content_of(kind: str, options: Any, read: Mapping[str, str]) -> str:
+    """SHA-256 of a kind, its options and the content behind its references."""
+    by_content = map_texts(options, lambda text: REFERENCE.sub(lambda found: read[found[0]], text))
+    decisive = {k: v for k, v in dataclasses.asdict(by_content).items() if k not in NOT_COMPARED}
+    return hashlib.sha256(json.dumps([kind, decisive], sort_keys=True).encode()).hexdigest()
 
 
 def map_texts(options: Any, change: Callable[[str], str]) -> Any:
@@ -242,23 +461,140 @@ def map_texts(options: Any, change: Callable[[str], str]) -> Any:
     return options
 
 
-def demo_config(output_dir: str = "runs/demo", seed: int = 0) -> RunConfig:
+def texts_of(options: Any) -> list[str]:
+    """Every text in a stage's options, however deep."""
+    found: list[str] = []
+
+    def note(text: str) -> str:
+        found.append(text)
+        return text
+
+    map_texts(options, note)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- running
+
+
+def run(config: RunConfig, fresh: bool = False) -> Path:
+    """Runs the stages that are not finished; returns the path of the report, or of the run directory.
+
+    Raises:
+        UsageError: a configuration that cannot work, or a directory that holds something else.
+    """
+    started, root = time.monotonic(), Path(config.output_dir)
+    stages = plan(config)
+    places = places_of(config, stages)
+    check_ours(root, "run", root.name)
+    unfinished(stages, places, fresh)
+    write_run_files(root, config.to_yaml())
+    made: set[Path] = set()
+    for stage in stages:
+        if not run_stage(stage, places, made, fresh):
+            say(f"{stage.name}: finished before in {places[stage.reference]}")
+    result = report.write(root) if "report" in config.stages else root
+    if "evaluate" in config.stages:
+        say(f"run: verdict: {report.verdict_of(root)}")
+    say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
+    return result
+
+
+def places_of(config: RunConfig, stages: Sequence[Planned]) -> dict[str, Path]:
+    """Where the stages of a run lie, by reference."""
+    return {stage.reference: Path(config.output_dir) / stage.name for stage in stages}
+
+
+def resolve(config: RunConfig) -> dict[str, Any]:
+    """Name -> options of every stage of a run, as it will be given them."""
+    stages = plan(config)
+    places = places_of(config, stages)
+    return {stage.name: stage.placed(places) for stage in stages}
+
+
+def unfinished(stages: Sequence[Planned], places: Mapping[str, Path], fresh: bool) -> set[Path]:
+    """Where something is to be done; what reads from such a stage is done again too.
+
+    Raises:
+        UsageError: a stage that nothing would do again is finished with other options, or a directory holds
+            something else.
+    """
+    found: set[Path] = set()
+    for stage in stages:
+        redo = fresh or any(places[reference] in found for reference in stage.reads)
+        options = dataclasses.asdict(stage.placed(places))
+        if not is_finished(places[stage.reference], stage.kind, options, redo):
+            found.add(places[stage.reference])
+    return found
+
+
+def run_stage(stage: Planned, places: Mapping[str, Path], made: set[Path], fresh: bool) -> bool:
+    """Runs one stage and adds it to what was ``made``, unless it is finished; says whether it ran. What reads
+    from a stage that was made anew is made anew too."""
+    path, options = places[stage.reference], stage.placed(places)
+    again = fresh or any(places[reference] in made for reference in stage.reads)
+    redo = path not in made and again
+    if is_finished(path, stage.kind, dataclasses.asdict(options), redo):
+        return False
+    KINDS[stage.kind][0].run(options, fresh=redo)
+    made.add(path)
+    return True
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def parser_for_run(arguments: Sequence[str], prog: str, description: str, **groups: type) -> Parser:
+    """A parser of a run's options, of every stage's under its name, and of ``groups`` under theirs.
+
+    Stages of names of their own are known by what ``arguments`` and the files in them say.
+    """
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file; may be given several times")
+    parser.add_class_arguments(RunOptions, nested_key=None)
+    said = declared(arguments)
+    for name, kind in (NAMES | kinds_in(said)).items():
+        own = said.get(name)
+        if kind in KINDS:
+            chosen = config_class(kind, own if isinstance(own, dict) else {})
+            parser.add_class_arguments(chosen, name, skip={"output_dir"})
+        parser.add_argument(f"--{name}.kind", help="the kind of stage: " + ", ".join(KINDS))
+    for name, options in groups.items():
+        parser.add_class_arguments(options, name)
+    return parser
+
+
+def kinds_in(said: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> kind of the stages that say their kind."""
+    return {
+        name: str(value["kind"])
+        for name, value in said.items()
+        if isinstance(value, dict) and "kind" in value
+    }
+
+
+def given_in(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
+    """What flags and files give, typed; a later one wins."""
+    given = parser.parse_args(list(arguments), defaults=False).as_dict()
+    return {name: value for name, value in given.items() if name != "config"}
+
+
+def resolved_yaml(config: RunConfig) -> str:
+    """Every option of every stage, as ``--print_config`` shows it."""
+    given = {key: value for key, value in config.given.items() if key in (*OWN, *SHARED)}
+    own = dataclasses.asdict(merged(RunOptions(), given))
+    tree = {name: own.pop(name) for name in ("output_dir", "stages")} | own
+    for name, resolved_options in resolve(config).items():
+        options = dataclasses.asdict(resolved_options)
+        del options["output_dir"]
+        tree[name] = options if name in NAMES else {"kind": config.kinds.get(name), **options}
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def demo_file() -> Path:
+    """The configuration of ``preferl demo``."""
+    return Path(str(resources.files("preferl") / "configs" / "demo.yaml"))
+
+
+def demo_config(**given: Any) -> RunConfig:
     """The embedded world in minutes on two CPU cores."""
-    return RunConfig(
-        output_dir=output_dir,
-        seed=seed,
-        # A million parameters leave a few per cent of probability on noise; 0.8 takes most of it away.
-        temperature=0.8,
-        reward=RewardConfig(
-            num_train_epochs=2,
-            train_batch_size=32,
-            learning_rate=1.5e-3,
-            lr_end_factor=0.0,
-            patience=20,
-            # So small a language model has never read its EOS token: it finds what it knows in all of them.
-            pooling="mean",
-            # A third of the million parameters; frozen, the labels' noise has fewer to hide in.
-            train_embeddings=False,
-        ),
-        rl=RlConfig(batch_size=64, eval_every=2),
-    )
+    return RunConfig(**yaml.safe_load(demo_file().read_text(encoding="utf-8"))).changed(given)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from preferl import pipeline, sweep
+from preferl import pipeline
 from preferl.data.records import SPLITS, DataError, prompt_key, prompt_text
 from preferl.data.sources import load_source
 from preferl.judging.scorers import load_scorer
@@ -23,13 +23,10 @@ from preferl.runs.stage import Stage
 from preferl.sampling.policy import Policy
 from preferl.stages import best_of, sft
 from preferl.stages.best_of import BestOfConfig, Candidates, Kept
-from preferl.stages.collect import CollectConfig, PairCounts
-from preferl.stages.evaluate import EvaluateConfig
-from preferl.stages.reward import RewardConfig
-from preferl.stages.rl import RlConfig
 from preferl.stages.sft import SftConfig
 from preferl.statistics import mean_interval
-from preferl.sweep import SweepConfig, SweepOptions
+from preferl.sweep.numbers import metrics_of
+from preferl.sweep.plan import SweepConfig, SweepOptions, plan_all, points_of
 from summaries import repeatable
 
 CPU = torch.device("cpu")
@@ -480,14 +477,20 @@ def small(root, **changes) -> RunConfig:
         device="cpu",
         response_length=24,
         temperature=0.8,
-        sft=SftConfig(hidden_size=32, num_heads=4, vocab_size=600, num_train_epochs=0.3, check_samples=4),
-        collect=CollectConfig(pairs=PairCounts(train=64, dev=16, rl=0, eval=24)),
-        reward=RewardConfig(num_evals=1),
-        best_of=BestOfConfig(num_generations=4, max_prompts=32, dev_prompts=8),
-        distil=SftConfig(learning_rate=1e-3, num_train_epochs=1, check_samples=8),
-        evaluate=EvaluateConfig(max_eval_prompts=24, best_of_prompts=8, best_of=[2]),
+        sft={
+            "hidden_size": 32,
+            "num_heads": 4,
+            "vocab_size": 600,
+            "num_train_epochs": 0.3,
+            "check_samples": 4,
+        },
+        collect={"pairs": {"train": 64, "dev": 16, "rl": 0, "eval": 24}},
+        reward={"num_evals": 1},
+        best_of={"num_generations": 4, "max_prompts": 32, "dev_prompts": 8},
+        distil={"num_train_epochs": 1.0, "check_samples": 8},
+        evaluate={"max_eval_prompts": 24, "best_of_prompts": 8, "best_of": [2]},
     )
-    return dataclasses.replace(config, **changes)
+    return config.changed(changes)
 
 
 def test_a_run_trains_the_sft_model_on_the_best_of_its_responses_and_evaluates_that(tmp_path):
@@ -511,41 +514,41 @@ def test_a_run_trains_the_sft_model_on_the_best_of_its_responses_and_evaluates_t
 
 
 def test_the_stages_find_each_other_and_own_options_win(tmp_path):
-    config = pipeline.resolve(small(tmp_path, dataset_name="people.jsonl", max_rows=7, seed=3))
+    stages = pipeline.resolve(small(tmp_path, dataset_name="people.jsonl", max_rows=7, seed=3))
     root = str(tmp_path / "run")
-    assert config.best_of.model_name_or_path == config.distil.model_name_or_path == f"{root}/sft"
-    assert config.best_of.reward_model == f"{root}/reward"
-    assert config.best_of.gold == "world"
-    assert (config.best_of.dataset_name, config.best_of.max_rows) == ("people.jsonl", 7)
-    assert (config.distil.dataset_name, config.distil.max_rows) == (f"{root}/best_of", None)
-    assert config.distil.seed == config.best_of.seed == 3
-    assert config.best_of.temperature == 0.8
-    assert config.evaluate.model_name_or_path == f"{root}/distil"
+    best, distil = stages["best_of"], stages["distil"]
+    assert best.model_name_or_path == distil.model_name_or_path == f"{root}/sft"
+    assert (best.reward_model, best.gold) == (f"{root}/reward", "world")
+    assert (best.dataset_name, best.max_rows) == ("people.jsonl", 7)
+    assert (distil.dataset_name, distil.max_rows) == (f"{root}/best_of", None)
+    assert (distil.learning_rate, distil.num_train_epochs) == (1e-3, 1)
+    assert distil.seed == best.seed == 3
+    assert best.temperature == 0.8
+    assert stages["evaluate"].model_name_or_path == f"{root}/distil"
     both = pipeline.resolve(small(tmp_path, stages=["sft", "reward", "best_of", "distil", "rl", "evaluate"]))
-    assert both.evaluate.model_name_or_path == f"{root}/rl"
-    own = BestOfConfig(model_name_or_path="p", reward_model="length", gold="concise")
-    own_run = pipeline.resolve(small(tmp_path, best_of=own, distil=SftConfig(model_name_or_path="q")))
-    assert (own_run.best_of.model_name_or_path, own_run.best_of.reward_model) == ("p", "length")
-    assert (own_run.best_of.gold, own_run.distil.model_name_or_path) == ("concise", "q")
+    assert both["evaluate"].model_name_or_path == f"{root}/rl"
+    best = {"model_name_or_path": "p", "reward_model": "length", "gold": "concise"}
+    stages = pipeline.resolve(small(tmp_path, best_of=best, distil={"model_name_or_path": "q"}))
+    assert {name: getattr(stages["best_of"], name) for name in best} == best
+    assert stages["distil"].model_name_or_path == "q"
     assert not {"best_of", "distil"} & set(RunConfig().stages)
     with pytest.raises(UsageError, match="model_name_or_path"):
         pipeline.resolve(RunConfig(stages=["best_of"]))
 
 
 def test_a_sweep_over_n_samples_and_trains_again_and_nothing_before(tmp_path):
-    base = {f.name: getattr(small(tmp_path), f.name) for f in dataclasses.fields(RunConfig)}
-    base |= {"output_dir": str(tmp_path / "sweep"), "rl": RlConfig()}
+    base = small(tmp_path, output_dir=str(tmp_path / "sweep")).given
     config = SweepConfig(**base, sweep=SweepOptions(grid={"best_of.num_generations": [2, 4]}))
-    points = sweep.points_of(config)
-    runs = sweep.plan_all(tmp_path / "sweep", points, [0])
+    points = points_of(config)
+    runs = plan_all(tmp_path / "sweep", points, [0])
     where = {str(path.relative_to(tmp_path / "sweep")) for run in runs for path in run.where.values()}
     assert where == {f"base/seed-0/{name}" for name in ("sft", "collect", "reward")} | {
         f"best_of.num_generations={n}/seed-0/{name}"
         for n in (2, 4)
         for name in ("best_of", "distil", "evaluate")
     }
-    moved = runs[0].config
-    assert moved.distil.dataset_name == moved.best_of.output_dir == str(runs[0].where["best_of"])
-    assert moved.evaluate.model_name_or_path == str(runs[0].where["distil"])
-    metrics = sweep.metrics_of(config, runs)
+    moved = {stage.name: stage.placed(runs[0].places) for stage in runs[0].stages}
+    assert moved["distil"].dataset_name == moved["best_of"].output_dir == str(runs[0].where["best_of"])
+    assert moved["evaluate"].model_name_or_path == str(runs[0].where["distil"])
+    metrics = metrics_of(config, runs)
     assert metrics["kept_reward"] == "best_of.splits.train.kept.score"

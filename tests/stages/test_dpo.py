@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from preferl import cli, pipeline, sweep
+from preferl import cli, pipeline
 from preferl.data.records import DataError, Preference, PromptRecord
 from preferl.data.sources import load_source
 from preferl.models import load, tiny
@@ -17,6 +17,8 @@ from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.stage import Stage
 from preferl.sampling.policy import Policy
 from preferl.stages import dpo
+from preferl.sweep.plan import SweepConfig, SweepOptions
+from preferl.sweep.run import run as run_sweep
 from small_models import TEXTS, make_language_model
 
 CPU = torch.device("cpu")
@@ -547,13 +549,14 @@ def test_the_pipeline_fills_in_what_it_starts_from(tmp_path):
     root = str(tmp_path)
     stages = ["sft", "collect", "dpo", "evaluate"]
     whole = pipeline.resolve(pipeline.RunConfig(output_dir=root, temperature=0.7, seed=3, stages=stages))
-    assert whole.dpo.model_name_or_path == f"{root}/sft"
-    assert whole.dpo.dataset_name == f"{root}/collect"
-    assert (whole.dpo.temperature, whole.dpo.seed, whole.dpo.ref_model) == (0.7, 3, None)
-    assert whole.evaluate.model_name_or_path == f"{root}/dpo"
-    assert whole.evaluate.reward_model == whole.evaluate.gold == "world"
-    both = pipeline.resolve(pipeline.RunConfig(output_dir=root, stages=[*stages, "reward"]))
-    assert both.evaluate.reward_model == f"{root}/reward"
+    assert whole["dpo"].model_name_or_path == f"{root}/sft"
+    assert whole["dpo"].dataset_name == f"{root}/collect"
+    assert (whole["dpo"].temperature, whole["dpo"].seed, whole["dpo"].ref_model) == (0.7, 3, None)
+    assert whole["evaluate"].model_name_or_path == f"{root}/dpo"
+    assert whole["evaluate"].reward_model == whole["evaluate"].gold == "world"
+    both = ["sft", "collect", "reward", "dpo", "evaluate"]
+    whole = pipeline.resolve(pipeline.RunConfig(output_dir=root, stages=both))
+    assert whole["evaluate"].reward_model == f"{root}/reward"
     people = pipeline.resolve(
         pipeline.RunConfig(
             output_dir=root,
@@ -561,14 +564,12 @@ def test_the_pipeline_fills_in_what_it_starts_from(tmp_path):
             model_name_or_path="m",
             dataset_name="people.jsonl",
             max_rows=9,
+            rl={"reward_model": "length"},
         )
     )
-    assert (people.dpo.model_name_or_path, people.dpo.dataset_name, people.dpo.max_rows) == (
-        "m",
-        "people.jsonl",
-        9,
-    )
-    assert people.evaluate.model_name_or_path == f"{root}/rl"
+    options = people["dpo"]
+    assert (options.model_name_or_path, options.dataset_name, options.max_rows) == ("m", "people.jsonl", 9)
+    assert people["evaluate"].model_name_or_path == f"{root}/rl"
     with pytest.raises(UsageError, match="model_name_or_path"):
         pipeline.resolve(pipeline.RunConfig(output_dir=root, stages=["dpo"]))
     assert "dpo" not in pipeline.RunConfig().stages
@@ -583,7 +584,7 @@ def run_config(config, kind=pipeline.RunConfig, **changes):
         response_length=10,
         num_threads=1,
         device="cpu",
-        dpo=dpo.DpoConfig(train_batch_size=16, num_evals=2, check_samples=4),
+        dpo={"train_batch_size": 16, "num_evals": 2, "check_samples": 4},
         **changes,
     )
 
@@ -595,8 +596,8 @@ def test_a_run_has_its_part_in_the_report(config, tmp_path):
 
 
 def test_a_sweep_over_its_options_has_a_table(config, tmp_path):
-    options = sweep.SweepOptions(grid={"dpo.beta": [0.1, 0.5], "dpo.loss_type": ["sigmoid"]})
-    made = sweep.run(run_config(config, sweep.SweepConfig, output_dir=str(tmp_path / "sweep"), sweep=options))
+    options = SweepOptions(grid={"dpo.beta": [0.1, 0.5], "dpo.loss_type": ["sigmoid"]})
+    made = run_sweep(run_config(config, SweepConfig, output_dir=str(tmp_path / "sweep"), sweep=options))
     assert not made.errors
     page = made.report.read_text(encoding="utf-8")
     assert "dpo accuracy" in page

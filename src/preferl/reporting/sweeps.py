@@ -9,11 +9,10 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from rich import box
 from rich.table import Table as TerminalTable
@@ -21,8 +20,10 @@ from rich.text import Text
 
 from preferl.reporting import comparison
 from preferl.reporting.page import COLOURS, MARKERS, Plot, Section, Table, Verdict, draw, write_page
+from preferl.runs.errors import UsageError
 from preferl.runs.files import write_atomically
 from preferl.runs.progress import console, say
+from preferl.runs.record import stage_paths, stage_records
 
 # The one setting that the table shows of points that have names.
 NAMED = "run"
@@ -75,6 +76,23 @@ class Row:
     values: dict[str, dict[int, float]]
     bounds: dict[str, dict[int, tuple[float, float]]]
     errors: dict[int, str]
+
+    @classmethod
+    def read(cls, entry: dict[str, Any]) -> Self:
+        """From the entry of ``table.json``."""
+        values = {
+            metric: {int(seed): value for seed, value in numbers["values"].items()}
+            for metric, numbers in entry["metrics"].items()
+        }
+        # Intervals are kept where there is one seed, and shown there.
+        bounds = {
+            metric: {next(iter(values[metric])): (numbers["low"], numbers["high"])}
+            if numbers["low"] is not None
+            else {}
+            for metric, numbers in entry["metrics"].items()
+        }
+        errors = {int(seed): text for seed, text in entry["errors"].items()}
+        return cls(entry["point"], entry["settings"], values, bounds, errors)
 
     def numbers(self, metric: str) -> dict[str, Any]:
         """Mean, sd over seeds (n - 1) and n; of a single seed its interval, where the stage gave one."""
@@ -152,7 +170,7 @@ def print_table(rows: Sequence[Row], metrics: dict[str, str], seeds: int) -> Non
             say(f"failed: {row.point}, seed {seed}: {error}")
 
 
-def write_tables(root: Path, rows: Sequence[Row], metrics: dict[str, str]) -> None:
+def write_tables(root: Path, rows: Sequence[Row], metrics: dict[str, str], seeds: Sequence[int]) -> None:
     """``table.csv`` and ``table.json``: one row for each point, at full precision."""
     keys, parts = list(rows[0].settings), ("mean", "sd", "n", "low", "high")
     buffer, found = io.StringIO(), []
@@ -166,33 +184,87 @@ def write_tables(root: Path, rows: Sequence[Row], metrics: dict[str, str]) -> No
         each = {m: n | {"values": row.values[m]} for m, n in numbers.items()}
         found.append({"point": row.point, "settings": row.settings, "metrics": each, "errors": row.errors})
     write_atomically(root / "table.csv", buffer.getvalue())
-    table = {"keys": keys, "metrics": metrics, "rows": found}
+    table = {"keys": keys, "metrics": metrics, "seeds": list(seeds), "rows": found}
     write_atomically(root / "table.json", json.dumps(table, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def write_report(
-    file: Path,
-    root: Path,
-    config: str,
-    rows: Sequence[Row],
-    metrics: dict[str, str],
-    seeds: Sequence[int],
-    stages: str,
-    runs: comparison.Seeds = MappingProxyType({}),
-) -> Path:
-    """Writes the page of a sweep.
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as it lies on disk.
 
     Args:
-        file: the page.
-        root: the sweep's directory.
-        config: its configuration as YAML.
+        root: its directory.
         rows: one for each point.
         metrics: name -> path, those that have a number.
         seeds: of every point.
         stages: how many of each stage were made, in words.
-        runs: the finished stages of each point with every seed, for what a comparison of runs shows of the
-            first.
+        runs: the finished stages of each point with every seed.
     """
+
+    root: Path
+    rows: list[Row]
+    metrics: dict[str, str]
+    seeds: list[int]
+    stages: str
+    runs: comparison.Seeds
+
+    @classmethod
+    def read(cls, root: Path) -> Self:
+        """From ``table.json``, and what the ``stages.json`` of its runs name.
+
+        Raises:
+            UsageError: there is no table yet, or it is damaged.
+        """
+        try:
+            table = json.loads((root / "table.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{root} is a sweep without a table.json that can be read ({error}); run the sweep again: "
+                f"what is finished stays"
+            ) from error
+        rows = [Row.read(entry) for entry in table["rows"]]
+        seen = {seed for row in rows for by_seed in (*row.values.values(), row.errors) for seed in by_seed}
+        seeds = table.get("seeds", sorted(seen))
+        paths = {where(row): [root / row.point / f"seed-{seed}" for seed in seeds] for row in rows}
+        there = {name: [path for path in each if path.is_dir()] for name, each in paths.items()}
+        return cls(
+            root=root,
+            rows=rows,
+            metrics={
+                name: path for name, path in table["metrics"].items() if any(row.values[name] for row in rows)
+            },
+            seeds=seeds,
+            stages=counts([stage_paths(path) for each in there.values() for path in each]),
+            runs={
+                name: [{n: r for n, r in stage_records(path) if r.done} for path in each]
+                for name, each in there.items()
+            },
+        )
+
+
+def counts(runs: Sequence[Mapping[str, Path]]) -> str:
+    """How many of each stage some runs have together, shared ones once: ``3 sft, 3 collect, 15 reward``."""
+    names = dict.fromkeys(name for run in runs for name in run)
+    number = {name: len({run[name].resolve() for run in runs if name in run}) for name in names}
+    return ", ".join(f"{count} {name}" for name, count in number.items())
+
+
+def page(root: Path, path: Path | None = None) -> Path:
+    """Writes the page of a sweep from what lies there, by default its ``report.html``; says the table and
+    each point's verdict."""
+    sweep = Sweep.read(root)
+    file = write_report(path or root / "report.html", sweep)
+    print_table(sweep.rows, sweep.metrics, len(sweep.seeds))
+    for line in comparison.lines(sweep.runs):
+        say(f"sweep: {line}")
+    say(f"sweep: {file}")
+    return file
+
+
+def write_report(file: Path, sweep: Sweep) -> Path:
+    """Writes the page of a sweep."""
+    root, rows, metrics, seeds = sweep.root, sweep.rows, sweep.metrics, sweep.seeds
+    runs, stages = sweep.runs, sweep.stages
     first_seed = {name: each[0] for name, each in runs.items()}
     failed = sum(len(row.errors) for row in rows)
     count = len(rows) * len(seeds)
@@ -232,7 +304,7 @@ def write_report(
             ("runs finished", str(count - failed), f"of {count}"),
         ],
         sections=[Section("Table and curves", plots, tables), *comparison.sections(first_seed)],
-        configs=[("sweep", config)],
+        configs=[("sweep", (root / "config.yaml").read_text(encoding="utf-8"))],
         made_from=[f"{len(rows)} points x {len(seeds)} seeds"],
     )
 

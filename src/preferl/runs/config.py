@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,32 +128,62 @@ def parser_for(config_class: type, prog: str, description: str) -> Parser:
     return parser
 
 
-def given_value(arguments: Sequence[str], key: str) -> str | None:
-    """The value that flags and YAML files give a dotted key, the last of them; None where none does.
+def declared(arguments: Sequence[str], files: bool = True) -> dict[str, Any]:
+    """What flags and YAML files say (or flags alone), unchecked and nested, a later one over an earlier one.
 
-    For what must be known before there can be a parser: which options an algorithm of a person's own has.
-    Files that cannot be read are the parser's to complain about.
+    For what must be known before there can be a parser: which options an algorithm of a person's own has, of
+    which kind a stage is. Files that cannot be read are the parser's to complain about.
     """
-    found = None
+    found: dict[str, Any] = {}
     for i, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
+        name, equals, text = argument.partition("=")
         if not equals:
-            value = arguments[i + 1] if i + 1 < len(arguments) else ""
-        if name == f"--{key}":
-            found = value
-        elif name == "--config":
-            found = _in_file(value, key) or found
+            text = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if name == "--config":
+            found = _over(_file(text) if files else None, found)
+        elif name.startswith("--"):
+            value: Any = _yaml(text)
+            for part in reversed(name.removeprefix("--").split(".")):
+                value = {part: value}
+            found = _over(value, found)
     return found
 
 
-def _in_file(path: str, key: str) -> str | None:
+def _file(path: str) -> Any:
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        for part in key.split("."):
-            value = value[part]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
         return None
-    return str(value)
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _over(later: Any, earlier: dict[str, Any]) -> dict[str, Any]:
+    """Two nested mappings as one."""
+    found = dict(earlier)
+    for key, value in later.items() if isinstance(later, dict) else ():
+        before = found.get(key)
+        found[key] = _over(value, before) if isinstance(value, dict) and isinstance(before, dict) else value
+    return found
+
+
+def leaf_keys(given: Mapping[str, Any]) -> list[str]:
+    """Every dotted key of a nested mapping.
+
+    Example:
+        >>> leaf_keys({"seed": 1, "collect": {"pairs": {"train": 5}}})
+        ['seed', 'collect.pairs.train']
+    """
+    found = []
+    for key, value in given.items():
+        inner = leaf_keys(value) if isinstance(value, Mapping) else []
+        found += [f"{key}.{rest}" for rest in inner] or [key]
+    return found
 
 
 def instantiate(parser: Parser, config_class: type[Config], namespace: Any) -> Config:
@@ -162,25 +192,6 @@ def instantiate(parser: Parser, config_class: type[Config], namespace: Any) -> C
     fields = {f.name for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     # Not vars(): a key that is called like one of the namespace's methods is kept under another name there.
     return config_class(**{name: built[name] for name in fields if name in built})
-
-
-def to_yaml(config: Any) -> str:
-    """A configuration dataclass as the YAML that gives it back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-
-
-def inherit(child: Config, parent: Any, names: tuple[str, ...]) -> Config:
-    """``child`` with each field of ``names`` that still has its default taken from ``parent``."""
-    defaults = {
-        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-        for f in dataclasses.fields(child)  # type: ignore[arg-type]
-    }
-    changed = {
-        name: getattr(parent, name)
-        for name in names
-        if name in defaults and getattr(child, name) == defaults[name]
-    }
-    return dataclasses.replace(child, **changed)  # type: ignore[type-var]
 
 
 def require_at_least(config: Any, least: float, *names: str) -> None:

@@ -46,27 +46,40 @@ class StageRecord:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def stage_records(run: Path) -> Iterator[tuple[str, StageRecord]]:
-    """The stages of a run directory, by name, in the order in which they were begun. Those that a run of a
-    sweep shares with others lie where its ``stages.json`` says.
+def stage_paths(run: Path) -> dict[str, Path]:
+    """Name -> directory of the stages of a run. Those that a run of a sweep shares with others lie where its
+    ``stages.json`` says.
 
     Raises:
         UsageError: ``stages.json`` leads out of the sweep.
     """
     shared = run / SHARED
-    places = json.loads(shared.read_text(encoding="utf-8")).values() if shared.exists() else []
+    if not shared.exists():
+        return {path.name: path for path in run.iterdir() if (path / "manifest.json").exists()}
+    places = json.loads(shared.read_text(encoding="utf-8"))
     sweep = run.resolve().parent.parent
-    outside = [place for place in places if not (run / place).resolve().is_relative_to(sweep)]
+    outside = [place for place in places.values() if not (run / place).resolve().is_relative_to(sweep)]
     if outside:
         raise UsageError(f"{shared} names {outside[0]}, which lies outside of the sweep {sweep}")
-    found = {p.resolve() for p in (*run.iterdir(), *(run / place for place in places))}
-    found = {p for p in found if (p / "manifest.json").exists()}
-    for path in sorted(found, key=lambda p: (p / "manifest.json").stat().st_mtime_ns):
-        yield path.name, StageRecord(path)
+    return {name: (run / place).resolve() for name, place in places.items()}
+
+
+def stage_records(run: Path) -> Iterator[tuple[str, StageRecord]]:
+    """The stages of a run directory, by name, in the order in which they were begun."""
+    begun = {
+        name: path / "manifest.json"
+        for name, path in stage_paths(run).items()
+        if (path / "manifest.json").exists()
+    }
+    for name in sorted(begun, key=lambda name: begun[name].stat().st_mtime_ns):
+        yield name, StageRecord(begun[name].parent)
 
 
 def is_sweep(root: Path) -> bool:
     """Whether a directory holds a sweep."""
+    mark = read_mark(root)
+    if mark is not None:
+        return mark.kind == "sweep"
     stored = root / "config.yaml"
     content = yaml.safe_load(stored.read_text(encoding="utf-8")) if stored.is_file() else None
     return isinstance(content, dict) and "sweep" in content

@@ -1,0 +1,128 @@
+"""What a sweep reads off the summaries of its stages."""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from preferl.reporting.sweeps import NAMED, Row
+from preferl.runs.errors import UsageError
+from preferl.sweep.plan import BASE, Point, Run, SweepConfig
+
+# Metrics of a sweep that names none: those of its stages, as far as the summaries have them.
+DEFAULT_METRICS = {
+    "sft": {"sft_loss": "sft.dev/loss"},
+    "reward": {
+        "accuracy": "reward.eval/accuracy",
+        "fraction_of_bayes": "reward.eval/fraction_of_bayes",
+        "log_loss": "reward.eval/loss",
+        "calibration_error": "reward.eval/ece",
+    },
+    "best_of": {"kept_reward": "best_of.splits.train.kept.score"},
+    "distil": {"distil_loss": "distil.dev/loss"},
+    "dpo": {"dpo_accuracy": "dpo.dev/accuracy", "dpo_loss": "dpo.dev/loss", "dpo_kl": "dpo.dev/kl"},
+    "evaluate": {
+        "gold_win_rate": "evaluate.comparison.gold.win_rate",
+        "gold_gain": "evaluate.comparison.gold.difference",
+        "reward_gain": "evaluate.comparison.score.difference",
+        "kl": "evaluate.policies.policy.kl",
+    },
+}
+
+
+def metrics_of(config: SweepConfig, runs: Sequence[Run]) -> dict[str, str]:
+    """The metrics asked for, or the usual ones of the stages that the swept keys reach.
+
+    Raises:
+        UsageError: a metric is of no stage of the sweep, or there is none.
+    """
+    stages = list(dict.fromkeys(name for run in runs for name in run.where))
+    for name, path in config.options.metrics.items():
+        stage = path.split(".")[0]
+        if stage not in stages or "." not in path:
+            near = difflib.get_close_matches(stage, stages, n=1, cutoff=0.5)
+            hint = f"; did you mean '{near[0]}'?" if near and near[0] != stage else ""
+            raise UsageError(
+                f"sweep.metrics: {name}: '{path}' must be a stage of this run ({', '.join(stages)}) and "
+                f"a path into its summary.json, as reward.eval/accuracy{hint}"
+            )
+    if config.options.metrics:
+        return config.options.metrics
+    varied = {name for run in runs for name, path in run.where.items() if path.parent.parent.name != BASE}
+    usual = [DEFAULT_METRICS[s] for s in stages if s in DEFAULT_METRICS and s in (varied or stages)]
+    if not usual:
+        raise UsageError(
+            f"sweep: no usual metrics for the stages that vary ({', '.join(varied or stages)}); "
+            f"name some in sweep.metrics, as cost: {stages[0] if stages else 'reward'}.seconds"
+        )
+    return {name: path for metrics in usual for name, path in metrics.items()}
+
+
+def rows_of(
+    points: Sequence[Point],
+    runs: Sequence[Run],
+    metrics: Mapping[str, str],
+    errors: Mapping[tuple[str, int], str],
+) -> list[Row]:
+    """One row for each point, from the summaries of the stages that are finished."""
+    keys = list(dict.fromkeys(key for point in points for key in point.keys))
+    named = any(point.label for point in points)
+    rows: dict[str, Row] = {}
+    for run in runs:
+        point = run.point
+        settings = {NAMED: point.label or point.name} if named else {key: run.value_of(key) for key in keys}
+        empty = Row(point.name, settings, {name: {} for name in metrics}, {name: {} for name in metrics}, {})
+        row = rows.setdefault(point.name, empty)
+        if (point.name, run.seed) in errors:
+            row.errors[run.seed] = errors[point.name, run.seed]
+        found = {stage: summary_of(path) for stage, path in run.where.items()}
+        for metric, path in metrics.items():
+            value = number_at(found, path)
+            if value is not None:
+                row.values[metric][run.seed] = value
+                low, high = number_at(found, path + "_low"), number_at(found, path + "_high")
+                if low is not None and high is not None:
+                    row.bounds[metric][run.seed] = (low, high)
+    return list(rows.values())
+
+
+def summary_of(path: Path) -> dict[str, Any]:
+    """A finished stage's ``summary.json``."""
+    if not (path / "DONE").exists():
+        return {}
+    return json.loads((path / "summary.json").read_text(encoding="utf-8"))
+
+
+def number_at(tree: Any, path: str) -> float | None:
+    """The finite number at a dotted path (a list's parts by their index), or None."""
+    for part in path.split("."):
+        if isinstance(tree, list) and part.isdigit() and int(part) < len(tree):
+            tree = tree[int(part)]
+        elif isinstance(tree, dict) and part in tree:
+            tree = tree[part]
+        else:
+            return None
+    number = isinstance(tree, int | float) and not isinstance(tree, bool) and math.isfinite(tree)
+    return float(tree) if number else None
+
+
+def missing_metric(name: str, path: str, runs: Sequence[Run]) -> str:
+    """Says that no summary has a metric, and which number comes nearest."""
+
+    def paths(tree: Any, start: str) -> list[str]:
+        """The dotted path of every number below ``start``."""
+        if number_at({"": tree}, "") is not None:
+            return [start]
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+        return [found for key, value in items for found in paths(value, f"{start}.{key}")]
+
+    stage = path.split(".")[0]
+    known = [p for run in runs if stage in run.where for p in paths(summary_of(run.where[stage]), stage)]
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+    return (
+        f"sweep.metrics: {name}: no summary.json of this sweep has a number '{path}'"
+        + (f"; the nearest is '{near[0]}'" if near else "")
+        + ". No run is lost: with the right path the same command makes the table"
+    )

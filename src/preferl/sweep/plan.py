@@ -1,0 +1,335 @@
+"""Which runs a sweep consists of, and where their stages lie."""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from preferl import pipeline
+from preferl.pipeline import REFERENCE, Planned, RunConfig, RunOptions, map_texts, plain
+from preferl.runs.errors import UsageError
+from preferl.runs.files import write_atomically
+from preferl.runs.record import SHARED
+
+CONTENTS = "contents.json"  # of a sweep: the hash of what a stage makes -> its directory
+BASE = "base"  # the name of the point that changes nothing
+MISPLACED = "directories follow from the points; give one output_dir for the sweep"
+
+
+@dataclass(kw_only=True)
+class SweepOptions:
+    """What varies and what is read off."""
+
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """Dotted key of a run -> values; every combination is a point."""
+    points: list[dict[str, Any]] = field(default_factory=list)
+    """Further points, each with the keys it sets and, under ``name``, what it is called; {} is the base. In a
+    text ``@other name/reward`` stands for the directory of that stage of a point named before."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Every point is run with each of these seeds."""
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Name -> stage and path in its summary.json, as reward.eval/accuracy; by default those of the stages."""
+
+
+class SweepConfig:
+    """A sweep: what was given for a run, and under ``sweep`` what varies.
+
+    Raises:
+        UsageError: as of ``RunConfig``.
+    """
+
+    def __init__(self, **given: Any):
+        options = given.pop("sweep", {})
+        self.options = options if isinstance(options, SweepOptions) else SweepOptions(**options)
+        self.base = RunConfig(**({"output_dir": "runs/sweep"} | given))
+
+    @property
+    def root(self) -> Path:
+        return Path(self.base.output_dir)
+
+    def to_yaml(self) -> str:
+        """The YAML that gives it back."""
+        return self.base.to_yaml() + self.varied_yaml()
+
+    def varied_yaml(self) -> str:
+        """The part under ``sweep``."""
+        varied = {name: value for name, value in vars(self.options).items() if value}
+        return yaml.safe_dump({"sweep": plain(varied)}, sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of the swept keys: its own keys, and the run with them; ``name`` is its directory's,
+    ``label`` what it is called where the configuration says so."""
+
+    keys: dict[str, Any]
+    run: RunConfig
+    name: str
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A point with a seed: its stages, and where each stage that one of them names lies."""
+
+    point: Point
+    seed: int
+    path: Path
+    config: RunConfig
+    stages: list[Planned]
+    places: dict[str, Path]
+
+    @property
+    def where(self) -> dict[str, Path]:
+        """Where each of its own stages lies, by name."""
+        return {stage.name: self.places[stage.reference] for stage in self.stages}
+
+    def needs(self, stage: Planned) -> list[Path]:
+        """The directories that a stage reads from."""
+        return [self.places[reference] for reference in stage.reads]
+
+    def value_of(self, key: str) -> Any:
+        """The value of a dotted key in this run, given or not."""
+        name, _, rest = key.partition(".")
+        if not rest:
+            return self.config.given.get(key, getattr(RunOptions(), key))
+        stage = next(stage for stage in self.stages if stage.name == name)
+        return functools.reduce(getattr, rest.split("."), stage.options)
+
+
+# -------------------------------------------------------------------------------------------------- points
+
+
+def points_of(config: SweepConfig) -> list[Point]:
+    """The grid's points and the explicit ones, each with its whole run, typed and checked.
+
+    Raises:
+        UsageError: an unknown key (the nearest known one is named), a key that a sweep cannot vary, a value
+            of the wrong type, or nothing to run.
+    """
+    options, base = config.options, config.base
+    labels = [str(point["name"]) if "name" in point else None for point in options.points]
+    explicit = [{key: value for key, value in point.items() if key != "name"} for point in options.points]
+    keys = list(dict.fromkeys([*options.grid, *(key for point in explicit for key in point)]))
+    check_labels([label for label in labels if label is not None])
+    check_options(options, base, keys)
+    grid = itertools.product(*options.grid.values()) if options.grid else []
+    wanted = [(dict(zip(options.grid, values, strict=True)), None) for values in grid]
+    points: dict[str, Point] = {}
+    for raw, label in [*wanted, *zip(explicit, labels, strict=True)]:
+        own = typed(base, raw)
+        point = Point(own, base.changed(own), slug(label) if label else name_of(own), label)
+        before = points.setdefault(point.name, point)
+        if before.keys != own:
+            raise UsageError(f"sweep: {own} and {before.keys} have the same name {point.name}")
+        same = next(p for p in points.values() if p.keys == own)
+        if same.label != label:
+            raise UsageError(f"sweep: '{label}' and '{same.label or same.name}' are the same point: {own}")
+    return list(points.values())
+
+
+def check_options(options: SweepOptions, base: RunConfig, keys: Sequence[str]) -> None:
+    """Refuses what cannot be swept."""
+    if base.rounds != 1 or "rounds" in keys:
+        raise UsageError("sweep: runs in rounds cannot be swept; leave rounds at 1")
+    for key in keys:
+        if key == "seed" or key.endswith("output_dir"):
+            raise UsageError(
+                f"sweep: {key}: " + ("list seeds in sweep.seeds" if key == "seed" else MISPLACED)
+            )
+    empty = [key for key, values in options.grid.items() if not values]
+    if empty:
+        raise UsageError(f"sweep.grid: {empty[0]} has no values; list at least one")
+    if not (options.grid or options.points):
+        raise UsageError("sweep: nothing varies; give sweep.grid (key -> values) or sweep.points")
+    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
+        raise UsageError(f"sweep.seeds is {options.seeds}; list different seeds, at least one")
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Names of points are different, and can be referred to."""
+    for label in labels:
+        if not re.fullmatch(r"\w[^@/\x00-\x1f]{0,59}", label):
+            raise UsageError(
+                f"sweep.points: name {label!r}: up to 60 characters, the first a letter or digit, no @ or /"
+            )
+    if BASE in map(slug, labels):
+        raise UsageError(f"sweep.points: '{BASE}' is what the point without changes is called; take another")
+    slugs = [slug(label) for label in labels]
+    twice = [label for label, own in zip(labels, slugs, strict=True) if slugs.count(own) > 1]
+    if twice:
+        raise UsageError(f"sweep.points: two points are called '{twice[0]}', or nearly so")
+
+
+def typed(base: RunConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A point's keys with values of the types that the options have.
+
+    Raises:
+        UsageError: a key is unknown, or a value has another type.
+    """
+    classes = classes_of(
+        base.changed({key: value for key, value in raw.items() if key.endswith(".algorithm")})
+    )
+    known = [f"{name}.{key}" if name else key for name, cls in classes.items() for key in keys_of(cls)]
+    parser = ArgumentParser()
+    parser.error = refuse  # type: ignore[method-assign]
+    for key in raw:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"; did you mean '{near[0]}'?" if near else "; `preferl run --help` lists the keys"
+            raise UsageError(f"sweep: unknown key '{key}'{hint}")
+        name, _, rest = key.partition(".")
+        top, path = (classes[name], rest) if rest else (RunOptions, key)
+        parser.add_argument(f"--{key}", type=functools.reduce(type_of, path.split("."), top))
+    found = parser.parse_object(dict(raw))
+    return {key: found[key] for key in raw}
+
+
+def classes_of(run: RunConfig) -> dict[str, type]:
+    """The options of the run (under '') and of each stage that it can have."""
+    kinds = pipeline.NAMES | {name: kind for name, kind in run.kinds.items() if kind}
+    return {"": RunOptions} | {n: pipeline.config_class(kind, run.of(n)) for n, kind in kinds.items()}
+
+
+def keys_of(config_class: type) -> list[str]:
+    """Every dotted key of a dataclass that has no keys below it."""
+    keys = []
+    for name, kind in get_type_hints(config_class).items():
+        inner = keys_of(kind) if dataclasses.is_dataclass(kind) and isinstance(kind, type) else []
+        keys += [f"{name}.{rest}" for rest in inner] or [name]
+    return keys
+
+
+def type_of(config_class: Any, name: str) -> Any:
+    """The type of a configuration's field."""
+    return get_type_hints(config_class)[name]
+
+
+def refuse(message: str, ex: Exception | None = None) -> NoReturn:
+    """What a parser does with a value of the wrong type."""
+    raise UsageError("sweep: " + " ".join(str(message).split())) from ex
+
+
+def slug(label: str) -> str:
+    """A point's name as a directory's."""
+    plain_label = re.sub(r"[^\w.+-]+", "-", label, flags=re.A).strip("-.")
+    return plain_label or f"point-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+
+
+def name_of(keys: Mapping[str, Any]) -> str:
+    """A directory's name for some settings: readable, without separators of paths, one for each value.
+
+    Example:
+        >>> name_of({"reward.learning_rate": 0.001, "rl.kl_coef": 0.1})
+        'reward.learning_rate=0.001,rl.kl_coef=0.1'
+    """
+    texts = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in keys.items()}
+    exact = ",".join(f"{key}={text}" for key, text in texts.items())
+    name = ",".join(f"{k}=" + re.sub(r"[^\w.+-]+", "-", t, flags=re.A) for k, t in texts.items())
+    if name != exact or name != name.lower() or len(name) > 120:
+        name = f"{name[:120]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+    return name or BASE
+
+
+# ---------------------------------------------------------------------------------------------------- runs
+
+
+def plan_all(root: Path, points: Sequence[Point], seeds: Sequence[int]) -> list[Run]:
+    """Every point with every seed, in this order; a point can refer to those before it.
+
+    Raises:
+        UsageError: a key that no stage reads, or a reference to a point or stage that is not there.
+    """
+    names = {name_of(point.keys): point.name for point in points if point.label and point.keys}
+    runs: list[Run] = []
+    # 1. What each run consists of, each stage under the keys that reach it.
+    for point in points:
+        for seed in seeds:
+            earlier = [run for run in runs if run.seed == seed]
+            runs.append(plan(root, point, seed, names, earlier))
+    # 2. Stages of the same content share one directory: where the sweep made it before, else the first.
+    place = made_before(root)
+    for run in runs:
+        for stage in run.stages:
+            place.setdefault(stage.content, run.places[stage.reference])
+    # 3. So every reference has its directory, also those to stages of other points.
+    shared: list[Run] = []
+    for run in runs:
+        known = {stage.reference: place[stage.content] for stage in run.stages}
+        for earlier_run in shared:
+            if earlier_run.seed == run.seed:
+                known |= references_to(earlier_run)
+        shared.append(dataclasses.replace(run, places=known))
+    return shared
+
+
+def made_before(root: Path) -> dict[str, Path]:
+    """Content -> directory of the stages that an earlier sweep in this directory planned."""
+    file = root / CONTENTS
+    places = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = {content: root / place for content, place in places.items()}
+    return {content: path for content, path in found.items() if path.resolve().is_relative_to(root.resolve())}
+
+
+def write_places(root: Path, runs: Sequence[Run]) -> None:
+    """``stages.json`` of every run: where each of its stages lies; and for the sweep that grows from this one
+    what lies where."""
+    contents = made_before(root)
+    for run in runs:
+        places = {name: os.path.relpath(path, run.path) for name, path in run.where.items()}
+        write_atomically(run.path / SHARED, json.dumps(places, indent=2) + "\n")
+        contents |= {stage.content: run.places[stage.reference] for stage in run.stages}
+    relative = {content: os.path.relpath(path, root) for content, path in contents.items()}
+    write_atomically(root / CONTENTS, json.dumps(relative, indent=2) + "\n")
+
+
+def plan(root: Path, point: Point, seed: int, names: Mapping[str, str], earlier: Sequence[Run]) -> Run:
+    """A point's run with one seed. ``names`` gives directories of their own to some settings; ``earlier`` are
+    the runs of this seed that texts refer to."""
+    path = root / point.name / f"seed-{seed}"
+    config = point.run.changed({"seed": seed, "output_dir": str(path)})
+    others = {
+        f"@{run.point.label or run.point.name}/{stage.name}": stage for run in earlier for stage in run.stages
+    }
+    try:
+        stages = pipeline.plan(config, others)
+    except UsageError as error:
+        raise UsageError(f"sweep: {point.name}: {error}") from error
+    reached = {"stages"}.union(*(stage.keys for stage in stages))
+    unread = [key for key in point.keys if key not in reached]
+    if unread:
+        raise UsageError(
+            f"sweep: {unread[0]} changes nothing in the stages of this run "
+            f"({', '.join(stage.name for stage in stages)}); leave it out, or add the stage that reads it"
+        )
+    places = {}
+    for stage in stages:
+        settings = name_of({key: value for key, value in point.keys.items() if key in stage.keys})
+        seed_part = f"seed-{seed}" if "seed" in stage.keys else "every-seed"
+        places[stage.reference] = root / names.get(settings, settings) / seed_part / stage.name
+    return Run(point, seed, path, config, stages, places)
+
+
+def references_to(run: Run) -> dict[str, Path]:
+    """How the points after a run name its stages, and where those lie."""
+    return {f"@{run.point.label or run.point.name}/{name}": path for name, path in run.where.items()}
+
+
+def written_config(run: Run) -> RunConfig:
+    """A run's configuration as it is kept: one that stands alone, without references to other points."""
+
+    def alone(text: str) -> str:
+        return REFERENCE.sub(lambda found: str(run.places[found[0]]) if found[1] else found[0], text)
+
+    return RunConfig(**map_texts(run.config.given, alone))
