@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from preferl.data.formats import load_preferences
-from preferl.data.records import Preference, ranking_of
+from preferl.data import formats
+from preferl.data.records import Pair
 from preferl.data.sources import write_world
 from preferl.judging.scorers import load_scorer
 from preferl.label import live
@@ -43,7 +43,7 @@ def answer(claim: Claim, rng: random.Random) -> Answer:
     return Answer(ranks=[2, 1], strength=-2)
 
 
-def accuracy(path: Path, pairs: list[Preference]) -> float:
+def accuracy(path: Path, pairs: list[Pair]) -> float:
     """Share of the pairs of different gold reward that the ensemble's mean orders alike."""
     prompts = [pair.prompt for pair in pairs]
     scorer = load_scorer(str(path), CPU)
@@ -55,14 +55,14 @@ def accuracy(path: Path, pairs: list[Preference]) -> float:
 
 
 def curve(
-    folder: Path, selection: str, seed: int, steps: list[int], pool: list[Preference], test: list[Preference],
+    folder: Path, selection: str, seed: int, steps: list[int], pool: list[Pair], test: list[Pair],
     model: str,
 ) -> list[float]:  # fmt: skip
     """Accuracy after each number of labels."""
     database = open_database(str(folder / "label.sqlite"))
     store = Store(database)
     store.configure(selection=selection, gold_share=0.0, repeat_share=0.0, seed=seed)
-    store.add_items(without_label(ranking_of(pair)) for pair in pool)
+    store.add_items(without_label(pair.comparison()) for pair in pool)
     person, rng = Accounts(database).add("annotator").id, random.Random(seed)
     config = live.RefitConfig(
         model_name_or_path=model, output_dir=str(folder), once=True, audit=False, num_evals=3, seed=seed,
@@ -90,7 +90,8 @@ def main() -> None:
     rows: dict[str, list[list[float]]] = {"random": [], "informative": []}
     with tempfile.TemporaryDirectory() as name:
         write_world(Path(name))
-        pairs, _ = load_preferences(str(Path(name) / "preferences.jsonl"))
+        comparisons = formats.load(str(Path(name) / "preferences.jsonl")).records
+        pairs = [pair for comparison in comparisons for pair in comparison.pairs()]
         pool = [pair for pair in pairs if pair.columns["split"] == "train"]
         test = [pair for pair in pairs if pair.columns["split"] == "eval"][:HELD_OUT]
         for seed in range(arguments.seeds):

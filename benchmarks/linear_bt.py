@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from preferl.data.records import Ranking
+from preferl.data.records import Comparison
 from preferl.models.reward import RewardModel
 from preferl.runs.stage import Stage
 from preferl.stages import reward
@@ -94,7 +94,7 @@ def replication(seed: int) -> dict[str, float]:
     for i in range(N):
         texts = [f"r{first_N[i]}", f"r{second_N[i]}"]
         columns = {"finished": [False, False]}  # the score is read at the response's only token
-        comparisons.append(Ranking("", texts, [1, 2] if z_N[i] else [2, 1], None, columns))
+        comparisons.append(Comparison("", texts, [1, 2] if z_N[i] else [2, 1], None, columns))
         pairs += comparisons[-1].pairs()
     for name, options in SETTINGS.items():
         model = FeatureModel(feature_VD).eval()

@@ -41,7 +41,7 @@ from transformers import AutoModel
 from transformers.utils import logging
 
 from preferl.data import formats
-from preferl.data.records import Preference, prompt_text
+from preferl.data.records import Pair, prompt_text
 from preferl.data.tokens import pad
 from preferl.evaluation.baselines import fit_bag_of_words, fit_length
 from preferl.evaluation.scored import scores_of
@@ -81,16 +81,16 @@ QUICK_DIALOGUES = {"helpful": 150, "harmless": 150, "judged": 30}
 class Pairs:
     """Pairs of one source, the dialogue each belongs to, and its fold.
 
-    Example: ``Pairs("helpful", [Preference("2 + 2?", "4.", "5.")], np.array([0]), np.array([3]), "all")``.
+    Example: ``Pairs("helpful", [Pair("2 + 2?", "4.", "5.")], np.array([0]), np.array([3]), "all")``.
     """
 
     name: str
-    pairs: list[Preference]
+    pairs: list[Pair]
     dialogue_N: np.ndarray
     fold_N: np.ndarray
     note: str
 
-    def of(self, rows: np.ndarray) -> list[Preference]:
+    def of(self, rows: np.ndarray) -> list[Pair]:
         return [self.pairs[i] for i in rows]
 
 
@@ -102,17 +102,17 @@ def load(name: str, folder: Path, seed: int, most: int | None) -> Pairs:
     path = str(folder / FILES[name])
     if name == "judged":
         # Rows without a verdict are left out, draws make no pair.
-        rankings, report = formats.load_rankings(path, {"null_value": "skip"})
-        pairs = [pair for ranking in rankings for pair in ranking.pairs()]
+        comparisons, report, _ = formats.load(path, "ranking", {"null_value": "skip"})
     else:
-        pairs, report = formats.load_preferences(path)
+        comparisons, report, _ = formats.load(path)
+    pairs = [pair for comparison in comparisons for pair in comparison.pairs()]
     note = report.summary().split(": ", 1)[1].split(" (")[0] + f", {len(pairs)} pairs"
     openings = [p.prompt if isinstance(p.prompt, str) else p.prompt[0]["content"] for p in pairs]
     dialogue_N = np.unique(openings, return_inverse=True)[1].reshape(-1)
     order = np.random.default_rng(seed).permutation(int(dialogue_N.max()) + 1)
     kept_N = order[dialogue_N] < (most or len(order))
     kept = [p for p, keep in zip(pairs, kept_N, strict=True) if keep]
-    short = [Preference(prompt_text(p.prompt), p.chosen, p.rejected) for p in kept]
+    short = [Pair(prompt_text(p.prompt), p.chosen, p.rejected) for p in kept]
     return Pairs(name, short, dialogue_N[kept_N], order[dialogue_N[kept_N]] % FOLDS, note)
 
 
@@ -157,7 +157,7 @@ def bradley_terry(
     return fit(best, np.arange(len(x_NK))) / scale_K, best
 
 
-def encoded_gaps(encoder: Path, pairs: Sequence[Preference], max_length: int) -> np.ndarray:
+def encoded_gaps(encoder: Path, pairs: Sequence[Pair], max_length: int) -> np.ndarray:
     """Chosen - rejected of the response's tokens averaged in every layer: ``gap_NK``, the layers in a row."""
     trunk, tokenizer = AutoModel.from_pretrained(encoder).eval(), load_tokenizer(str(encoder))
     scorer = RewardModel(trunk, tokenizer, max_length=max_length)
@@ -181,7 +181,7 @@ def encoded_gaps(encoder: Path, pairs: Sequence[Preference], max_length: int) ->
     return mean_TK[chosen] - mean_TK[rejected]
 
 
-def length_gaps(pairs: Sequence[Preference]) -> np.ndarray:
+def length_gaps(pairs: Sequence[Pair]) -> np.ndarray:
     """Chosen - rejected of the number of characters and of its logarithm."""
     count_N2 = np.array([[len(p.chosen), len(p.rejected)] for p in pairs], dtype=np.float64)
     return np.stack([count_N2[:, 0] - count_N2[:, 1], np.log(count_N2[:, 0] / count_N2[:, 1])], 1)
@@ -249,7 +249,7 @@ def one_fold(config: RewardConfig, data: Pairs, fold: int, dev_share: float) -> 
     rows = zip(data.pairs, split_N, strict=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.jsonl"
-        formats.write_preferences(path, [replace(p, columns={"split": str(split)}) for p, split in rows])
+        formats.write(path, [replace(p, columns={"split": str(split)}) for p, split in rows])
         stage = reward.run(
             replace(config, dataset_name=str(path), output_dir=str(path.parent / "reward"), seed=seed)
         )

@@ -37,7 +37,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast, TrainerCallback
 
 from preferl.data import sources
-from preferl.data.records import Preference, Ranking, prompt_text, ranking_of
+from preferl.data.records import Comparison, Pair, prompt_text
 from preferl.models import tiny
 from preferl.models.reward import RewardModel
 from preferl.runs import progress
@@ -108,7 +108,7 @@ class Timing:
 @dataclass(frozen=True)
 class Setting:
     name: str
-    comparisons: list[Ranking]
+    comparisons: list[Comparison]
     tokenizer: Any
 
 
@@ -121,7 +121,9 @@ def fixed_lengths(size: str, count: int) -> Setting:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(2, VOCABULARY[size], (count, 2, FIXED_LENGTH - 1), generator=generator)
     texts = [[" ".join(f"w{i}" for i in row) for row in pair] for pair in ids.tolist()]
-    return Setting(f"{FIXED_LENGTH} tokens a side", [Ranking("", pair, [1, 2]) for pair in texts], tokenizer)
+    return Setting(
+        f"{FIXED_LENGTH} tokens a side", [Comparison("", pair, [1, 2]) for pair in texts], tokenizer
+    )
 
 
 def natural_lengths(size: str, count: int) -> Setting | None:
@@ -130,7 +132,7 @@ def natural_lengths(size: str, count: int) -> Setting | None:
     if not os.environ.get("PREFERL_DATA") or not path.exists():
         print(f"hh-rlhf left out: the folder PREFERL_DATA has no {HH_FILE}")
         return None
-    pairs: list[Preference] = sources.load_source(str(path)).need("preferences", "train")
+    pairs: list[Pair] = sources.load_source(str(path)).need("pairs", "train")
     texts = [text for p in pairs for text in (prompt_text(p.prompt), p.chosen, p.rejected)]
     tokenizer = tiny.train_tokenizer(texts, VOCABULARY[size])
     scorer = RewardModel(new_model(size, tokenizer), tokenizer)
@@ -138,7 +140,7 @@ def natural_lengths(size: str, count: int) -> Setting | None:
     fitting = [
         p for p in pairs if max(len(scorer.encode(p.prompt, t)) for t in (p.chosen, p.rejected)) <= MAX_LENGTH
     ]
-    return Setting("hh-rlhf, natural lengths", [ranking_of(p) for p in fitting[:count]], tokenizer)
+    return Setting("hh-rlhf, natural lengths", [p.comparison() for p in fitting[:count]], tokenizer)
 
 
 def new_model(size: str, tokenizer: Any) -> LlamaForSequenceClassification:

@@ -4,6 +4,9 @@ import gzip
 import json
 from pathlib import Path
 
+from preferl.data import formats, rows
+from preferl.data.records import Pair
+
 GOOD = {"prompt": "What is 2 + 2?", "chosen": "4.", "rejected": "5."}
 USER = {"role": "user", "content": "Hello"}
 NICE = {"role": "assistant", "content": "Hi!"}
@@ -22,3 +25,15 @@ def write(path: Path, *lines: object) -> str:
     text = b"\n".join(raw) + b"\n"
     path.write_bytes(gzip.compress(text) if path.name.endswith(".gz") else text)
     return str(path)
+
+
+def pair_of(row: dict) -> Pair:
+    """A row of two responses as it is read."""
+    (pair,) = rows.to_pair(row).pairs()
+    return pair
+
+
+def load_pairs(name: str, policy: dict | None = None, limit: int | None = None):
+    """A data set of pairs, and what reading it met."""
+    records, report, _ = formats.load(name, "preference", policy, limit)
+    return [pair for record in records for pair in record.pairs()], report

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from example_rows import HH, NICE, USER, write
+from example_rows import HH, NICE, USER, load_pairs, pair_of, write
 
-from preferl.data import files, formats, rows
+from preferl.data import files, formats
 from preferl.data.records import DataError, Demonstration, PromptRecord
 
 TWICE = {
@@ -26,12 +26,12 @@ TWICE = {
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
 def test_json_lines(tmp_path, ending):
     name = write(tmp_path / f"a{ending}", b"\xef\xbb\xbf" + b'{"prompt": "p\\u2028"}\r', "", {"prompt": "q"})
-    assert formats.load_prompts(name)[0] == [PromptRecord("p\u2028"), PromptRecord("q")]
+    assert formats.load(name, "prompt")[0] == [PromptRecord("p\u2028"), PromptRecord("q")]
 
 
 def test_a_line_separator_inside_a_text_is_no_end_of_line(tmp_path):
     name = write(tmp_path / "a.jsonl", '{"prompt": "one\u2028two\u0085three"}')
-    assert formats.load_prompts(name)[0] == [PromptRecord("one\u2028two\u0085three")]
+    assert formats.load(name, "prompt")[0] == [PromptRecord("one\u2028two\u0085three")]
 
 
 @pytest.mark.parametrize("ending", [".json", ".json.gz"])
@@ -39,10 +39,10 @@ def test_json_arrays_and_json_lines_named_json(tmp_path, ending):
     array = write(tmp_path / f"a{ending}", json.dumps([{"prompt": "p"}, {"prompt": "q"}], indent=1))
     lines = write(tmp_path / f"b{ending}", {"prompt": "p"}, {"prompt": "q"})
     for name in (array, lines):
-        assert [r.prompt for r in formats.load_prompts(name)[0]] == ["p", "q"]
+        assert [r.prompt for r in formats.load(name, "prompt")[0]] == ["p", "q"]
     bad = write(tmp_path / f"c{ending}", [{"prompt": "p"}, 3])
     with pytest.raises(DataError, match=r"row 2: is a JSON int.*not_an_object"):
-        formats.load_prompts(bad)
+        formats.load(bad, "prompt")
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_json_arrays_and_json_lines_named_json(tmp_path, ending):
 )
 def test_json_files_that_hold_no_rows(tmp_path, text):
     with pytest.raises(DataError, match=r"a\.json' (is not UTF-8 JSON|holds one)"):
-        formats.load_prompts(write(tmp_path / "a.json", text))
+        formats.load(write(tmp_path / "a.json", text), "prompt")
 
 
 def test_plain_text_is_cut_at_empty_lines(tmp_path):
     name = write(tmp_path / "a.txt", "", "First:", "Speak.", " ", "", "\tAll:", "Speak, speak!\r", "")
-    records = formats.load_demonstrations(name)[0]
+    records = formats.load(name, "demonstration")[0]
     assert [r.response for r in records] == ["First:\nSpeak.", "\tAll:\nSpeak, speak!"]
     assert all(r.prompt == "" for r in records)
     assert [r.where for r in files.read_rows(name)] == [f"{name}:2", f"{name}:6"]
@@ -63,12 +63,12 @@ def test_plain_text_is_cut_at_empty_lines(tmp_path):
 
 def test_plain_text_is_cut_at_end_of_text_marks_if_it_has_some(tmp_path):
     name = write(tmp_path / "a.txt.gz", "Once.", "", "The end.", "<|endoftext|>", "Twice.", "<|endoftext|>")
-    assert [r.response for r in formats.load_demonstrations(name)[0]] == ["Once.\n\nThe end.", "Twice."]
+    assert [r.response for r in formats.load(name, "demonstration")[0]] == ["Once.\n\nThe end.", "Twice."]
 
 
 def test_plain_text_in_another_encoding(tmp_path):
     name = write(tmp_path / "a.txt", "One.", "", b"caf\xe9", "", "Two.")
-    report = formats.load_demonstrations(name, {"wrong_encoding": "skip"})[1]
+    report = formats.load(name, "demonstration", {"wrong_encoding": "skip"})[1]
     assert report.examples == {
         "wrong_encoding": [f"{name}:3: is not UTF-8 (invalid continuation byte at byte 3)"]
     }
@@ -78,7 +78,7 @@ def test_parquet_from_elsewhere(tmp_path):
     """Messages as structs, several row groups, a defect named by its row."""
     table = pyarrow.table({"messages": [[USER, NICE]] * 2500 + [None], "n": list(range(2501))})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1000)
-    records, report = formats.load_demonstrations(str(tmp_path / "a.parquet"), {"null_value": "skip"})
+    records, report, _ = formats.load(str(tmp_path / "a.parquet"), "demonstration", {"null_value": "skip"})
     assert records[-1] == Demonstration([USER], "Hi!", {"n": 2499})
     assert report.examples["null_value"] == [f"{tmp_path}/a.parquet: row 2501: messages is null"]
 
@@ -104,13 +104,13 @@ def test_damaged_files_are_named(tmp_path):
     for name, data in damaged.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(DataError, match=rf"{name}' is no whole (gzip|parquet) file.*fetch it again"):
-            formats.load_prompts(str(tmp_path / name))
+            formats.load(str(tmp_path / name), "prompt")
 
 
 def test_a_pickle_is_not_read(tmp_path):
     (tmp_path / "a.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(DataError, match=r"of no kind that preferl reads; the kinds are \.jsonl"):
-        formats.load_prompts(str(tmp_path / "a.pkl"))
+        formats.load(str(tmp_path / "a.pkl"), "prompt")
 
 
 def test_a_folder_is_its_files_in_order(tmp_path):
@@ -119,10 +119,10 @@ def test_a_folder_is_its_files_in_order(tmp_path):
     files.write_rows(tmp_path / "c.parquet", [{"prompt": "3"}])
     write(tmp_path / "README.md", "no rows")
     (tmp_path / "d.jsonl.77.tmp").write_text("half a fi")
-    assert [r.prompt for r in formats.load_prompts(str(tmp_path))[0]] == ["1", "2", "3"]
+    assert [r.prompt for r in formats.load(str(tmp_path), "prompt")[0]] == ["1", "2", "3"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no \.jsonl"):
-        formats.load_prompts(str(tmp_path / "empty"))
+        formats.load(str(tmp_path / "empty"), "prompt")
 
 
 def test_a_stage_is_what_lies_in_its_data_folder(tmp_path):
@@ -142,7 +142,7 @@ def test_a_stage_is_what_lies_in_its_data_folder(tmp_path):
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="is no file or folder here; check the path"):
-        formats.load_prompts(name)
+        formats.load(name, "prompt")
 
 
 # ----------------------------------------------------------------------------------------------- Hub names
@@ -156,8 +156,8 @@ def test_hub_names_are_found_in_the_offline_folder(tmp_path, monkeypatch):
     write(tmp_path / "pref" / "hh_harmless_base.train.jsonl.gz", {**HH, "kind": "harmless"})
     write(tmp_path / "lm" / "tinystories_5k.jsonl.gz", {"text": "Once."})
     monkeypatch.setenv("PREFERL_DATA", str(tmp_path))
-    assert len(formats.load_preferences("Anthropic/hh-rlhf:helpful-base")[0]) == 2
-    harmless = formats.load_preferences("Anthropic/hh-rlhf:harmless-base")[0]
+    assert len(load_pairs("Anthropic/hh-rlhf:helpful-base")[0]) == 2
+    harmless = load_pairs("Anthropic/hh-rlhf:harmless-base")[0]
     assert [r.columns for r in harmless] == [{"kind": "harmless"}]
     assert formats.detect("roneneldan/TinyStories") == "text"
 
@@ -171,7 +171,7 @@ def test_without_the_network_the_error_says_what_to_do(monkeypatch):
     monkeypatch.delenv("PREFERL_DATA", raising=False)
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(DataError) as caught:
-        formats.load_preferences("Anthropic/hh-rlhf:helpful-base")
+        load_pairs("Anthropic/hh-rlhf:helpful-base")
     assert "Couldn't reach the Hub; check the name, the network, or set PREFERL_DATA" in str(caught.value)
     assert "long story" not in str(caught.value)
 
@@ -189,8 +189,8 @@ def test_a_hub_data_set_is_read_without_its_code(monkeypatch):
 
     monkeypatch.delenv("PREFERL_DATA", raising=False)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    records, report = formats.load_preferences("org/name:some/folder")
-    assert records == [rows.to_preference(HH)]
+    records, report = load_pairs("org/name:some/folder")
+    assert records == [pair_of(HH)]
     assert report.examples["bad_role_order"][0].startswith("org/name:some/folder[train] row 1: ")
     assert calls == [(("org/name",), {"data_dir": "some/folder"})]
 
@@ -209,7 +209,7 @@ def real_data(monkeypatch):
 
 @pytest.mark.parametrize(("part", "read", "twice"), [("helpful-base", 1729, 5), ("harmless-base", 1723, 4)])
 def test_hh_rows_are_all_kept_but_those_where_one_side_speaks_twice(real_data, part, read, twice):
-    records, report = formats.load_preferences(f"Anthropic/hh-rlhf:{part}")
+    records, report = load_pairs(f"Anthropic/hh-rlhf:{part}")
     assert (report.read, report.left_out) == (read, {"bad_role_order": twice})
     assert len(records) == report.kept == read - twice
     assert formats.validate(f"Anthropic/hh-rlhf:{part}").left_out == report.left_out
@@ -222,7 +222,7 @@ def test_hh_rows_are_all_kept_but_those_where_one_side_speaks_twice(real_data, p
 def test_hh_prompts_are_the_common_prefix(real_data):
     """Against the data's own description: everything up to the last Assistant mark of the common prefix."""
     path = real_data / "pref" / "hh_helpful_base.test.jsonl.gz"
-    records = iter(formats.load_preferences(str(path))[0])
+    records = iter(load_pairs(str(path))[0])
     with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
         for line in file:
             row = json.loads(line)
@@ -243,15 +243,15 @@ def test_hh_prompts_are_the_common_prefix(real_data):
 
 
 def test_hh_survives_every_layout(real_data, tmp_path):
-    records = formats.load_preferences("Anthropic/hh-rlhf:harmless-base", limit=300)[0]
-    for layout in rows.LAYOUTS:
+    records = load_pairs("Anthropic/hh-rlhf:harmless-base", limit=300)[0]
+    for layout in formats.PAIR_LAYOUTS:
         for ending in (".jsonl.gz", ".parquet"):
-            formats.write_preferences(tmp_path / f"a{ending}", records, layout)
-            assert formats.load_preferences(str(tmp_path / f"a{ending}"))[0] == records
+            formats.write(tmp_path / f"a{ending}", records, layout)
+            assert load_pairs(str(tmp_path / f"a{ending}"))[0] == records
 
 
 def test_tinystories_are_texts(real_data):
-    records, report = formats.load_demonstrations("roneneldan/TinyStories")
+    records, report, _ = formats.load("roneneldan/TinyStories", "demonstration")
     assert formats.detect("roneneldan/TinyStories") == "text"
     assert (report.read, report.kept, report.left_out) == (4782, 4782, {})
     assert all(r.prompt == "" for r in records)
@@ -260,8 +260,8 @@ def test_tinystories_are_texts(real_data):
 
 
 def test_other_real_files(real_data):
-    assert len(formats.load_prompts(str(real_data / "prompts" / "arena_hard_v0.1.jsonl.gz"))[0]) == 500
-    assert len(formats.load_demonstrations(str(real_data / "lm" / "tinyshakespeare.txt.gz"))[0]) == 7222
+    assert len(formats.load(str(real_data / "prompts" / "arena_hard_v0.1.jsonl.gz"), "prompt")[0]) == 500
+    assert len(formats.load(str(real_data / "lm" / "tinyshakespeare.txt.gz"), "demonstration")[0]) == 7222
     report = formats.validate(str(real_data / "sentiment" / "pros_cons.jsonl.gz"))
     assert (report.read, report.left_out) == (41199, {"empty_response": 8})
     with pytest.raises(DataError, match="columns answer, question"):

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from example_rows import GOOD, write
+from example_rows import GOOD, pair_of, write
 from hypothesis import given
 from hypothesis import strategies as st
 
 from preferl.data import formats, rows, sources
 from preferl.data.files import RowError
-from preferl.data.records import DataError, Preference, Ranking, ranking_of, ranks_of_scores
+from preferl.data.records import Comparison, DataError, Pair, ranks_of_scores
 
 RANKED = {"prompt": "What is 2 + 2?", "responses": ["5.", "4.", "It is 4."], "ranks": [3, 1, 1]}
 JUDGED = {"prompt": "What is 2 + 2?", "response_a": "5.", "response_b": "4.", "z": -1}
@@ -17,7 +17,7 @@ JUDGED = {"prompt": "What is 2 + 2?", "response_a": "5.", "response_b": "4.", "z
 
 def test_ranks_and_ties():
     record = rows.to_ranking({**RANKED, "annotator": "ann"})
-    assert record == Ranking(
+    assert record == Comparison(
         "What is 2 + 2?", ["5.", "4.", "It is 4."], [3, 1, 1], None, {"annotator": "ann"}
     )
     assert [(p.chosen, p.rejected, p.margin) for p in record.pairs()] == [
@@ -46,27 +46,29 @@ def test_two_responses_and_an_outcome():
 
 @pytest.mark.parametrize(("strength", "margin"), [(1, 1 / 3), (2, 2 / 3), (3, 1.0)])
 def test_a_strength_is_a_margin_in_thirds_and_is_kept(strength, margin):
-    pair = rows.to_preference({**GOOD, "strength": strength})
+    pair = pair_of({**GOOD, "strength": strength})
     assert pair.margin == pytest.approx(margin)
     assert pair.columns == {"strength": strength}
-    assert rows.to_preference({**GOOD, "strength": strength, "margin": 0.1}).margin == 0.1
+    assert pair_of({**GOOD, "strength": strength, "margin": 0.1}).margin == 0.1
 
 
 @pytest.mark.parametrize("strength", [0, 4, True, "2", 1.5, None])
 def test_another_strength_is_no_margin(strength):
-    assert rows.to_preference({**GOOD, "strength": strength}).margin is None
+    assert pair_of({**GOOD, "strength": strength}).margin is None
 
 
 def test_what_belongs_to_a_response_goes_with_it():
-    record = Ranking("p", ["a", "b"], [2, 1], None, {"finished": [True, False], "annotator": "ann"})
+    record = Comparison(
+        "p", ["a", "b"], [2, 1], None, {"finished": [True, False], "annotator": "ann"}, ("finished",)
+    )
     (pair,) = record.pairs()
     assert pair.columns == {
         "annotator": "ann",
         "finished_chosen": False,
         "finished_rejected": True,
     }
-    assert ranking_of(pair).columns == {"annotator": "ann", "finished": [False, True]}
-    back = ranking_of(Preference("p", "a", "b", 0.5)).pairs()
+    assert pair.comparison().columns == {"annotator": "ann", "finished": [False, True]}
+    back = Pair("p", "a", "b", 0.5).comparison().pairs()
     assert [(p.chosen, p.rejected, p.margin) for p in back] == [("a", "b", 0.5)]
 
 
@@ -111,7 +113,7 @@ def test_defects_are_named(tmp_path, kind, row):
     assert caught.value.kind == kind
     name = write(tmp_path / "a.jsonl", RANKED, row)
     with pytest.raises(DataError, match=rf"a\.jsonl:2: .*\({kind}\)"):
-        formats.load_rankings(name, {kind: "error"})
+        formats.load(name, "ranking", {kind: "error"})
     assert formats.validate(write(tmp_path / "b.jsonl", RANKED, RANKED, row)).left_out == {kind: 1}
 
 
@@ -123,32 +125,32 @@ def test_both_shapes_are_found_by_their_columns(tmp_path):
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".parquet"])
 def test_what_is_written_reads_back(tmp_path, ending):
     records = [
-        Ranking("p", ["a", "b", "c"], [2, 1, 2], None, {"annotator": "ann"}),
-        Ranking([{"role": "user", "content": "q"}], ["x", "y"], [1, 2], None, {"annotator": "bea"}),
+        Comparison("p", ["a", "b", "c"], [2, 1, 2], None, {"annotator": "ann"}),
+        Comparison([{"role": "user", "content": "q"}], ["x", "y"], [1, 2], None, {"annotator": "bea"}),
     ]
     if ending == ".parquet":
         records = records[:1]
-    formats.write_rankings(tmp_path / f"r{ending}", records)
-    assert formats.load_rankings(str(tmp_path / f"r{ending}"))[0] == records
+    formats.write(tmp_path / f"r{ending}", records)
+    assert formats.load(str(tmp_path / f"r{ending}"), "ranking")[0] == records
 
 
 def test_conversion_to_pairs_and_to_rankings(tmp_path):
     ranked = write(tmp_path / "ranked.jsonl", RANKED)
     formats.convert(ranked, tmp_path / "same.jsonl")
-    assert formats.load_rankings(str(tmp_path / "same.jsonl"))[0] == [rows.to_ranking(RANKED)]
+    assert formats.load(str(tmp_path / "same.jsonl"), "ranking")[0] == [rows.to_ranking(RANKED)]
     formats.convert(ranked, tmp_path / "pairs.jsonl", "explicit")
     pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert [(p["chosen"], p["rejected"]) for p in pairs] == [("4.", "5."), ("It is 4.", "5.")]
     formats.convert(str(tmp_path / "pairs.jsonl"), tmp_path / "two.jsonl", "ranking")
-    two = formats.load_rankings(str(tmp_path / "two.jsonl"))[0]
+    two = formats.load(str(tmp_path / "two.jsonl"), "ranking")[0]
     assert [(r.responses, r.ranks) for r in two] == [(["4.", "5."], [1, 2]), (["It is 4.", "5."], [1, 2])]
 
 
 def test_a_source_of_rankings_offers_their_pairs_too(tmp_path):
     named = [{**RANKED, "prompt": f"p{i}", "split": ("train", "eval")[i % 2]} for i in range(6)]
     source = sources.load_source(write(tmp_path / "a.jsonl", *named))
-    assert [len(source.rankings[s]) for s in ("train", "dev", "rl", "eval")] == [3, 0, 0, 3]
-    assert len(source.preferences["train"]) == 6
+    assert [len(source.comparisons[s]) for s in ("train", "dev", "rl", "eval")] == [3, 0, 0, 3]
+    assert len(source.pairs("train")) == 6
     assert len(source.prompts["train"]) == 3
     assert {d.response for d in source.demonstrations["train"]} == {"4."}
 
@@ -159,7 +161,7 @@ def test_a_source_of_rankings_offers_their_pairs_too(tmp_path):
 def test_llmbar_names_the_better_output():
     row = {"subset": "Natural", "input": "2 + 2?", "output_1": "5.", "output_2": "4.", "label": 2}
     record = rows.to_ranking(row)
-    assert record == Ranking("2 + 2?", ["5.", "4."], [2, 1], None, {"subset": "Natural"})
+    assert record == Comparison("2 + 2?", ["5.", "4."], [2, 1], None, {"subset": "Natural"})
 
 
 @pytest.mark.parametrize(("preference", "ranks"), [(1, [1, 2]), (2.0, [2, 1]), (0, [1, 1]), (1.5, [1, 1])])
@@ -190,7 +192,7 @@ def test_rm_bench_lists_become_nine_pairs_with_styles(tmp_path):
     path = write(tmp_path / "bench.jsonl", row)
     assert formats.detect(path) == "ranking"
     source = sources.load_source(path)
-    pairs = [pair for split in source.preferences.values() for pair in split]
+    pairs = [pair for split in source.comparisons for pair in source.pairs(split)]
     assert len(pairs) == 9
     styles = {(p.chosen, p.rejected): (p.columns["style_chosen"], p.columns["style_rejected"]) for p in pairs}
     assert styles["a", "zzz"] == (0, 2)
@@ -207,8 +209,8 @@ def test_one_better_and_three_worse_responses():
 def test_plain_prompts_are_read_as_dialogue_where_asked(tmp_path):
     path = write(tmp_path / "pairs.jsonl", GOOD)
     plain, chat = (sources.load_source(path, as_dialogue=on) for on in (False, True))
-    found = [pair.prompt for split in plain.preferences.values() for pair in split]
+    found = [pair.prompt for split in plain.comparisons for pair in plain.pairs(split)]
     assert found == ["What is 2 + 2?"]
-    found = [pair.prompt for split in chat.preferences.values() for pair in split]
+    found = [pair.prompt for split in chat.comparisons for pair in chat.pairs(split)]
     assert found == [[{"role": "user", "content": "What is 2 + 2?"}]]
     assert [d.prompt for split in chat.demonstrations.values() for d in split] == found

@@ -12,7 +12,7 @@ from preferl.data.records import (
     SPLITS,
     DataError,
     Demonstration,
-    Preference,
+    Pair,
     PromptRecord,
     SplitFractions,
     dialogue_text,
@@ -38,7 +38,7 @@ MESSAGES = st.lists(
 
 
 def test_records_cannot_be_changed():
-    for record in (PromptRecord("p"), Demonstration("p", "r"), Preference("p", "a", "b"), SplitFractions()):
+    for record in (PromptRecord("p"), Demonstration("p", "r"), Pair("p", "a", "b"), SplitFractions()):
         name = dataclasses.fields(record)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(record, name, "x")
@@ -49,7 +49,7 @@ def test_columns_are_not_shared_between_records():
 
 
 def test_every_record_shows_an_example():
-    for record in (PromptRecord, Demonstration, Preference):
+    for record in (PromptRecord, Demonstration, Pair):
         assert f"{record.__name__}(" in (record.__doc__ or "")
 
 

@@ -1,12 +1,12 @@
 """Rows to records: every shape that is read, every defect under every policy."""
 
 import pytest
-from example_rows import GOOD, HH, NICE, RUDE, USER, write
+from example_rows import GOOD, HH, NICE, RUDE, USER, load_pairs, pair_of, write
 from hypothesis import given
 from hypothesis import strategies as st
 
 from preferl.data import files, formats, rows
-from preferl.data.records import DataError, Demonstration, Preference, PromptRecord
+from preferl.data.records import DataError, Demonstration, Pair, PromptRecord
 
 
 def without(row: dict, column: str) -> dict:
@@ -18,27 +18,27 @@ def without(row: dict, column: str) -> dict:
 
 def test_explicit_row_keeps_texts_margin_and_provenance():
     row = {**GOOD, "chosen": " 4.\n", "margin": 1, "annotator": "ann", "scores": {"a": [1]}}
-    expected = Preference(GOOD["prompt"], " 4.\n", "5.", 1.0, {"annotator": "ann", "scores": {"a": [1]}})
-    record = rows.to_preference(row)
+    expected = Pair(GOOD["prompt"], " 4.\n", "5.", 1.0, {"annotator": "ann", "scores": {"a": [1]}})
+    record = pair_of(row)
     assert record == expected
     assert isinstance(record.margin, float)
 
 
 def test_margin_may_be_absent_or_null():
-    assert rows.to_preference(GOOD).margin is None
-    assert rows.to_preference({**GOOD, "margin": None}).margin is None
-    assert rows.to_preference({**GOOD, "margin": 0}).margin == 0.0
+    assert pair_of(GOOD).margin is None
+    assert pair_of({**GOOD, "margin": None}).margin is None
+    assert pair_of({**GOOD, "margin": 0}).margin == 0.0
 
 
 def test_hh_dialogues_share_their_prompt():
-    record = rows.to_preference({**HH, "source": "hh"})
+    record = pair_of({**HH, "source": "hh"})
     assert record.prompt == [USER, NICE, {"role": "user", "content": "Who are you?"}]
     assert (record.chosen, record.rejected, record.columns) == ("A helper.", "Guess.", {"source": "hh"})
 
 
 def test_hh_roles_inside_a_line_are_text():
     text = "\n\nHuman: Say Human: twice.\nAssistant: no\n\nAssistant: "
-    record = rows.to_preference({"chosen": text + "a", "rejected": text + "b"})
+    record = pair_of({"chosen": text + "a", "rejected": text + "b"})
     assert record.prompt == [{"role": "user", "content": "Say Human: twice.\nAssistant: no"}]
 
 
@@ -58,13 +58,13 @@ def test_hh_roles_inside_a_line_are_text():
     ],
 )
 def test_messages_come_in_many_ways(row, prompt):
-    record = rows.to_preference(row)
+    record = pair_of(row)
     assert (record.prompt, record.chosen, record.rejected) == (prompt, "Hi!", "What?")
 
 
 def test_system_message_stays_in_the_prompt():
     system = {"role": "system", "content": "Be kind."}
-    record = rows.to_preference({"chosen": [system, USER, NICE], "rejected": [system, USER, RUDE]})
+    record = pair_of({"chosen": [system, USER, NICE], "rejected": [system, USER, RUDE]})
     assert record.prompt == [system, USER]
 
 
@@ -203,7 +203,7 @@ def test_every_kind_has_a_case_and_a_default():
 def test_error_names_place_kind_and_fix(tmp_path, kind, line):
     name = write(tmp_path / "a.jsonl", GOOD, "", line, GOOD)
     with pytest.raises(DataError) as caught:
-        formats.load_preferences(name, {kind: "error"})
+        load_pairs(name, {kind: "error"})
     message = str(caught.value)
     assert message.startswith(f"{name}:3: ")
     assert f"({kind})" in message
@@ -215,7 +215,7 @@ def test_error_names_place_kind_and_fix(tmp_path, kind, line):
 @pytest.mark.parametrize("rule", ["kind", "*"])
 def test_skip_leaves_out_and_counts(tmp_path, kind, line, rule):
     name = write(tmp_path / "a.jsonl", GOOD, line, {**GOOD, "chosen": "Four."})
-    records, report = formats.load_preferences(name, {kind if rule == "kind" else "*": "skip"})
+    records, report = load_pairs(name, {kind if rule == "kind" else "*": "skip"})
     assert [r.chosen for r in records] == ["4.", "Four."]
     assert (report.read, report.kept, report.left_out) == (3, 2, {kind: 1})
     assert report.examples[kind][0].startswith(f"{name}:2: ")
@@ -226,10 +226,10 @@ def test_skip_leaves_out_and_counts(tmp_path, kind, line, rule):
 def test_default_policy(tmp_path, kind, line):
     name = write(tmp_path / "a.jsonl", GOOD, line)
     if kind in SKIPPED:
-        assert formats.load_preferences(name)[1].left_out == {kind: 1}
+        assert load_pairs(name)[1].left_out == {kind: 1}
     else:
         with pytest.raises(DataError, match=kind):
-            formats.load_preferences(name)
+            load_pairs(name)
 
 
 def test_validate_counts_every_kind_and_never_stops(tmp_path):
@@ -261,7 +261,7 @@ def test_validate_counts_every_kind_and_never_stops(tmp_path):
 def test_defects_of_demonstrations_are_counted(tmp_path, row):
     name = write(tmp_path / "a.jsonl", {"messages": [USER, NICE]}, row)
     assert sum(formats.validate(name).left_out.values()) == 1
-    assert len(formats.load_demonstrations(name, {"*": "skip"})[0]) == 1
+    assert len(formats.load(name, "demonstration", {"*": "skip"})[0]) == 1
 
 
 def test_validate_of_a_file_without_a_good_row(tmp_path):
@@ -283,24 +283,24 @@ def test_a_kind_wins_over_the_star_wherever_it_stands():
 @pytest.mark.parametrize("policy", [{"identical": "skip"}, {"identical_pair": "drop"}, {"*": "ignore"}])
 def test_unknown_policies_are_refused(tmp_path, policy):
     with pytest.raises(DataError, match="is unknown; kinds are invalid_json"):
-        formats.load_preferences(write(tmp_path / "a.jsonl", GOOD), policy)
+        load_pairs(write(tmp_path / "a.jsonl", GOOD), policy)
 
 
 def test_exactly_half_left_out_is_allowed_and_more_is_not(tmp_path):
     same = {**GOOD, "rejected": "4."}
-    assert len(formats.load_preferences(write(tmp_path / "a.jsonl", GOOD, same))[0]) == 1
+    assert len(load_pairs(write(tmp_path / "a.jsonl", GOOD, same))[0]) == 1
     with pytest.raises(DataError, match=r"more than half .* 1 of 3 rows used.*2 identical pair"):
-        formats.load_preferences(write(tmp_path / "b.jsonl", GOOD, same, same))
+        load_pairs(write(tmp_path / "b.jsonl", GOOD, same, same))
 
 
 def test_no_rows_is_an_error(tmp_path):
     with pytest.raises(DataError, match="has no rows"):
-        formats.load_prompts(write(tmp_path / "a.jsonl", "", " "))
+        formats.load(write(tmp_path / "a.jsonl", "", " "), "prompt")
 
 
 def test_limit_counts_rows_and_does_not_look_further(tmp_path):
     name = write(tmp_path / "a.jsonl", GOOD, {**GOOD, "rejected": "4."}, GOOD, "{oops")
-    records, report = formats.load_preferences(name, limit=3)
+    records, report = load_pairs(name, limit=3)
     assert (len(records), report.read, report.kept) == (2, 3, 2)
 
 
@@ -317,12 +317,12 @@ JSON = st.recursive(
     ),
     max_leaves=6,
 )
-ANY_ROW = st.dictionaries(st.sampled_from([*rows.PREFERENCE_COLUMNS, *rows.OTHER_COLUMNS]), JSON)
+ANY_ROW = st.dictionaries(st.sampled_from([*rows.PAIR_COLUMNS, *rows.OTHER_COLUMNS]), JSON)
 
 
 @given(ANY_ROW)
 def test_a_row_is_a_record_or_a_known_defect(row):
-    for convert in (rows.to_preference, rows.to_demonstration, rows.to_prompt):
+    for convert in (rows.to_pair, rows.to_demonstration, rows.to_prompt):
         kind = None
         try:
             convert(row)

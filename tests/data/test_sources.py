@@ -42,12 +42,13 @@ def test_splits_share_no_prompt_and_lose_none(tmp_path):
     source = load_source(str(path))
     prompts = [p.prompt for split in source.prompts.values() for p in split]
     assert len(prompts) == len(set(prompts)) == 90
-    assert sum(map(len, source.preferences.values())) == 180
-    for split, pairs in source.preferences.items():
+    assert sum(len(source.pairs(split)) for split in source.comparisons) == 180
+    for split in source.comparisons:
+        pairs = source.pairs(split)
         assert {p.prompt for p in pairs} == {p.prompt for p in source.prompts[split]}
         assert [d.response for d in source.demonstrations[split]] == [p.chosen for p in pairs]
     short = load_source(str(path), max_rows=10)
-    assert sum(map(len, short.preferences.values())) == 10
+    assert sum(len(short.pairs(split)) for split in short.comparisons) == 10
     none = load_source(str(path), max_prompt_words=1)
     with pytest.raises(DataError, match="no prompts in the split 'rl'"):
         none.need("prompts", "rl")

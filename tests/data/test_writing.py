@@ -4,12 +4,12 @@ import json
 import os
 
 import pytest
-from example_rows import GOOD, HH, NICE, RUDE, USER, write
+from example_rows import GOOD, HH, NICE, RUDE, USER, load_pairs, pair_of, write
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from preferl.data import formats, rows
-from preferl.data.records import DataError, Demonstration, Preference, PromptRecord
+from preferl.data.records import DataError, Demonstration, Pair, PromptRecord
 
 # --------------------------------------------------------------------------------------------- round trips
 
@@ -28,7 +28,7 @@ def dialogues(draw):
 
 def pairs(prompts):
     return st.builds(
-        lambda prompt, answers, margin, columns: Preference(prompt, answers[0], answers[1], margin, columns),
+        lambda prompt, answers, margin, columns: Pair(prompt, answers[0], answers[1], margin, columns),
         prompts,
         ANSWERS,
         MARGINS,
@@ -47,15 +47,15 @@ round_trip = settings(
 @round_trip
 def test_preferences_come_back(tmp_path, ending, layout, records):
     path = tmp_path / f"a{ending}"
-    formats.write_preferences(path, records, layout)
-    assert formats.load_preferences(str(path))[0] == records
+    formats.write(path, records, layout)
+    assert load_pairs(str(path))[0] == records
 
 
 @given(records=st.lists(pairs(WORDS), min_size=1, max_size=4))
 @round_trip
 def test_plain_prompts_come_back(tmp_path, records):
-    formats.write_preferences(tmp_path / "a.jsonl", records)
-    assert formats.load_preferences(str(tmp_path / "a.jsonl"))[0] == records
+    formats.write(tmp_path / "a.jsonl", records)
+    assert load_pairs(str(tmp_path / "a.jsonl"))[0] == records
 
 
 # Texts made of the pieces that hh-rlhf's layout is made of, too.
@@ -75,35 +75,33 @@ def test_hh_layout_keeps_all_but_white_space_around_turns_or_refuses(turns, syst
     assume(chosen.strip() != rejected.strip() and prompt[-1]["role"] == "user")
     if system:
         prompt.insert(0, {"role": "system", "content": "Be kind."})
-    bare = Preference(
-        [{**m, "content": m["content"].strip()} for m in prompt], chosen.strip(), rejected.strip()
-    )
+    bare = Pair([{**m, "content": m["content"].strip()} for m in prompt], chosen.strip(), rejected.strip())
     if system or any(mark in text for text in turns for mark in ("\n\nHuman:", "\n\nAssistant:")):
         with pytest.raises(DataError, match=r"hh-rlhf's layout|would read back as turns"):
-            rows.preference_row(Preference(prompt, chosen, rejected), "hh")
+            rows.hh_row(Pair(prompt, chosen, rejected))
     else:
-        assert rows.to_preference(rows.preference_row(Preference(prompt, chosen, rejected), "hh")) == bare
+        assert pair_of(rows.hh_row(Pair(prompt, chosen, rejected))) == bare
 
 
 def test_hh_layout_refuses_what_would_read_back_as_something_else(tmp_path):
     system = [{"role": "system", "content": "Be kind."}, USER]
     with pytest.raises(DataError, match="no system turn"):
-        formats.write_preferences(tmp_path / "a.jsonl", [Preference(system, "a", "b")], "hh")
+        formats.write(tmp_path / "a.jsonl", [Pair(system, "a", "b")], "hh")
     for text in ("x\n\nHuman: y", "\n\nAssistant: y"):
         with pytest.raises(DataError, match="would read back as turns"):
-            formats.write_preferences(tmp_path / "a.jsonl", [Preference([USER], text, "b")], "hh")
+            formats.write(tmp_path / "a.jsonl", [Pair([USER], text, "b")], "hh")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_hh_file_is_byte_for_byte_the_original_form(tmp_path):
-    formats.write_preferences(tmp_path / "a.jsonl", [rows.to_preference(HH)], "hh")
+    formats.write(tmp_path / "a.jsonl", [pair_of(HH)], "hh")
     row = json.loads((tmp_path / "a.jsonl").read_text())
     assert row["chosen"] == HH["chosen"].replace("Hi! \n", "Hi!\n")
 
 
 def test_unknown_layout_is_refused(tmp_path):
     with pytest.raises(DataError, match="use explicit, implicit, hh"):
-        formats.write_preferences(tmp_path / "a.jsonl", [rows.to_preference(GOOD)], "trl")
+        formats.write(tmp_path / "a.jsonl", [pair_of(GOOD)], "trl")
 
 
 UNICODE = 'Grüße, 世界 🌍\u2028 \x00 \\ " \r\n'
@@ -112,35 +110,35 @@ UNICODE = 'Grüße, 世界 🌍\u2028 \x00 \\ " \r\n'
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".parquet"])
 def test_every_record_comes_back_from_every_kind_of_file(tmp_path, ending):
     path = tmp_path / f"a{ending}"
-    pairs = [Preference([USER], UNICODE, "b", 0.5, {"n": 1}), Preference([USER], "a", "b", 1.0, {"n": 2})]
-    formats.write_preferences(path, pairs)
-    assert formats.load_preferences(str(path))[0] == pairs
-    formats.write_preferences(path, pairs, "implicit")
-    assert formats.load_preferences(str(path))[0] == pairs
+    pairs = [Pair([USER], UNICODE, "b", 0.5, {"n": 1}), Pair([USER], "a", "b", 1.0, {"n": 2})]
+    formats.write(path, pairs)
+    assert load_pairs(str(path))[0] == pairs
+    formats.write(path, pairs, "implicit")
+    assert load_pairs(str(path))[0] == pairs
     shown = [Demonstration(UNICODE, "r", {"n": 1}), Demonstration("p", UNICODE, {"n": 2})]
-    formats.write_demonstrations(path, shown)
-    assert formats.load_demonstrations(str(path))[0] == shown
+    formats.write(path, shown)
+    assert formats.load(str(path), "demonstration")[0] == shown
     texts = [Demonstration("", UNICODE, {"n": 1}), Demonstration("", "b", {"n": 2})]
-    formats.write_demonstrations(path, texts)
+    formats.write(path, texts)
     assert formats.detect(str(path)) == "text"
-    assert formats.load_demonstrations(str(path))[0] == texts
+    assert formats.load(str(path), "demonstration")[0] == texts
     prompts = [PromptRecord([USER, NICE, USER], {"tags": ["a", "b"]}), PromptRecord([USER], {"tags": []})]
-    formats.write_prompts(path, prompts)
-    assert formats.load_prompts(str(path))[0] == prompts
+    formats.write(path, prompts)
+    assert formats.load(str(path), "prompt")[0] == prompts
 
 
 def test_parquet_keeps_columns_that_the_first_row_lacks(tmp_path):
-    records = [Preference("p", "a", "b"), Preference("q", "a", "b", 1.0, {"annotator": "ann"})]
-    formats.write_preferences(tmp_path / "a.parquet", records)
-    back = formats.load_preferences(str(tmp_path / "a.parquet"))[0]
+    records = [Pair("p", "a", "b"), Pair("q", "a", "b", 1.0, {"annotator": "ann"})]
+    formats.write(tmp_path / "a.parquet", records)
+    back = load_pairs(str(tmp_path / "a.parquet"))[0]
     assert [r.margin for r in back] == [None, 1.0]
     assert [r.columns for r in back] == [{"annotator": None}, {"annotator": "ann"}]
 
 
 def test_parquet_of_texts_and_pairs_reads_back(tmp_path):
     records = [Demonstration("", "a story"), Demonstration("p", "r")]
-    formats.write_demonstrations(tmp_path / "a.parquet", records)
-    back = formats.load_demonstrations(str(tmp_path / "a.parquet"))[0]
+    formats.write(tmp_path / "a.parquet", records)
+    back = formats.load(str(tmp_path / "a.parquet"), "demonstration")[0]
     assert [(r.prompt, r.response) for r in back] == [("", "a story"), ("p", "r")]
 
 
@@ -149,7 +147,7 @@ def test_parquet_that_cannot_hold_the_rows_says_so_and_leaves_the_old_file(tmp_p
     path = tmp_path / "a.parquet"
     path.write_bytes(b"old")
     with pytest.raises(DataError, match=r"write \.jsonl instead"):
-        formats.write_prompts(path, [PromptRecord("p", c) for c in columns])
+        formats.write(path, [PromptRecord("p", c) for c in columns])
     assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
     assert path.read_bytes() == b"old"
 
@@ -159,7 +157,7 @@ def test_jsonl_that_cannot_hold_the_rows_leaves_the_old_file(tmp_path):
     path.write_bytes(b"old")
     for bad in (PromptRecord("\ud800"), PromptRecord("p", {"x": object()})):
         with pytest.raises(DataError, match="cannot hold the rows"):
-            formats.write_prompts(path, [bad])
+            formats.write(path, [bad])
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
     assert path.read_bytes() == b"old"
 
@@ -173,24 +171,24 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        formats.write_prompts(path, [PromptRecord("p")])
+        formats.write(path, [PromptRecord("p")])
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
     assert path.read_bytes() == b"old"
 
 
 def test_writing_makes_folders_replaces_and_repeats_byte_for_byte(tmp_path):
     first, second = tmp_path / "new" / "a.jsonl.gz", tmp_path / "b.jsonl.gz"
-    formats.write_prompts(first, [PromptRecord("old")])
+    formats.write(first, [PromptRecord("old")])
     for path in (first, second):
-        formats.write_prompts(path, [PromptRecord("p")])
-    assert formats.load_prompts(str(first))[0] == [PromptRecord("p")]
+        formats.write(path, [PromptRecord("p")])
+    assert formats.load(str(first), "prompt")[0] == [PromptRecord("p")]
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes()[4:8] == b"\0\0\0\0"  # gzip's time stamp
 
 
 def test_unknown_endings_are_refused_before_anything_is_made(tmp_path):
     with pytest.raises(DataError, match=r"must end with \.jsonl, \.jsonl\.gz or \.parquet"):
-        formats.write_prompts(tmp_path / "new" / "a.csv", [PromptRecord("p")])
+        formats.write(tmp_path / "new" / "a.csv", [PromptRecord("p")])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,15 +201,15 @@ def test_provenance_never_replaces_a_records_own_columns(tmp_path):
         "text": "t",
         "chosen": "c",
     }
-    formats.write_demonstrations(path, [Demonstration("p", "r", clash)])
-    back = formats.load_demonstrations(str(path))[0][0]
+    formats.write(path, [Demonstration("p", "r", clash)])
+    back = formats.load(str(path), "demonstration")[0][0]
     assert (back.prompt, back.response) == ("p", "r")
     assert sorted(map(str, back.columns.values())) == sorted(map(str, clash.values()))
     assert back.columns["source_messages"] == [USER, RUDE]
-    formats.write_preferences(path, [Preference("p", "a", "b", None, {"margin": 9, "chosen": "c"})])
-    pair = formats.load_preferences(str(path))[0][0]
+    formats.write(path, [Pair("p", "a", "b", None, {"margin": 9, "chosen": "c"})])
+    pair = load_pairs(str(path))[0][0]
     assert (pair.chosen, pair.margin, pair.columns) == ("a", None, {"source_margin": 9, "source_chosen": "c"})
-    formats.write_prompts(path, [PromptRecord("p", {"text": "t"})])
+    formats.write(path, [PromptRecord("p", {"text": "t"})])
     assert formats.detect(str(path)) == "prompt"
 
 
@@ -223,7 +221,7 @@ def test_convert_preferences(tmp_path, layout):
     name, out = write(tmp_path / "a.jsonl", HH, {**HH, "chosen": HH["rejected"]}), tmp_path / "b.jsonl.gz"
     report = formats.convert(name, out, layout)
     assert (report.kept, report.left_out) == (1, {"identical_pair": 1})
-    assert formats.load_preferences(str(out))[0] == [rows.to_preference(HH)]
+    assert load_pairs(str(out))[0] == [pair_of(HH)]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +254,7 @@ def test_what_is_written_loads_with_datasets(tmp_path):
 
     for ending, kind in ((".jsonl", "json"), (".jsonl.gz", "json"), (".parquet", "parquet")):
         path = tmp_path / f"a{ending}"
-        formats.write_preferences(path, [Preference([USER], "Hi!", "What?", 0.5, {"annotator": "ann"})])
+        formats.write(path, [Pair([USER], "Hi!", "What?", 0.5, {"annotator": "ann"})])
         loaded = datasets.load_dataset(kind, data_files=str(path), cache_dir=str(tmp_path / "cache"))["train"]
         assert loaded[0] == {
             "prompt": [USER],

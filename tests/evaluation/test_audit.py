@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from preferl.data.records import Preference, prompt_key
+from preferl.data.records import Pair, prompt_key
 from preferl.evaluation.accuracy import (
     accuracy_by_category,
     accuracy_by_margin,
@@ -32,7 +32,7 @@ def scored_gaps(gaps, prompts=None, **columns):
     """Pairs with these score gaps; ``columns`` holds one list for each column."""
     prompts = [f"prompt {i}" for i in range(len(gaps))] if prompts is None else prompts
     pairs = [
-        Preference(prompt, f"good {i}", f"bad {i}", None, {name: c[i] for name, c in columns.items()})
+        Pair(prompt, f"good {i}", f"bad {i}", None, {name: c[i] for name, c in columns.items()})
         for i, prompt in enumerate(prompts)
     ]
     return ScoredPairs(pairs, np.asarray(gaps, dtype=float), np.zeros(len(gaps)))
@@ -56,7 +56,7 @@ def simulated(rng, n, bias=0.0, legitimate=0.0, gold=False, noise=0.0, per_promp
         columns = {"chosen_position": int(w)}
         if gold:
             columns |= {"gold_chosen": float(utility_N2[i, w]), "gold_rejected": float(utility_N2[i, r])}
-        pairs.append(Preference(f"prompt {i // per_prompt}", texts[w], texts[r], None, columns))
+        pairs.append(Pair(f"prompt {i // per_prompt}", texts[w], texts[r], None, columns))
         scores.append((score_N2[i, w], score_N2[i, r]))
     return ScoredPairs(pairs, *np.array(scores).T)
 
@@ -69,7 +69,7 @@ def feature(report, name):
 
 
 def test_scores_must_fit_the_pairs():
-    pair = Preference("p", "a", "b")
+    pair = Pair("p", "a", "b")
     with pytest.raises(ValueError, match=r"score_rejected_N has shape \(2,\) for 1 pairs"):
         ScoredPairs([pair], np.zeros(1), np.zeros(2))
     with pytest.raises(ValueError, match=r"score_chosen_N\[1\] is not a finite"):
@@ -181,7 +181,7 @@ def test_accuracy_by_margin_prefers_what_is_known_of_the_label():
 
 
 def test_accuracy_by_margin_of_few_strengths_has_a_bin_for_each():
-    pairs = [Preference(str(i), "a", "b", (1 / 3, 2 / 3, 1)[i % 3]) for i in range(9)]
+    pairs = [Pair(str(i), "a", "b", (1 / 3, 2 / 3, 1)[i % 3]) for i in range(9)]
     gaps = np.array([-1, 1, 1] * 3)
     found = accuracy_by_margin(ScoredPairs(pairs, gaps, np.zeros(9)))
     assert found["basis"] == "label margin"
@@ -351,7 +351,7 @@ def test_a_style_that_only_the_model_likes_is_found_by_its_name():
         for side in (0, 1):
             if rng.random() < 0.3:
                 texts[side], boost[i, side] = f"Great question! {texts[side]}", 1.5
-        pairs.append(Preference(pair.prompt, texts[0], texts[1]))
+        pairs.append(Pair(pair.prompt, texts[0], texts[1]))
     flattered = ScoredPairs(pairs, scored.score_chosen_N + boost[:, 0], scored.score_rejected_N + boost[:, 1])
     found = set(bias_audit(flattered)["over_rewarded"])
     assert (
@@ -399,7 +399,7 @@ def worded_pairs(rng, n, word, first=0):
     for i in range(first, first + n):
         texts = [" ".join([w, *rng.choice(WORDS, size=8)]) for w in (word, "q" * len(word))]
         chosen, rejected = texts if rng.random() < 0.9 else texts[::-1]
-        pairs.append(Preference(f"prompt {i}", chosen, rejected))
+        pairs.append(Pair(f"prompt {i}", chosen, rejected))
     return pairs
 
 
@@ -426,14 +426,14 @@ def test_bag_of_words_chooses_its_penalty_by_what_it_can_learn():
     clear = [p for p in worded_pairs(rng, 150, "zebra") if "zebra" in p.chosen]
     assert fit_bag_of_words(clear, clear)[1]["inverse_penalty"] == 30
     texts = [[" ".join(rng.choice(WORDS, size=8)) for _ in range(2)] for _ in range(150)]
-    noise = [Preference(f"prompt {i}", a, b) for i, (a, b) in enumerate(texts)]
+    noise = [Pair(f"prompt {i}", a, b) for i, (a, b) in enumerate(texts)]
     assert fit_bag_of_words(noise, noise)[1]["inverse_penalty"] == 0.3
 
 
 @pytest.mark.parametrize(("longer_wins", "prefers"), [(True, "longer"), (False, "shorter")])
 def test_length_baseline_takes_its_sign_from_training(longer_wins, prefers):
     def pairs(*lengths):
-        return [Preference(str(i), "x" * a, "x" * b) for i, (a, b) in enumerate(lengths)]
+        return [Pair(str(i), "x" * a, "x" * b) for i, (a, b) in enumerate(lengths)]
 
     train = pairs((9, 2), (9, 1), (1, 8)) if longer_wins else pairs((2, 9), (1, 9), (8, 1))
     held_out = ScoredPairs(pairs((5, 1), (5, 2), (1, 5), (3, 3)), np.ones(4), np.zeros(4))
@@ -444,7 +444,7 @@ def test_length_baseline_takes_its_sign_from_training(longer_wins, prefers):
 
 
 def test_bag_of_words_without_words_says_so():
-    pairs = [Preference(str(i), "!" * (i + 1), "?") for i in range(3)]
+    pairs = [Pair(str(i), "!" * (i + 1), "?") for i in range(3)]
     scored = ScoredPairs(pairs, np.ones(3), np.zeros(3))
     for train in (pairs, worded_pairs(np.random.default_rng(0), 1, "zebra")):
         row = baselines(train, scored)["rows"][1]

@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 
-from preferl.data.records import Ranking
+from preferl.data.records import Comparison
 from preferl.label.judgements import read_judgements
 from preferl.label.store import Answer
 
@@ -14,11 +14,11 @@ FIRST, SECOND = Answer(ranks=[1, 2], strength=2), Answer(ranks=[2, 1], strength=
 
 
 def pairs(count):
-    return [Ranking(f"Prompt {i}?", [f"First of {i}.", f"Second of {i}."], [1, 1]) for i in range(count)]
+    return [Comparison(f"Prompt {i}?", [f"First of {i}.", f"Second of {i}."], [1, 1]) for i in range(count)]
 
 
 def triples(count):
-    return [Ranking(f"Rank {i}?", [f"{word} of {i}." for word in "ABC"], [1, 1, 1]) for i in range(count)]
+    return [Comparison(f"Rank {i}?", [f"{word} of {i}." for word in "ABC"], [1, 1, 1]) for i in range(count)]
 
 
 def people(accounts, count):

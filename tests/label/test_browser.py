@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from preferl.data.records import Ranking
+from preferl.data.records import Comparison
 from preferl.label.store import Answer
 from projects import (
     FIRST,
@@ -189,7 +189,7 @@ def test_rankings_are_made_by_dragging(store, enter):
 
 
 def test_dragging_keeps_the_places_that_keys_gave(store, enter):
-    store.add_items([Ranking("Rank?", [f"{word}." for word in "abcd"], [1] * 4)])
+    store.add_items([Comparison("Rank?", [f"{word}." for word in "abcd"], [1] * 4)])
     page = enter()
     press(page, "4", "2", "1")
     drag(page, "D", "C", 0.9)
@@ -200,7 +200,7 @@ def test_dragging_keeps_the_places_that_keys_gave(store, enter):
 
 
 def test_what_has_no_place_keeps_none(store, enter):
-    store.add_items([Ranking("Rank?", [f"{word}." for word in "abcd"], [1] * 4)])
+    store.add_items([Comparison("Rank?", [f"{word}." for word in "abcd"], [1] * 4)])
     page = enter()
     press(page, "1")
     drag(page, "B", "A", 0.1)
@@ -264,7 +264,9 @@ def test_rankings_are_made_by_touch_on_a_phone(store, enter):
 @pytest.mark.parametrize("items", [pairs(1), triples(1)], ids=["pair", "ranking"])
 def test_everything_fits_a_phone_and_a_thumb(store, enter, items):
     long = "Donaudampfschifffahrtsgesellschaftskapitänsmütze" * 3
-    store.add_items([Ranking(long, [long + text for text in item.responses], item.ranks) for item in items])
+    store.add_items(
+        [Comparison(long, [long + text for text in item.responses], item.ranks) for item in items]
+    )
     page = enter(viewport=PHONE, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     for box in page.locator(".actions button, .face, .check, select").all():
@@ -457,7 +459,9 @@ def test_no_text_of_an_item_runs(store, accounts, enter, markdown):
         few = distinct[i : i + 8]
         # As text, as a turn of a dialogue, in a ranking and in a pair.
         prompt = few[0] if i % 16 else [{"role": "user", "content": few[0]}]
-        store.add_items([Ranking(prompt, few, [1] * len(few)), Ranking("\n".join(few), few[:2], [1, 1])])
+        store.add_items(
+            [Comparison(prompt, few, [1] * len(few)), Comparison("\n".join(few), few[:2], [1, 1])]
+        )
     page = enter()
     page.context.add_init_script(WATCH)
     page.reload()

@@ -6,7 +6,7 @@ import pytest
 
 from preferl.cli import main
 from preferl.data import formats
-from preferl.data.records import Ranking
+from preferl.data.records import Comparison
 from preferl.label import export
 from preferl.label.schema import open_database
 from preferl.label.store import Answer, Store
@@ -57,7 +57,7 @@ def test_pairs_read_back(judged, tmp_path, layout, ending):
     path = tmp_path / f"labels{ending}"
     # Two decided pairs, and the two of the ranking that are no tie.
     assert export.write(judged, path, layout) == 4
-    found, _ = formats.load_preferences(str(path))
+    found = [pair for record in formats.load(str(path)).records for pair in record.pairs()]
     texts = {(pair.chosen, pair.rejected) for pair in found}
     assert texts == {
         ("First of 0.", "Second of 0."),
@@ -76,7 +76,7 @@ def test_pairs_read_back(judged, tmp_path, layout, ending):
 def test_rankings_read_back_with_ties(judged, tmp_path):
     path = tmp_path / "labels.jsonl"
     assert export.write(judged, path, "ranking") == 4
-    found = by_prompt(formats.load_rankings(str(path))[0])
+    found = by_prompt(formats.load(str(path), kind="ranking")[0])
     assert found["Prompt 2?"].ranks == [1, 1]
     assert found["Prompt 2?"].columns["both_bad"] is True
     assert found["Rank 0?"].ranks == [3, 1, 1]
@@ -93,7 +93,7 @@ def test_comparisons_read_back_with_z(store, accounts, tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert {row["z"] for row in rows} == {-1}
     assert rows[0]["margin"] == 1
-    assert all(r.ranks == [2, 1] for r in formats.load_rankings(str(path))[0])
+    assert all(r.ranks == [2, 1] for r in formats.load(str(path), kind="ranking")[0])
 
 
 def test_the_command_writes_what_reward_reads(judged, tmp_path, capsys):
@@ -110,7 +110,7 @@ def test_the_command_writes_what_reward_reads(judged, tmp_path, capsys):
 def test_gold_and_repeats_are_left_out(store, accounts):
     store.configure(gold_share=0.5, repeat_share=0.5, repeat_gap=1)
     store.add_items(pairs(10))
-    store.add_items([Ranking(f"Gold {i}?", ["a", "b"], [1, 2]) for i in range(5)], gold=True)
+    store.add_items([Comparison(f"Gold {i}?", ["a", "b"], [1, 2]) for i in range(5)], gold=True)
     (ann,) = people(accounts, 1)
     for i in range(15):
         store.submit(ann, store.claim(ann).id, nonce(i), Answer(ranks=[1, 2], strength=1))

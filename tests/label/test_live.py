@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from preferl import world
 from preferl.cli import main
-from preferl.data.records import Ranking
+from preferl.data.records import Comparison
 from preferl.judging.scorers import Ensemble
 from preferl.label import live
 from preferl.label.accounts import Accounts
@@ -34,7 +34,7 @@ def friendly(count):
     for i in range(count):
         noun = NOUNS[i % len(NOUNS)]
         texts = [f"Thanks, the {noun} is nice.", f"Shut up! The {noun} is bad."]
-        made.append(Ranking(f"Tell me of {noun} {i}.", texts, [1, 1]))
+        made.append(Comparison(f"Tell me of {noun} {i}.", texts, [1, 1]))
     return made
 
 
@@ -51,8 +51,10 @@ def simulate(store, **options):
 
 
 def test_a_simulated_annotator_goes_by_its_utility(store):
-    store.add_items([Ranking(f"Say {i}.", [f"{i}", f"{i} and much more of it"], [1, 1]) for i in range(20)])
-    store.add_items([Ranking("Rank.", ["aa", "a", "aaa"], [1, 1, 1])])
+    store.add_items(
+        [Comparison(f"Say {i}.", [f"{i}", f"{i} and much more of it"], [1, 1]) for i in range(20)]
+    )
+    store.add_items([Comparison("Rank.", ["aa", "a", "aaa"], [1, 1, 1])])
     simulate(store, annotator="length", label_mode="deterministic")
     found = {j.item_id: j for j in judgements(store)}
     assert all(found[i].ranks == [2, 1] and found[i].strength == -3 for i in range(1, 21))
@@ -76,7 +78,7 @@ def test_its_errors_and_strengths_are_those_that_were_asked_for(store):
     for number, prompt in enumerate(world.shuffled_prompts()[:300]):
         rng = random.Random(number)
         texts = [world.respond(prompt, *kind, rng) for kind in (("right", "concise"), ("wrong", "hedged"))]
-        rows.append(Ranking(prompt.text, texts, [1, 1]))
+        rows.append(Comparison(prompt.text, texts, [1, 1]))
     store.add_items(rows)
     simulate(store, name="sure", annotator="world", label_mode="deterministic")
     simulate(store, name="slips", annotator="world", label_mode="deterministic", error_rate=0.3)
@@ -91,7 +93,7 @@ def test_its_errors_and_strengths_are_those_that_were_asked_for(store):
 
 
 def test_ties_within_the_width(store):
-    store.add_items([Ranking("Say.", ["abc", "abd"], [1, 1])])
+    store.add_items([Comparison("Say.", ["abc", "abd"], [1, 1])])
     simulate(store, annotator="length", tie_policy="tie", tie_width=0.5)
     (found,) = judgements(store)
     assert (found.ranks, found.strength) == ([1, 1], 0)

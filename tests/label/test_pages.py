@@ -10,7 +10,7 @@ import pytest
 from argon2 import PasswordHasher
 from starlette.testclient import TestClient
 
-from preferl.data.records import Ranking
+from preferl.data.records import Comparison
 from preferl.label.accounts import MOST_ATTEMPTS, Accounts, TooManyAttempts, install_secret
 from preferl.label.app import HEADERS, Options, create_app
 from preferl.label.schema import open_database
@@ -508,7 +508,7 @@ def test_what_a_layout_cannot_hold_is_said(visit, store, accounts):
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
 def test_no_cell_of_a_csv_is_a_formula(visit, store, accounts, start):
     danger = f'{start}HYPERLINK("http://evil.example","x")'
-    store.add_items([Ranking(danger, [danger + "1", danger + "2"], [1, 1], None, {danger: danger})])
+    store.add_items([Comparison(danger, [danger + "1", danger + "2"], [1, 1], None, {danger: danger})])
     person = accounts.add("=name").id
     claim = store.claim(person)
     store.submit(person, claim.id, nonce(1), Answer(ranks=[1, 2], strength=1, reason="x" + danger))

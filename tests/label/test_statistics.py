@@ -2,7 +2,7 @@
 
 import pytest
 
-from preferl.data.records import Ranking
+from preferl.data.records import Comparison
 from preferl.label import statistics
 from preferl.label.store import Answer, order_for
 from projects import FIRST, judge_all, nonce, pairs, people, plain, triples
@@ -78,7 +78,7 @@ def test_ties_everywhere_have_no_alpha(store, accounts):
 
 def test_a_ranking_is_one_observation(store, accounts):
     """The pairs of one ranking hang together: nine responses in the order of the page are no proof."""
-    store.add_items([Ranking("Rank?", [f"{i}." for i in range(9)], [1] * 9)])
+    store.add_items([Comparison("Rank?", [f"{i}." for i in range(9)], [1] * 9)])
     (ann,) = people(accounts, 1)
     judge_all(store, ann, lambda claim: Answer(ranks=list(range(1, 10))))
     found = row_of(store, "person 0")["first_wins"]
@@ -101,7 +101,7 @@ def test_a_position_bias_is_seen(store, accounts):
 def test_flips_on_repeats_and_gold(store, accounts):
     store.configure(gold_share=0.2, repeat_share=0.4, repeat_gap=2)
     store.add_items(pairs(80))
-    gold = [Ranking(f"Gold {i}?", ["Right.", "Wrong."], [1, 2]) for i in range(8)]
+    gold = [Comparison(f"Gold {i}?", ["Right.", "Wrong."], [1, 2]) for i in range(8)]
     store.add_items(gold, gold=True)
     position, content = people(accounts, 2)
     for i in range(30):

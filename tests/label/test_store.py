@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import DBAPIError
 
-from preferl.data.records import Ranking
+from preferl.data.records import Comparison
 from preferl.label import schema
 from preferl.label.schema import assignments, events, items, open_database
 from preferl.label.store import Answer, Refused, Store
@@ -346,7 +346,7 @@ def test_an_expired_item_can_be_claimed_again(store, accounts, clock):
 def test_gold_items_are_mixed_in_once_for_everybody_and_take_no_slot(store, accounts):
     store.configure(gold_share=0.3, repeat_share=0.0, overlap=1)
     store.add_items(pairs(40))
-    gold = [Ranking(f"Gold {i}?", ["Right.", "Wrong."], [1, 2]) for i in range(6)]
+    gold = [Comparison(f"Gold {i}?", ["Right.", "Wrong."], [1, 2]) for i in range(6)]
     store.add_items(gold, gold=True)
     ids = people(accounts, 2)
     for person in ids:

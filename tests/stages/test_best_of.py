@@ -22,7 +22,7 @@ from preferl.runs.record import StageRecord
 from preferl.runs.stage import Stage
 from preferl.sampling.policy import Policy
 from preferl.stages import best_of, sft
-from preferl.stages.best_of import BestOfConfig, Candidates, Kept
+from preferl.stages.best_of import BestOfConfig, Choices, Kept
 from preferl.stages.sft import SftConfig
 from preferl.statistics import mean_interval
 from preferl.sweep.numbers import metrics_of
@@ -33,9 +33,9 @@ CPU = torch.device("cpu")
 SMALL = {"device": "cpu", "num_threads": 1, "response_length": 16}
 
 
-def candidates(scores, texts=None, finished=None, gold=None, prompt="p") -> Candidates:
+def candidates(scores, texts=None, finished=None, gold=None, prompt="p") -> Choices:
     N = len(scores)
-    return Candidates(
+    return Choices(
         prompt,
         texts or [f"text {i}" for i in range(N)],
         np.array([True] * N if finished is None else finished),

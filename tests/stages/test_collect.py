@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from preferl.data.records import DataError, known_probability
+from preferl.data.records import Candidates, DataError, known_probability
 from preferl.data.sources import load_source
 from preferl.evaluation import selection
 from preferl.judging.annotators import Annotator
 from preferl.models import load
 from preferl.runs.errors import UsageError
 from preferl.stages import collect
-from preferl.stages.collect import Candidates, CollectConfig, Pair, PairCounts
+from preferl.stages.collect import CollectConfig, PairCounts
 
 
 def test_every_two_different_responses_make_a_pair_and_the_rest_is_counted():
@@ -25,19 +25,19 @@ def test_every_two_different_responses_make_a_pair_and_the_rest_is_counted():
     ]
     pairs, left_out = collect.pairs_of(rows)
     assert [(p.prompt, p.responses) for p in pairs] == [
-        ("p", ("a", "b")),
-        ("p", ("a", "c")),
-        ("p", ("b", "a")),
-        ("p", ("b", "c")),
-        ("p", ("a", "c")),
-        ("r", ("x", "y")),
+        ("p", ["a", "b"]),
+        ("p", ["a", "c"]),
+        ("p", ["b", "a"]),
+        ("p", ["b", "c"]),
+        ("p", ["a", "c"]),
+        ("r", ["x", "y"]),
     ]
-    assert pairs[0].finished == (True, False)
+    assert pairs[0].finished == [True, False]
     assert left_out == {"identical": 1, "empty": 1}
 
 
 def test_stochastic_labels_follow_bradley_terry_and_deterministic_ones_the_larger_utility():
-    pairs = [Pair("p", ("one", "three"), (True, True))] * 4000
+    pairs = [Candidates("p", ["one", "three"], [True, True])] * 4000
 
     def length(prompts, completions, **columns):
         return [float(len(text)) / 2 for text in completions]
@@ -111,8 +111,8 @@ def test_rankings_from_a_file_are_collected_and_read_back(tmp_path):
         )
     )
     source = load_source(str(stage))
-    assert len(source.rankings["train"]) == 10
-    assert all(r.ranks == [2, 1, 2] for part in source.rankings.values() for r in part)
+    assert len(source.comparisons["train"]) == 10
+    assert all(r.ranks == [2, 1, 2] for part in source.comparisons.values() for r in part)
 
 
 def test_prompts_are_visited_in_rounds():
@@ -137,9 +137,9 @@ def test_responses_from_a_file_are_labelled_and_read_back(tmp_path):
         )
     )
     source = load_source(str(stage))
-    assert len(source.preferences["train"]) == 60
-    assert all(len(p.chosen) > len(p.rejected) for part in source.preferences.values() for p in part)
-    prompts = [{p.prompt for p in part} for part in source.preferences.values()]
+    assert len(source.pairs("train")) == 60
+    assert all(len(p.chosen) > len(p.rejected) for split in source.comparisons for p in source.pairs(split))
+    prompts = [{p.prompt for p in source.pairs(split)} for split in source.comparisons]
     assert sum(map(len, prompts)) == len(set.union(*prompts))
 
 
@@ -193,7 +193,7 @@ def test_a_language_model_labels_pairs_and_knows_no_truth(tmp_path, policy_direc
     summary = json.loads((stage / "summary.json").read_text())
     assert summary["judge"]["judged"] == sum(part["pairs"] for part in summary["splits"].values())
     assert summary["splits"]["train"]["bayes_accuracy"] is None
-    for pair in load_source(str(stage)).preferences["train"]:
+    for pair in load_source(str(stage)).pairs("train"):
         assert 0 < pair.columns["judged_probability"] < 1
         assert known_probability(pair) is None
         assert "gold_chosen" not in pair.columns
@@ -216,7 +216,7 @@ def test_only_responses_of_one_length_and_form_match():
 def test_matched_pairs_are_the_only_ones_and_the_rest_is_counted():
     rows = [Candidates("p", ["short", "a much longer one", "shirt", "a much larger one"], [True] * 4)]
     pairs, left_out = collect.pairs_of(rows, only_matched=True)
-    assert [p.responses for p in pairs] == [("short", "shirt"), ("a much longer one", "a much larger one")]
+    assert [p.responses for p in pairs] == [["short", "shirt"], ["a much longer one", "a much larger one"]]
     assert left_out == {"identical": 0, "empty": 0, "unmatched": 4}
 
 
@@ -234,7 +234,7 @@ def test_the_most_contradictory_pair_is_the_overrated_one_beside_the_underrated_
     excess = collect.excess_of(rows, by(liked), Annotator("mine", by(worth), "deterministic"))
     assert [len(part) for part in excess] == [4, 2]
     pairs, _ = collect.pairs_of(rows, excess=excess)
-    assert [p.responses for p in pairs] == [("praised", "ignored"), ("plain", "good")]
+    assert [p.responses for p in pairs] == [["praised", "ignored"], ["plain", "good"]]
 
 
 def test_adversarial_pairs_are_added_to_older_ones_and_say_what_they_are(tmp_path, policy_directory):
@@ -259,7 +259,8 @@ def test_adversarial_pairs_are_added_to_older_ones_and_say_what_they_are(tmp_pat
         num_threads=1,
     )
     stage = collect.run(config)
-    found = load_source(str(stage)).preferences
+    source = load_source(str(stage))
+    found = {split: source.pairs(split) for split in source.comparisons}
     assert [p.prompt for p in found["train"][:7]] == [row["prompt"] for row in old]
     new = found["train"][7:]
     assert len(new) == 12
@@ -269,7 +270,7 @@ def test_adversarial_pairs_are_added_to_older_ones_and_say_what_they_are(tmp_pat
     random = collect.run(
         dataclasses.replace(config, adversarial=None, add_to=None, output_dir=str(tmp_path / "random"))
     )
-    everything = load_source(str(random)).preferences["train"]
+    everything = load_source(str(random)).pairs("train")
     gap = np.mean([len(p.rejected) - len(p.chosen) for p in new])
     assert gap > 1.2 * np.mean([len(p.rejected) - len(p.chosen) for p in everything])
 

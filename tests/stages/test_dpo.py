@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from preferl import cli, pipeline
-from preferl.data.records import DataError, Preference, PromptRecord
+from preferl.data.records import DataError, Pair, PromptRecord
 from preferl.data.sources import load_source
 from preferl.models import load, tiny
 from preferl.runs.devices import generator
@@ -72,11 +72,11 @@ def summary_of(stage: Path) -> dict:
 
 
 PAIRS = (
-    dpo.Pair([9, 8, 30, 31, 32, 33, 34, 35, 36, 37], [20, 21, 1], [22, 23, 24, 25, 26, 27, 1], False),
-    dpo.Pair([9], [40, 41, 42, 43], [44, 1], False),
-    dpo.Pair([9, 10, 11], [50], [51, 52, 53, 54, 55], False),
-    dpo.Pair([12, 13], [60, 61, 62, 63, 64, 1], [65, 66], False),
-    dpo.Pair([14, 15, 16, 17, 18], [70, 71], [72, 73, 74], False),
+    dpo.EncodedPair([9, 8, 30, 31, 32, 33, 34, 35, 36, 37], [20, 21, 1], [22, 23, 24, 25, 26, 27, 1], False),
+    dpo.EncodedPair([9], [40, 41, 42, 43], [44, 1], False),
+    dpo.EncodedPair([9, 10, 11], [50], [51, 52, 53, 54, 55], False),
+    dpo.EncodedPair([12, 13], [60, 61, 62, 63, 64, 1], [65, 66], False),
+    dpo.EncodedPair([14, 15, 16, 17, 18], [70, 71], [72, 73, 74], False),
 )
 
 
@@ -265,7 +265,7 @@ def test_the_optimum_is_the_one_of_the_papers(config, tmp_path, policy_directory
         )
     )
     policy, reference = (Policy.load(str(path), CPU, torch.float32) for path in (stage, policy_directory))
-    pairs = [dpo.encode(policy.tokenizer, Preference("Name two colours.", *sides[0]), 64)]
+    pairs = [dpo.encode(policy.tokenizer, Pair("Name two colours.", *sides[0]), 64)]
     log_ratio_N2 = dpo.pair_logprobs(policy, pairs, config) - dpo.pair_logprobs(reference, pairs, config)
     chosen, rejected = log_ratio_N2[0].tolist()
     assert chosen - rejected == pytest.approx(expected, abs=0.02)
@@ -278,13 +278,13 @@ def test_the_optimum_is_the_one_of_the_papers(config, tmp_path, policy_directory
 
 def test_eos_ends_finished_responses_only(tokenizer):
     eos = tokenizer.eos_token_id
-    done = dpo.encode(tokenizer, Preference("Name two.", "Red.", "Blue."), 64)
+    done = dpo.encode(tokenizer, Pair("Name two.", "Red.", "Blue."), 64)
     assert done.chosen[-1] == done.rejected[-1] == eos
     ends = {"finished_chosen": False, "finished_rejected": True}
-    cut = dpo.encode(tokenizer, Preference("Name two.", "Red.", "Blue.", None, ends), 64)
+    cut = dpo.encode(tokenizer, Pair("Name two.", "Red.", "Blue.", None, ends), 64)
     assert cut.chosen == done.chosen[:-1]
     assert cut.rejected == done.rejected
-    stopped = dpo.encode(tokenizer, Preference("Name two.", "Red.", "Blue."), 64, ["ed."])
+    stopped = dpo.encode(tokenizer, Pair("Name two.", "Red.", "Blue."), 64, ["ed."])
     assert (stopped.chosen, stopped.rejected) == (cut.chosen, done.rejected)
 
 
@@ -299,19 +299,19 @@ def test_a_response_that_a_stop_text_ended_has_no_eos(config, tokenizer, policy_
 
 def test_what_is_too_long_is_cut_alike_on_both_sides(tokenizer):
     prompt, long = "Once upon a time there was a dog. " * 4, "The sun is happy. " * 6
-    whole = dpo.encode(tokenizer, Preference(prompt, long, "The dog."), 10_000)
+    whole = dpo.encode(tokenizer, Pair(prompt, long, "The dog."), 10_000)
     assert not whole.cut
     for length in (len(whole) - 1, 40, 9, 2):
-        one = dpo.encode(tokenizer, Preference(prompt, long, "A dog."), length)
+        one = dpo.encode(tokenizer, Pair(prompt, long, "A dog."), length)
         assert one.cut
         assert len(one) <= length
         assert one.prompt == whole.prompt[-len(one.prompt) :]
         assert one.chosen == whole.chosen[: len(one.chosen)]
-        turned = dpo.encode(tokenizer, Preference(prompt, "A dog.", long), length)
+        turned = dpo.encode(tokenizer, Pair(prompt, "A dog.", long), length)
         assert turned == dataclasses.replace(one, chosen=one.rejected, rejected=one.chosen)
     # Cut to the same beginning, or without a token, a pair teaches nothing.
-    assert dpo.encode(tokenizer, Preference(prompt, long + "Yes.", long + "No."), 20) is None
-    empty = Preference(prompt, "", "No.", None, {"finished_chosen": False})
+    assert dpo.encode(tokenizer, Pair(prompt, long + "Yes.", long + "No."), 20) is None
+    empty = Pair(prompt, "", "No.", None, {"finished_chosen": False})
     assert dpo.encode(tokenizer, empty, 64) is None
 
 
@@ -437,7 +437,7 @@ def test_a_reference_of_its_own_is_used(config, policy_directory, tokenizer, tmp
     load.save(other, tokenizer, tmp_path / "other")
     rows = metrics(dpo.run(dataclasses.replace(config, ref_model=str(tmp_path / "other"), temperature=0.7)))
     config = dataclasses.replace(config, temperature=0.7)
-    preferences = load_source(config.dataset_name).preferences["dev"]
+    preferences = load_source(config.dataset_name).pairs("dev")
     pairs = [dpo.encode(tokenizer, row, 128) for row in preferences]
     policy, reference = Policy.load(str(policy_directory), CPU), Policy(other, tokenizer)
     ratio_N2 = dpo.pair_logprobs(policy, pairs, config) - dpo.pair_logprobs(reference, pairs, config)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from preferl.data.records import SPLITS, DataError, Preference, Ranking, ranking_of
+from preferl.data.records import SPLITS, Comparison, DataError, Pair
 from preferl.data.sources import Source
 from preferl.evaluation.scored import quality_of
 from preferl.judging.scorers import load_scorer
@@ -54,18 +54,18 @@ def metrics(stage) -> list[dict]:
     return [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
 
 
-def scored_by_new_model(*rankings: Ranking, policy_directory):
+def scored_by_new_model(*rankings: Comparison, policy_directory):
     model, tokenizer = load_reward_model(str(policy_directory), CPU, new_head_allowed=True)
     scorer = RewardModel(model, tokenizer)
     encoded = [reward.encode(scorer, ranking, random.Random(0)) for ranking in rankings]
     return scorer, reward.scores_of_batch(model, tokenizer, encoded)
 
 
-THREE = Ranking(
+THREE = Comparison(
     "What is red?", ["No.", "A colour.", "It is the colour of blood."], [3, 1, 2], [0.5, 4.0, 3.0]
 )
-TWO = Ranking("Tell me of the sea.", ["It is big.", "Go away."], [1, 2])
-TIED = Ranking("Tell me of the sky.", ["It is blue.", "It is high.", "No."], [1, 1, 2])
+TWO = Comparison("Tell me of the sea.", ["It is big.", "Go away."], [1, 2])
+TIED = Comparison("Tell me of the sky.", ["It is blue.", "It is high.", "No."], [1, 1, 2])
 
 
 def test_a_batch_holds_every_response_once_with_its_place(policy_directory):
@@ -130,20 +130,19 @@ def test_label_smoothing_is_the_probability_of_a_wrong_label(policy_directory):
 
 def test_a_response_that_was_cut_off_is_read_without_its_end(policy_directory):
     scorer = RewardModel(*load_reward_model(str(policy_directory), CPU, new_head_allowed=True))
-    pair = Preference("What is red?", "A", "B", columns={"finished_chosen": False, "finished_rejected": True})
-    encoded = reward.encode(scorer, ranking_of(pair), random.Random(0))
+    pair = Pair("What is red?", "A", "B", columns={"finished_chosen": False, "finished_rejected": True})
+    encoded = reward.encode(scorer, pair.comparison(), random.Random(0))
     assert encoded.rows[0][-1] != scorer.tokenizer.eos_token_id
     assert encoded.rows[1][-1] == scorer.tokenizer.eos_token_id
 
 
 def source_of(rankings) -> Source:
-    pairs = [pair for ranking in rankings for pair in ranking.pairs()]
     empty = {split: [] for split in SPLITS}
-    return Source("x", empty, empty, empty | {"train": pairs}, [], empty | {"train": rankings})
+    return Source("x", empty, empty, empty | {"train": rankings})
 
 
 def test_each_loss_gets_the_comparisons_that_it_can_learn_from():
-    all_tied = Ranking("p", ["a", "b"], [1, 1])
+    all_tied = Comparison("p", ["a", "b"], [1, 1])
     source = source_of([THREE, TIED, all_tied])
 
     def shapes(loss):
@@ -387,7 +386,7 @@ def test_training_stops_when_dev_log_loss_keeps_rising(config):
 
 def test_quality_against_the_known_truth():
     records = [
-        Preference("p", "a", "b", columns={"p_chosen": p, "gold_chosen": 0.0, "gold_rejected": 0.0})
+        Pair("p", "a", "b", columns={"p_chosen": p, "gold_chosen": 0.0, "gold_rejected": 0.0})
         for p in (0.9, 0.2, 0.6, 0.5)
     ]
     quality = quality_of(np.array([2.0, 1.0, -1.0, 0.0]), records, seed=0)
@@ -405,12 +404,12 @@ def test_calibration_is_that_of_scores_that_are_log_odds():
     logit = rng.normal(0, 2, 20_000)
     first_wins = rng.random(20_000) < 1 / (1 + np.exp(-logit))
     gap = np.where(first_wins, logit, -logit)
-    records = [Preference("p", "a", "b")] * len(gap)
+    records = [Pair("p", "a", "b")] * len(gap)
     assert quality_of(gap, records, seed=0)["ece"] < 0.02
     assert quality_of(3 * gap, records, seed=0)["ece"] > 0.05
 
 
 def test_the_length_baseline_takes_its_side_from_the_training_pairs():
-    short, long = Preference("p", "a", "bbb"), Preference("p", "aaa", "b")
+    short, long = Pair("p", "a", "bbb"), Pair("p", "aaa", "b")
     assert reward.length_baseline([short, short, long], [short, long, long]) == pytest.approx(1 / 3)
     assert reward.length_baseline([long], [short, long, long]) == pytest.approx(2 / 3)

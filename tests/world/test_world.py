@@ -515,14 +515,15 @@ def test_the_world_as_files(tmp_path):
     first = {p.name: p.read_bytes() for p in paths}
     assert {p.name: p.read_bytes() for p in sources.write_world(tmp_path / "new", seed=1)} == first
     named = {p.stem: str(p) for p in paths}
-    prompts, report = formats.load_prompts(named["prompts"])
+    prompts, report, _ = formats.load(named["prompts"], kind="prompt")
     asked = [[{"role": "user", "content": p.text}] for p in world.shuffled_prompts(1)]
     assert [r.prompt for r in prompts] == asked
     assert not report.left_out
-    demonstrations, report = formats.load_demonstrations(named["demonstrations"])
+    demonstrations, report, _ = formats.load(named["demonstrations"], kind="demonstration")
     assert not report.left_out
     assert len(demonstrations) == len(world.sft_corpus(1)) + len(world.sft_corpus(1, "dev"))
-    preferences, report = formats.load_preferences(named["preferences"])
+    comparisons, report, _ = formats.load(named["preferences"])
+    preferences = [pair for comparison in comparisons for pair in comparison.pairs()]
     assert not report.left_out
     assert len(preferences) > len(prompts)
     wins = 0.0

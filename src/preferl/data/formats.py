@@ -1,4 +1,5 @@
-"""Data sets to records and back: reading with a policy for defects, a full check, writing, converting.
+"""Data sets to records and back: one table of kinds, reading with a policy for defects, a full check,
+writing, converting.
 
 Each kind of defect has a policy: ``error`` stops at the row and names it, ``skip`` leaves it out and counts
 it. Nothing is left out silently, and a data set of which more than half would be left out is refused. What a
@@ -8,22 +9,125 @@ row may look like is in ``rows``, where rows come from in ``files``.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 from preferl.data.files import Row, RowError, read_rows, write_rows
-from preferl.data.records import DataError, Demonstration, Preference, PromptRecord, Ranking, ranking_of
+from preferl.data.records import (
+    Comparison,
+    DataError,
+    Demonstration,
+    Pair,
+    PromptRecord,
+    Rated,
+)
 from preferl.data.rows import (
-    LAYOUTS,
-    comparison_row,
     demonstration_row,
-    preference_row,
+    explicit_row,
+    hh_row,
+    implicit_row,
+    outcome_row,
     prompt_row,
     ranking_row,
+    rated_row,
     to_demonstration,
-    to_preference,
+    to_pair,
     to_prompt,
     to_ranking,
+    to_rated,
 )
+
+Record = Comparison | Rated | Demonstration | PromptRecord
+Rows = Iterable[dict[str, Any]]
+
+
+def of_pairs(row_of: Callable[[Pair], dict[str, Any]]) -> Callable[[Comparison], Rows]:
+    """A layout of pairs: a row for every ordered pair of a comparison."""
+    return lambda comparison: [row_of(pair) for pair in comparison.pairs()]
+
+
+def one(row_of: Callable[[Any], dict[str, Any]]) -> Callable[[Any], Rows]:
+    """A layout with one row for each record."""
+    return lambda record: [row_of(record)]
+
+
+PAIR_LAYOUTS = {
+    "explicit": of_pairs(explicit_row),
+    "implicit": of_pairs(implicit_row),
+    "hh": of_pairs(hh_row),
+}
+WHOLE_LAYOUTS = {"ranking": one(ranking_row), "comparison": one(outcome_row)}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What rows may hold.
+
+    Args:
+        columns: sets of columns; a data set of this kind has all of one of them.
+        read: a row to a record, or RowError.
+        layouts: name -> what writes a record as rows; the first is used where none is asked for.
+        when: what the values of its rows must be besides.
+    """
+
+    columns: tuple[frozenset[str], ...]
+    read: Callable[[dict[str, Any]], Any]
+    layouts: Mapping[str, Callable[[Any], Rows]]
+    when: Callable[[list[dict[str, Any]]], bool] = bool
+
+    def fits(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether rows are of this kind."""
+        there = set().union(*rows)
+        return any(needed <= there for needed in self.columns) and self.when(rows)
+
+
+def lists_of_texts(rows: list[dict[str, Any]]) -> bool:
+    """Several better and several worse responses (RM-Bench, RewardBench 2)."""
+    values = [row.get(column) for row in rows for column in ("chosen", "rejected")]
+    return all(isinstance(v, list) and v and all(isinstance(text, str) for text in v) for v in values)
+
+
+def rates(rows: list[dict[str, Any]]) -> bool:
+    """Good or bad, or numbers by attribute; a label of another type is any column."""
+    return all(isinstance(row.get("label"), bool) or isinstance(row.get("ratings"), dict) for row in rows)
+
+
+def columns(*sets: str) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(names.split()) for names in sets)
+
+
+# In the order in which they are tried on the first rows of a data set.
+KINDS = {
+    "preference": Kind(
+        columns("chosen rejected"),
+        to_pair,
+        PAIR_LAYOUTS | WHOLE_LAYOUTS,
+        when=lambda rows: not lists_of_texts(rows),
+    ),
+    "ranking": Kind(
+        columns(
+            "chosen rejected",
+            "prompt responses",
+            "prompt response_a response_b z",
+            "output_1 output_2 label",
+            "output_1 output_2 preference",
+        ),
+        to_ranking,
+        WHOLE_LAYOUTS | PAIR_LAYOUTS,
+    ),
+    "rated": Kind(
+        columns("prompt completion label", "prompt completion ratings"),
+        to_rated,
+        {"rated": one(rated_row)},
+        when=rates,
+    ),
+    "demonstration": Kind(
+        columns("messages", "prompt completion"), to_demonstration, {"demonstration": one(demonstration_row)}
+    ),
+    "text": Kind(columns("text"), to_demonstration, {"demonstration": one(demonstration_row)}),
+    "prompt": Kind(columns("prompt"), to_prompt, {"prompt": one(prompt_row)}),
+}
+# The kind as which records are written, where nobody says another.
+KIND_OF = {Comparison: "ranking", Rated: "rated", Demonstration: "demonstration", PromptRecord: "prompt"}
 
 # Damage stops the reading: something is wrong with the file. Rows that are whole but useless are left out;
 # hh-rlhf itself has all of those, also dialogues in which one side speaks twice.
@@ -42,7 +146,6 @@ POLICY = {
     "identical_pair": "skip",
     "different_prompts": "skip",
 }
-Record = TypeVar("Record")
 
 
 @dataclass
@@ -77,45 +180,22 @@ class ReadReport:
 # -------------------------------------------------------------------------------------------------- reading
 
 
-def load_preferences(
-    name: str, policy: Mapping[str, str] | None = None, limit: int | None = None
-) -> tuple[list[Preference], ReadReport]:
-    """Preference pairs of a data set; see ``load``."""
-    return load(name, to_preference, policy, limit)
+class Loaded(NamedTuple):
+    """Records, what reading them met, and the rows that they are of."""
 
-
-def load_rankings(
-    name: str, policy: Mapping[str, str] | None = None, limit: int | None = None
-) -> tuple[list[Ranking], ReadReport]:
-    """Rankings of a data set; see ``load``."""
-    return load(name, to_ranking, policy, limit)
-
-
-def load_demonstrations(
-    name: str, policy: Mapping[str, str] | None = None, limit: int | None = None
-) -> tuple[list[Demonstration], ReadReport]:
-    """Demonstrations of a data set; a plain text has an empty prompt. See ``load``."""
-    return load(name, to_demonstration, policy, limit)
-
-
-def load_prompts(
-    name: str, policy: Mapping[str, str] | None = None, limit: int | None = None
-) -> tuple[list[PromptRecord], ReadReport]:
-    """Prompts of a data set; see ``load``."""
-    return load(name, to_prompt, policy, limit)
+    records: list[Any]
+    report: ReadReport
+    rows: list[Row]
 
 
 def load(
-    name: str,
-    convert_row: Callable[[dict[str, Any]], Record],
-    policy: Mapping[str, str] | None = None,
-    limit: int | None = None,
-) -> tuple[list[Record], ReadReport]:
+    name: str, kind: str = "auto", policy: Mapping[str, str] | None = None, limit: int | None = None
+) -> Loaded:
     """Reads and converts rows.
 
     Args:
         name: file, folder or Hub name.
-        convert_row: a row to a record, or RowError.
+        kind: of ``KINDS``; ``auto`` for what ``detect`` finds.
         policy: ``error`` or ``skip`` by kind of defect, over ``POLICY``; ``*`` means every other kind.
         limit: read at most so many rows.
 
@@ -123,13 +203,16 @@ def load(
         DataError: a row with a defect whose policy is ``error``, no row at all, or more than half left out.
     """
     rules = effective_policy(policy or {})
-    report, records = ReadReport(name), []
+    read = KINDS[detect(name) if kind == "auto" else kind].read
+    found = Loaded([], ReadReport(name), [])
+    report = found.report
     for row in read_rows(name):
         if limit is not None and report.read >= limit:
             break
         report.read += 1
         try:
-            records.append(_converted(row, convert_row))
+            found.records.append(_converted(row, read))
+            found.rows.append(row)
             report.kept += 1
         except RowError as error:
             if rules[error.kind] == "error":
@@ -145,7 +228,7 @@ def load(
             f"more than half of the rows cannot be used: {report.summary()}; "
             f"`preferl data validate {name}` lists them"
         )
-    return records, report
+    return found
 
 
 def effective_policy(policy: Mapping[str, str]) -> dict[str, str]:
@@ -164,7 +247,7 @@ def effective_policy(policy: Mapping[str, str]) -> dict[str, str]:
 
 
 def detect(name: str) -> str:
-    """``preference``, ``ranking``, ``demonstration``, ``text`` or ``prompt``, by the first rows' columns.
+    """The kind of a data set by the columns of its first rows.
 
     Raises:
         DataError: there is no good row, or the columns fit none of them.
@@ -173,32 +256,15 @@ def detect(name: str) -> str:
     if not rows:
         reason = f"has no good row; {first_error}" if first_error else "has no rows"
         raise DataError(f"data set '{name}' {reason}; `preferl data validate {name}` checks every row")
-    columns = set().union(*rows)
-    if all(_several_texts(row.get(column)) for row in rows for column in ("chosen", "rejected")):
-        return "ranking"
-    for kind, needed in (
-        ("preference", {"chosen", "rejected"}),
-        ("ranking", {"prompt", "responses"}),
-        ("ranking", {"prompt", "response_a", "response_b", "z"}),
-        ("ranking", {"output_1", "output_2", "label"}),
-        ("ranking", {"output_1", "output_2", "preference"}),
-        ("demonstration", {"messages"}),
-        ("demonstration", {"prompt", "completion"}),
-        ("text", {"text"}),
-        ("prompt", {"prompt"}),
-    ):
-        if needed <= columns:
-            return kind
+    for name_of_kind, kind in KINDS.items():
+        if kind.fits(rows):
+            return name_of_kind
     raise DataError(
-        f"data set '{name}' has the columns {', '.join(sorted(columns)) or 'none'}; preferl reads "
+        f"data set '{name}' has the columns {', '.join(sorted(set().union(*rows))) or 'none'}; preferl reads "
         f"chosen + rejected (+ prompt), prompt + responses + ranks or scores, prompt + response_a + "
-        f"response_b + z, output_1 + output_2 + label or preference, messages, prompt + completion, text, or "
-        f"prompt: rename the columns"
+        f"response_b + z, output_1 + output_2 + label or preference, prompt + completion (+ label or "
+        f"ratings), messages, text, or prompt: rename the columns"
     )
-
-
-def _several_texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def _first_rows(name: str, rows: int = 20) -> tuple[list[dict[str, Any]], str]:
@@ -220,13 +286,6 @@ def validate(name: str) -> ReadReport:
     Raises:
         DataError: there is no such data set, it has no rows, or its columns fit no format.
     """
-    converters: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "preference": to_preference,
-        "ranking": to_ranking,
-        "demonstration": to_demonstration,
-        "text": to_demonstration,
-        "prompt": to_prompt,
-    }
     rows, first_error = _first_rows(name)
     # Where no row can be read, none is converted, and the report is about that.
     kind = "prompt" if not rows and first_error else detect(name)
@@ -234,86 +293,61 @@ def validate(name: str) -> ReadReport:
     for row in read_rows(name):
         report.read += 1
         try:
-            _converted(row, converters[kind])
+            _converted(row, KINDS[kind].read)
             report.kept += 1
         except RowError as error:
             report.count(row.where, error)
     return report
 
 
-def _converted(row: Row, convert_row: Callable[[dict[str, Any]], Record]) -> Record:
+def _converted(row: Row, read: Callable[[dict[str, Any]], Any]) -> Any:
     if isinstance(row.value, RowError):
         raise row.value
-    return convert_row(row.value)
+    return read(row.value)
 
 
 # -------------------------------------------------------------------------------------------------- writing
 
 
-def write_preferences(path: Path, records: Iterable[Preference], layout: str = "explicit") -> None:
+def write(path: Path, records: Iterable[Record | Pair], layout: str | None = None) -> None:
     """Writes .jsonl, .jsonl.gz or .parquet; an existing file is replaced in one step.
 
     Args:
         path: its ending decides the kind of file.
         records: what to write. Columns named like ours are written with ``source_`` before their name.
-        layout: ``explicit`` (prompt, chosen, rejected), ``implicit`` (whole dialogues as messages) or ``hh``
-            (whole dialogues as text).
+        layout: of comparisons: ``explicit`` (prompt, chosen, rejected; what pairs have by default),
+            ``implicit`` (whole dialogues as messages), ``hh`` (whole dialogues as text), ``ranking``
+            (responses, ranks) or ``comparison`` (two responses with ``z``).
 
     Raises:
         DataError: another ending, an unknown layout, or records that the kind of file cannot hold.
     """
-    write_rows(Path(path), [preference_row(record, layout) for record in records])
-
-
-ROW_OF = {"ranking": ranking_row, "comparison": comparison_row}
-
-
-def write_rankings(path: Path, records: Iterable[Ranking], layout: str = "ranking") -> None:
-    """Writes ``prompt``, ``responses``, ``ranks`` and ``scores``, or (``comparison``) ``response_a``,
-    ``response_b`` and ``z``; see ``write_preferences``."""
-    write_rows(Path(path), [ROW_OF[layout](record) for record in records])
-
-
-def write_demonstrations(path: Path, records: Iterable[Demonstration]) -> None:
-    """Writes ``prompt`` and ``completion``, or ``text`` without a prompt; see ``write_preferences``."""
-    write_rows(Path(path), [demonstration_row(record) for record in records])
-
-
-def write_prompts(path: Path, records: Iterable[PromptRecord]) -> None:
-    """Writes ``prompt``; see ``write_preferences``."""
-    write_rows(Path(path), [prompt_row(record) for record in records])
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        if isinstance(record, Pair):
+            layouts, record = KINDS["preference"].layouts, record.comparison()
+        else:
+            layouts = KINDS[KIND_OF[type(record)]].layouts
+        chosen = layout or next(iter(layouts))
+        if chosen not in layouts:
+            raise DataError(f"layout '{chosen}' is unknown; use {', '.join(layouts)}")
+        rows += layouts[chosen](record)
+    write_rows(Path(path), rows)
 
 
 def convert(
     name: str, out: Path, layout: str | None = None, policy: Mapping[str, str] | None = None
 ) -> ReadReport:
-    """Reads any format and writes ours; rows are checked as in ``load``.
+    """Reads any kind and writes ours; rows are checked as in ``load``.
 
     Args:
         name: what to read.
         out: the file to write.
-        layout: of comparisons: ``ranking``, ``comparison`` (rankings of two, with ``z``), or a layout of
-            pairs (``explicit``, ``implicit``, ``hh``), in which a ranking becomes all its pairs (ties make
-            none). Default: rankings stay rankings, pairs are written in the explicit layout.
+        layout: of comparisons, as in ``write``; in a layout of pairs a ranking becomes all its pairs (ties
+            make none). By default rankings stay rankings, pairs are written in the explicit layout.
         policy: as in ``load``.
     """
     kind = detect(name)
-    if kind == "ranking":
-        rankings, report = load_rankings(name, policy)
-        if layout in (None, *ROW_OF):
-            write_rankings(out, rankings, layout or "ranking")
-        else:
-            write_preferences(out, [pair for ranking in rankings for pair in ranking.pairs()], layout)
-    elif kind == "preference":
-        pairs, report = load_preferences(name, policy)
-        if layout in ROW_OF:
-            write_rankings(out, [ranking_of(pair) for pair in pairs], layout)
-        else:
-            write_preferences(out, pairs, layout or LAYOUTS[0])
-    elif kind == "prompt":
-        prompts, report = load_prompts(name, policy)
-        write_prompts(out, prompts)
-    else:
-        demonstrations, report = load_demonstrations(name, policy)
-        write_demonstrations(out, demonstrations)
+    records, report, _ = load(name, kind, policy)
+    write(out, records, layout or next(iter(KINDS[kind].layouts)))
     return report

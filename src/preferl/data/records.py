@@ -59,10 +59,67 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
-class Preference:
-    """Two responses to one prompt, one preferred; ``margin`` says how clearly (None: not known).
+class Comparison:
+    """K >= 2 responses to one prompt and their places: 1 is best, equal ranks are a tie. A pair is K = 2.
 
-    Example: ``Preference("What is 2 + 2?", "4.", "5.", None, {"annotator": "world"})``.
+    Args:
+        prompt: what they answer.
+        responses: the K texts.
+        ranks: the place of each.
+        scores: ratings that the ranks come from, where there are any; their differences are margins.
+        columns: what else the row held.
+        each: names of the columns that hold one value for each response, as ``finished``.
+
+    Example: ``Comparison("What is 2 + 2?", ["5.", "4.", "It is 4."], [3, 1, 1])``.
+    """
+
+    prompt: Prompt
+    responses: list[str]
+    ranks: list[int]
+    scores: list[float] | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    each: tuple[str, ...] = ()
+
+    def best(self) -> str:
+        """The response of the best rank, the first of several."""
+        return self.responses[self.ranks.index(min(self.ranks))]
+
+    def values(self, name: str, default: Any) -> list[Any]:
+        """A column's value for each response, or the default for all where there is no such column."""
+        return self.columns[name] if name in self.each else [default] * len(self.responses)
+
+    def pairs(self) -> list["Pair"]:
+        """Every ordered pair, with the difference of scores as its margin; ties make none."""
+        K = range(len(self.responses))
+        return [self._pair(i, j) for i in K for j in K if self.ranks[i] < self.ranks[j]]
+
+    def _pair(self, better: int, worse: int) -> "Pair":
+        columns: dict[str, Any] = {}
+        for name, value in self.columns.items():
+            if name in self.each:
+                columns |= {f"{name}_chosen": value[better], f"{name}_rejected": value[worse]}
+            else:
+                columns[name] = value
+        return Pair(
+            prompt=self.prompt,
+            chosen=self.responses[better],
+            rejected=self.responses[worse],
+            margin=None if self.scores is None else self.scores[better] - self.scores[worse],
+            columns=columns,
+        )
+
+
+def per_response(columns: Mapping[str, Any], K: int) -> tuple[str, ...]:
+    """The columns that hold a list as long as the responses: one value for each of them."""
+    return tuple(name for name, value in columns.items() if isinstance(value, list) and len(value) == K)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two responses of a comparison, one preferred: how losses and measures see it. ``margin`` says how
+    clearly (None: not known).
+
+    Example: ``Pair("What is 2 + 2?", "4.", "5.", None, {"annotator": "world"})``.
     """
 
     prompt: Prompt
@@ -71,8 +128,49 @@ class Preference:
     margin: float | None = None
     columns: dict[str, Any] = field(default_factory=dict)
 
+    def comparison(self) -> Comparison:
+        """Itself as K = 2: a margin is a difference of scores, ``…_chosen`` and ``…_rejected`` one column."""
+        columns: dict[str, Any] = {}
+        each = []
+        for name, value in self.columns.items():
+            stem, _, _ = name.rpartition("_")
+            both = f"{stem}_chosen", f"{stem}_rejected"
+            folds = name in both and set(both) <= self.columns.keys() and stem not in self.columns
+            if folds:
+                columns[stem] = [self.columns[end] for end in both]
+                each.append(stem)
+            else:
+                columns[name] = value
+        scores = None if self.margin is None else [self.margin, 0.0]
+        responses = [self.chosen, self.rejected]
+        return Comparison(self.prompt, responses, [1, 2], scores, columns, tuple(dict.fromkeys(each)))
 
-def known_probability(pair: Preference) -> float | None:
+
+@dataclass(frozen=True)
+class Rated:
+    """One response with numbers by attribute, or called good or bad.
+
+    Example: ``Rated("What is 2 + 2?", "4.", {"helpfulness": 3.0}, None)`` or
+    ``Rated("What is 2 + 2?", "5.", {}, False)``.
+    """
+
+    prompt: Prompt
+    response: str
+    ratings: dict[str, float] = field(default_factory=dict)
+    good: bool | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Responses to one prompt that nobody has compared yet, with whether each ended by itself."""
+
+    prompt: Prompt
+    responses: list[str]
+    finished: list[bool]
+
+
+def known_probability(pair: Pair) -> float | None:
     """P(chosen is preferred) by the annotator's true utility, or None where it is not known.
 
     The column ``p_chosen``, else Bradley-Terry on ``gold_chosen`` and ``gold_rejected`` times
@@ -87,58 +185,6 @@ def known_probability(pair: Preference) -> float | None:
     better, worse, scale = map(float, numbers)  # type: ignore[arg-type]
     gap = scale * (better - worse)
     return 1 / (1 + math.exp(-gap)) if gap >= 0 else 1 - 1 / (1 + math.exp(gap))
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """2 to 9 responses to one prompt and their places: 1 is best, equal ranks are a tie.
-
-    ``scores`` are the ratings the ranks come from, where there are any; their differences are margins.
-
-    Example: ``Ranking("What is 2 + 2?", ["5.", "4.", "It is 4."], [3, 1, 1])``.
-    """
-
-    prompt: Prompt
-    responses: list[str]
-    ranks: list[int]
-    scores: list[float] | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
-
-    def best(self) -> str:
-        """The response of the best rank, the first of several."""
-        return self.responses[self.ranks.index(min(self.ranks))]
-
-    def pairs(self) -> list[Preference]:
-        """Every ordered pair, with the difference of scores as its margin; ties make none.
-
-        Columns that hold one value a response (``finished``) become ``finished_chosen`` and
-        ``finished_rejected``.
-        """
-        K = len(self.responses)
-        each = {k: v for k, v in self.columns.items() if isinstance(v, list) and len(v) == K}
-        rest = {k: v for k, v in self.columns.items() if k not in each}
-        out = []
-        for i in range(K):
-            for j in range(K):
-                if self.ranks[i] >= self.ranks[j]:
-                    continue
-                margin = None if self.scores is None else self.scores[i] - self.scores[j]
-                own = {f"{k}_chosen": v[i] for k, v in each.items()}
-                own |= {f"{k}_rejected": v[j] for k, v in each.items()}
-                out.append(Preference(self.prompt, self.responses[i], self.responses[j], margin, rest | own))
-        return out
-
-
-def ranking_of(pair: Preference) -> Ranking:
-    """A pair as a ranking of two; a margin becomes a difference of scores, ``…_chosen`` and ``…_rejected``
-    one column."""
-    columns = dict(pair.columns)
-    names = [k.removesuffix("_chosen") for k in columns if k.endswith("_chosen")]
-    for name in names:
-        if f"{name}_rejected" in columns:
-            columns[name] = [columns.pop(f"{name}_{side}") for side in ("chosen", "rejected")]
-    scores = None if pair.margin is None else [pair.margin, 0.0]
-    return Ranking(pair.prompt, [pair.chosen, pair.rejected], [1, 2], scores, columns)
 
 
 def ranks_of_scores(scores: Sequence[float]) -> list[int]:

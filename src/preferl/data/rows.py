@@ -7,6 +7,7 @@ Rankings: ``prompt``, ``responses`` (2 to 9) and ``ranks`` (1 is best, equal is 
 ``prompt``, ``response_a``, ``response_b`` and ``z`` (1, -1, 0 for a tie) with an optional ``strength``; or
 columns of benchmarks: ``output_1`` and ``output_2`` with ``label`` or ``preference`` (LLMBar, AlpacaEval),
 lists in ``chosen`` and ``rejected`` (RM-Bench, RewardBench 2).
+Rated responses: ``prompt``, ``completion`` and ``label`` (true or false) or ``ratings``.
 Demonstrations: ``messages``, ``prompt`` + ``completion``, ``text``. Prompts: ``prompt``.
 
 A defect is a ``RowError`` with a kind; what happens then is the reader's business (``formats.POLICY``).
@@ -19,37 +20,39 @@ from typing import Any
 
 from preferl.data.files import RowError
 from preferl.data.records import (
+    Comparison,
     DataError,
     Demonstration,
     Messages,
-    Preference,
+    Pair,
     Prompt,
     PromptRecord,
-    Ranking,
+    Rated,
+    per_response,
     ranks_of_scores,
 )
 
 ROLES = ("system", "user", "assistant")
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 SPEAKER = {"Human": "user", "Assistant": "assistant"}
-LAYOUTS = ("explicit", "implicit", "hh")
 
 # Columns that decide how a row reads back: provenance must not be written under these names.
-PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "margin")
+PAIR_COLUMNS = ("prompt", "chosen", "rejected", "margin")
 RANKING_COLUMNS = ("prompt", "responses", "ranks", "scores", "response_a", "response_b", "z")
 # What a benchmark's number says about its first output: better, worse, a draw.
 OUTCOMES = {1: 1, 2: -1, 0: 0, 1.5: 0}
 MOST_RESPONSES = 9
 # A strength of 1 to 3 (slightly, clearly, much better: half of a 7-point scale) is a margin in thirds.
 STRENGTHS = 3
+RATED_COLUMNS = ("prompt", "completion", "label", "ratings")
 OTHER_COLUMNS = ("prompt", "completion", "messages", "text", "chosen", "rejected")
 
 
 # ----------------------------------------------------------------------------------------- rows to records
 
 
-def to_preference(row: dict[str, Any]) -> Preference:
-    """A row with ``chosen`` and ``rejected``, and ``prompt`` unless it is implicit.
+def to_pair(row: dict[str, Any]) -> Comparison:
+    """A comparison of two: a row with ``chosen`` and ``rejected``, and ``prompt`` unless it is implicit.
 
     Raises:
         RowError: the row has a defect.
@@ -65,10 +68,10 @@ def to_preference(row: dict[str, Any]) -> Preference:
             raise RowError("empty_response", f"{column} is empty")
     if chosen == rejected:
         raise RowError("identical_pair", "chosen and rejected are the same")
-    return Preference(prompt, chosen, rejected, _margin(row), _rest(row, *PREFERENCE_COLUMNS))
+    return Pair(prompt, chosen, rejected, _margin(row), _rest(row, *PAIR_COLUMNS)).comparison()
 
 
-def to_ranking(row: dict[str, Any]) -> Ranking:
+def to_ranking(row: dict[str, Any]) -> Comparison:
     """A row with ``responses`` and ``ranks`` or ``scores``, with ``response_a``, ``response_b`` and ``z``, or
     in the columns of a benchmark.
 
@@ -82,33 +85,10 @@ def to_ranking(row: dict[str, Any]) -> Ranking:
     prompt = _prompt(_value(row, "prompt"))
     columns = _rest(row, *RANKING_COLUMNS)
     if "responses" not in row and "response_a" in row:
-        responses = [_response(_value(row, f"response_{side}"), f"response_{side}", prompt) for side in "ab"]
-        z = _number(_value(row, "z"), "z", "bad_ranking")
-        if z not in (1, 0, -1):
-            raise RowError("bad_ranking", f"z is {z:g}; it must be 1 (a is better), -1 (b is) or 0 (a tie)")
-        ranks = {1: [1, 2], -1: [2, 1], 0: [1, 1]}[int(z)]
-        margin = _margin(row)
-        scores = None if margin is None or z == 0 else [margin, 0.0] if z == 1 else [0.0, margin]
+        responses, ranks, scores = _outcome(row, prompt)
         columns.pop("margin", None)
     else:
-        given = _list(row, "responses")
-        responses = [_response(r, "responses", prompt) for r in given]
-        scores = None
-        if row.get("scores") is not None:
-            scores = [_number(s, "scores", "bad_ranking") for s in _list(row, "scores")]
-        if row.get("ranks") is not None:
-            ranks = [int(_number(r, "ranks", "bad_ranking")) for r in _list(row, "ranks")]
-        elif scores is not None:
-            ranks = ranks_of_scores(scores)
-        else:
-            raise RowError("missing_column", "has neither 'ranks' nor 'scores' for its responses")
-        for column, values in (("ranks", ranks), ("scores", scores)):
-            if values is not None and len(values) != len(responses):
-                raise RowError("bad_ranking", f"{len(responses)} responses but {len(values)} {column}")
-        if scores is not None:
-            worse = [(i, j) for i, r in enumerate(ranks) for j, s in enumerate(ranks) if r < s]
-            if any(scores[i] < scores[j] for i, j in worse):
-                raise RowError("bad_ranking", "ranks and scores disagree: a better rank has a lower score")
+        responses, ranks, scores = _places(row, prompt)
     if not 2 <= len(responses) <= MOST_RESPONSES:
         raise RowError("bad_ranking", f"{len(responses)} responses; a ranking has 2 to {MOST_RESPONSES}")
     if any(not text.strip() for text in responses):
@@ -116,7 +96,45 @@ def to_ranking(row: dict[str, Any]) -> Ranking:
     by_text = dict(zip(responses, ranks, strict=True))
     if any(by_text[text] != rank for text, rank in zip(responses, ranks, strict=True)):
         raise RowError("identical_pair", "two equal responses have different ranks")
-    return Ranking(prompt, responses, ranks, scores, columns)
+    return Comparison(prompt, responses, ranks, scores, columns, per_response(columns, len(responses)))
+
+
+Places = tuple[list[str], list[int], list[float] | None]
+
+
+def _outcome(row: dict[str, Any], prompt: Prompt) -> Places:
+    """Responses, ranks and scores of ``response_a``, ``response_b`` and ``z``."""
+    responses = [_response(_value(row, f"response_{side}"), f"response_{side}", prompt) for side in "ab"]
+    z = _number(_value(row, "z"), "z", "bad_ranking")
+    if z not in (1, 0, -1):
+        raise RowError("bad_ranking", f"z is {z:g}; it must be 1 (a is better), -1 (b is) or 0 (a tie)")
+    ranks = {1: [1, 2], -1: [2, 1], 0: [1, 1]}[int(z)]
+    margin = _margin(row)
+    if margin is None or z == 0:
+        return responses, ranks, None
+    return responses, ranks, [margin, 0.0] if z == 1 else [0.0, margin]
+
+
+def _places(row: dict[str, Any], prompt: Prompt) -> Places:
+    """Responses, ranks and scores of ``responses`` with ``ranks`` or ``scores``."""
+    responses = [_response(r, "responses", prompt) for r in _list(row, "responses")]
+    scores = None
+    if row.get("scores") is not None:
+        scores = [_number(s, "scores", "bad_ranking") for s in _list(row, "scores")]
+    if row.get("ranks") is not None:
+        ranks = [int(_number(r, "ranks", "bad_ranking")) for r in _list(row, "ranks")]
+    elif scores is not None:
+        ranks = ranks_of_scores(scores)
+    else:
+        raise RowError("missing_column", "has neither 'ranks' nor 'scores' for its responses")
+    for column, values in (("ranks", ranks), ("scores", scores)):
+        if values is not None and len(values) != len(responses):
+            raise RowError("bad_ranking", f"{len(responses)} responses but {len(values)} {column}")
+    if scores is not None:
+        worse = [(i, j) for i, r in enumerate(ranks) for j, s in enumerate(ranks) if r < s]
+        if any(scores[i] < scores[j] for i, j in worse):
+            raise RowError("bad_ranking", "ranks and scores disagree: a better rank has a lower score")
+    return responses, ranks, scores
 
 
 def _two_outputs(row: dict[str, Any]) -> dict[str, Any]:
@@ -171,8 +189,8 @@ def to_demonstration(row: dict[str, Any]) -> Demonstration:
         response = _response(completion, "completion", prompt)
         columns = _rest(row, "prompt", "completion")
     elif form == "chosen":
-        pair = to_preference(row)
-        return Demonstration(pair.prompt, pair.chosen, pair.columns)
+        pair = to_pair(row)
+        return Demonstration(pair.prompt, pair.best(), _rest(row, *PAIR_COLUMNS))
     else:
         prompt, response = "", _value(row, "text")
         if not isinstance(response, str):
@@ -181,6 +199,34 @@ def to_demonstration(row: dict[str, Any]) -> Demonstration:
     if not response.strip():
         raise RowError("empty_response", "the response is empty")
     return Demonstration(prompt, response, columns)
+
+
+def to_rated(row: dict[str, Any]) -> Rated:
+    """A row with ``prompt`` and ``completion``, and ``label`` (good or bad: TRL's unpaired preferences) or
+    ``ratings`` (a number for each attribute).
+
+    Raises:
+        RowError: the row has a defect.
+    """
+    completion = _value(row, "completion")
+    prompt = _prompt_before(_prompt(_value(row, "prompt")), completion, "completion")
+    response = _response(completion, "completion", prompt)
+    if not response.strip():
+        raise RowError("empty_response", "the response is empty")
+    good, ratings = row.get("label"), row.get("ratings")
+    if good is not None and not isinstance(good, bool):
+        raise RowError("bad_ranking", f"label is {good!r:.40}; it must be true (good) or false (bad)")
+    if ratings is not None and not isinstance(ratings, dict):
+        raise RowError("wrong_type", f"ratings is a {type(ratings).__name__}; it must name attributes")
+    if good is None and not ratings:
+        raise RowError("missing_column", "has neither 'label' nor 'ratings' for its response")
+    # Tables fill an attribute that a row does not have with null.
+    numbers = {
+        name: _number(value, f"ratings.{name}", "bad_ranking")
+        for name, value in (ratings or {}).items()
+        if value is not None
+    }
+    return Rated(prompt, response, numbers, good, _rest(row, *RATED_COLUMNS))
 
 
 def to_prompt(row: dict[str, Any]) -> PromptRecord:
@@ -358,29 +404,37 @@ def _dialogue(text: str, column: str) -> Messages:
 # ----------------------------------------------------------------------------------------- records to rows
 
 
-def preference_row(record: Preference, layout: str = "explicit") -> dict[str, Any]:
-    """A row in TRL's explicit or implicit columns or in hh-rlhf's.
+def explicit_row(record: Pair) -> dict[str, Any]:
+    """A row in TRL's explicit columns: ``prompt``, ``chosen``, ``rejected``."""
+    sides = {"prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected}
+    return sides | _beside_pair(record)
 
-    The last two know only dialogues: a plain prompt is written as the user's turn, and hh-rlhf's does not
-    keep white space around turns.
+
+def implicit_row(record: Pair) -> dict[str, Any]:
+    """A row of two whole dialogues as messages; a plain prompt is written as the user's turn."""
+    prompt, sides = _turns_of(record.prompt), {"chosen": record.chosen, "rejected": record.rejected}
+    dialogues = {s: [*prompt, {"role": "assistant", "content": text}] for s, text in sides.items()}
+    return dialogues | _beside_pair(record)
+
+
+def hh_row(record: Pair) -> dict[str, Any]:
+    """A row of two whole dialogues as hh-rlhf's texts, which do not keep white space around turns.
 
     Raises:
-        DataError: the layout is unknown, or hh-rlhf cannot hold the record.
+        DataError: it cannot hold the record.
     """
-    if layout not in LAYOUTS:
-        raise DataError(f"layout '{layout}' is unknown; use {', '.join(LAYOUTS)}")
-    extra = {} if record.margin is None else {"margin": record.margin}
-    extra |= provenance(record.columns, PREFERENCE_COLUMNS)
-    if layout == "explicit":
-        return {"prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected, **extra}
-    prompt = record.prompt
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
     sides = {"chosen": record.chosen, "rejected": record.rejected}
-    if layout == "implicit":
-        return {s: [*prompt, {"role": "assistant", "content": text}] for s, text in sides.items()} | extra
-    shared = _hh_prompt(prompt, sides.values())
-    return {side: f"{shared}\n\nAssistant: {text}" for side, text in sides.items()} | extra
+    shared = _hh_prompt(_turns_of(record.prompt), sides.values())
+    return {side: f"{shared}\n\nAssistant: {text}" for side, text in sides.items()} | _beside_pair(record)
+
+
+def _turns_of(prompt: Prompt) -> Messages:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _beside_pair(record: Pair) -> dict[str, Any]:
+    margin = {} if record.margin is None else {"margin": record.margin}
+    return margin | provenance(record.columns, PAIR_COLUMNS)
 
 
 def _hh_prompt(prompt: Messages, responses: Iterable[str]) -> str:
@@ -396,14 +450,14 @@ def _hh_prompt(prompt: Messages, responses: Iterable[str]) -> str:
     return "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in prompt)
 
 
-def ranking_row(record: Ranking) -> dict[str, Any]:
+def ranking_row(record: Comparison) -> dict[str, Any]:
     """A row with ``prompt``, ``responses``, ``ranks`` and, where known, ``scores``."""
     scores = {} if record.scores is None else {"scores": record.scores}
     extra = provenance(record.columns, RANKING_COLUMNS)
     return {"prompt": record.prompt, "responses": record.responses, "ranks": record.ranks, **scores, **extra}
 
 
-def comparison_row(record: Ranking) -> dict[str, Any]:
+def outcome_row(record: Comparison) -> dict[str, Any]:
     """A row with ``prompt``, ``response_a``, ``response_b``, ``z`` (1: a is better, -1, 0: a tie) and, where
     known, ``margin``.
 
@@ -432,6 +486,14 @@ def demonstration_row(record: Demonstration) -> dict[str, Any]:
     if record.prompt == "":
         return {"text": record.response, **extra}
     return {"prompt": record.prompt, "completion": record.response, **extra}
+
+
+def rated_row(record: Rated) -> dict[str, Any]:
+    """A row with ``prompt``, ``completion`` and, where known, ``label`` and ``ratings``."""
+    label = {} if record.good is None else {"label": record.good}
+    ratings = {"ratings": record.ratings} if record.ratings else {}
+    beside = provenance(record.columns, RATED_COLUMNS)
+    return {"prompt": record.prompt, "completion": record.response, **label, **ratings, **beside}
 
 
 def prompt_row(record: PromptRecord) -> dict[str, Any]:

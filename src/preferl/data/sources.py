@@ -18,12 +18,12 @@ from preferl.data import formats
 from preferl.data.files import write_rows
 from preferl.data.records import (
     SPLITS,
+    Comparison,
     DataError,
     Demonstration,
-    Preference,
+    Pair,
     Prompt,
     PromptRecord,
-    Ranking,
     SplitFractions,
     UserTurn,
     prompt_key,
@@ -33,29 +33,30 @@ from preferl.data.records import (
 # Columns that name what kind of prompt a row has; the first that tells the rows apart is taken.
 PROMPT_CATEGORIES = ("category", "subset", "family", "task")
 MOST_CATEGORIES = 40
-KINDS = ("preference", "ranking", "demonstration", "text", "prompt")
 
-Record = TypeVar("Record", Demonstration, Preference, Ranking)
+Record = TypeVar("Record", Demonstration, Comparison)
 
 
 @dataclass(frozen=True)
 class Source:
     """What a data set offers.
 
-    ``demonstrations``, ``preferences`` and ``rankings`` map a split to records, ``prompts`` a split to
-    distinct prompts; where there are rankings, ``preferences`` holds all their pairs. ``notes`` says in
-    sentences what was read and what was left out. ``well_formed`` tells, of (prompt, response), whether a
-    response is one of the data set's language, where that is known.
+    ``demonstrations`` and ``comparisons`` map a split to records, ``prompts`` a split to distinct prompts.
+    ``notes`` says in sentences what was read and what was left out. ``well_formed`` tells, of (prompt,
+    response), whether a response is one of the data set's language, where that is known.
     """
 
     name: str
     prompts: dict[str, list[PromptRecord]]
     demonstrations: dict[str, list[Demonstration]]
-    preferences: dict[str, list[Preference]]
+    comparisons: dict[str, list[Comparison]]
     notes: list[str] = field(default_factory=list)
-    rankings: dict[str, list[Ranking]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     categories: dict[str, str] = field(default_factory=dict)
     well_formed: Callable[[str, str], bool] | None = None
+
+    def pairs(self, split: str) -> list[Pair]:
+        """Every ordered pair of the comparisons of a split."""
+        return [pair for comparison in self.comparisons[split] for pair in comparison.pairs()]
 
     def category(self, prompt: Prompt) -> str | None:
         """What kind of prompt it is, where the data set says so."""
@@ -75,7 +76,7 @@ class Source:
         Raises:
             DataError: there are none.
         """
-        found = getattr(self, kind)[split]
+        found = self.pairs(split) if kind == "pairs" else getattr(self, kind)[split]
         if not found:
             raise DataError(
                 f"data set '{self.name}' has no {kind} in the split '{split}' "
@@ -99,7 +100,7 @@ def load_source(
 
     Args:
         name: ``world``, a stage's directory (its ``data/``), a Hub name, a file or a folder.
-        dataset_format: ``auto``, or one of preference, ranking, demonstration, text, prompt.
+        dataset_format: ``auto``, or one of ``formats.KINDS``.
         max_rows: read at most this many rows.
         opening_words: a plain text is cut into prompt and response after so many words.
         max_response_words: a plain text's response ends with the last sentence that fits.
@@ -113,28 +114,31 @@ def load_source(
     """
     if name == "world":
         return world_source(seed)
-    if dataset_format not in ("auto", *KINDS):
-        raise DataError(f"dataset_format '{dataset_format}' is unknown; use auto, {', '.join(KINDS)}")
+    if dataset_format not in ("auto", *formats.KINDS):
+        known = ", ".join(formats.KINDS)
+        raise DataError(f"dataset_format '{dataset_format}' is unknown; use auto, {known}")
     if bad_rows not in ("default", "skip", "error"):
         raise DataError(f"bad_rows '{bad_rows}' is unknown; use default, skip or error")
     kind = formats.detect(name) if dataset_format == "auto" else dataset_format
     policy = {} if bad_rows == "default" else {"*": bad_rows}
-    preferences: list[Preference] = []
-    rankings: list[Ranking] = []
-    demonstrations: list[Demonstration] = []
-    notes: list[str] = []
-    if kind == "preference":
-        preferences, report = formats.load_preferences(name, policy, max_rows)
-        demonstrations = [Demonstration(p.prompt, p.chosen, p.columns) for p in preferences]
-    elif kind == "ranking":
-        rankings, report = formats.load_rankings(name, policy, max_rows)
-        demonstrations = [Demonstration(r.prompt, r.best(), r.columns) for r in rankings]
+    records, report, _ = formats.load(name, kind, policy, max_rows)
+    comparisons: list[Comparison] = []
+    notes = [report.summary()]
+    if kind in ("preference", "ranking"):
+        comparisons = records
+        demonstrations = [Demonstration(c.prompt, c.best(), c.columns) for c in comparisons]
     elif kind == "prompt":
-        records, report = formats.load_prompts(name, policy, max_rows)
         demonstrations = [Demonstration(r.prompt, "", r.columns) for r in records]
+    elif kind == "rated":
+        demonstrations = [
+            Demonstration(r.prompt, r.response, r.columns) for r in records if r.good is not False
+        ]
+        notes.append(
+            f"{len(demonstrations)} of {len(records)} rated responses are demonstrations; the others are "
+            f"called bad"
+        )
     else:
-        demonstrations, report = formats.load_demonstrations(name, policy, max_rows)
-    notes.append(report.summary())
+        demonstrations = records
     if kind == "text":
         whole = len(demonstrations)
         cuts = [passages(d, opening_words, max_response_words) for d in demonstrations]
@@ -150,13 +154,10 @@ def load_source(
             f"prompt over {max_prompt_words} words"
         )
         demonstrations = fitting
-        preferences = [p for p in preferences if word_count(p.prompt) <= max_prompt_words]
-        rankings = [r for r in rankings if word_count(r.prompt) <= max_prompt_words]
+        comparisons = [c for c in comparisons if word_count(c.prompt) <= max_prompt_words]
     if as_dialogue:
         demonstrations = [dialogue(d) for d in demonstrations]
-        preferences = [dialogue(p) for p in preferences]
-        rankings = [dialogue(r) for r in rankings]
-    preferences += [pair for ranking in rankings for pair in ranking.pairs()]
+        comparisons = [dialogue(c) for c in comparisons]
     split_rows = by_split(demonstrations)
     return Source(
         name=name,
@@ -165,9 +166,8 @@ def load_source(
             for split, rows in split_rows.items()
         },
         demonstrations={s: [] for s in SPLITS} if kind == "prompt" else split_rows,
-        preferences=by_split(preferences),
+        comparisons=by_split(comparisons),
         notes=notes,
-        rankings=by_split(rankings),
         categories=categories_of(demonstrations),
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from preferl.data.records import Preference
+from preferl.data.records import Pair
 from preferl.evaluation.columns import column, numbers
 from preferl.evaluation.scored import Row, ScoredPairs
 from preferl.statistics.calibration import (
@@ -144,7 +144,7 @@ def _by_value(scored: ScoredPairs, values: Sequence[str], level: float) -> list[
     return rows
 
 
-def _tells_apart(pairs: Sequence[Preference], column: str) -> bool:
+def _tells_apart(pairs: Sequence[Pair], column: str) -> bool:
     values = [pair.columns.get(column) for pair in pairs]
     return all(isinstance(value, str) for value in values) and 2 <= len(set(values)) <= 100
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from preferl.data.records import Preference, dialogue_text, prompt_text
+from preferl.data.records import Pair, dialogue_text, prompt_text
 from preferl.data.types import Scorer
 from preferl.evaluation.accuracy import (
     CATEGORY_COLUMNS,
@@ -37,7 +37,7 @@ from preferl.statistics.intervals import undefined
 
 def audit(
     scored: ScoredPairs,
-    train_pairs: Sequence[Preference] = (),
+    train_pairs: Sequence[Pair] = (),
     seen: ScoredPairs | None = None,
     member_score_chosen_MN: np.ndarray | None = None,
     member_score_rejected_MN: np.ndarray | None = None,
@@ -99,7 +99,7 @@ def audit(
 def audit_scorer(
     scorer: Scorer,
     unseen: ScoredPairs,
-    train_pairs: Sequence[Preference],
+    train_pairs: Sequence[Pair],
     scale: float = 1.0,
     seed: int = 0,
     category_column: str | None = None,
@@ -131,7 +131,7 @@ def audit_scorer(
 
 
 def score_pairs(
-    scorer: Scorer, pairs: Sequence[Preference] = DEMONSTRATION_PAIRS + UNSEEN_PAIRS, level: float = 0.95
+    scorer: Scorer, pairs: Sequence[Pair] = DEMONSTRATION_PAIRS + UNSEEN_PAIRS, level: float = 0.95
 ) -> Row:
     """Mean score of preferred and of rejected responses, margin and accuracy, for seen and unseen pairs.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from preferl.data.records import Preference, prompt_key
+from preferl.data.records import Pair, prompt_key
 from preferl.evaluation.scored import Row, ScoredPairs
 from preferl.statistics.calibration import (
     UndefinedStatistic,
@@ -17,7 +17,7 @@ from preferl.statistics.intervals import undefined
 
 
 def baselines(
-    train_pairs: Sequence[Preference],
+    train_pairs: Sequence[Pair],
     scored: ScoredPairs,
     level: float = 0.95,
     resamples: int = 2000,
@@ -49,7 +49,7 @@ def baselines(
     }
 
 
-def fit_length(train: Sequence[Preference], held_out: Sequence[Preference]) -> tuple[np.ndarray, Row]:
+def fit_length(train: Sequence[Pair], held_out: Sequence[Pair]) -> tuple[np.ndarray, Row]:
     """Gaps of always preferring the longer, or the shorter, response, as training labels have it."""
     wins = sum(int(np.sign(len(p.chosen) - len(p.rejected))) for p in train)
     sign = 1.0 if wins >= 0 else -1.0
@@ -58,8 +58,8 @@ def fit_length(train: Sequence[Preference], held_out: Sequence[Preference]) -> t
 
 
 def fit_bag_of_words(
-    train: Sequence[Preference],
-    held_out: Sequence[Preference],
+    train: Sequence[Pair],
+    held_out: Sequence[Pair],
     inverse_penalties: Sequence[float] = (0.3, 3, 30),
 ) -> tuple[np.ndarray, Row]:
     """Gaps of a logistic regression on differences of TF-IDF vectors, without intercept.
@@ -79,7 +79,7 @@ def fit_bag_of_words(
         raise UndefinedStatistic("a bag of words needs two training pairs or more, with words in them")
     vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True).fit(texts)
 
-    def differences(pairs: Sequence[Preference]) -> Any:
+    def differences(pairs: Sequence[Pair]) -> Any:
         chosen, rejected = ([p.chosen for p in pairs], [p.rejected for p in pairs])
         return (vectorizer.transform(chosen) - vectorizer.transform(rejected)).tocsr()
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from preferl.data.records import Preference
+from preferl.data.records import Pair
 from preferl.evaluation.scored import Row, ScoredPairs
 from preferl.statistics.calibration import Coefficient, UndefinedStatistic
 from preferl.statistics.intervals import Estimate, undefined
 
 
-def column(pairs: Sequence[Preference], name: str) -> np.ndarray | None:
+def column(pairs: Sequence[Pair], name: str) -> np.ndarray | None:
     """A column of the pairs as numbers, or None unless all of them are finite numbers."""
     return numbers([pair.columns.get(name) for pair in pairs])
 

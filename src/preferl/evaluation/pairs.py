@@ -4,11 +4,11 @@ The column ``seen`` says which ones a demonstration trains on and which it only 
 trained on other data has seen none of them.
 """
 
-from preferl.data.records import Preference
+from preferl.data.records import Pair
 from preferl.world.facts import pair_rows
 
 
-def _pairs(name: str) -> tuple[Preference, ...]:
+def _pairs(name: str) -> tuple[Pair, ...]:
     """The pairs of one set, as records."""
     found = []
     for row in pair_rows():
@@ -19,7 +19,7 @@ def _pairs(name: str) -> tuple[Preference, ...]:
                 "seen": row["seen"],
                 "source": "preferl demonstration pairs",
             }
-            found.append(Preference(prompt, row["chosen"], row["rejected"], None, columns))
+            found.append(Pair(prompt, row["chosen"], row["rejected"], None, columns))
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from preferl.data.records import Preference, known_probability, prompt_key
+from preferl.data.records import Pair, known_probability, prompt_key
 from preferl.data.types import Scorer
 from preferl.statistics import bayes_accuracy, expected_calibration_error, wilson_interval
 from preferl.statistics.calibration import clustered_proportion
@@ -20,10 +20,10 @@ Row = dict[str, Any]
 class ScoredPairs:
     """Pairs with their scores, at the scale of the loss.
 
-    Example: ``ScoredPairs([Preference("2 + 2?", "4.", "5.")], np.array([1.3]), np.array([-0.2]))``.
+    Example: ``ScoredPairs([Pair("2 + 2?", "4.", "5.")], np.array([1.3]), np.array([-0.2]))``.
     """
 
-    pairs: Sequence[Preference]
+    pairs: Sequence[Pair]
     score_chosen_N: np.ndarray
     score_rejected_N: np.ndarray
 
@@ -62,7 +62,7 @@ class ScoredPairs:
         return ScoredPairs(kept, self.score_chosen_N[mask_N], self.score_rejected_N[mask_N])
 
 
-def scores_of(scorer: Scorer, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
+def scores_of(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the chosen and of the rejected responses; equal responses are scored once."""
     keys = [
         (prompt_key(p.prompt), text, p.columns.get(f"finished_{side}", True))
@@ -96,7 +96,7 @@ def oriented(gap_N: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.exp(-np.logaddexp(0, np.where(flip_N, gap_N, -gap_N))), ~flip_N
 
 
-def quality_of(gap_N: np.ndarray, pairs: Sequence[Preference], seed: int) -> dict[str, Any]:
+def quality_of(gap_N: np.ndarray, pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
     """Accuracy, log-loss and calibration on held-out pairs; against r* where the annotator has one.
 
     ``gap_N`` is score(chosen) - score(rejected) at the scale of the loss, where it is a log-odds. With

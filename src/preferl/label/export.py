@@ -15,23 +15,23 @@ from typing import Any
 
 import numpy as np
 
+from preferl.data import formats
 from preferl.data.files import write_rows
-from preferl.data.records import Ranking, dialogue_text, ranks_of_scores
-from preferl.data.rows import STRENGTHS, comparison_row, preference_row, provenance, ranking_row
+from preferl.data.records import Comparison, dialogue_text, per_response, ranks_of_scores
+from preferl.data.rows import STRENGTHS, provenance
 from preferl.label.judgements import Item, Judgement, labels, read_items, read_judgements, table_of
 from preferl.label.store import Store
 from preferl.runs.errors import UsageError
 from preferl.statistics import agreement
 
-PAIRS = ("explicit", "implicit", "hh")
-FORMATS = (*PAIRS, "ranking", "comparison", "csv")
+FORMATS = (*formats.PAIR_LAYOUTS, *formats.WHOLE_LAYOUTS, "csv")
 AGGREGATES = ("none", "majority", "dawid_skene")
 KINDS = ("human", "sim", "all")
 # What a spreadsheet would take for a formula (OWASP, "CSV injection").
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def records(store: Store, aggregate: str = "none", kind: str = "human") -> list[Ranking]:
+def records(store: Store, aggregate: str = "none", kind: str = "human") -> list[Comparison]:
     """The judgements as rankings with their provenance.
 
     Args:
@@ -60,7 +60,7 @@ def records(store: Store, aggregate: str = "none", kind: str = "human") -> list[
     return by_dawid_skene(wanted, texts)
 
 
-def one_judgement(j: Judgement, item: Item) -> Ranking:
+def one_judgement(j: Judgement, item: Item) -> Comparison:
     """A judgement with what was said about it. A strength s of a pair is a margin of |s| / 3."""
     ranks = j.ranks or []
     columns: dict[str, Any] = {
@@ -86,13 +86,14 @@ def one_judgement(j: Judgement, item: Item) -> Ranking:
     return ranking(item, ranks, scores, columns)
 
 
-def ranking(item: Item, ranks: list[int], scores: list[float] | None, columns: dict[str, Any]) -> Ranking:
+def ranking(item: Item, ranks: list[int], scores: list[float] | None, columns: dict[str, Any]) -> Comparison:
     """With the item's own columns, under ``source_…`` where ours have the same name."""
-    own = provenance(item.columns, tuple(columns))
-    return Ranking(item.prompt, item.responses, ranks, scores, own | columns)
+    own = provenance(item.columns, tuple(columns)) | columns
+    each = per_response(own, len(item.responses))
+    return Comparison(item.prompt, item.responses, ranks, scores, own, each)
 
 
-def by_majority(group: Sequence[Judgement], item: Item) -> Ranking:
+def by_majority(group: Sequence[Judgement], item: Item) -> Comparison:
     """One ranking out of several: of pairs what most said (a tie where as many said otherwise), of more
     responses the order of their mean places (Borda's count; tied responses share the mean of theirs)."""
     columns = summary(group, "majority")
@@ -115,7 +116,7 @@ def middle_places(ranks: Sequence[int]) -> list[float]:
     return [rank + (ranks.count(rank) - 1) / 2 for rank in ranks]
 
 
-def by_dawid_skene(judgements: Sequence[Judgement], texts: dict[int, Item]) -> list[Ranking]:
+def by_dawid_skene(judgements: Sequence[Judgement], texts: dict[int, Item]) -> list[Comparison]:
     """One ranking an item. Pairs take the most probable of better, tie and worse, with its ``probability``;
     more responses are ordered by their expected wins against the others."""
     table = table_of(judgements)
@@ -163,8 +164,8 @@ def summary(group: Sequence[Judgement], how: str) -> dict[str, Any]:
     }
 
 
-def rows_of(rankings: Iterable[Ranking], layout: str) -> list[dict[str, Any]]:
-    """Rankings as rows of a layout.
+def rows_of(rankings: Iterable[Comparison], layout: str) -> list[dict[str, Any]]:
+    """Comparisons as rows of a layout.
 
     Raises:
         UsageError: an unknown layout.
@@ -172,13 +173,12 @@ def rows_of(rankings: Iterable[Ranking], layout: str) -> list[dict[str, Any]]:
     """
     if layout not in FORMATS:
         raise UsageError(f"layout '{layout}' is unknown; use {', '.join(FORMATS)}")
-    if layout in PAIRS:
-        return [preference_row(pair, layout) for record in rankings for pair in record.pairs()]
-    row = {"ranking": ranking_row, "comparison": comparison_row, "csv": flat_row}[layout]
-    return [row(record) for record in rankings]
+    if layout == "csv":
+        return [flat_row(record) for record in rankings]
+    return [row for record in rankings for row in formats.KINDS["ranking"].layouts[layout](record)]
 
 
-def flat_row(record: Ranking) -> dict[str, Any]:
+def flat_row(record: Comparison) -> dict[str, Any]:
     """A row for spreadsheets: texts and numbers only."""
     row: dict[str, Any] = {"prompt": dialogue_text(record.prompt)}
     for i, response in enumerate(record.responses, 1):

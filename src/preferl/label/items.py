@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from preferl.data.files import RowError, read_rows
-from preferl.data.formats import detect, load_preferences, load_rankings
-from preferl.data.records import SPLITS, DataError, Ranking, ranking_of
+from preferl.data.formats import detect, load
+from preferl.data.records import SPLITS, Comparison, DataError
 from preferl.data.rows import MOST_RESPONSES, to_prompt
 
 # What an earlier annotator said, or a simulated one would have: it must not pass for the new one's.
 LABELS = ("p_chosen", "label_scale", "strength", "margin", "annotator", "tied")
 
 
-def read_items(name: str) -> tuple[list[Ranking], str]:
+def read_items(name: str) -> tuple[list[Comparison], str]:
     """Items, and one sentence about what was read. Labels that are there already are left behind.
 
     Args:
@@ -33,20 +33,17 @@ def read_items(name: str) -> tuple[list[Ranking], str]:
     if unlabelled(name):
         items = [bare_item(row.where, row.value) for row in read_rows(name)]
         return items, f"{name}: {len(items)} rows used"
-    if detect(name) == "preference":
-        pairs, report = load_preferences(name)
-        return [without_label(ranking_of(pair)) for pair in pairs], report.summary()
-    if detect(name) == "ranking":
-        rankings, report = load_rankings(name)
-        return [without_label(ranking) for ranking in rankings], report.summary()
-    raise DataError(f"'{name}' holds nothing to compare; items need chosen + rejected, or prompt + responses")
+    if detect(name) not in ("preference", "ranking"):
+        raise DataError(
+            f"'{name}' holds nothing to compare; items need chosen + rejected, or prompt + responses"
+        )
+    comparisons, report, _ = load(name)
+    return [without_label(comparison) for comparison in comparisons], report.summary()
 
 
-def read_gold(name: str) -> list[Ranking]:
+def read_gold(name: str) -> list[Comparison]:
     """Items of known answer: preferences or rankings, whose labels are the answer."""
-    if detect(name) == "preference":
-        return [ranking_of(pair) for pair in load_preferences(name)[0]]
-    return load_rankings(name)[0]
+    return load(name, detect(name) if detect(name) == "preference" else "ranking").records
 
 
 def unlabelled(name: str) -> bool:
@@ -60,7 +57,7 @@ def unlabelled(name: str) -> bool:
     )
 
 
-def bare_item(where: str, row: dict[str, Any] | RowError) -> Ranking:
+def bare_item(where: str, row: dict[str, Any] | RowError) -> Comparison:
     """A row of ``prompt`` and ``responses``; its ranks mean nothing."""
     try:
         if isinstance(row, RowError):
@@ -73,9 +70,11 @@ def bare_item(where: str, row: dict[str, Any] | RowError) -> Ranking:
     except RowError as error:
         raise DataError(f"{where}: {error} ({error.kind}); mend the row") from error
     columns = {key: value for key, value in row.items() if key not in ("prompt", "responses", *LABELS)}
-    return Ranking(prompt, responses, [1] * len(responses), None, columns)
+    return Comparison(prompt, responses, [1] * len(responses), None, columns)
 
 
-def without_label(ranking: Ranking) -> Ranking:
-    columns = {key: value for key, value in ranking.columns.items() if key not in LABELS}
-    return dataclasses.replace(ranking, ranks=[1] * len(ranking.responses), scores=None, columns=columns)
+def without_label(comparison: Comparison) -> Comparison:
+    columns = {key: value for key, value in comparison.columns.items() if key not in LABELS}
+    return dataclasses.replace(
+        comparison, ranks=[1] * len(comparison.responses), scores=None, columns=columns
+    )

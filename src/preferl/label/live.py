@@ -19,7 +19,7 @@ from sqlalchemy import func, select
 
 from preferl.data import sources
 from preferl.data.files import write_rows
-from preferl.data.records import PromptRecord, Ranking, SplitFractions, split_of
+from preferl.data.records import Comparison, PromptRecord, SplitFractions, split_of
 from preferl.data.rows import MOST_RESPONSES, ranking_row
 from preferl.judging.annotators import Annotator
 from preferl.judging.judges import JudgedPairs, PairwiseJudge
@@ -231,7 +231,7 @@ def fingerprint(policy: Path) -> tuple[Any, ...]:
 
 def sampled(
     config: FeedConfig, policy: Policy, prompts: Sequence[PromptRecord], generator: torch.Generator
-) -> list[Ranking]:
+) -> list[Comparison]:
     """Responses of the policy to each prompt; empty and equal ones are left out."""
     K = config.num_generations
     made = policy.respond(prompts, K, generator, config)
@@ -244,7 +244,7 @@ def sampled(
     for i, record in enumerate(prompts):
         texts = dict.fromkeys(text for text in made.completions[i * K : (i + 1) * K] if text.strip())
         if len(texts) >= 2:
-            found.append(Ranking(record.prompt, list(texts), [1] * len(texts), None, dict(columns)))
+            found.append(Comparison(record.prompt, list(texts), [1] * len(texts), None, dict(columns)))
     return found
 
 

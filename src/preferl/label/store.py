@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, bindparam, delete, func, insert, select, update
 
-from preferl.data.records import Ranking, prompt_key
+from preferl.data.records import Comparison, prompt_key
 from preferl.label.schema import Database, assignments, events, items, settings
 from preferl.runs.errors import UsageError
 
@@ -171,7 +171,7 @@ class Store:
                 connection.execute(insert(settings).values(name=name, value=value))
             return project
 
-    def add_items(self, rankings: Iterable[Ranking], gold: bool = False) -> tuple[int, int]:
+    def add_items(self, rankings: Iterable[Comparison], gold: bool = False) -> tuple[int, int]:
         """Adds items; those that are there already stay as they are. ``gold``: their ranks are the answer.
 
         Returns:

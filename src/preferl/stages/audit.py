@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from preferl.data import sources
-from preferl.data.records import SPLITS, DataError, Preference, prompt_text
+from preferl.data.records import SPLITS, DataError, Pair, prompt_text
 from preferl.data.types import Scorer
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.scored import ScoredPairs, quality_of, scores_of
@@ -59,7 +59,7 @@ def run(config: AuditConfig, fresh: bool = False) -> Path:
         source = sources.load_source(**config.source())
         pairs = pairs_of(source, config.split)[: config.max_pairs]
         check_category(pairs, config)
-        train_pairs: Sequence[Preference] = ()
+        train_pairs: Sequence[Pair] = ()
         if config.train_dataset_name:
             training = sources.load_source(**config.source() | {"name": config.train_dataset_name})
             train_pairs = pairs_of(training, "train")
@@ -72,8 +72,8 @@ def run(config: AuditConfig, fresh: bool = False) -> Path:
 
 def audit(
     scorer: Scorer,
-    pairs: Sequence[Preference],
-    train_pairs: Sequence[Preference],
+    pairs: Sequence[Pair],
+    train_pairs: Sequence[Pair],
     scale: float,
     config: AuditConfig,
     stage: Stage,
@@ -112,14 +112,12 @@ def audit(
     )
 
 
-def scores_in_parts(
-    scorer: Scorer, pairs: Sequence[Preference], parts: Parts
-) -> tuple[np.ndarray, np.ndarray]:
+def scores_in_parts(scorer: Scorer, pairs: Sequence[Pair], parts: Parts) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the chosen and of the rejected responses; what was scored before an interruption is read."""
     chosen, rejected = [], []
     for start in range(0, len(pairs), PART):
 
-        def score(part: Sequence[Preference] = pairs[start : start + PART]) -> Any:
+        def score(part: Sequence[Pair] = pairs[start : start + PART]) -> Any:
             both = scores_of(scorer, part)
             return {name: torch.from_numpy(x_N) for name, x_N in zip(SIDES, both, strict=True)}, {}
 
@@ -129,7 +127,7 @@ def scores_in_parts(
     return np.concatenate(chosen), np.concatenate(rejected)
 
 
-def check_category(pairs: Sequence[Preference], config: AuditConfig) -> None:
+def check_category(pairs: Sequence[Pair], config: AuditConfig) -> None:
     """Refuses a category column that no pair has."""
     if config.category and not any(config.category in pair.columns for pair in pairs):
         raise UsageError(
@@ -138,15 +136,15 @@ def check_category(pairs: Sequence[Preference], config: AuditConfig) -> None:
         )
 
 
-def pairs_of(source: sources.Source, split: str) -> list[Preference]:
+def pairs_of(source: sources.Source, split: str) -> list[Pair]:
     """The pairs of a split, or all of them in the order of the splits.
 
     Raises:
         DataError: there are none.
     """
     if split != ALL:
-        return source.need("preferences", split)
-    pairs = [pair for name in SPLITS for pair in source.preferences[name]]
+        return source.need("pairs", split)
+    pairs = [pair for name in SPLITS for pair in source.pairs(name)]
     if not pairs:
         raise DataError(f"data set '{source.name}' has no pair of responses ({'; '.join(source.notes)})")
     return pairs

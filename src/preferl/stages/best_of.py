@@ -67,10 +67,10 @@ class BestOfConfig(SamplingOptions, DataOptions, DeviceOptions):
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Choices:
     """The N responses to one prompt. ``length_N`` counts tokens, EOS included; ``gold_N`` may be unknown.
 
-    Example: ``Candidates("2 + 2?", ["4.", "It is"], np.array([True, False]), np.array([3, 4]),
+    Example: ``Choices("2 + 2?", ["4.", "It is"], np.array([True, False]), np.array([3, 4]),
     np.array([1.2, -0.3]), None)``.
     """
 
@@ -86,7 +86,7 @@ class Candidates:
 class Kept:
     """The responses of one prompt that became demonstrations, by their numbers, best first."""
 
-    row: Candidates
+    row: Choices
     numbers: list[int]
 
     @property
@@ -126,7 +126,7 @@ def choose_best(
             kept, left_out = choose(rows, config)
             if split == "train":
                 check_something_is_left(rows, kept, config)
-            formats.write_demonstrations(stage.data / f"{split}.jsonl", demonstrations(kept, split, config))
+            formats.write(stage.data / f"{split}.jsonl", demonstrations(kept, split, config))
             summary[split] = describe(rows, kept) | {"left_out": left_out}
             stage.log(split=split, **summary[split])
             stage.log_samples(examples(rows, split))
@@ -201,7 +201,7 @@ def sample(
     config: BestOfConfig,
     stage: Stage,
     steps: Steps,
-) -> list[Candidates]:
+) -> list[Choices]:
     """N responses to each prompt with their scores; those from before an interruption are read.
 
     Raises:
@@ -229,7 +229,7 @@ def sample(
         length_PN = np.array(texts["lengths"]).reshape(-1, N)
         for i, record in enumerate(asked):
             rows.append(
-                Candidates(
+                Choices(
                     record.prompt,
                     texts["responses"][i * N : (i + 1) * N],
                     finished_PN[i],
@@ -244,7 +244,7 @@ def sample(
     return rows
 
 
-def choose(rows: Sequence[Candidates], config: BestOfConfig) -> tuple[list[Kept], dict[str, int]]:
+def choose(rows: Sequence[Choices], config: BestOfConfig) -> tuple[list[Kept], dict[str, int]]:
     """What is kept of every prompt, in the prompts' order, and how many prompts were left out for what."""
     left_out = {"all cut off": 0, "all finished ones empty": 0, "below min_score": 0, "below top_fraction": 0}
     kept = []
@@ -265,7 +265,7 @@ def choose(rows: Sequence[Candidates], config: BestOfConfig) -> tuple[list[Kept]
     return [kept[i] for i in sorted(order[:wanted])], left_out
 
 
-def best_numbers(row: Candidates, keep: int, min_score: float | None) -> list[int]:
+def best_numbers(row: Choices, keep: int, min_score: float | None) -> list[int]:
     """Numbers of the best different responses that ended by themselves, best first; of equal scores the
     earlier. A response that was cut off would teach to end there, an empty one is no demonstration."""
     numbers: list[int] = []
@@ -278,7 +278,7 @@ def best_numbers(row: Candidates, keep: int, min_score: float | None) -> list[in
     return numbers
 
 
-def check_something_is_left(rows: Sequence[Candidates], kept: Sequence[Kept], config: BestOfConfig) -> None:
+def check_something_is_left(rows: Sequence[Choices], kept: Sequence[Kept], config: BestOfConfig) -> None:
     """Without a training demonstration there is nothing to write.
 
     Raises:
@@ -326,7 +326,7 @@ def demonstrations(kept: Sequence[Kept], split: str, config: BestOfConfig) -> li
     return records
 
 
-def describe(rows: Sequence[Candidates], kept: Sequence[Kept]) -> dict[str, Any]:
+def describe(rows: Sequence[Choices], kept: Sequence[Kept]) -> dict[str, Any]:
     """A split's numbers: of all responses, of the kept ones, and what choosing gained on the same prompts."""
     summary: dict[str, Any] = {"sampled": {"prompts": 0, "responses": 0}, "kept": {}}
     if rows:
@@ -353,11 +353,11 @@ def means(kept: Sequence[Kept]) -> dict[str, Any]:
     return row
 
 
-def measures(row: Candidates) -> list[str]:
+def measures(row: Choices) -> list[str]:
     return ["score"] if row.gold_N is None else ["score", "gold"]
 
 
-def values(row: Candidates, measure: str) -> np.ndarray:
+def values(row: Choices, measure: str) -> np.ndarray:
     found = row.score_N if measure == "score" else row.gold_N
     assert found is not None
     return found
@@ -374,7 +374,7 @@ def kl_bound(config: BestOfConfig) -> float | None:
     return best_of_n_kl_bound(config.num_generations)
 
 
-def examples(rows: Sequence[Candidates], split: str) -> list[dict[str, Any]]:
+def examples(rows: Sequence[Choices], split: str) -> list[dict[str, Any]]:
     """Some prompts with the best and the worst of their responses by the reward."""
     out = []
     for row in rows[:LOGGED]:

@@ -19,15 +19,14 @@ import torch
 from preferl.data import formats, sources
 from preferl.data.records import (
     SPLITS,
+    Candidates,
+    Comparison,
     DataError,
-    Preference,
-    Prompt,
+    Pair,
     PromptRecord,
-    Ranking,
     SplitFractions,
     known_probability,
     prompt_text,
-    ranking_of,
     split_for,
 )
 from preferl.data.rows import MOST_RESPONSES
@@ -104,15 +103,6 @@ class CollectConfig(SamplingOptions, DataOptions, DeviceOptions):
     """New comparisons (pairs, or rankings) in each split."""
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """K responses to one prompt, with whether each ended with EOS."""
-
-    prompt: Prompt
-    responses: list[str]
-    finished: list[bool]
-
-
 def run(config: CollectConfig, fresh: bool = False) -> Path:
     """Writes labelled pairs in four splits; returns the stage's directory."""
     check_options(config)
@@ -161,7 +151,7 @@ def compare(
         limit, path = getattr(config.pairs, split), stage.data / f"{split}.jsonl"
         if isinstance(annotator, Annotator) and config.layout == "rankings":
             rankings, left_out = rank(rows[:limit], annotator, rng, split, config)
-            formats.write_rankings(path, [*rankings_of(older, split), *rankings])
+            formats.write(path, [*(older.comparisons[split] if older else ()), *rankings])
             records = [pair for ranking in rankings for pair in ranking.pairs()]
             summary[split] = describe(records, rows) | {"rankings": len(rankings), "left_out": left_out}
         else:
@@ -172,14 +162,14 @@ def compare(
             pairs = pairs[:limit]
             records = label(pairs, annotator, rng, split, config)
             left_out["tied or unreadable"] = len(pairs) - len(records)
-            formats.write_preferences(path, [*(older.preferences[split] if older else ()), *records])
+            formats.write(path, [*(older.pairs(split) if older else ()), *records])
             summary[split] = describe(records, rows) | {"left_out": left_out}
         stage.log(split=split, **summary[split])
         stage.log_samples({"split": split, **example(r)} for r in records[:10])
     say_result(summary, config, stage)
     counts: dict[str, Any] = {}
     if older is not None:
-        counts["added_to"] = {split: len(older.preferences[split]) for split in SPLITS}
+        counts["added_to"] = {split: len(older.pairs(split)) for split in SPLITS}
         stage.say(f"added to {counts['added_to']['train']} training pairs of {config.add_to}")
     if isinstance(annotator, PairwiseJudge):
         counts["judge"] = dataclasses.asdict(annotator.counts)
@@ -352,16 +342,9 @@ def read_candidates(path: Path) -> dict[str, list[Candidates]]:
     return out
 
 
-@dataclass(frozen=True)
-class Pair:
-    prompt: Prompt
-    responses: tuple[str, str]
-    finished: tuple[bool, bool]
-
-
 def pairs_of(
     rows: Sequence[Candidates], only_matched: bool = False, excess: Sequence[np.ndarray] | None = None
-) -> tuple[list[Pair], dict[str, int]]:
+) -> tuple[list[Candidates], dict[str, int]]:
     """Pairs of different responses, and how many were left out for what.
 
     With ``excess`` (scores minus utilities of a row's responses) only the most contradictory pair of a row.
@@ -382,7 +365,7 @@ def pairs_of(
         if excess is not None and fitting:
             fitting = [most_contradictory(excess[number], fitting)]
         pairs += [
-            Pair(row.prompt, (row.responses[i], row.responses[j]), (row.finished[i], row.finished[j]))
+            Candidates(row.prompt, [row.responses[i], row.responses[j]], [row.finished[i], row.finished[j]])
             for i, j in fitting
         ]
     return pairs, left_out
@@ -405,12 +388,12 @@ def excess_of(rows: Sequence[Candidates], reward: Scorer, annotator: Annotator) 
 
 
 def label(
-    pairs: Sequence[Pair],
+    pairs: Sequence[Candidates],
     annotator: Annotator | PairwiseJudge,
     rng: np.random.Generator,
     split: str,
     config: CollectConfig,
-) -> list[Preference]:
+) -> list[Pair]:
     """The annotator's choice for every pair, with provenance."""
     if not pairs:
         return []
@@ -444,7 +427,7 @@ def label(
             columns["judged_probability"] = p_chosen
         else:
             columns |= {"gold_chosen": utility[won], "gold_rejected": utility[1 - won], "p_chosen": p_chosen}
-        records.append(Preference(pair.prompt, pair.responses[won], pair.responses[1 - won], None, columns))
+        records.append(Pair(pair.prompt, pair.responses[won], pair.responses[1 - won], None, columns))
     return records
 
 
@@ -454,7 +437,7 @@ def rank(
     rng: np.random.Generator,
     split: str,
     config: CollectConfig,
-) -> tuple[list[Ranking], dict[str, int]]:
+) -> tuple[list[Comparison], dict[str, int]]:
     """The annotator's ranking of every prompt's different responses, and how many were left out for what."""
     different, left_out = [], {"identical": 0, "empty": 0}
     for row in rows:
@@ -485,7 +468,9 @@ def rank(
         }
         if annotator.mode == "stochastic":
             columns["label_scale"] = annotator.scale
-        rankings.append(Ranking(row.prompt, row.responses, annotator.rank(utility_K, rng), None, columns))
+        ranks = annotator.rank(utility_K, rng)
+        each = ("finished", "gold")
+        rankings.append(Comparison(row.prompt, row.responses, ranks, None, columns, each))
     return rankings, left_out
 
 
@@ -495,14 +480,7 @@ def selection_of(config: CollectConfig) -> str:
     return " ".join(filter(None, names)) or "random"
 
 
-def rankings_of(source: sources.Source | None, split: str) -> list[Ranking]:
-    """The rankings of a split, or its pairs as rankings of two."""
-    if source is None:
-        return []
-    return source.rankings[split] or [ranking_of(pair) for pair in source.preferences[split]]
-
-
-def describe(records: Sequence[Preference], rows: Sequence[Candidates]) -> dict[str, Any]:
+def describe(records: Sequence[Pair], rows: Sequence[Candidates]) -> dict[str, Any]:
     """Counts and utilities of a split."""
     if not records:
         return {"pairs": 0, "prompts": 0}
@@ -522,7 +500,7 @@ def describe(records: Sequence[Preference], rows: Sequence[Candidates]) -> dict[
     }
 
 
-def example(record: Preference) -> dict[str, Any]:
+def example(record: Pair) -> dict[str, Any]:
     return {
         "prompt": prompt_text(record.prompt),
         "chosen": record.chosen,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from preferl.data import sources
-from preferl.data.records import DataError, Preference, PromptRecord, prompt_text
+from preferl.data.records import DataError, Pair, PromptRecord, prompt_text
 from preferl.data.sources import Source
 from preferl.data.tokens import pad, prompt_ids, response_ids
 from preferl.evaluation.scored import accuracy_of
@@ -78,10 +78,10 @@ class DpoConfig(FitOptions, SamplingOptions, DataOptions, DeviceOptions):
 
 
 @dataclass(frozen=True)
-class Pair:
+class EncodedPair:
     """A comparison as token ids; both responses have the same prompt. ``cut``: it did not fit as a whole.
 
-    Example: ``Pair([7, 8], [5, 1], [6, 9, 1], False)`` with EOS 1.
+    Example: ``EncodedPair([7, 8], [5, 1], [6, 9, 1], False)`` with EOS 1.
     """
 
     prompt: list[int]
@@ -97,8 +97,8 @@ class Pair:
 class PairSplits:
     """Training pairs, dev pairs, and counts of what was cut or left out of the training pairs."""
 
-    train: list[Pair]
-    dev: list[Pair]
+    train: list[EncodedPair]
+    dev: list[EncodedPair]
     counts: dict[str, int]
 
 
@@ -238,15 +238,15 @@ def read_pairs(config: DpoConfig, source: Source, policy: Policy, reference: Pol
     Raises:
         DataError: no training pair is left.
     """
-    preferences = source.need("preferences", "train")
-    sizes = [len(ranking.responses) for ranking in source.rankings["train"]]
-    ties = sum(K * (K - 1) // 2 for K in sizes) - len(preferences) if sizes else 0
+    train_pairs, dev_pairs = source.need("pairs", "train"), source.pairs("dev")[: config.eval_pairs]
+    sizes = [len(comparison.responses) for comparison in source.comparisons["train"]]
+    ties = sum(K * (K - 1) // 2 for K in sizes) - len(train_pairs)
     models = (policy.model, reference.model)
     limits = [config.max_length, *(load.max_positions(model) for model in models)]
     max_length = min(limit for limit in limits if limit is not None)
     train, dev = (
         [pair for row in rows if (pair := encode(policy.tokenizer, row, max_length, config.stop_sequences))]
-        for rows in (preferences, source.preferences["dev"][: config.eval_pairs])
+        for rows in (train_pairs, dev_pairs)
     )
     if not train:
         raise DataError(
@@ -256,13 +256,13 @@ def read_pairs(config: DpoConfig, source: Source, policy: Policy, reference: Pol
     counts = {
         "dev/pairs": len(dev),
         "ties_left_out": ties,
-        "same_left_out": len(preferences) - len(train),
+        "same_left_out": len(train_pairs) - len(train),
         "cut": sum(pair.cut for pair in train),
     }
     return PairSplits(train, dev, counts)
 
 
-def encode(tokenizer: Any, row: Preference, max_length: int, stop_texts: Sequence[str] = ()) -> Pair | None:
+def encode(tokenizer: Any, row: Pair, max_length: int, stop_texts: Sequence[str] = ()) -> EncodedPair | None:
     """A comparison as token ids; a response that was cut off while sampling, or ended by one of
     ``stop_texts``, carries no EOS: the policy did not write one.
 
@@ -282,7 +282,7 @@ def encode(tokenizer: Any, row: Preference, max_length: int, stop_texts: Sequenc
     # Both responses must follow the same prompt, or their log-ratios would not be of one question.
     kept = prompt[-max(max_length - longest, max_length // 2) :]
     room = max_length - len(kept)
-    pair = Pair(kept, chosen[:room], rejected[:room], len(kept) < len(prompt) or room < longest)
+    pair = EncodedPair(kept, chosen[:room], rejected[:room], len(kept) < len(prompt) or room < longest)
     return pair if pair.chosen and pair.rejected and pair.chosen != pair.rejected else None
 
 
@@ -298,7 +298,7 @@ def notes_of(counts: dict[str, int]) -> list[str]:
     return notes
 
 
-def samples_of(pairs: Sequence[Pair], pad_id: int, sampling: Sampling) -> Samples:
+def samples_of(pairs: Sequence[EncodedPair], pad_id: int, sampling: Sampling) -> Samples:
     """The chosen responses of all pairs, then the rejected ones, as an engine would have returned them."""
     prompt_BP, prompt_mask_BP = pad([pair.prompt for pair in pairs] * 2, pad_id, "left")
     responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
@@ -319,7 +319,7 @@ def samples_of(pairs: Sequence[Pair], pad_id: int, sampling: Sampling) -> Sample
 
 
 @torch.no_grad()
-def pair_logprobs(policy: Policy, pairs: Sequence[Pair], config: DpoConfig) -> torch.Tensor:
+def pair_logprobs(policy: Policy, pairs: Sequence[EncodedPair], config: DpoConfig) -> torch.Tensor:
     """``logp_N2`` without gradients, in micro-batches of like length."""
     if not pairs:
         return torch.zeros(0, 2)
@@ -328,7 +328,7 @@ def pair_logprobs(policy: Policy, pairs: Sequence[Pair], config: DpoConfig) -> t
     return whole_responses(policy.logprobs(samples, 2 * config.micro_batch_size, length_B))
 
 
-def trained_logprobs(policy: Policy, pairs: Sequence[Pair], config: DpoConfig) -> torch.Tensor:
+def trained_logprobs(policy: Policy, pairs: Sequence[EncodedPair], config: DpoConfig) -> torch.Tensor:
     """``logp_B2`` on the policy's device, with the graph that gradients need."""
     samples = samples_of(pairs, policy.tokenizer.pad_token_id, policy.sampling(config))
     with devices.autocast(policy.device, policy.dtype):

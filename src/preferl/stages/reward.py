@@ -20,12 +20,11 @@ from transformers import PreTrainedModel
 
 from preferl.data import sources
 from preferl.data.records import (
+    Comparison,
     DataError,
-    Preference,
-    Ranking,
+    Pair,
     prompt_key,
     prompt_text,
-    ranking_of,
 )
 from preferl.data.sources import Source
 from preferl.data.types import Scorer
@@ -123,7 +122,7 @@ class RewardConfig(FitOptions, SamplingOptions, DataOptions, DeviceOptions):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A comparison as token ids, best response first. ``ranks`` and ``scores`` as in ``Ranking``."""
+    """A comparison as token ids, best response first. ``ranks`` and ``scores`` as in ``Comparison``."""
 
     rows: list[list[int]]
     ranks: list[int]
@@ -193,8 +192,8 @@ def run(config: RewardConfig, fresh: bool = False) -> Path:
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source())
-        source.need("preferences", "eval")
-        source.need("preferences", "train")
+        source.need("pairs", "eval")
+        source.need("comparisons", "train")
         parents = {"model": config.model_name_or_path, "preferences": config.dataset_name}
         saved = stage.begin(parents, source.notes, keep=MEMBER)
         if config.num_members > 1:
@@ -274,7 +273,7 @@ def train(
         f"{len(comparisons):,} comparisons, loss {loss}"
     )
     scorer = RewardModel(model, tokenizer, max_length=config.max_length)
-    dev_pairs = source.need("preferences", "dev")[:1000]
+    dev_pairs = source.need("pairs", "dev")[:1000]
     fitted, sequences = optimise(scorer, loss, comparisons, dev_pairs, config, stage, saved)
     model.requires_grad_(True)
     mean, sd = reference_scores(config, scorer, source, reference)
@@ -311,8 +310,8 @@ def save(write: Callable[[], None]) -> None:
 
 def report(trained: Trained, source: Source, config: RewardConfig, stage: Stage) -> None:
     """Measures a reward on the eval pairs, writes samples and the audit, and finishes the stage."""
-    eval_pairs = source.need("preferences", "eval")[: config.max_eval_pairs]
-    train_pairs = source.need("preferences", "train")
+    eval_pairs = source.need("pairs", "eval")[: config.max_eval_pairs]
+    train_pairs = source.need("pairs", "train")
     scorer, sd = trained.scorer, trained.sd
     chosen_N, rejected_N = scores_of(ShardedScorer(scorer), eval_pairs)
     quality = quality_of((chosen_N - rejected_N) * sd, eval_pairs, config.seed)
@@ -366,14 +365,14 @@ def train_members(config: RewardConfig, stage: Stage, fresh: bool) -> Trained:
     )
 
 
-def comparisons_for(config: RewardConfig, source: Source) -> tuple[str, list[Ranking], list[str]]:
+def comparisons_for(config: RewardConfig, source: Source) -> tuple[str, list[Comparison], list[str]]:
     """The loss to use, the training comparisons in the shape that it takes, and notes on what was left out.
 
     Raises:
         DataError: nothing is left, or the loss needs margins and there are none.
     """
     notes = []
-    rankings = source.rankings["train"] or [ranking_of(p) for p in source.need("preferences", "train")]
+    rankings = source.need("comparisons", "train")
     if config.member_share < 1:
         rng = random.Random(devices.derived_seed(config.seed, "reward", "member"))
         share = {prompt_key(r.prompt): rng.random() < config.member_share for r in rankings}
@@ -393,7 +392,7 @@ def comparisons_for(config: RewardConfig, source: Source) -> tuple[str, list[Ran
                 f"left out {tied} comparisons: all responses tie (--loss rao_kupper learns from ties)"
             )
     if not row.whole and largest > 2:
-        rankings = [ranking_of(pair) for ranking in rankings for pair in ranking.pairs()]
+        rankings = [pair.comparison() for ranking in rankings for pair in ranking.pairs()]
     if loss == "plackett_luce":
         broken = sum(len(set(r.ranks)) < len(r.ranks) for r in rankings)
         if broken:
@@ -416,8 +415,8 @@ def comparisons_for(config: RewardConfig, source: Source) -> tuple[str, list[Ran
 def optimise(
     scorer: RewardModel,
     loss_name: str,
-    comparisons: Sequence[Ranking],
-    dev_pairs: Sequence[Preference],
+    comparisons: Sequence[Comparison],
+    dev_pairs: Sequence[Pair],
     config: RewardConfig,
     stage: Stage,
     saved: Checkpoint | None = None,
@@ -455,9 +454,9 @@ def optimise(
     return fitted, sum(read)
 
 
-def encode(scorer: RewardModel, ranking: Ranking, rng: random.Random) -> Encoded:
+def encode(scorer: RewardModel, ranking: Comparison, rng: random.Random) -> Encoded:
     """Token ids of all responses, best first; one that was cut off while sampling carries no EOS."""
-    finished = ranking.columns.get("finished") or [True] * len(ranking.responses)
+    finished = ranking.values("finished", True)
     order = list(range(len(ranking.responses)))
     rng.shuffle(order)  # tied responses in no particular order
     order.sort(key=lambda i: ranking.ranks[i])
@@ -511,11 +510,11 @@ def reference_scores(
         made = reference.respond(prompts, 1, seed, config)
         scores = np.array(scorer(made.prompts, made.completions, made.finished))
     else:
-        scores = np.concatenate(scores_of(scorer, source.preferences["train"][: count // 2]))
+        scores = np.concatenate(scores_of(scorer, source.pairs("train")[: count // 2]))
     return float(scores.mean()), float(scores.std())
 
 
-def length_baseline(train: Sequence[Preference], held_out: Sequence[Preference]) -> float:
+def length_baseline(train: Sequence[Pair], held_out: Sequence[Pair]) -> float:
     """Accuracy of always preferring the longer (or always the shorter, as in training) response."""
     return accuracy_of(fit_length(train, held_out)[0])
 
