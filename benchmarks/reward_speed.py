@@ -207,7 +207,7 @@ def train_ours(
 ) -> tuple[list[Mark], dict[str, float]]:
     """preferl's loop; returns a mark an update and the first row of its metrics."""
     scorer = RewardModel(new_model(size, setting.tokenizer), setting.tokenizer, max_length=MAX_LENGTH)
-    dev_pairs, timer = setting.comparisons[0].pairs(), StageTimer()
+    dev_pairs, timer = setting[0].comparisons.pairs(), StageTimer()
     scorer.model.base_model.register_forward_pre_hook(timer.started_at)
     options = reward.RewardConfig(
         train_batch_size=batch,

@@ -91,7 +91,7 @@ def test_what_is_called_bad_is_not_imitated(tmp_path):
         *({**KTO, "prompt": f"q{i}", "completion": f"a{i}", "label": i % 3 > 0} for i in range(12)),
     )
     source = sources.load_source(name)
-    shown = {d.response for part in source.demonstrations.values() for d in part}
+    shown = {d.response for part in source.parts.values() for d in part.demonstrations}
     assert shown == {f"a{i}" for i in range(12) if i % 3}
     assert any("8 of 12 rated responses are demonstrations" in note for note in source.notes)
 

@@ -193,6 +193,10 @@ def test_a_hub_data_set_is_read_without_its_code(monkeypatch):
     assert records == [pair_of(HH)]
     assert report.examples["bad_role_order"][0].startswith("org/name:some/folder[train] row 1: ")
     assert calls == [(("org/name",), {"data_dir": "some/folder"})]
+    loaded = formats.load("org/name[test]", "preference")
+    assert [(row.where, row.split) for row in loaded.rows] == [("org/name[test] row 1", "test")]
+    with pytest.raises(DataError, match="no split 'dev'; it has test, train"):
+        formats.load("org/name[dev]", "preference")
 
 
 # ---------------------------------------------------------------------------------------------- real data

@@ -147,12 +147,12 @@ def test_conversion_to_pairs_and_to_rankings(tmp_path):
 
 
 def test_a_source_of_rankings_offers_their_pairs_too(tmp_path):
-    named = [{**RANKED, "prompt": f"p{i}", "split": ("train", "eval")[i % 2]} for i in range(6)]
+    named = [{**RANKED, "prompt": f"p{i}", "split": ("train", "dev", "eval")[i % 3]} for i in range(9)]
     source = sources.load_source(write(tmp_path / "a.jsonl", *named))
-    assert [len(source.comparisons[s]) for s in ("train", "dev", "rl", "eval")] == [3, 0, 0, 3]
-    assert len(source.pairs("train")) == 6
-    assert len(source.prompts["train"]) == 3
-    assert {d.response for d in source.demonstrations["train"]} == {"4."}
+    assert [len(source[s].comparisons) for s in ("train", "dev", "rl", "eval")] == [3, 3, 0, 3]
+    assert len(source["train"].pairs) == 6
+    assert len(source["train"].prompts) == 3
+    assert {d.response for d in source["train"].demonstrations} == {"4."}
 
 
 # -------------------------------------------------------------------------------------- benchmarks' columns
@@ -192,7 +192,7 @@ def test_rm_bench_lists_become_nine_pairs_with_styles(tmp_path):
     path = write(tmp_path / "bench.jsonl", row)
     assert formats.detect(path) == "ranking"
     source = sources.load_source(path)
-    pairs = [pair for split in source.comparisons for pair in source.pairs(split)]
+    pairs = source.train.pairs
     assert len(pairs) == 9
     styles = {(p.chosen, p.rejected): (p.columns["style_chosen"], p.columns["style_rejected"]) for p in pairs}
     assert styles["a", "zzz"] == (0, 2)
@@ -209,8 +209,8 @@ def test_one_better_and_three_worse_responses():
 def test_plain_prompts_are_read_as_dialogue_where_asked(tmp_path):
     path = write(tmp_path / "pairs.jsonl", GOOD)
     plain, chat = (sources.load_source(path, as_dialogue=on) for on in (False, True))
-    found = [pair.prompt for split in plain.comparisons for pair in plain.pairs(split)]
+    found = [pair.prompt for pair in plain.train.pairs]
     assert found == ["What is 2 + 2?"]
-    found = [pair.prompt for split in chat.comparisons for pair in chat.pairs(split)]
+    found = [pair.prompt for pair in chat.train.pairs]
     assert found == [[{"role": "user", "content": "What is 2 + 2?"}]]
-    assert [d.prompt for split in chat.demonstrations.values() for d in split] == found
+    assert [d.prompt for d in chat.train.demonstrations] == found

@@ -23,14 +23,14 @@ def test_a_long_text_gives_passages_in_one_split_and_one_prompt(tmp_path):
     story = " ".join(f"Word {i} is here now." for i in range(40))
     pieces = passages(Demonstration("", story, {}), 5, 20)
     assert len(pieces) == 8
-    assert {p.columns["split"] for p in pieces} == {pieces[0].columns["split"]}
+    assert [p.columns["passage"] for p in pieces] == list(range(8))
     assert " ".join(p.prompt + p.response for p in pieces) == story
     (tmp_path / "t.txt").write_text("\n\n".join(f"Tale {i}. {story}" for i in range(40)))
     source = load_source(str(tmp_path / "t.txt"), opening_words=5, max_response_words=20)
-    assert sum(map(len, source.prompts.values())) == 40
-    assert sum(map(len, source.demonstrations.values())) > 300
-    for split, prompts in source.prompts.items():
-        assert {p.prompt for p in prompts} <= {d.prompt for d in source.demonstrations[split]}
+    assert sum(len(part.prompts) for part in source.parts.values()) == 40
+    assert sum(len(part.demonstrations) for part in source.parts.values()) > 300
+    for part in source.parts.values():
+        assert {p.prompt for p in part.prompts} <= {d.prompt for d in part.demonstrations}
 
 
 def test_splits_share_no_prompt_and_lose_none(tmp_path):
@@ -40,27 +40,27 @@ def test_splits_share_no_prompt_and_lose_none(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     source = load_source(str(path))
-    prompts = [p.prompt for split in source.prompts.values() for p in split]
+    prompts = [p.prompt for part in source.parts.values() for p in part.prompts]
     assert len(prompts) == len(set(prompts)) == 90
-    assert sum(len(source.pairs(split)) for split in source.comparisons) == 180
-    for split in source.comparisons:
-        pairs = source.pairs(split)
-        assert {p.prompt for p in pairs} == {p.prompt for p in source.prompts[split]}
-        assert [d.response for d in source.demonstrations[split]] == [p.chosen for p in pairs]
+    assert sum(len(source[split].pairs) for split in source.parts) == 180
+    for split in source.parts:
+        pairs = source[split].pairs
+        assert {p.prompt for p in pairs} == {p.prompt for p in source[split].prompts}
+        assert [d.response for d in source[split].demonstrations] == [p.chosen for p in pairs]
     short = load_source(str(path), max_rows=10)
-    assert sum(len(short.pairs(split)) for split in short.comparisons) == 10
+    assert sum(len(part.pairs) for part in short.parts.values()) == 10
     none = load_source(str(path), max_prompt_words=1)
-    with pytest.raises(DataError, match="no prompts in the split 'rl'"):
-        none.need("prompts", "rl")
+    with pytest.raises(DataError, match="no prompts in the split 'train'"):
+        none.need("prompts", "train")
 
 
 def test_the_world_is_a_source():
     source = load_source("world")
-    assert {len(v) > 100 for v in source.prompts.values()} == {True}
-    assert source.demonstrations["train"]
+    assert {len(part.prompts) > 100 for part in source.parts.values()} == {True}
+    assert source["train"].demonstrations
     # Those of the eval prompts are there to be compared with, not to learn from.
     references = source.references("eval")
-    prompts = [record.prompt for record in source.prompts["eval"]]
+    prompts = [record.prompt for record in source["eval"].prompts]
     assert all(prompt_key(prompt) in references for prompt in prompts)
     assert {source.category(prompt) for prompt in prompts} == set(FAMILIES)
 
@@ -69,7 +69,7 @@ def test_prompts_have_the_category_that_a_column_names(tmp_path):
     rows = [{"prompt": f"q{i}", "response": f"a{i}", "task": "x", "subset": "ab"[i % 2]} for i in range(8)]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = load_source(str(tmp_path / "x.jsonl"))
-    prompts = [p.prompt for split in source.prompts.values() for p in split]
+    prompts = [p.prompt for part in source.parts.values() for p in part.prompts]
     assert {source.category(p) for p in prompts} == {"a", "b"}
     assert source.category("q1") == "b"
     del rows[0]["subset"]
@@ -87,8 +87,8 @@ def test_unknown_options_are_refused(tmp_path):
 
 def test_real_stories_become_openings(real_data):
     source = load_source("roneneldan/TinyStories", opening_words=12, max_response_words=32)
-    assert len(source.demonstrations["train"]) > 6000
-    for d in source.demonstrations["train"][:200]:
+    assert len(source["train"].demonstrations) > 6000
+    for d in source["train"].demonstrations[:200]:
         assert len(d.prompt.split()) == 12
         assert len(d.response.split()) <= 33
         assert d.response.rstrip()[-1] in ".!?\"')"

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from preferl import world
 from preferl.cli import main
-from preferl.data.records import Comparison
+from preferl.data.records import Comparison, DataError
 from preferl.judging.scorers import Ensemble
 from preferl.label import live
 from preferl.label.accounts import Accounts
@@ -136,8 +136,8 @@ def test_items_are_sampled_from_the_policy_until_there_are_enough(store, policy_
     store.configure(overlap=1, gold_share=0.0, repeat_share=0.0)
     claim = store.claim(Accounts(store.database).add("Ann").id)
     assert claim.prompt.startswith("Prompt ")
-    with pytest.raises(UsageError, match="no prompts in split 'dev'"):
-        live.feed(dataclasses.replace(config, split="dev"), store)
+    with pytest.raises(DataError, match="no split 'hard'; it has"):
+        live.feed(dataclasses.replace(config, split="hard"), store)
 
 
 def test_a_policy_that_writes_nothing_new_is_said_to(store, policy_directory, tmp_path, monkeypatch):

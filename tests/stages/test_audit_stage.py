@@ -110,13 +110,13 @@ def test_baselines_learn_from_the_pairs_that_are_named(benchmark, tmp_path):
     ("options", "words"),
     [
         (["--category", "subsets"], "no column 'subsets'; it has chosen_model, subset"),
-        (["--split", "test"], "use all, train, dev, rl, eval"),
+        (["--split", "test"], "no split 'test'; it has train"),
         (["--reward_model", "runs/demo/none"], "neither a directory nor"),
     ],
 )
 def test_what_cannot_be_audited_is_refused_with_a_reason(benchmark, tmp_path, capsys, options, words):
     arguments = ["audit", "--reward_model", "concise", "--dataset_name", str(benchmark)]
-    assert main([*arguments, "--output_dir", str(tmp_path / "a"), *options]) == 2
+    assert main([*arguments, "--output_dir", str(tmp_path / "a"), *options]) in (2, 3)
     assert words in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 

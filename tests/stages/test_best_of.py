@@ -199,9 +199,9 @@ def test_the_kept_response_has_the_highest_reward_of_the_finished_ones(config):
             if texts:
                 expected[row.prompt] = max(texts, key=len)
                 chosen_below_the_longest += len(expected[row.prompt]) < max(map(len, row.responses))
-        found = {d.prompt: d.response for d in written.demonstrations[split]}
+        found = {d.prompt: d.response for d in written[split].demonstrations}
         assert found == expected
-        for d in written.demonstrations[split]:
+        for d in written[split].demonstrations:
             assert d.columns["score"] == pytest.approx(len(d.response) / 100)
             assert d.columns["gold"] == pytest.approx(-len(d.response.split()) / 10)
     assert cut_off, "the test needs responses that were cut off"
@@ -210,14 +210,14 @@ def test_the_kept_response_has_the_highest_reward_of_the_finished_ones(config):
 
 def test_prompts_keep_their_splits_and_no_eval_prompt_trains(config):
     source, written = load_source(config.dataset_name), load_source(str(best_of.run(config)))
-    asked = {split: {prompt_text(d.prompt) for d in written.demonstrations[split]} for split in SPLITS}
-    known = {split: {prompt_text(p.prompt) for p in source.prompts[split]} for split in SPLITS}
+    asked = {split: {prompt_text(d.prompt) for d in written[split].demonstrations} for split in SPLITS}
+    known = {split: {prompt_text(p.prompt) for p in source[split].prompts} for split in SPLITS}
     assert asked["train"]
     assert asked["train"] <= known["rl"]
     assert asked["dev"] < known["dev"]
     assert 0 < len(asked["dev"]) <= 5
     assert not asked["rl"] | asked["eval"]
-    assert {d.columns["prompt_split"] for d in written.demonstrations["train"]} == {"rl"}
+    assert {d.columns["prompt_split"] for d in written["train"].demonstrations} == {"rl"}
 
 
 def test_it_repeats_bit_for_bit_and_follows_its_seed(config, tmp_path):
@@ -238,7 +238,7 @@ def test_it_repeats_bit_for_bit_and_follows_its_seed(config, tmp_path):
 
 
 def test_the_seed_and_the_split_draw_other_responses_to_the_same_prompts(config):
-    prompts = load_source(config.dataset_name).prompts["rl"][:4]
+    prompts = load_source(config.dataset_name)["rl"].prompts[:4]
     again = dataclasses.replace(config, seed=1)
     draws = [
         [row.responses for row in sampled_again(options, split, prompts)]
@@ -299,9 +299,9 @@ def test_some_of_the_prompts_are_drawn_by_the_seed(config):
         prompts, _ = best_of.prompts_to_answer(source, dataclasses.replace(config, seed=seed))
         drawn = {record.prompt for record in prompts["train"]}
         assert len(drawn) == len(prompts["train"]) == 8
-        assert drawn < {record.prompt for record in source.prompts["rl"]}
+        assert drawn < {record.prompt for record in source["rl"].prompts}
         draws.append(drawn)
-    first = [record.prompt for record in source.prompts["rl"][:8]]
+    first = [record.prompt for record in source["rl"].prompts[:8]]
     assert len({frozenset(draw) for draw in (*draws, first)}) == 3
 
 
@@ -320,7 +320,7 @@ def test_reward_models_are_counted_one_by_one(config, policy, tmp_path):
 def test_several_responses_are_kept_best_first_and_below_a_reward_none(config):
     everything = load_source(str(best_of.run(dataclasses.replace(config, keep=6))))
     by_prompt: dict[str, list] = {}
-    for d in everything.demonstrations["train"]:
+    for d in everything["train"].demonstrations:
         by_prompt.setdefault(str(d.prompt), []).append(d)
     assert max(map(len, by_prompt.values())) > 2
     for group in by_prompt.values():
@@ -328,18 +328,18 @@ def test_several_responses_are_kept_best_first_and_below_a_reward_none(config):
         scores = [d.columns["score"] for d in group]
         assert scores == sorted(scores, reverse=True)
         assert [d.columns["place"] for d in group] == list(range(1, len(group) + 1))
-    threshold = float(np.median([d.columns["score"] for d in everything.demonstrations["train"]]))
+    threshold = float(np.median([d.columns["score"] for d in everything["train"].demonstrations]))
     config.keep, config.min_score = 6, threshold
     some = load_source(str(best_of.run(config, fresh=True)))
-    expected = [d.response for d in everything.demonstrations["train"] if d.columns["score"] >= threshold]
-    assert [d.response for d in some.demonstrations["train"]] == expected
+    expected = [d.response for d in everything["train"].demonstrations if d.columns["score"] >= threshold]
+    assert [d.response for d in some["train"].demonstrations] == expected
 
 
 def test_a_share_of_the_prompts_is_that_of_the_highest_rewards(config):
-    whole = load_source(str(best_of.run(config))).demonstrations["train"]
+    whole = load_source(str(best_of.run(config))).train.demonstrations
     config.top_fraction = 0.25
     stage = best_of.run(config, fresh=True)
-    part = load_source(str(stage)).demonstrations["train"]
+    part = load_source(str(stage))["train"].demonstrations
     assert len(part) == math.ceil(len(whole) / 4)
     ordered = sorted((d.columns["score"] for d in whole), reverse=True)
     assert sorted((d.columns["score"] for d in part), reverse=True) == ordered[: len(part)]
@@ -348,7 +348,7 @@ def test_a_share_of_the_prompts_is_that_of_the_highest_rewards(config):
 
 def test_sft_trains_on_what_was_kept_without_further_options(config, policy, tmp_path):
     stage = best_of.run(config)
-    written = load_source(str(stage)).demonstrations
+    written = {name: part.demonstrations for name, part in load_source(str(stage)).parts.items()}
     trained = sft.run(
         SftConfig(
             output_dir=str(tmp_path / "distil"),
@@ -445,13 +445,13 @@ def test_a_prompt_in_several_splits_is_asked_once_and_never_for_training_if_it_i
         "train": ["a", "d"],
         "dev": ["c"],
     }
-    assert "left out 2 of 4 prompts of the split rl: they are in dev or eval too" in notes
+    assert "left out 2 of 4 prompts for train: they are in dev or eval too" in notes
     path.write_text("".join(json.dumps(r) + "\n" for r in [row("a", "rl"), row("a", "eval")]))
     with pytest.raises(DataError, match="one split"):
         best_of.prompts_to_answer(load_source(str(path)), config)
     path.write_text(json.dumps(row("a", "train")) + "\n")
-    with pytest.raises(DataError, match="no prompts in the split 'rl'"):
-        best_of.prompts_to_answer(load_source(str(path)), config)
+    prompts, _ = best_of.prompts_to_answer(load_source(str(path)), config)
+    assert [p.prompt for p in prompts["train"]] == ["a"]  # nothing is marked rl: what trains is asked
 
 
 def test_without_dev_prompts_there_is_no_held_out_loss(config, policy, tmp_path):
@@ -508,8 +508,8 @@ def test_a_run_trains_the_sft_model_on_the_best_of_its_responses_and_evaluates_t
     assert parents["best_of"]["reward"]["path"] == "../reward"
     assert parents["evaluate"]["policy"]["path"] == "../distil"
     evaluated = {row["prompt"] for row in records["evaluate"].samples}
-    trained = load_source(str(run / "best_of")).demonstrations
-    assert not evaluated & {prompt_text(d.prompt) for part in trained.values() for d in part}
+    trained = load_source(str(run / "best_of")).parts
+    assert not evaluated & {prompt_text(d.prompt) for part in trained.values() for d in part.demonstrations}
     assert "distil" in html
 
 

@@ -111,8 +111,8 @@ def test_rankings_from_a_file_are_collected_and_read_back(tmp_path):
         )
     )
     source = load_source(str(stage))
-    assert len(source.comparisons["train"]) == 10
-    assert all(r.ranks == [2, 1, 2] for part in source.comparisons.values() for r in part)
+    assert len(source["train"].comparisons) == 10
+    assert all(r.ranks == [2, 1, 2] for part in source.parts.values() for r in part.comparisons)
 
 
 def test_prompts_are_visited_in_rounds():
@@ -137,9 +137,9 @@ def test_responses_from_a_file_are_labelled_and_read_back(tmp_path):
         )
     )
     source = load_source(str(stage))
-    assert len(source.pairs("train")) == 60
-    assert all(len(p.chosen) > len(p.rejected) for split in source.comparisons for p in source.pairs(split))
-    prompts = [{p.prompt for p in source.pairs(split)} for split in source.comparisons]
+    assert len(source["train"].pairs) == 60
+    assert all(len(p.chosen) > len(p.rejected) for split in source.parts for p in source[split].pairs)
+    prompts = [{p.prompt for p in source[split].pairs} for split in source.parts]
     assert sum(map(len, prompts)) == len(set.union(*prompts))
 
 
@@ -157,7 +157,7 @@ def test_rows_that_are_no_candidates_are_named(tmp_path, line):
     path = tmp_path / "responses.jsonl"
     path.write_text('{"prompt": "p", "responses": ["a", "b"]}\n' + line + "\n")
     with pytest.raises(DataError, match=r"responses\.jsonl:2"):
-        collect.read_candidates(path)
+        collect.read_candidates(path, CollectConfig())
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
@@ -193,7 +193,7 @@ def test_a_language_model_labels_pairs_and_knows_no_truth(tmp_path, policy_direc
     summary = json.loads((stage / "summary.json").read_text())
     assert summary["judge"]["judged"] == sum(part["pairs"] for part in summary["splits"].values())
     assert summary["splits"]["train"]["bayes_accuracy"] is None
-    for pair in load_source(str(stage)).pairs("train"):
+    for pair in load_source(str(stage))["train"].pairs:
         assert 0 < pair.columns["judged_probability"] < 1
         assert known_probability(pair) is None
         assert "gold_chosen" not in pair.columns
@@ -260,7 +260,7 @@ def test_adversarial_pairs_are_added_to_older_ones_and_say_what_they_are(tmp_pat
     )
     stage = collect.run(config)
     source = load_source(str(stage))
-    found = {split: source.pairs(split) for split in source.comparisons}
+    found = {split: source[split].pairs for split in source.parts}
     assert [p.prompt for p in found["train"][:7]] == [row["prompt"] for row in old]
     new = found["train"][7:]
     assert len(new) == 12
@@ -270,7 +270,7 @@ def test_adversarial_pairs_are_added_to_older_ones_and_say_what_they_are(tmp_pat
     random = collect.run(
         dataclasses.replace(config, adversarial=None, add_to=None, output_dir=str(tmp_path / "random"))
     )
-    everything = load_source(str(random)).pairs("train")
+    everything = load_source(str(random))["train"].pairs
     gap = np.mean([len(p.rejected) - len(p.chosen) for p in new])
     assert gap > 1.2 * np.mean([len(p.rejected) - len(p.chosen) for p in everything])
 

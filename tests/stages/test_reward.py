@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from preferl.data.records import SPLITS, Comparison, DataError, Pair
-from preferl.data.sources import Source
+from preferl.data.sources import Part, Source
 from preferl.evaluation.scored import quality_of
 from preferl.judging.scorers import load_scorer
 from preferl.learning import fit
@@ -137,8 +137,7 @@ def test_a_response_that_was_cut_off_is_read_without_its_end(policy_directory):
 
 
 def source_of(rankings) -> Source:
-    empty = {split: [] for split in SPLITS}
-    return Source("x", empty, empty, empty | {"train": rankings})
+    return Source("x", {split: Part() for split in SPLITS} | {"train": Part(comparisons=rankings)})
 
 
 def test_each_loss_gets_the_comparisons_that_it_can_learn_from():

@@ -10,11 +10,12 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from preferl.data.records import DataError
+from preferl.data.splits import split_of_file
 
 # Hub names of the shipped configurations, as files of the folder PREFERL_DATA.
 OFFLINE = {
@@ -36,10 +37,12 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """A row with its place; ``value`` is a dict, or the RowError that reading it gave."""
+    """A row with its place; ``value`` is a dict, or the RowError that reading it gave. ``split`` is what the
+    file's name or the Hub calls the split that it is in, where they do."""
 
     where: str
     value: dict[str, Any] | RowError
+    split: str | None = None
 
 
 def read_rows(name: str) -> Iterator[Row]:
@@ -51,8 +54,10 @@ def read_rows(name: str) -> Iterator[Row]:
     for path in resolve(name):
         if isinstance(path, str):
             yield from _hub_rows(path)
-        else:
-            yield from _file_rows(path)
+            continue
+        split = split_of_file(path.name)
+        for row in _file_rows(path):
+            yield replace(row, split=split)
 
 
 def resolve(name: str) -> list[Path] | list[str]:
@@ -80,9 +85,11 @@ def resolve(name: str) -> list[Path] | list[str]:
 
 
 def _hub_rows(name: str) -> Iterator[Row]:
-    """Rows of a Hub data set, all splits one after the other; ``name:config`` picks a folder of it."""
+    """Rows of a Hub data set, all splits one after the other; ``name:config`` picks a folder of it,
+    ``name[split]`` one split."""
     import datasets
 
+    name, _, wanted = name.removesuffix("]").partition("[")
     repository, _, part = name.partition(":")
     try:
         loaded = datasets.load_dataset(repository, data_dir=part or None)
@@ -92,9 +99,13 @@ def _hub_rows(name: str) -> Iterator[Row]:
             f"data set '{name}' is no local file, and the Hub did not give it: {lines[0]}; "
             f"check the name, the network, or set PREFERL_DATA to a folder that has it"
         ) from error
-    for split, rows in loaded.items():  # type: ignore[union-attr]
-        for number, row in enumerate(rows, 1):
-            yield Row(f"{name}[{split}] row {number}", dict(row))
+    splits: dict[str, Any] = dict(loaded.items())  # type: ignore[union-attr]
+    if wanted and wanted not in splits:
+        raise DataError(f"data set '{name}' has no split '{wanted}'; it has {', '.join(splits)}")
+    for split, rows in splits.items():
+        if wanted in ("", split):
+            for number, row in enumerate(rows, 1):
+                yield Row(f"{name}[{split}] row {number}", dict(row), split)
 
 
 def _file_rows(path: Path) -> Iterator[Row]:

@@ -1,10 +1,9 @@
-"""The few records that everything passes around, and how prompts are split.
+"""The few records that everything passes around.
 
 A prompt is plain text or a list of messages; a response is plain text. Whatever else a row held travels
 along in ``columns``.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -192,22 +191,6 @@ def ranks_of_scores(scores: Sequence[float]) -> list[int]:
     return [1 + sum(other > score for other in scores) for score in scores]
 
 
-@dataclass(frozen=True)
-class SplitFractions:
-    """Shares of the prompts: ``train`` (SFT and reward), ``dev`` (choosing), ``rl``, ``eval`` (reported)."""
-
-    train: float = 0.5
-    dev: float = 0.1
-    rl: float = 0.25
-    eval: float = 0.15
-
-    def __post_init__(self) -> None:
-        shares = [getattr(self, name) for name in SPLITS]
-        # Written so that NaN fails too.
-        if not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-9):
-            raise DataError(f"split fractions {shares} must be 0 or more and sum to 1")
-
-
 def prompt_key(prompt: Prompt) -> str:
     """A text that is equal for equal prompts and for no others."""
     if isinstance(prompt, str):
@@ -230,20 +213,3 @@ def dialogue_text(prompt: Prompt) -> str:
     if len(prompt) == 1:
         return prompt[0]["content"]
     return "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-
-
-def split_of(prompt: Prompt, fractions: SplitFractions) -> str:
-    """The split of a prompt: a hash decides, so it never changes when rows are added or reordered."""
-    digest = hashlib.blake2b(prompt_key(prompt).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
-    for name in SPLITS:
-        place -= getattr(fractions, name)
-        if place < 0:
-            return name
-    return SPLITS[-1]
-
-
-def split_for(prompt: Prompt, columns: Mapping[str, Any], fractions: SplitFractions) -> str:
-    """The row's own ``split`` column where it names one of ours, else the hash's."""
-    own = columns.get("split")
-    return own if own in SPLITS else split_of(prompt, fractions)

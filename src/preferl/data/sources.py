@@ -1,21 +1,24 @@
-"""A data set by name, ready for every stage: demonstrations, prompts and preferences, split by prompt.
+"""A data set by name, ready for every stage: demonstrations, prompts and comparisons, split.
 
-Each stage loads the source for itself; splits come from a hash of the prompt, so all stages agree without
-handing files around. ``world`` is the embedded world; everything else is read by ``formats``.
+Each stage loads the source for itself; splits come from the data set or from a hash of the prompt
+(``splits``), so all stages agree without handing files around. ``world`` is the embedded world; everything
+else is read by ``formats``.
 """
 
 import dataclasses
+import functools
+import json
 import math
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from preferl import world
 from preferl.data import formats
-from preferl.data.files import write_rows
+from preferl.data.files import Row, write_rows
 from preferl.data.records import (
     SPLITS,
     Comparison,
@@ -24,39 +27,77 @@ from preferl.data.records import (
     Pair,
     Prompt,
     PromptRecord,
-    SplitFractions,
+    Rated,
     UserTurn,
     prompt_key,
-    split_for,
 )
+from preferl.data.splits import SHARES, Splits, check_shares, counts, divide, meaning, normalised
 
 # Columns that name what kind of prompt a row has; the first that tells the rows apart is taken.
 PROMPT_CATEGORIES = ("category", "subset", "family", "task")
 MOST_CATEGORIES = 40
 
-Record = TypeVar("Record", Demonstration, Comparison)
+Record = TypeVar("Record", Demonstration, Comparison, Rated, PromptRecord)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one split. ``prompts`` are distinct."""
+
+    prompts: list[PromptRecord] = field(default_factory=list)
+    demonstrations: list[Demonstration] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    rated: list[Rated] = field(default_factory=list)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Every ordered pair of the comparisons."""
+        return [pair for comparison in self.comparisons for pair in comparison.pairs()]
 
 
 @dataclass(frozen=True)
 class Source:
     """What a data set offers.
 
-    ``demonstrations`` and ``comparisons`` map a split to records, ``prompts`` a split to distinct prompts.
-    ``notes`` says in sentences what was read and what was left out. ``well_formed`` tells, of (prompt,
-    response), whether a response is one of the data set's language, where that is known.
+    Args:
+        name: of the data set.
+        parts: the rows of ``train``, ``dev``, ``rl`` and ``eval``.
+        notes: what was read, what was left out, and how it is split, in sentences.
+        categories: prompt -> what kind of prompt it is, where the data set says so.
+        well_formed: whether a response to a prompt is one of the data set's language, where that is known.
+        named: what makes the part of each split by the data set's own name, and of ``all`` rows.
     """
 
     name: str
-    prompts: dict[str, list[PromptRecord]]
-    demonstrations: dict[str, list[Demonstration]]
-    comparisons: dict[str, list[Comparison]]
+    parts: dict[str, Part]
     notes: list[str] = field(default_factory=list)
     categories: dict[str, str] = field(default_factory=dict)
     well_formed: Callable[[str, str], bool] | None = None
+    named: dict[str, Callable[[], Part]] = field(default_factory=dict)
 
-    def pairs(self, split: str) -> list[Pair]:
-        """Every ordered pair of the comparisons of a split."""
-        return [pair for comparison in self.comparisons[split] for pair in comparison.pairs()]
+    def __getitem__(self, split: str) -> Part:
+        return self.parts[split]
+
+    @property
+    def train(self) -> Part:
+        return self.parts["train"]
+
+    @property
+    def dev(self) -> Part:
+        return self.parts["dev"]
+
+    @property
+    def eval(self) -> Part:
+        return self.parts["eval"]
+
+    @property
+    def prompts(self) -> list[PromptRecord]:
+        """The prompts to train a policy on: of the rows that are marked ``rl``, else of those that train."""
+        return self.parts["rl"].prompts or self.train.prompts
+
+    def own(self, split: str) -> Part:
+        """The rows of a split that are no other's: none where it is measured on rows that train."""
+        return Part() if split != "train" and self[split] is self.train else self[split]
 
     def category(self, prompt: Prompt) -> str | None:
         """What kind of prompt it is, where the data set says so."""
@@ -65,7 +106,7 @@ class Source:
     def references(self, split: str) -> dict[str, str]:
         """The data set's own response to each prompt of a split (the first one), by ``prompt_key``."""
         found: dict[str, str] = {}
-        for d in self.demonstrations[split]:
+        for d in self[split].demonstrations:
             if d.response.strip() and not d.columns.get("passage"):
                 found.setdefault(prompt_key(d.prompt), d.response)
         return found
@@ -73,16 +114,72 @@ class Source:
     def need(self, kind: str, split: str) -> list:
         """The records of a kind in a split.
 
+        Args:
+            kind: prompts, demonstrations, comparisons, pairs or rated.
+            split: its name.
+
         Raises:
             DataError: there are none.
         """
-        found = self.pairs(split) if kind == "pairs" else getattr(self, kind)[split]
+        found = getattr(self[split], kind)
         if not found:
             raise DataError(
                 f"data set '{self.name}' has no {kind} in the split '{split}' "
                 f"({'; '.join(self.notes)}); give more rows, or a data set that has them"
             )
         return found
+
+    def training_on(self, split: str | None) -> "Source":
+        """The same where a split that was asked for (``all`` for every row) is what trains.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        if split is None:
+            return self
+        chosen = self._chosen(split)
+        note = f"trains on the rows of '{split}'"
+        if split in ("all", "dev", "eval"):
+            note += "; what is measured on dev or eval is measured on rows that trained"
+        return dataclasses.replace(
+            self, parts=self.parts | {"train": chosen, "rl": Part()}, notes=[*self.notes, note]
+        )
+
+    def measured_on(self, split: str | None) -> "Source":
+        """The same where a split that was asked for (``all`` for every row) is what is measured.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        if split is None:
+            return self
+        note = f"measured on the rows of '{split}'"
+        return dataclasses.replace(
+            self, parts=self.parts | {"eval": self._chosen(split)}, notes=[*self.notes, note]
+        )
+
+    def _chosen(self, split: str) -> Part:
+        if split in self.named:
+            return self.named[split]()
+        if split not in self.parts:
+            there = [name for name, part in self.parts.items() if self.own(name) != Part()]
+            names = list(dict.fromkeys([*there, *self.named]))
+            raise DataError(f"data set '{self.name}' has no split '{split}'; it has {', '.join(names)}")
+        return self[split]
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one row gives: its record, what of it can be imitated, what is asked in it (with all its other
+    columns), and the split that the data set gives it."""
+
+    record: Any
+    demonstrations: list[Demonstration]
+    asked: PromptRecord
+    own: str | None
 
 
 def load_source(
@@ -94,9 +191,11 @@ def load_source(
     max_prompt_words: int | None = None,
     as_dialogue: bool = False,
     bad_rows: str = "default",
+    split_shares: Sequence[float] = SHARES,
+    split_by: str = "prompt",
     seed: int = 0,
 ) -> Source:
-    """Reads a data set and splits it by prompt.
+    """Reads a data set and splits it.
 
     Args:
         name: ``world``, a stage's directory (its ``data/``), a Hub name, a file or a folder.
@@ -107,6 +206,8 @@ def load_source(
         max_prompt_words: leave longer prompts out.
         as_dialogue: read a plain-text prompt as the user's turn.
         bad_rows: ``default``, ``skip`` or ``error``.
+        split_shares: of train, dev and eval, where the data set has no splits of its own.
+        split_by: ``prompt``, or ``row``: rows with one prompt may come into several splits.
         seed: of the embedded world.
 
     Raises:
@@ -114,97 +215,164 @@ def load_source(
     """
     if name == "world":
         return world_source(seed)
-    if dataset_format not in ("auto", *formats.KINDS):
-        known = ", ".join(formats.KINDS)
-        raise DataError(f"dataset_format '{dataset_format}' is unknown; use auto, {known}")
-    if bad_rows not in ("default", "skip", "error"):
-        raise DataError(f"bad_rows '{bad_rows}' is unknown; use default, skip or error")
+    check_choice("dataset_format", dataset_format, ("auto", *formats.KINDS))
+    check_choice("bad_rows", bad_rows, ("default", "skip", "error"))
+    check_choice("split_by", split_by, ("prompt", "row"))
+    check_shares(split_shares)
     kind = formats.detect(name) if dataset_format == "auto" else dataset_format
     policy = {} if bad_rows == "default" else {"*": bad_rows}
-    records, report, _ = formats.load(name, kind, policy, max_rows)
-    comparisons: list[Comparison] = []
-    notes = [report.summary()]
-    if kind in ("preference", "ranking"):
-        comparisons = records
-        demonstrations = [Demonstration(c.prompt, c.best(), c.columns) for c in comparisons]
-    elif kind == "prompt":
-        demonstrations = [Demonstration(r.prompt, "", r.columns) for r in records]
-    elif kind == "rated":
-        demonstrations = [
-            Demonstration(r.prompt, r.response, r.columns) for r in records if r.good is not False
-        ]
+    loaded = formats.load(name, kind, policy, max_rows)
+    notes = [loaded.report.summary()]
+    entries = [entry_of(kind, record, row) for record, row in zip(loaded.records, loaded.rows, strict=True)]
+    if kind == "rated":
+        good = sum(bool(entry.demonstrations) for entry in entries)
         notes.append(
-            f"{len(demonstrations)} of {len(records)} rated responses are demonstrations; the others are "
-            f"called bad"
+            f"{good} of {len(entries)} rated responses are demonstrations; the others are called bad"
         )
-    else:
-        demonstrations = records
     if kind == "text":
-        whole = len(demonstrations)
-        cuts = [passages(d, opening_words, max_response_words) for d in demonstrations]
-        demonstrations = [d for cut in cuts for d in cut]
+        cut = [in_passages(entry, opening_words, max_response_words) for entry in entries]
+        kept = [entry for entry in cut if entry]
+        pieces = sum(len(entry.demonstrations) for entry in kept)
         notes.append(
-            f"{whole} texts in {len(demonstrations)} passages; left out {sum(not cut for cut in cuts)} "
-            f"texts: no sentence ends in the words after the opening"
+            f"{len(entries)} texts in {pieces} passages; left out {len(entries) - len(kept)} texts: no "
+            f"sentence ends in the words after the opening"
         )
+        entries = kept
     if max_prompt_words is not None:
-        fitting = [d for d in demonstrations if word_count(d.prompt) <= max_prompt_words]
+        fitting = [entry for entry in entries if word_count(entry.asked.prompt) <= max_prompt_words]
         notes.append(
-            f"left out {len(demonstrations) - len(fitting)} of {len(demonstrations)} rows: "
+            f"left out {len(entries) - len(fitting)} of {len(entries)} rows: "
             f"prompt over {max_prompt_words} words"
         )
-        demonstrations = fitting
-        comparisons = [c for c in comparisons if word_count(c.prompt) <= max_prompt_words]
+        entries = fitting
     if as_dialogue:
-        demonstrations = [dialogue(d) for d in demonstrations]
-        comparisons = [dialogue(c) for c in comparisons]
-    split_rows = by_split(demonstrations)
-    return Source(
-        name=name,
-        prompts={
-            split: distinct_prompts(d for d in rows if not d.columns.get("passage"))
-            for split, rows in split_rows.items()
-        },
-        demonstrations={s: [] for s in SPLITS} if kind == "prompt" else split_rows,
-        comparisons=by_split(comparisons),
-        notes=notes,
-        categories=categories_of(demonstrations),
+        entries = [as_user_turn(entry) for entry in entries]
+    splits = divide(
+        keys_of(entries, split_by),
+        [entry.own for entry in entries],
+        split_shares,
+        complete=written_by_us(name),
+        unit=split_by,
+    )
+    parts, named = parts_of(entries, splits, kind)
+    notes.append(said_of(splits))
+    return Source(name, parts, notes, categories_of(entries), named=named)
+
+
+def check_choice(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise DataError(f"{option} '{value}' is unknown; use {', '.join(known)}")
+
+
+def written_by_us(name: str) -> bool:
+    """Whether it is a stage's directory: its splits are what the stage made, and complete."""
+    return (Path(name) / "manifest.json").exists()
+
+
+def entry_of(kind: str, record: Any, row: Row) -> Entry:
+    """A record with what else its row gives."""
+    columns = record.columns
+    if isinstance(record, Comparison):
+        shown = [Demonstration(record.prompt, record.best(), columns)]
+    elif isinstance(record, Rated):
+        shown = [Demonstration(record.prompt, record.response, columns)] if record.good is not False else []
+    else:
+        shown = [record] if isinstance(record, Demonstration) else []
+    assert isinstance(row.value, dict)
+    beside = {name: value for name, value in row.value.items() if name != "prompt"}
+    own = columns.get("split")
+    return Entry(
+        record, shown, PromptRecord(record.prompt, beside), own if isinstance(own, str) else row.split
     )
 
 
-def categories_of(rows: Sequence[Demonstration]) -> dict[str, str]:
+def in_passages(entry: Entry, opening_words: int, max_response_words: int | None) -> Entry | None:
+    """A plain text as demonstrations one after the other; None where no sentence ends after the opening."""
+    pieces = passages(entry.record, opening_words, max_response_words)
+    if not pieces:
+        return None
+    asked = PromptRecord(pieces[0].prompt, entry.asked.columns)
+    return dataclasses.replace(entry, demonstrations=pieces, asked=asked)
+
+
+def as_user_turn(entry: Entry) -> Entry:
+    """The same where plain-text prompts became the user's turn."""
+    return dataclasses.replace(
+        entry,
+        record=dialogue(entry.record),
+        demonstrations=[dialogue(d) for d in entry.demonstrations],
+        asked=dialogue(entry.asked),
+    )
+
+
+def keys_of(entries: Sequence[Entry], split_by: str) -> list[str]:
+    """What decides about each row's split: its prompt, or all of it."""
+    prompts = [normalised(entry.asked.prompt) for entry in entries]
+    if split_by == "prompt":
+        return prompts
+    rows = [json.dumps(entry.asked.columns, sort_keys=True, default=str) for entry in entries]
+    return [f"{prompt}\n{row}" for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def parts_of(
+    entries: Sequence[Entry], splits: Splits, kind: str
+) -> tuple[dict[str, Part], dict[str, Callable[[], Part]]]:
+    """The rows of our four splits, and what makes the part of each split by the data set's own name."""
+    ours: dict[str, list[Entry]] = {name: [] for name in SPLITS}
+    own: dict[str, list[Entry]] = {}
+    for entry, name in zip(entries, splits.names, strict=True):
+        if name in ours:
+            ours[name].append(entry)
+        # What was taken out of a data set's train rows is no longer among them.
+        if entry.own and (name == (meaning(entry.own) or entry.own) or not splits.keeps_own):
+            own.setdefault(entry.own, []).append(entry)
+    parts = {name: part_of(rows, kind) for name, rows in ours.items()}
+    for name in splits.on_train:
+        parts[name] = parts["train"]
+    own.setdefault("all", list(entries))
+    return parts, {name: functools.partial(part_of, rows, kind) for name, rows in own.items()}
+
+
+def said_of(splits: Splits) -> str:
+    """How many rows each split has and what divided them, in a sentence."""
+    said = f"split: {counts(splits)} ({splits.how})"
+    if splits.on_train:
+        said += f"; {' and '.join(splits.on_train)} measured on rows that train"
+    others = sorted(set(splits.names) - set(SPLITS))
+    if others:
+        said += f"; the rows of {', '.join(others)} are used where --split names them"
+    return said
+
+
+def part_of(entries: Sequence[Entry], kind: str) -> Part:
+    """One split's rows."""
+    records = [entry.record for entry in entries]
+    return Part(
+        prompts=distinct(entry.asked for entry in entries),
+        demonstrations=[d for entry in entries for d in entry.demonstrations],
+        comparisons=records if kind in ("preference", "ranking") else [],
+        rated=records if kind == "rated" else [],
+    )
+
+
+def categories_of(entries: Sequence[Entry]) -> dict[str, str]:
     """Prompt -> category, by the first of ``PROMPT_CATEGORIES`` that every row has and that varies."""
     for column in PROMPT_CATEGORIES:
-        values = [d.columns.get(column) for d in rows]
+        values = [entry.record.columns.get(column) for entry in entries]
         if all(isinstance(v, str) and v for v in values) and 2 <= len(set(values)) <= MOST_CATEGORIES:
-            return {prompt_key(d.prompt): str(v) for d, v in zip(rows, values, strict=True)}
+            return {prompt_key(e.asked.prompt): str(v) for e, v in zip(entries, values, strict=True)}
     return {}
 
 
-def world_source(seed: int = 0) -> Source:
-    """The embedded world: its SFT corpus, and its prompts in four splits."""
-    prompts: dict[str, list[PromptRecord]] = {split: [] for split in SPLITS}
-    categories = {}
-    for prompt in world.shuffled_prompts(seed):
-        message: Prompt = [{"role": "user", "content": prompt.text}]
-        prompts[prompt.split].append(PromptRecord(message))
-        categories[prompt_key(message)] = prompt.family
-    demonstrations: dict[str, list[Demonstration]] = {split: [] for split in SPLITS}
-    for split in ("train", "dev", "eval"):
-        for prompt, response in world.sft_corpus(seed, split=split):
-            message = [{"role": "user", "content": prompt.text}]
-            demonstrations[split].append(Demonstration(message, response, {}))
-    count = sum(map(len, prompts.values()))
-    note = f"the embedded world: {count} prompts, {len(demonstrations['train'])} demonstrations"
-    return Source(
-        "world",
-        prompts,
-        demonstrations,
-        {s: [] for s in SPLITS},
-        [note],
-        categories=categories,
-        well_formed=world.well_formed,
-    )
+def distinct(records: Iterable[PromptRecord]) -> list[PromptRecord]:
+    """Each prompt once, in the order in which they came, with the columns of its first row."""
+    seen: dict[str, PromptRecord] = {}
+    for record in records:
+        seen.setdefault(prompt_key(record.prompt), record)
+    return list(seen.values())
+
+
+# --------------------------------------------------------------------------------------------- plain texts
 
 
 def opening(text: Demonstration, opening_words: int, max_response_words: int | None) -> Demonstration | None:
@@ -231,10 +399,9 @@ def passages(text: Demonstration, opening_words: int, max_response_words: int | 
 
     Only the first is an opening (``passage`` 0) and so a prompt for sampling; the others stay in its split.
     """
-    found, rest, split = [], text, None
+    found, rest = [], text
     while (piece := opening(rest, opening_words, max_response_words)) is not None:
-        split = split or split_for(piece.prompt, text.columns, SplitFractions())
-        columns = text.columns | {"split": split, "passage": len(found)}
+        columns = text.columns | {"passage": len(found)}
         found.append(Demonstration(piece.prompt, piece.response, columns))
         remainder = rest.response[len(piece.prompt) + len(piece.response) :].lstrip()
         rest = Demonstration("", remainder, text.columns)
@@ -254,20 +421,31 @@ def word_count(prompt: Prompt) -> int:
     return sum(len(message["content"].split()) for message in prompt)
 
 
-def by_split(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records by the split of their prompt; a row's own ``split`` column wins."""
-    out: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    for record in records:
-        out[split_for(record.prompt, record.columns, SplitFractions())].append(record)
-    return out
+# ----------------------------------------------------------------------------------------------- the world
 
 
-def distinct_prompts(records: Iterable[Demonstration]) -> list[PromptRecord]:
-    """Each prompt once, in the order in which they came, with the columns of its first row."""
-    seen: dict[str, PromptRecord] = {}
-    for record in records:
-        seen.setdefault(prompt_key(record.prompt), PromptRecord(record.prompt, record.columns))
-    return list(seen.values())
+def world_source(seed: int = 0) -> Source:
+    """The embedded world: its SFT corpus, and its prompts in four splits."""
+    parts = {split: Part() for split in SPLITS}
+    categories = {}
+    for prompt in world.shuffled_prompts(seed):
+        message: Prompt = [{"role": "user", "content": prompt.text}]
+        parts[prompt.split].prompts.append(PromptRecord(message))
+        categories[prompt_key(message)] = prompt.family
+    for split in ("train", "dev", "eval"):
+        for prompt, response in world.sft_corpus(seed, split=split):
+            message = [{"role": "user", "content": prompt.text}]
+            parts[split].demonstrations.append(Demonstration(message, response, {}))
+    count = sum(len(part.prompts) for part in parts.values())
+    note = f"the embedded world: {count} prompts, {len(parts['train'].demonstrations)} demonstrations"
+
+    def everything() -> Part:
+        return Part(
+            prompts=[record for part in parts.values() for record in part.prompts],
+            demonstrations=[record for part in parts.values() for record in part.demonstrations],
+        )
+
+    return Source("world", parts, [note], categories, world.well_formed, {"all": everything})
 
 
 def write_world(out: Path, seed: int = 0) -> list[Path]:

@@ -19,7 +19,7 @@ from sqlalchemy import func, select
 
 from preferl.data import sources
 from preferl.data.files import write_rows
-from preferl.data.records import Comparison, PromptRecord, SplitFractions, split_of
+from preferl.data.records import Comparison, PromptRecord
 from preferl.data.rows import MOST_RESPONSES, ranking_row
 from preferl.judging.annotators import Annotator
 from preferl.judging.judges import JudgedPairs, PairwiseJudge
@@ -41,7 +41,6 @@ MOST_BARREN = 20
 # Strength 1, 2 or 3 by how sure a simulated annotator is of its choice.
 STRENGTH_BOUNDS = (0.7, 0.9)
 # Refitted models choose items; what is reported is trained by `preferl reward` on splits of its own.
-FRACTIONS = SplitFractions(train=0.8, dev=0.1, rl=0.0, eval=0.1)
 
 
 @dataclass(kw_only=True)
@@ -78,7 +77,7 @@ class FeedConfig(SamplingOptions, DataOptions, DeviceOptions):
     """The project's database."""
     model_name_or_path: str = "runs/rl"
     """Policy that writes the responses; loaded anew when its files change."""
-    split: str = "train"
+    split: str | None = None
     """Which prompts of the data set to take."""
     num_generations: int = 2
     """Responses to each prompt."""
@@ -189,10 +188,8 @@ def feed(config: FeedConfig, store: Store) -> None:
 
 
 def _feed(config: FeedConfig, store: Store, device: torch.device, dtype: torch.dtype) -> None:
-    by_split = sources.load_source(**config.source()).prompts
-    if not by_split.get(config.split):
-        raise UsageError(f"{config.dataset_name} has no prompts in split '{config.split}'; choose another")
-    upcoming = collect.rounds(by_split[config.split], config.seed, config.split)
+    source = sources.load_source(**config.source()).training_on(config.split)
+    upcoming = collect.rounds(source.need("prompts", "train"), config.seed, config.split)
     seen, policy = None, None
     generator = devices.generator(config.seed, "feed", str(store.clock()))
     barren = 0
@@ -280,7 +277,8 @@ def train_and_score(config: RefitConfig, store: Store, count: int, device: Any) 
     """One training on the judgements so far; returns the reward stage's directory."""
     folder = Path(config.output_dir) / f"refit-{count:06d}"
     rankings = export.records(store, "majority")
-    rows = [ranking_row(r) | {"split": split_of(r.prompt, FRACTIONS)} for r in rankings]
+    # Divided anew by a hash of the prompt: an item's old split says nothing about who judged it.
+    rows = [{k: v for k, v in ranking_row(r).items() if k != "split"} for r in rankings]
     write_rows(folder / "judgements.jsonl", rows)
     own = {f.name: getattr(config, f.name) for f in dataclasses.fields(reward.RewardConfig)}
     own |= {"output_dir": str(folder / "reward"), "dataset_name": str(folder / "judgements.jsonl")}

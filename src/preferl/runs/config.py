@@ -53,11 +53,22 @@ class DataOptions:
     """Read a plain-text prompt as the user's turn of a dialogue, for models with a chat template."""
     bad_rows: str = "default"
     """``default`` (each kind of defect has its own policy), ``skip`` (leave them out) or ``error``."""
+    split_shares: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
+    """Shares of train, dev and eval of a data set without splits of its own."""
+    split_by: str = "prompt"
+    """What the hash that divides such a data set is of: the ``prompt``, or the whole ``row``."""
 
     def source(self) -> dict[str, Any]:
         """These options as the arguments of ``data.sources.load_source``."""
         names = [f.name for f in dataclasses.fields(DataOptions) if f.name != "dataset_name"]
         return {"name": self.dataset_name} | {name: getattr(self, name) for name in names}
+
+
+@dataclass(kw_only=True)
+class SplitOption:
+    split: str | None = None
+    """The rows to work on instead of the usual ones: a split by the data set's own name, or train, dev, rl,
+    eval or all."""
 
 
 @dataclass(kw_only=True)

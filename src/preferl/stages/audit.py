@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from preferl.data import sources
-from preferl.data.records import SPLITS, DataError, Pair, prompt_text
+from preferl.data.records import Pair, prompt_text
 from preferl.data.types import Scorer
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.scored import ScoredPairs, quality_of, scores_of
@@ -28,7 +28,6 @@ from preferl.statistics.intervals import Estimate
 
 PART = 2000  # pairs that are scored between two writes
 SIDES = ("chosen", "rejected")
-ALL = "all"
 
 
 @dataclass(kw_only=True)
@@ -39,8 +38,9 @@ class AuditConfig(DataOptions, DeviceOptions):
     """Where the stage is written."""
     reward_model: str = "runs/reward"
     """What is audited: a reward model, ``judge:<model>``, ``module:function`` or a mixture of them."""
-    split: str = ALL
-    """The prompts whose pairs are scored: ``all``, ``train``, ``dev``, ``rl`` or ``eval``."""
+    split: str = "all"
+    """The rows whose pairs are scored: ``all``, one of the data set's own splits, ``train``, ``dev``, ``rl``
+    or ``eval``."""
     category: str | None = None
     """The column to count by; without it ``subset``, ``category``, … where there is one."""
     train_dataset_name: str | None = None
@@ -51,18 +51,16 @@ class AuditConfig(DataOptions, DeviceOptions):
 
 def run(config: AuditConfig, fresh: bool = False) -> Path:
     """Scores all pairs and writes what they show; returns the stage's directory."""
-    if config.split not in (ALL, *SPLITS):
-        raise UsageError(f"split '{config.split}' is unknown; use {ALL}, {', '.join(SPLITS)}")
     with Stage("audit", config, fresh) as stage:
         if stage.is_finished:
             return stage.path
-        source = sources.load_source(**config.source())
-        pairs = pairs_of(source, config.split)[: config.max_pairs]
+        source = sources.load_source(**config.source()).measured_on(config.split)
+        pairs = source.need("pairs", "eval")[: config.max_pairs]
         check_category(pairs, config)
         train_pairs: Sequence[Pair] = ()
         if config.train_dataset_name:
             training = sources.load_source(**config.source() | {"name": config.train_dataset_name})
-            train_pairs = pairs_of(training, "train")
+            train_pairs = training.need("pairs", "train")
         scorer = load_scorer(config.reward_model, stage.device)
         parents = {"reward": config.reward_model, "preferences": config.dataset_name}
         stage.begin(parents, source.notes)
@@ -134,20 +132,6 @@ def check_category(pairs: Sequence[Pair], config: AuditConfig) -> None:
             f"'{config.dataset_name}' has no column '{config.category}'; it has "
             f"{', '.join(sorted({name for pair in pairs for name in pair.columns})) or 'none'}"
         )
-
-
-def pairs_of(source: sources.Source, split: str) -> list[Pair]:
-    """The pairs of a split, or all of them in the order of the splits.
-
-    Raises:
-        DataError: there are none.
-    """
-    if split != ALL:
-        return source.need("pairs", split)
-    pairs = [pair for name in SPLITS for pair in source.pairs(name)]
-    if not pairs:
-        raise DataError(f"data set '{source.name}' has no pair of responses ({'; '.join(source.notes)})")
-    return pairs
 
 
 def scale_of(reward_model: str) -> float:

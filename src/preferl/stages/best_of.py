@@ -2,7 +2,8 @@
 
 Best-of-n (Stiennon et al. 2020) as data: ``preferl sft`` on what is written here is rejection-sampling
 fine-tuning (Touvron et al. 2023, "Llama 2", section 3.2.3; RAFT, Dong et al. 2023). Prompts of the split
-``rl`` become the demonstrations' ``train``, prompts of ``dev`` stay ``dev``; no other prompt is read.
+``rl`` (of ``train``, where nothing is marked ``rl``) become the demonstrations' ``train``, prompts of ``dev``
+stay ``dev``; no other prompt is read.
 
 Different from both papers: a response that was cut off is never chosen, because a demonstration ends with
 EOS and would teach to stop in mid-sentence. One round; for the next, name the fine-tuned policy.
@@ -28,20 +29,18 @@ from preferl.judging.scorers import load_scorer, reward_models, score_responses
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.runs.stage import Stage
 from preferl.sampling.policy import Policy
 from preferl.statistics import mean_interval
 
-# Split of the demonstrations -> split of the prompts that they answer.
-PROMPTS_OF = {"train": "rl", "dev": "dev"}
 LOGGED = 20  # prompts of each split in samples.jsonl
 
 
 @dataclass(kw_only=True)
-class BestOfConfig(SamplingOptions, DataOptions, DeviceOptions):
+class BestOfConfig(SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     """Options of the best_of stage."""
 
     output_dir: str = "runs/best_of"
@@ -61,7 +60,7 @@ class BestOfConfig(SamplingOptions, DataOptions, DeviceOptions):
     top_fraction: float = 1.0
     """Of the prompts keep this share, those whose best response has the highest reward (1 keeps all)."""
     max_prompts: int | None = None
-    """Most prompts of the split ``rl``, drawn by the seed; by default all of them."""
+    """Most prompts to train on, drawn by the seed; by default all of them."""
     dev_prompts: int = 64
     """Most prompts of the split ``dev``, for the held-out loss of what is trained on this."""
 
@@ -100,13 +99,14 @@ def run(config: BestOfConfig, fresh: bool = False) -> Path:
     with Stage("best_of", config, fresh) as stage:
         if stage.is_finished:
             return stage.path
-        source = sources.load_source(**config.source())
+        source = sources.load_source(**config.source()).training_on(config.split)
         prompts, notes = prompts_to_answer(source, config)
         policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
         scorer = load_scorer(config.reward_model, stage.device)
         gold = load_scorer(config.gold, stage.device) if config.gold else None
         stage.begin({"policy": config.model_name_or_path, "reward": config.reward_model}, notes)
-        choose_best(policy, scorer, gold, prompts, config, stage)
+        came_from = {"train": config.split or ("rl" if source["rl"].prompts else "train"), "dev": "dev"}
+        choose_best(policy, scorer, gold, prompts, came_from, config, stage)
     return stage.path
 
 
@@ -115,10 +115,21 @@ def choose_best(
     scorer: Scorer,
     gold: Scorer | None,
     prompts: dict[str, list[PromptRecord]],
+    came_from: dict[str, str],
     config: BestOfConfig,
     stage: Stage,
 ) -> None:
-    """Samples, scores, keeps the best responses to the prompts of each split, and finishes the stage."""
+    """Samples, scores, keeps the best responses to the prompts of each split, and finishes the stage.
+
+    Args:
+        policy: what samples.
+        scorer: what chooses.
+        gold: what is only watched.
+        prompts: of each split of the demonstrations.
+        came_from: which split of the data set those are.
+        config: the options.
+        stage: where the demonstrations are written.
+    """
     summary: dict[str, Any] = {}
     with Steps("best_of", sum(map(len, prompts.values()))) as steps:
         for split, asked in prompts.items():
@@ -126,7 +137,9 @@ def choose_best(
             kept, left_out = choose(rows, config)
             if split == "train":
                 check_something_is_left(rows, kept, config)
-            formats.write(stage.data / f"{split}.jsonl", demonstrations(kept, split, config))
+            formats.write(
+                stage.data / f"{split}.jsonl", demonstrations(kept, split, came_from[split], config)
+            )
             summary[split] = describe(rows, kept) | {"left_out": left_out}
             stage.log(split=split, **summary[split])
             stage.log_samples(examples(rows, split))
@@ -167,27 +180,26 @@ def prompts_to_answer(
     """The prompts of each split of the demonstrations, in random order, and notes on the data.
 
     A data set that names its splits may hold one prompt in several: a prompt that is in ``eval`` answers
-    nothing here, one that is in ``dev`` and ``rl`` trains nothing.
+    nothing here, one that is in ``dev`` too trains nothing.
     """
-    source.need("prompts", PROMPTS_OF["train"])
+    asked = {"train": source.prompts or source.need("prompts", "train"), "dev": source.dev.prompts}
     notes, out = list(source.notes), {}
     reserved = {"train": ("dev", "eval"), "dev": ("eval",)}
     limits = {"train": config.max_prompts, "dev": config.dev_prompts}
-    for split, its in PROMPTS_OF.items():
-        prompts = source.prompts[its]
-        held = {prompt_key(p.prompt) for other in reserved[split] for p in source.prompts[other]}
+    for split, prompts in asked.items():
+        held = {prompt_key(p.prompt) for other in reserved[split] for p in source.own(other).prompts}
         free = [p for p in prompts if prompt_key(p.prompt) not in held]
         if len(free) < len(prompts):
             notes.append(
-                f"left out {len(prompts) - len(free)} of {len(prompts)} prompts of the split {its}: they are "
-                f"in {' or '.join(reserved[split])} too"
+                f"left out {len(prompts) - len(free)} of {len(prompts)} prompts for {split}: they are in "
+                f"{' or '.join(reserved[split])} too"
             )
         random.Random(devices.derived_seed(config.seed, "best_of", split, "order")).shuffle(free)
         out[split] = free[: limits[split]]
     if not out["train"]:
         raise DataError(
-            f"data set '{source.name}': every prompt of the split rl is in dev or eval too; give each "
-            f"prompt one split"
+            f"data set '{source.name}': every prompt to train on is in dev or eval too; give each prompt one "
+            f"split"
         )
     return out, notes
 
@@ -305,15 +317,18 @@ def check_something_is_left(rows: Sequence[Choices], kept: Sequence[Kept], confi
     )
 
 
-def demonstrations(kept: Sequence[Kept], split: str, config: BestOfConfig) -> list[Demonstration]:
-    """One record for each kept response; the column ``split`` is what later stages split by."""
+def demonstrations(
+    kept: Sequence[Kept], split: str, prompt_split: str, config: BestOfConfig
+) -> list[Demonstration]:
+    """One record for each kept response; the column ``split`` is what later stages split by,
+    ``prompt_split`` the split that its prompt came from."""
     records = []
     for one in kept:
         row = one.row
         for place, i in enumerate(one.numbers, 1):
             columns = {
                 "split": split,
-                "prompt_split": PROMPTS_OF[split],
+                "prompt_split": prompt_split,
                 "source": config.model_name_or_path,
                 "reward_model": config.reward_model,
                 "score": float(row.score_N[i]),

@@ -24,12 +24,11 @@ from preferl.data.records import (
     DataError,
     Pair,
     PromptRecord,
-    SplitFractions,
     known_probability,
     prompt_text,
-    split_for,
 )
 from preferl.data.rows import MOST_RESPONSES
+from preferl.data.splits import counts, divide, normalised
 from preferl.data.types import Scorer
 from preferl.evaluation.selection import matched, most_contradictory
 from preferl.judging.annotators import Annotator
@@ -114,12 +113,13 @@ def run(config: CollectConfig, fresh: bool = False) -> Path:
         older = sources.load_source(config.add_to) if config.add_to else None
         parents = {"reward": config.adversarial, "added to": config.add_to}
         if config.responses_file:
-            candidates = read_candidates(Path(config.responses_file))
-            stage.begin(parents)
+            candidates, note = read_candidates(Path(config.responses_file), config)
+            stage.begin(parents, [note])
         elif config.model_name_or_path:
             policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
-            prompts = sources.load_source(**config.source()).prompts
-            stage.begin(parents | {"policy": config.model_name_or_path})
+            source = sources.load_source(**config.source())
+            stage.begin(parents | {"policy": config.model_name_or_path}, source.notes)
+            prompts = {split: source[split].prompts for split in SPLITS}
             candidates = sample_candidates(policy, prompts, config, stage)
         else:
             raise UsageError("collect needs --model_name_or_path (a policy) or --responses_file")
@@ -151,7 +151,7 @@ def compare(
         limit, path = getattr(config.pairs, split), stage.data / f"{split}.jsonl"
         if isinstance(annotator, Annotator) and config.layout == "rankings":
             rankings, left_out = rank(rows[:limit], annotator, rng, split, config)
-            formats.write(path, [*(older.comparisons[split] if older else ()), *rankings])
+            formats.write(path, [*(older.own(split).comparisons if older else ()), *rankings])
             records = [pair for ranking in rankings for pair in ranking.pairs()]
             summary[split] = describe(records, rows) | {"rankings": len(rankings), "left_out": left_out}
         else:
@@ -162,14 +162,14 @@ def compare(
             pairs = pairs[:limit]
             records = label(pairs, annotator, rng, split, config)
             left_out["tied or unreadable"] = len(pairs) - len(records)
-            formats.write(path, [*(older.pairs(split) if older else ()), *records])
+            formats.write(path, [*(older.own(split).pairs if older else ()), *records])
             summary[split] = describe(records, rows) | {"left_out": left_out}
         stage.log(split=split, **summary[split])
         stage.log_samples({"split": split, **example(r)} for r in records[:10])
     say_result(summary, config, stage)
     counts: dict[str, Any] = {}
     if older is not None:
-        counts["added_to"] = {split: len(older.pairs(split)) for split in SPLITS}
+        counts["added_to"] = {split: len(older.own(split).pairs) for split in SPLITS}
         stage.say(f"added to {counts['added_to']['train']} training pairs of {config.add_to}")
     if isinstance(annotator, PairwiseJudge):
         counts["judge"] = dataclasses.asdict(annotator.counts)
@@ -315,15 +315,16 @@ def rounds(prompts: Sequence[PromptRecord], seed: int, split: str) -> Iterator[P
         yield from order
 
 
-def read_candidates(path: Path) -> dict[str, list[Candidates]]:
-    """Responses from a file, split by prompt.
+def read_candidates(path: Path, config: CollectConfig) -> tuple[dict[str, list[Candidates]], str]:
+    """Responses from a file, split by prompt, and what was read, in a sentence.
 
     Raises:
         DataError: the file is not there, or a row is not {"prompt", "responses": [two or more texts]}.
     """
     if not path.is_file():
         raise DataError(f"responses_file '{path}' is not a file")
-    out: dict[str, list[Candidates]] = {split: [] for split in SPLITS}
+    rows: list[Candidates] = []
+    own: list[str | None] = []
     with open(path, encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -337,9 +338,16 @@ def read_candidates(path: Path) -> dict[str, list[Candidates]]:
                 raise DataError(
                     f'{path}:{number}: a row must be {{"prompt": …, "responses": [two or more texts]}}'
                 )
-            split = split_for(prompt, row, SplitFractions())
-            out[split].append(Candidates(prompt, responses, [True] * len(responses)))
-    return out
+            rows.append(Candidates(prompt, responses, [True] * len(responses)))
+            own.append(row.get("split"))
+    splits = divide([normalised(row.prompt) for row in rows], own, config.split_shares)
+    out: dict[str, list[Candidates]] = {split: [] for split in SPLITS}
+    for row, split in zip(rows, splits.names, strict=True):
+        out.setdefault(split, []).append(row)
+    for split in splits.on_train:
+        out[split] = out["train"]
+    note = f"{path}: {len(rows)} rows used; split: {counts(splits)} ({splits.how})"
+    return {split: out[split] for split in SPLITS}, note
 
 
 def pairs_of(

@@ -28,7 +28,7 @@ from preferl.maths import preference
 from preferl.models import load
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, require_at_least
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.stage import Stage
 from preferl.sampling.logprobs import policy_logprobs
@@ -43,7 +43,7 @@ MAX_FIRST_LOG_RATIO = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 
 @dataclass(kw_only=True)
-class DpoConfig(FitOptions, SamplingOptions, DataOptions, DeviceOptions):
+class DpoConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     """Options of the dpo stage."""
 
     output_dir: str = "runs/dpo"
@@ -95,11 +95,13 @@ class EncodedPair:
 
 @dataclass(frozen=True)
 class PairSplits:
-    """Training pairs, dev pairs, and counts of what was cut or left out of the training pairs."""
+    """Training pairs, dev pairs, and counts of what was cut or left out of the training pairs; ``held_out``
+    where the dev pairs train nothing."""
 
     train: list[EncodedPair]
     dev: list[EncodedPair]
     counts: dict[str, int]
+    held_out: bool = True
 
 
 def run(config: DpoConfig, fresh: bool = False) -> Path:
@@ -108,7 +110,7 @@ def run(config: DpoConfig, fresh: bool = False) -> Path:
     with Stage("dpo", config, fresh) as stage:
         if stage.is_finished:
             return stage.path
-        source = sources.load_source(**config.source())
+        source = sources.load_source(**config.source()).training_on(config.split)
         policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
         reference = Policy.load(config.ref_model or config.model_name_or_path, stage.device, stage.dtype)
         check_vocabulary(policy, reference, config)
@@ -119,7 +121,7 @@ def run(config: DpoConfig, fresh: bool = False) -> Path:
             "reference": config.ref_model or config.model_name_or_path,
         }
         saved = stage.begin(parents, [*source.notes, *notes_of(pairs.counts)])
-        train(policy, reference, pairs, source.prompts["dev"][: config.check_samples], config, stage, saved)
+        train(policy, reference, pairs, source.dev.prompts[: config.check_samples], config, stage, saved)
     return stage.path
 
 
@@ -177,7 +179,7 @@ def train(
     if load.weights_hash(reference.model) != reference_hash:
         raise DivergedError("dpo: the weights of the frozen reference have changed")
     save(policy, stage)
-    say_result(summary, stage)
+    say_result(summary, stage, pairs.held_out)
     checks = ["weights of reference unchanged"]
     if same_start:
         checks.insert(
@@ -238,8 +240,8 @@ def read_pairs(config: DpoConfig, source: Source, policy: Policy, reference: Pol
     Raises:
         DataError: no training pair is left.
     """
-    train_pairs, dev_pairs = source.need("pairs", "train"), source.pairs("dev")[: config.eval_pairs]
-    sizes = [len(comparison.responses) for comparison in source.comparisons["train"]]
+    train_pairs, dev_pairs = source.need("pairs", "train"), source.dev.pairs[: config.eval_pairs]
+    sizes = [len(comparison.responses) for comparison in source.train.comparisons]
     ties = sum(K * (K - 1) // 2 for K in sizes) - len(train_pairs)
     models = (policy.model, reference.model)
     limits = [config.max_length, *(load.max_positions(model) for model in models)]
@@ -259,7 +261,7 @@ def read_pairs(config: DpoConfig, source: Source, policy: Policy, reference: Pol
         "same_left_out": len(train_pairs) - len(train),
         "cut": sum(pair.cut for pair in train),
     }
-    return PairSplits(train, dev, counts)
+    return PairSplits(train, dev, counts, held_out=source.own("dev") == source.dev)
 
 
 def encode(tokenizer: Any, row: Pair, max_length: int, stop_texts: Sequence[str] = ()) -> EncodedPair | None:
@@ -414,10 +416,11 @@ def sample_check(
     }
 
 
-def say_result(summary: dict[str, Any], stage: Stage) -> None:
+def say_result(summary: dict[str, Any], stage: Stage, held_out: bool) -> None:
     if "dev/accuracy" in summary:
         accuracy = Estimate.read(summary, "dev/accuracy").text(".1%")
-        stage.say(f"held-out pairs ordered as labelled {accuracy}, loss {summary['dev/loss']:.3f}")
+        which = "held-out pairs" if held_out else "pairs that trained"
+        stage.say(f"{which} ordered as labelled {accuracy}, loss {summary['dev/loss']:.3f}")
     if "dev/kl" in summary:
         stage.say(
             f"KL {summary['dev/kl']:.2f} nats per response, EOS {summary['dev/eos_rate']:.1%}, "

@@ -28,7 +28,7 @@ from preferl.judging.scorers import check_scores, load_scorer, reward_models, sc
 from preferl.learning.rollout import Shaping
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts, below
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, require_at_least
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.runs.record import StageRecord
@@ -46,7 +46,7 @@ SHAPING = ("reward_clip", "length_penalty", "missing_eos_penalty", "replace_miss
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(SamplingOptions, DataOptions, DeviceOptions):
+class EvaluateConfig(SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     """Options of the evaluate stage."""
 
     output_dir: str = "runs/evaluate"
@@ -81,7 +81,7 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
     with Stage("evaluate", config, fresh) as stage:
         if stage.is_finished:
             return stage.path
-        source = sources.load_source(**config.source())
+        source = sources.load_source(**config.source()).measured_on(config.split)
         source.need("prompts", "eval")
         policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
         reference = Policy.load(config.ref_model, stage.device, stage.dtype)
@@ -92,9 +92,21 @@ def run(config: EvaluateConfig, fresh: bool = False) -> Path:
             "reference": config.ref_model,
             "reward": config.reward_model,
         }
-        stage.begin(parents, source.notes)
+        stage.begin(parents, [*source.notes, *trained_on_these(config)])
         evaluate(policy, reference, source, scorers, config, stage)
     return stage.path
+
+
+def trained_on_these(config: EvaluateConfig) -> list[str]:
+    """Says where the policy was trained on rows on which it is measured."""
+    directory = Path(config.model_name_or_path)
+    if not (directory / "manifest.json").exists():
+        return []
+    training = StageRecord(directory).config
+    split = training.get("split")
+    if split not in ("all", config.split or "eval") or training.get("dataset_name") != config.dataset_name:
+        return []
+    return [f"the policy was trained on the rows of '{split}', and is measured on some of them here"]
 
 
 def evaluate(

@@ -48,7 +48,7 @@ from preferl.models.reward import (
 )
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import UsageError
 from preferl.runs.record import StageRecord
 from preferl.runs.stage import Stage
@@ -57,7 +57,7 @@ from preferl.statistics.intervals import Estimate
 
 
 @dataclass(kw_only=True)
-class RewardConfig(FitOptions, SamplingOptions, DataOptions, DeviceOptions):
+class RewardConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     """Options of the reward stage."""
 
     output_dir: str = "runs/reward"
@@ -191,7 +191,7 @@ def run(config: RewardConfig, fresh: bool = False) -> Path:
     with Stage("reward", config, fresh) as stage:
         if stage.is_finished:
             return stage.path
-        source = sources.load_source(**config.source())
+        source = sources.load_source(**config.source()).training_on(config.split)
         source.need("pairs", "eval")
         source.need("comparisons", "train")
         parents = {"model": config.model_name_or_path, "preferences": config.dataset_name}
@@ -326,7 +326,7 @@ def report(trained: Trained, source: Source, config: RewardConfig, stage: Stage)
         }
         for pair, chosen, rejected in list(zip(eval_pairs, chosen_N, rejected_N, strict=True))[:200]
     )
-    say_quality(quality, stage)
+    say_quality(quality, stage, source)
     if config.audit:
         unseen = ScoredPairs(eval_pairs, chosen_N * sd, rejected_N * sd)
         audit = audit_scorer(scorer, unseen, train_pairs, sd, config.seed)
@@ -510,7 +510,7 @@ def reference_scores(
         made = reference.respond(prompts, 1, seed, config)
         scores = np.array(scorer(made.prompts, made.completions, made.finished))
     else:
-        scores = np.concatenate(scores_of(scorer, source.pairs("train")[: count // 2]))
+        scores = np.concatenate(scores_of(scorer, source.train.pairs[: count // 2]))
     return float(scores.mean()), float(scores.std())
 
 
@@ -519,9 +519,10 @@ def length_baseline(train: Sequence[Pair], held_out: Sequence[Pair]) -> float:
     return accuracy_of(fit_length(train, held_out)[0])
 
 
-def say_quality(quality: dict[str, Any], stage: Stage) -> None:
+def say_quality(quality: dict[str, Any], stage: Stage, source: Source) -> None:
+    which = "held-out accuracy" if source.own("eval").comparisons else "accuracy where it trained"
     line = (
-        f"held-out accuracy {Estimate.read(quality, 'accuracy').text('.1%')} on {quality['pairs']} pairs; "
+        f"{which} {Estimate.read(quality, 'accuracy').text('.1%')} on {quality['pairs']} pairs; "
         f"length alone {quality['length_baseline_accuracy']:.1%}"
     )
     if "fraction_of_bayes" in quality:

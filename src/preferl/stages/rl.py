@@ -49,7 +49,7 @@ from preferl.runs.checkpoint import (
     restore_named_state,
     restore_schedule,
 )
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, require_at_least
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps, say
 from preferl.runs.stage import Stage
@@ -71,6 +71,7 @@ class RlConfig(
     ModelOptions,
     SamplingOptions,
     DataOptions,
+    SplitOption,
     DeviceOptions,
 ):
     """Options of the rl stage."""
@@ -148,12 +149,12 @@ def run(config: RlConfig, fresh: bool = False) -> Path:
     with Stage("rl", config, fresh) as stage:
         if stage.is_finished:
             return stage.path
-        source = sources.load_source(**config.source())
+        source = sources.load_source(**config.source()).training_on(config.split)
         critic = find_algorithm(config.algorithm).critic
         models, tokenizer, scorer = load_models(config, critic, stage.device)
         gold = load_scorer(config.gold, stage.device) if config.gold else None
-        prompts = source.need("prompts", "rl")
-        held_out = source.prompts[config.eval_split][: config.eval_prompts]
+        prompts = source.prompts or source.need("prompts", "train")
+        held_out = source[config.eval_split].prompts[: config.eval_prompts]
         parents = {
             "policy": config.model_name_or_path,
             "reference": config.ref_model,

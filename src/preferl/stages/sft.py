@@ -24,7 +24,7 @@ from preferl.learning.fit import FitOptions, Objective, Sums, check_fit, fit, pl
 from preferl.models import load, tiny
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import UsageError
 from preferl.runs.stage import Stage
 from preferl.sampling.policy import Policy
@@ -33,7 +33,7 @@ IGNORED = -100  # label of positions that carry no loss
 
 
 @dataclass(kw_only=True)
-class SftConfig(FitOptions, SamplingOptions, DataOptions, DeviceOptions):
+class SftConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     """Options of the sft stage."""
 
     output_dir: str = "runs/sft"
@@ -72,7 +72,7 @@ def run(config: SftConfig, fresh: bool = False) -> Path:
     with Stage("sft", config, fresh) as stage:
         if stage.is_finished:
             return stage.path
-        source = sources.load_source(**config.source())
+        source = sources.load_source(**config.source()).training_on(config.split)
         policy = starting_policy(config, source, stage)
         saved = stage.begin({"model": config.model_name_or_path}, source.notes)
         train(policy, source, config, stage, saved)
@@ -104,7 +104,7 @@ def train(
 ) -> None:
     """Fine-tunes the policy in place on the source's demonstrations and finishes the stage."""
     rows = encode(policy.tokenizer, source.need("demonstrations", "train"), config.max_length)
-    held_out = encode(policy.tokenizer, source.demonstrations["dev"], config.max_length)
+    held_out = encode(policy.tokenizer, source.dev.demonstrations, config.max_length)
     held_out = held_out[: config.eval_rows]
     stage.say(f"{load.parameter_count(policy.model):,} parameters, {len(rows):,} demonstrations")
 
@@ -194,7 +194,7 @@ def response_loss(
 
 def check(policy: Policy, source: Source, config: SftConfig, stage: Stage) -> dict[str, Any]:
     """Samples responses to dev prompts: share with EOS, and in the world share that is well-formed too."""
-    prompts = source.prompts["dev"][: config.check_samples]
+    prompts = source.dev.prompts[: config.check_samples]
     if not prompts:
         return {}
     made = policy.respond(prompts, 1, devices.generator(config.seed, "sft", "check"), config)
