@@ -49,7 +49,7 @@ class FitOptions(OptimOptions):
     micro_batch_size: int = 64
     """Rows in one forward and backward pass; a smaller one saves memory and changes nothing."""
     num_evals: int = 10
-    """How often held-out rows are measured."""
+    """How often held-out rows are measured, the last time at the end."""
     save_every: int | None = None
     """Updates between checkpoints, from which the same command goes on if interrupted; by default about ten
     a run, fewer where writing them would take over a tenth of its time; 0 for none."""
@@ -97,17 +97,18 @@ class Fitted:
 
 
 def plan_batches(lengths: Sequence[int], options: FitOptions, rng: random.Random) -> list[list[int]]:
-    """The numbers of the rows of every update of a run; rows of like length share a batch.
+    """The numbers of the rows of every update of a run; rows of like length share a batch. A pass over the
+    rows reads each of them once, the last of its batches may be smaller.
 
     Args:
         lengths: tokens of each row.
-        options: epochs, or ``max_steps``, and the size of a batch.
+        options: epochs (part of one is part of its batches), or ``max_steps``, and the size of a batch.
         rng: orders the rows, anew in each epoch.
     """
-    if options.max_steps is not None:
-        updates = options.max_steps
-    else:
-        updates = max(1, round(options.num_train_epochs * len(lengths) / options.train_batch_size))
+    updates = options.max_steps
+    if updates is None:
+        each_epoch = math.ceil(len(lengths) / options.train_batch_size)
+        updates = max(1, round(options.num_train_epochs * each_epoch))
     return list(itertools.islice(endless_buckets(lengths, options.train_batch_size, rng), updates))
 
 
@@ -146,13 +147,13 @@ def fit(
         run.measure()
         if run.fitted.last:
             stage.log(step=0, **run.fitted.last)
-    every = max(1, run.steps // options.num_evals)
+    measured = {round(run.steps * k / options.num_evals) for k in range(1, options.num_evals + 1)}
     with Steps(stage.name, run.steps) as progress:
         progress.advance(run.fitted.step)
         for step in range(run.fitted.step + 1, run.steps + 1):
             row = {"step": step, **run.update(batches[step - 1], step)}
             run.fitted.step = step
-            if step % every == 0 or step == run.steps:
+            if step in measured:
                 row |= run.measure()
             stage.log(**row, learning_rate=run.scheduler.get_last_lr()[0])
             shown = {"loss": row["train/loss"]}
@@ -195,7 +196,9 @@ class _Run:
         own, size = distributed.shard(rows), self.options.micro_batch_size
         with distributed.sync_errors():
             for start in range(0, len(own), size):
-                loss_sum, sums = self.objective.step(own[start : start + size])
+                part = own[start : start + size]
+                loss_sum, sums = self.objective.step(part)
+                # Divided by the whole batch's count: micro-batches add up to the batch's gradient.
                 loss = loss_sum / total
                 value = loss.item()
                 if not math.isfinite(value):
@@ -204,7 +207,8 @@ class _Run:
                         f"Lower the learning rate, or look at the rows of this batch"
                     )
                 loss.backward()
-                for name, (sum_, count) in {"train/loss": (value * total, total), **sums}.items():
+                loss_of_part = (value * total, self.objective.count(part))
+                for name, (sum_, count) in {"train/loss": loss_of_part, **sums}.items():
                     if count:
                         seen.add(name, sum_ / count, count)
         row = seen.of_all().means()
