@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
             f"'{name}' runs in one process; start it without torchrun (several can {', '.join(IN_PARALLEL)})",
             USAGE,
         )
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:
+        sys.path.insert(0, here)  # functions of a person's own, as module:function
     try:
         return COMMANDS[name](rest)
     except KeyboardInterrupt:
@@ -91,7 +94,19 @@ def main(argv: list[str] | None = None) -> int:
             return fail(
                 f"{error.strerror or error}: {error.filename or ''}; check path, rights and space", USAGE
             )
-        return fail(f"{type(error).__name__}: {error} (a defect or a full machine; --debug shows where)", 1)
+        if is_out_of_memory(error):
+            return fail(
+                f"{error}: out of memory; lower micro_batch_size, sampling_batch_size or max_length, or "
+                f"take a smaller model",
+                USAGE,
+            )
+        return fail(f"{type(error).__name__}: {error} (a defect of preferl; --debug shows where)", 1)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine or its GPU has no memory left: Python, torch and CUDA say it differently."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "not enough memory" in str(error)
 
 
 def fail(message: str, code: int) -> int:

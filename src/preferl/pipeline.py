@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from preferl.runs.config import DataOptions, DeviceOptions, Parser, declared, leaf_keys
+from preferl.runs.config import DataOptions, DeviceOptions, Parser, declared, field_texts, leaf_keys
 from preferl.runs.errors import UsageError
 from preferl.runs.mark import check_ours
 from preferl.runs.progress import clock, say
@@ -550,16 +550,17 @@ def parser_for_run(arguments: Sequence[str], prog: str, description: str, **grou
     """
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
-    parser.add_class_arguments(RunOptions, nested_key=None)
     said = declared(arguments)
-    for name, kind in (NAMES | kinds_in(said)).items():
-        own = said.get(name)
-        if kind in KINDS:
-            chosen = config_class(kind, own if isinstance(own, dict) else {})
-            parser.add_class_arguments(chosen, name, skip={"output_dir"})
-        parser.add_argument(f"--{name}.kind", help="the kind of stage: " + ", ".join(KINDS))
-    for name, options in groups.items():
-        parser.add_class_arguments(options, name)
+    with field_texts():
+        parser.add_class_arguments(RunOptions, nested_key=None)
+        for name, kind in (NAMES | kinds_in(said)).items():
+            own = said.get(name)
+            if kind in KINDS:
+                chosen = config_class(kind, own if isinstance(own, dict) else {})
+                parser.add_class_arguments(chosen, name, skip={"output_dir"})
+            parser.add_argument(f"--{name}.kind", help="the kind of stage: " + ", ".join(KINDS))
+        for name, options in groups.items():
+            parser.add_class_arguments(options, name)
     return parser
 
 

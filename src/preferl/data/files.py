@@ -9,7 +9,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,39 @@ class Row:
     split: str | None = None
 
 
-def read_rows(name: str) -> Iterator[Row]:
+class Table:
+    """Rows in memory, as a data set.
+
+    Args:
+        rows: dicts; or such by the name of their split. Rows are read again and again, so not an iterator.
+        name: what the data set is called in messages.
+    """
+
+    def __init__(self, rows: Iterable[Any] | Mapping[str, Iterable[Any]], name: str = "in memory"):
+        self.rows, self.name = rows, name
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> Iterator[Row]:
+        """Every row with its place."""
+        parts = self.rows.items() if isinstance(self.rows, Mapping) else [(None, self.rows)]
+        for split, rows in parts:
+            of_split = f"[{split}]" if split else ""
+            for number, row in enumerate(rows, 1):
+                value = dict(row) if isinstance(row, Mapping) else row
+                yield Row(f"{self.name}{of_split} row {number}", _object(value), split)
+
+
+def read_rows(name: str | Table) -> Iterator[Row]:
     """The rows of a data set.
 
     Raises:
         DataError: there is no such file or data set, or the file's kind is not known.
     """
+    if isinstance(name, Table):
+        yield from name.read()
+        return
     for path in resolve(name):
         if isinstance(path, str):
             yield from _hub_rows(path)
@@ -228,9 +255,9 @@ def _text_row(text: bytes) -> dict[str, Any] | RowError:
 
 def _object(value: Any) -> dict[str, Any] | RowError:
     if not isinstance(value, dict):
-        return RowError("not_an_object", f"is a JSON {type(value).__name__}, not an object with columns")
+        return RowError("not_an_object", f"is a {type(value).__name__}, not an object with columns")
     try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except UnicodeEncodeError:
         # JSON can escape half of a character; no tokenizer and no file takes that.
         return RowError("wrong_encoding", "holds half of a surrogate pair (\\ud800 to \\udfff alone)")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from preferl.data.files import Row, RowError, read_rows, write_rows
+from preferl.data.files import Row, RowError, Table, read_rows, write_rows
 from preferl.data.records import (
     Comparison,
     DataError,
@@ -189,7 +189,7 @@ class Loaded(NamedTuple):
 
 
 def load(
-    name: str, kind: str = "auto", policy: Mapping[str, str] | None = None, limit: int | None = None
+    name: str | Table, kind: str = "auto", policy: Mapping[str, str] | None = None, limit: int | None = None
 ) -> Loaded:
     """Reads and converts rows.
 
@@ -204,7 +204,7 @@ def load(
     """
     rules = effective_policy(policy or {})
     read = KINDS[detect(name) if kind == "auto" else kind].read
-    found = Loaded([], ReadReport(name), [])
+    found = Loaded([], ReadReport(str(name)), [])
     report = found.report
     for row in read_rows(name):
         if limit is not None and report.read >= limit:
@@ -246,7 +246,7 @@ def effective_policy(policy: Mapping[str, str]) -> dict[str, str]:
     return {kind: policy.get(kind, policy.get("*", rule)) for kind, rule in POLICY.items()}
 
 
-def detect(name: str) -> str:
+def detect(name: str | Table) -> str:
     """The kind of a data set by the columns of its first rows.
 
     Raises:
@@ -267,7 +267,7 @@ def detect(name: str) -> str:
     )
 
 
-def _first_rows(name: str, rows: int = 20) -> tuple[list[dict[str, Any]], str]:
+def _first_rows(name: str | Table, rows: int = 20) -> tuple[list[dict[str, Any]], str]:
     """The first good rows, and the first bad row's defect."""
     good, first_error = [], ""
     for row in read_rows(name):

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from preferl import world
 from preferl.data import formats
-from preferl.data.files import Row, write_rows
+from preferl.data.files import Row, Table, write_rows
 from preferl.data.records import (
     SPLITS,
     Comparison,
@@ -183,7 +183,7 @@ class Entry:
 
 
 def load_source(
-    name: str,
+    name: str | Table | Source,
     dataset_format: str = "auto",
     max_rows: int | None = None,
     opening_words: int = 12,
@@ -198,7 +198,8 @@ def load_source(
     """Reads a data set and splits it.
 
     Args:
-        name: ``world``, a stage's directory (its ``data/``), a Hub name, a file or a folder.
+        name: ``world``, a stage's directory (its ``data/``), a Hub name, a file, a folder, or rows in
+            memory. A source that was loaded before is it already.
         dataset_format: ``auto``, or one of ``formats.KINDS``.
         max_rows: read at most this many rows.
         opening_words: a plain text is cut into prompt and response after so many words.
@@ -213,6 +214,8 @@ def load_source(
     Raises:
         DataError: no such data set, rows that the policy does not allow, or an option it does not know.
     """
+    if isinstance(name, Source):
+        return name
     if name == "world":
         return world_source(seed)
     check_choice("dataset_format", dataset_format, ("auto", *formats.KINDS))
@@ -251,12 +254,12 @@ def load_source(
         keys_of(entries, split_by),
         [entry.own for entry in entries],
         split_shares,
-        complete=written_by_us(name),
+        complete=written_by_us(str(name)),
         unit=split_by,
     )
     parts, named = parts_of(entries, splits, kind)
     notes.append(said_of(splits))
-    return Source(name, parts, notes, categories_of(entries), named=named)
+    return Source(str(name), parts, notes, categories_of(entries), named=named)
 
 
 def check_choice(option: str, value: str, known: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs import distributed
 from preferl.runs.errors import UsageError
+from preferl.runs.objects import object_of
 from preferl.sampling.policy import Responses
 
 JUDGE = "judge:"
@@ -167,11 +168,15 @@ def as_scorer(
 
 
 def load_scorer(spec: str, device: torch.device) -> Scorer:
-    """The scorer that a text describes, as this module's docstring has it.
+    """The scorer that a text describes, as this module's docstring has it, or the one that was handed over
+    from Python under this name.
 
     Raises:
         UsageError: a part of it cannot be loaded.
     """
+    given = object_of(spec)
+    if given is not None:
+        return given(device)
     terms = spec.split(" + ")
     weighted = [WEIGHTED.fullmatch(term) for term in terms]
     if any(weighted):

@@ -32,6 +32,7 @@ from preferl.maths.policy import (
 )
 from preferl.runs.config import OptimOptions
 from preferl.runs.errors import UsageError
+from preferl.runs.objects import object_of
 from preferl.runs.plugins import load_object
 
 
@@ -492,7 +493,7 @@ def find_algorithm(name: str) -> Algorithm:
     if name in ALGORITHMS:
         return ALGORITHMS[name]
     if ":" in name:
-        found = load_object(name, "algorithm")
+        found = object_of(name) or load_object(name, "algorithm")
         if isinstance(found, Algorithm):
             return found
         raise UsageError(f"algorithm '{name}' is a {type(found).__name__}, not an Algorithm")

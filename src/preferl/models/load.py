@@ -1,7 +1,8 @@
 """Language models in and out: any causal LM that transformers loads, from safetensors only."""
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from transformers.utils import logging
 
 from preferl.data.tokens import PLAIN_TEMPLATE
 from preferl.runs.errors import UsageError
+from preferl.runs.objects import object_of
 
 PAD = "<|pad|>"
-logging.disable_progress_bar()  # transformers draws one for every file of a second
 
 
 def model_directory(name_or_path: str) -> str:
-    """A stage's directory stands for the model in it; anything else is taken as it is."""
+    """A stage's directory stands for the model in it, the name of an object for where it is written; anything
+    else is taken as it is."""
+    name_or_path = object_of(name_or_path) or name_or_path
     inside = Path(name_or_path) / "model"
     return str(inside) if (inside / "config.json").exists() else str(name_or_path)
 
@@ -49,11 +52,11 @@ def load_pretrained(
             missing and would silently be random.
     """
     source = model_directory(name_or_path)
-    logging.set_verbosity_error()  # what its reports warn about is checked below
     try:
-        model, info = auto_class.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-        )
+        with quiet_transformers():  # what its reports warn about is checked below
+            model, info = auto_class.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            )
     except (OSError, ValueError) as error:
         raise UsageError(
             f"no model could be loaded from '{name_or_path}': {_first_line(error)}; "
@@ -68,6 +71,20 @@ def load_pretrained(
             f"random; give the directory of the right kind of model"
         )
     return model, missing
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers draws a bar for every file of a second, and reports; not as long as the context lasts."""
+    verbosity, drawn = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def load_policy(name_or_path: str, device: torch.device) -> tuple[PreTrainedModel, Any]:
@@ -104,7 +121,8 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, tokenizer: Any, path: Path) -> None:
     """Writes safetensors, configuration, tokenizer and chat template."""
-    model.save_pretrained(path)
+    with quiet_transformers():
+        model.save_pretrained(path)
     tokenizer.save_pretrained(path)
 
 

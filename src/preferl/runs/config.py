@@ -5,20 +5,22 @@ that its keys are flat and carry TRL's names (``--learning_rate``, ``--dataset_n
 defaults < YAML files from left to right < flags.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from preferl.runs import distributed
 from preferl.runs.errors import UsageError
+from preferl.runs.objects import object_of
 
 Config = TypeVar("Config")
 
@@ -61,7 +63,8 @@ class DataOptions:
     def source(self) -> dict[str, Any]:
         """These options as the arguments of ``data.sources.load_source``."""
         names = [f.name for f in dataclasses.fields(DataOptions) if f.name != "dataset_name"]
-        return {"name": self.dataset_name} | {name: getattr(self, name) for name in names}
+        dataset = object_of(self.dataset_name) or self.dataset_name
+        return {"name": dataset} | {name: getattr(self, name) for name in names}
 
 
 @dataclass(kw_only=True)
@@ -103,10 +106,6 @@ class SamplingOptions:
     """Sequences decoded at once."""
 
 
-# Each option's help is the text below its field.
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-
 class Parser(ArgumentParser):
     """jsonargparse's parser whose errors are one line and name the nearest known key."""
 
@@ -135,8 +134,50 @@ def parser_for(config_class: type, prog: str, description: str) -> Parser:
     """A parser with one flag per field of ``config_class``, ``--config`` and ``--print_config``."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
-    parser.add_class_arguments(config_class, nested_key=None)
+    with field_texts():
+        parser.add_class_arguments(config_class, nested_key=None)
     return parser
+
+
+@contextlib.contextmanager
+def field_texts() -> Iterator[None]:
+    """An option's help is the text below its field; jsonargparse's own setting otherwise."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        yield
+    finally:
+        set_parsing_settings(docstring_parse_attribute_docstrings=False)
+
+
+def checked(config_class: type[Config], options: Mapping[str, Any]) -> Config:
+    """An instance of ``config_class`` from options as keywords, each of the type that its field has.
+
+    Raises:
+        UsageError: there is no such option, or a value is of another type.
+    """
+    known = {f.name: f for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            raise UsageError(f"there is no option {name}; {hint}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class, nested_key=None)
+    plain = {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+        for name, value in options.items()
+    }
+    try:
+        namespace = parser.parse_object(plain, defaults=True)
+    except ArgumentError as error:
+        found = re.search(r'[Kk]ey "([\w.]+)"', str(error))
+        name = found[1].split(".")[0] if found else ""
+        if name not in options:
+            raise UsageError(f"the options cannot be read: {error}") from error
+        kind = known[name].type
+        wanted = kind.__name__ if type(kind) is type else kind
+        raise UsageError(f"{name} is {options[name]!r}; its type is {wanted}") from error
+    return instantiate(parser, config_class, namespace)
 
 
 def declared(arguments: Sequence[str], files: bool = True) -> dict[str, Any]:
@@ -197,7 +238,7 @@ def leaf_keys(given: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def instantiate(parser: Parser, config_class: type[Config], namespace: Any) -> Config:
+def instantiate(parser: ArgumentParser, config_class: type[Config], namespace: Any) -> Config:
     """The parsed namespace as an instance of ``config_class``, other flags left aside."""
     built = parser.instantiate(namespace)
     fields = {f.name for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]

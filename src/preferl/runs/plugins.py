@@ -1,15 +1,13 @@
 """A person's own code by name: ``module:object``, from the current folder or installed."""
 
 import importlib
-import sys
-from pathlib import Path
 from typing import Any
 
 from preferl.runs.errors import UsageError
 
 
 def load_object(name: str, what: str) -> Any:
-    """The object ``module:object``, looked up in the current folder too.
+    """The object ``module:object``; the command line looks in the current folder too.
 
     Args:
         name: module and object, with a colon between them.
@@ -19,9 +17,6 @@ def load_object(name: str, what: str) -> Any:
         UsageError: it cannot be imported; the error of the module is named.
     """
     module_name, _, object_name = name.partition(":")
-    here = str(Path.cwd())
-    if "" not in sys.path and here not in sys.path:
-        sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module_name), object_name)
     except Exception as error:

@@ -1,7 +1,8 @@
 """Progress of long steps: a live bar in a terminal, plain lines elsewhere."""
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -10,6 +11,16 @@ from preferl.runs import distributed
 
 console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_main())
 PLAIN_INTERVAL_S = 10.0
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing is said or shown as long as the context lasts."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def say(text: str) -> None:

@@ -23,7 +23,7 @@ from preferl.runs.config import DataOptions, DeviceOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
 from preferl.runs.record import StageRecord
-from preferl.runs.stage import Stage
+from preferl.runs.stage import Callback, Stage
 from preferl.statistics.intervals import Estimate
 
 PART = 2000  # pairs that are scored between two writes
@@ -49,9 +49,9 @@ class AuditConfig(DataOptions, DeviceOptions):
     """Most pairs that are scored, the first ones."""
 
 
-def run(config: AuditConfig, fresh: bool = False) -> Path:
+def run(config: AuditConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Scores all pairs and writes what they show; returns the stage's directory."""
-    with Stage("audit", config, fresh) as stage:
+    with Stage("audit", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).measured_on(config.split)

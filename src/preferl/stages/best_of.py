@@ -32,7 +32,7 @@ from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
-from preferl.runs.stage import Stage
+from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
 from preferl.statistics import mean_interval
 
@@ -93,10 +93,10 @@ class Kept:
         return float(self.row.score_N[self.numbers[0]])
 
 
-def run(config: BestOfConfig, fresh: bool = False) -> Path:
+def run(config: BestOfConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Writes the chosen responses as demonstrations in two splits; returns the stage's directory."""
     check_options(config)
-    with Stage("best_of", config, fresh) as stage:
+    with Stage("best_of", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)

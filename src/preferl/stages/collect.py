@@ -40,7 +40,7 @@ from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps
-from preferl.runs.stage import Stage
+from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
 
 GOLD = ("gold_chosen", "gold_rejected")
@@ -102,10 +102,10 @@ class CollectConfig(SamplingOptions, DataOptions, DeviceOptions):
     """New comparisons (pairs, or rankings) in each split."""
 
 
-def run(config: CollectConfig, fresh: bool = False) -> Path:
+def run(config: CollectConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Writes labelled pairs in four splits; returns the stage's directory."""
     check_options(config)
-    with Stage("collect", config, fresh) as stage:
+    with Stage("collect", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
         annotator = load_annotator(config, stage.device)

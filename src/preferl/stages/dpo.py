@@ -30,7 +30,7 @@ from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, require_at_least
 from preferl.runs.errors import DivergedError, UsageError
-from preferl.runs.stage import Stage
+from preferl.runs.stage import Callback, Stage
 from preferl.sampling.logprobs import policy_logprobs
 from preferl.sampling.policy import Policy
 from preferl.sampling.samples import Samples, Sampling
@@ -104,10 +104,10 @@ class PairSplits:
     held_out: bool = True
 
 
-def run(config: DpoConfig, fresh: bool = False) -> Path:
+def run(config: DpoConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/``, writes metrics and samples; returns the stage's directory."""
     check_options(config)
-    with Stage("dpo", config, fresh) as stage:
+    with Stage("dpo", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)

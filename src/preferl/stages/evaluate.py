@@ -32,7 +32,7 @@ from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, Spl
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
 from preferl.runs.record import StageRecord
-from preferl.runs.stage import Stage
+from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy, Responses
 from preferl.sampling.samples import Samples
 from preferl.statistics import distinct_n, mean_interval, repetition
@@ -75,10 +75,10 @@ class EvaluateConfig(SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     """Responses of the reference policy to each of them; by default as many as the largest N."""
 
 
-def run(config: EvaluateConfig, fresh: bool = False) -> Path:
+def run(config: EvaluateConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Samples, compares and writes ``summary.json`` and ``samples.jsonl``; returns the directory."""
     check_options(config)
-    with Stage("evaluate", config, fresh) as stage:
+    with Stage("evaluate", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).measured_on(config.split)

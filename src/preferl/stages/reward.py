@@ -51,7 +51,7 @@ from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import UsageError
 from preferl.runs.record import StageRecord
-from preferl.runs.stage import Stage
+from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
 from preferl.statistics.intervals import Estimate
 
@@ -181,14 +181,14 @@ LOSSES = {
 }
 
 
-def run(config: RewardConfig, fresh: bool = False) -> Path:
+def run(config: RewardConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, normalises, saves ``model/`` and reports; returns the stage's directory.
 
     With ``num_members`` each member is such a directory below this one, and this one holds what they say
     together.
     """
     check_options(config)
-    with Stage("reward", config, fresh) as stage:
+    with Stage("reward", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)

@@ -52,7 +52,7 @@ from preferl.runs.checkpoint import (
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, require_at_least
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps, say
-from preferl.runs.stage import Stage
+from preferl.runs.stage import Callback, Stage
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.policy import Policy, Responses
 
@@ -143,10 +143,10 @@ def config_class(algorithm: str) -> type[RlConfig]:
     return dataclasses.make_dataclass("RlConfig", [], bases=(own, RlConfig), kw_only=True)
 
 
-def run(config: RlConfig, fresh: bool = False) -> Path:
+def run(config: RlConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/`` and ``value_model/``, writes metrics; returns the stage's directory."""
     check_options(config)
-    with Stage("rl", config, fresh) as stage:
+    with Stage("rl", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)

@@ -26,7 +26,7 @@ from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import UsageError
-from preferl.runs.stage import Stage
+from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
 
 IGNORED = -100  # label of positions that carry no loss
@@ -66,10 +66,10 @@ class SftConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOpt
     """Responses sampled afterwards, to see that they are well-formed and end with EOS."""
 
 
-def run(config: SftConfig, fresh: bool = False) -> Path:
+def run(config: SftConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/`` and writes metrics and samples; returns the stage's directory."""
     check_options(config)
-    with Stage("sft", config, fresh) as stage:
+    with Stage("sft", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
