@@ -332,6 +332,8 @@ def test_another_function_is_another_reward(model, tmp_path):
 
 def test_a_result_is_saved_where_it_is_kept(scorer, tmp_path):
     kept = scorer.save(tmp_path / "kept")
+    asked = (["What is 3 + 1?"], ["4."])
+    assert preferl.RewardModel.load(str(kept))(*asked) == scorer.model(*asked)
     assert files_of(kept) == files_of(scorer.path)
     assert yaml.safe_load((kept / "config.yaml").read_text())["learning_rate"] == 1e-3
     assert StageRecord(kept).summary == scorer.summary

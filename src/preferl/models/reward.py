@@ -11,7 +11,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
@@ -26,6 +26,7 @@ from preferl.models.load import (
     model_directory,
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
+from preferl.runs import devices
 from preferl.runs.errors import UsageError
 
 HEADS = ("score", "classifier")
@@ -208,7 +209,7 @@ class RewardModel:
     Texts and not token ids are its input, so that policy and reward model may use different tokenizers.
 
     Example:
-        >>> rm = RewardModel(*load_reward_model("runs/demo/reward", torch.device("cpu")))
+        >>> rm = RewardModel.load("runs/demo/reward")
         >>> rm(["What is 2 + 2?"], ["4."], finished=[True])
         [0.83]
     """
@@ -219,6 +220,15 @@ class RewardModel:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         limits = [limit for limit in (max_positions(model), max_length) if limit]
         self.max_length = min(limits, default=None)
+
+    @classmethod
+    def load(cls, name_or_path: str, device: str = "auto") -> Self:
+        """A reward model from a stage's directory, a model directory or a Hub name.
+
+        Raises:
+            UsageError: there is no such reward model or device.
+        """
+        return cls(*load_reward_model(name_or_path, devices.chosen_device(device)))
 
     def encode(self, prompt: Prompt, completion: str, finished: bool = True) -> list[int]:
         return scored_ids(self.tokenizer, prompt, completion, finished, self.max_length)
