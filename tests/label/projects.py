@@ -6,8 +6,8 @@ import threading
 import time
 
 from preferl.data.records import Comparison
+from preferl.label.answers import Answer
 from preferl.label.judgements import read_judgements
-from preferl.label.store import Answer
 
 PASSWORD = "correct horse battery"
 FIRST, SECOND = Answer(ranks=[1, 2], strength=2), Answer(ranks=[2, 1], strength=-3)

@@ -28,7 +28,8 @@ from preferl import __version__
 from preferl.data.records import DataError
 from preferl.label import export, statistics
 from preferl.label.accounts import Account, Accounts, TooManyAttempts
-from preferl.label.store import MOST_REASON, Answer, Refused, Store, View
+from preferl.label.answers import MOST_REASON, Answer, Refused
+from preferl.label.store import Store, View
 from preferl.label.text import markdown_html
 from preferl.runs.errors import UsageError
 

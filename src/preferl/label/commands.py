@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 from preferl.label import export
 from preferl.label.accounts import Account, Accounts, install_secret
 from preferl.label.items import read_gold, read_items
+from preferl.label.project import Project
 from preferl.label.schema import DATABASE, Database, open_database, parse_url, shown
-from preferl.label.store import Project, Store
+from preferl.label.store import Store
 from preferl.runs.config import instantiate, parser_for
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, select
 
+from preferl.label.queue import chance
 from preferl.label.schema import annotators, assignments, events, items
-from preferl.label.store import chance
 
 
 @dataclass(frozen=True, kw_only=True)

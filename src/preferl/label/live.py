@@ -26,9 +26,12 @@ from preferl.judging.judges import JudgedPairs, PairwiseJudge
 from preferl.judging.scorers import Ensemble, load_scorer
 from preferl.label import export
 from preferl.label.accounts import Accounts
+from preferl.label.answers import Answer
 from preferl.label.judgements import Item, read_items, read_judgements
+from preferl.label.project import read_project
+from preferl.label.queue import order_for
 from preferl.label.schema import DATABASE, assignments, items
-from preferl.label.store import Answer, Store, order_for, project_of
+from preferl.label.store import Store
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
 from preferl.runs.errors import UsageError
@@ -129,7 +132,7 @@ def _simulate(config: SimulateConfig, store: Store, device: torch.device) -> Non
     with store.database.read() as connection:
         done = {j.item_id for j in read_judgements(connection) if j.annotator_id == account.id}
         open_items = [item for item in read_items(connection).values() if item.id not in done]
-        seed = project_of(connection).seed
+        seed = read_project(connection).seed
     # As this annotator is shown them.
     chosen = [
         dataclasses.replace(item, responses=[item.responses[i] for i in order])
@@ -287,7 +290,7 @@ def train_and_score(config: RefitConfig, store: Store, count: int, device: Any) 
     if not isinstance(ensemble, Ensemble):
         raise UsageError(f"{path} is no ensemble; give --num_members 2 or more")
     with store.database.read() as connection:
-        unfinished = (items.c.taken < project_of(connection).overlap) & items.c.gold.is_(None)
+        unfinished = (items.c.taken < read_project(connection).overlap) & items.c.gold.is_(None)
         left = set(connection.scalars(select(items.c.id).where(unfinished)))
         found = [item for item in read_items(connection).values() if item.id in left]
     scores = disagreement(ensemble, found)

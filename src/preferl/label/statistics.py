@@ -15,8 +15,9 @@ from sqlalchemy import func, select
 
 from preferl.data.records import prompt_text
 from preferl.label.judgements import Item, Judgement, Table, labels, read_items, read_judgements, table_of
+from preferl.label.project import Project, read_project
 from preferl.label.schema import assignments, items
-from preferl.label.store import Project, Store, project_of
+from preferl.label.store import Store
 from preferl.statistics import agreement, wilson_interval
 
 MOST_FLAGS = 100
@@ -26,7 +27,7 @@ Row = dict[str, Any]
 def dashboard(store: Store) -> Row:
     """Everything on the lead's page."""
     with store.database.read() as connection:
-        project = project_of(connection)
+        project = read_project(connection)
         judgements = read_judgements(connection)
         texts = read_items(connection)
         open_claims = connection.scalar(
