@@ -59,7 +59,8 @@ def serving(store, accounts, **options):
     """The pages at a port of this machine; yields their address."""
     import uvicorn
 
-    from preferl.label.app import Options, create_app
+    from preferl.label.app import create_app
+    from preferl.label.dependencies import Options
 
     app = create_app(store, accounts, Options(secret="s" * 32, **options))
     server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", access_log=False))

@@ -213,7 +213,8 @@ def listen(store: Store, accounts: Accounts, lead: Account, config: ServeConfig,
     """Serves until interrupted."""
     import uvicorn
 
-    from preferl.label.app import Options, create_app
+    from preferl.label.app import create_app
+    from preferl.label.dependencies import Options
 
     listener = bound(config.host, config.port)
     port = listener.getsockname()[1]
