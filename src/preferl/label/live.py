@@ -21,7 +21,7 @@ from preferl.data import sources
 from preferl.data.files import write_rows
 from preferl.data.records import Comparison, PromptRecord
 from preferl.data.rows import MOST_RESPONSES, ranking_row
-from preferl.judging.annotators import Annotator
+from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
 from preferl.judging.judges import JudgedPairs, PairwiseJudge
 from preferl.judging.scorers import Ensemble, load_scorer
 from preferl.label import export
@@ -47,29 +47,15 @@ STRENGTH_BOUNDS = (0.7, 0.9)
 
 
 @dataclass(kw_only=True)
-class SimulateConfig(DeviceOptions):
+class SimulateConfig(AnnotatorOptions, DeviceOptions):
     """Options of ``preferl label simulate``."""
 
     db: str = DATABASE
     """The project's database."""
     name: str = "simulated"
     """Name of the simulated annotator; the same name goes on where it stopped."""
-    annotator: str = "world"
-    """Who it is, as in ``preferl collect``: ``world``, ``length``, a reward model, ``judge:<model>``, …"""
     count: int = 0
     """Judge at most so many items; 0 for all."""
-    label_mode: str = "stochastic"
-    """``stochastic`` or ``deterministic``, as in ``preferl collect``."""
-    label_scale: float = 1.0
-    """Multiplies utilities before Bradley-Terry."""
-    error_rate: float = 0.0
-    """Probability that a label is turned round."""
-    position_bias: float = 0.0
-    """Added to the utility of the response that is shown first."""
-    tie_policy: str = "coin"
-    """``coin`` or ``tie``, within ``tie_width``."""
-    tie_width: float = 0.0
-    """Largest difference of utilities that the annotator cannot tell."""
 
 
 @dataclass(kw_only=True)
@@ -118,12 +104,9 @@ def simulate(config: SimulateConfig, store: Store) -> None:
 
 
 def _simulate(config: SimulateConfig, store: Store, device: torch.device) -> None:
-    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(SimulateConfig)}
-    for name in ("db", "name", "count"):
-        del options[name]
     if config.tie_policy == "skip":
         raise UsageError("tie_policy skip leaves pairs out; use coin or tie")
-    annotator = collect.load_annotator(collect.CollectConfig(**options), device)
+    annotator = load_annotator(config, config.seed, device)
     accounts = Accounts(store.database)
     known = next((account for account in accounts.all() if account.name == config.name), None)
     if known is not None and known.kind != "sim":
