@@ -22,9 +22,10 @@ from preferl.data.sources import write_world
 from preferl.judging.scorers import load_scorer
 from preferl.label import live
 from preferl.label.accounts import Accounts
+from preferl.label.answers import Answer
 from preferl.label.items import without_label
 from preferl.label.schema import open_database
-from preferl.label.store import Answer, Claim, Store
+from preferl.label.store import Claim, Store
 from preferl.world import gold_reward
 
 CPU = torch.device("cpu")

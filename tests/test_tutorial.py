@@ -198,7 +198,7 @@ def check_label(arguments: list[str]) -> None:
     configs |= {name: config for name, (config, _) in live.COMMANDS.items()}
     command = arguments[0] if arguments[0] in configs else ""
     skipped = {"user": 2, "export": 2, "": 0}.get(command, 1)
-    label.parsed(configs.get(command, label.ServeConfig), command, arguments[skipped:])
+    label.parse_options(configs.get(command, label.ServeConfig), command, arguments[skipped:])
 
 
 def check_benchmark(arguments: list[str]) -> None:

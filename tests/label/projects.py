@@ -6,8 +6,8 @@ import threading
 import time
 
 from preferl.data.records import Comparison
+from preferl.label.answers import Answer
 from preferl.label.judgements import read_judgements
-from preferl.label.store import Answer
 
 PASSWORD = "correct horse battery"
 FIRST, SECOND = Answer(ranks=[1, 2], strength=2), Answer(ranks=[2, 1], strength=-3)
@@ -59,7 +59,8 @@ def serving(store, accounts, **options):
     """The pages at a port of this machine; yields their address."""
     import uvicorn
 
-    from preferl.label.app import Options, create_app
+    from preferl.label.app import create_app
+    from preferl.label.dependencies import Options
 
     app = create_app(store, accounts, Options(secret="s" * 32, **options))
     server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", access_log=False))

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from preferl.data.records import Comparison
-from preferl.label.store import Answer
+from preferl.label.answers import Answer
 from projects import (
     FIRST,
     PASSWORD,

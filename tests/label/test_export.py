@@ -8,8 +8,9 @@ from preferl.cli import main
 from preferl.data import formats
 from preferl.data.records import Comparison
 from preferl.label import export
+from preferl.label.answers import Answer
 from preferl.label.schema import open_database
-from preferl.label.store import Answer, Store
+from preferl.label.store import Store
 from preferl.runs.errors import UsageError
 from projects import judge_all, nonce, pairs, people, plain, triples
 

@@ -12,9 +12,12 @@ from starlette.testclient import TestClient
 
 from preferl.data.records import Comparison
 from preferl.label.accounts import MOST_ATTEMPTS, Accounts, TooManyAttempts, install_secret
-from preferl.label.app import HEADERS, Options, create_app
+from preferl.label.answers import Answer
+from preferl.label.app import create_app
+from preferl.label.dependencies import Options
 from preferl.label.schema import open_database
-from preferl.label.store import Answer, Store
+from preferl.label.security import HEADERS
+from preferl.label.store import Store
 from preferl.runs.errors import UsageError
 from projects import PASSWORD, judge_all, judgements, nonce, pairs, plain, triples
 

@@ -4,7 +4,8 @@ import pytest
 
 from preferl.data.records import Comparison
 from preferl.label import statistics
-from preferl.label.store import Answer, order_for
+from preferl.label.answers import Answer
+from preferl.label.queue import order_for
 from projects import FIRST, judge_all, nonce, pairs, people, plain, triples
 
 

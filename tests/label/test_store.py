@@ -13,8 +13,9 @@ from sqlalchemy.exc import DBAPIError
 
 from preferl.data.records import Comparison
 from preferl.label import schema
+from preferl.label.answers import Answer, Refused
 from preferl.label.schema import assignments, events, items, open_database
-from preferl.label.store import Answer, Refused, Store
+from preferl.label.store import Store
 from preferl.runs.errors import UsageError
 from projects import FIRST, SECOND, judge_all, judgements, nonce, pairs, people, plain, triples
 

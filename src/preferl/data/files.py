@@ -294,7 +294,7 @@ def _write_json_lines(temporary: Path, rows: Sequence[dict[str, Any]], path: Pat
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8")
     except (TypeError, ValueError) as error:
         raise DataError(f"'{path}' cannot hold the rows: {error}") from error
-    # No time stamp, so that a repeated run writes the same bytes.
+    # Without the time of writing a repeated run writes the same bytes.
     temporary.write_bytes(gzip.compress(text, mtime=0) if path.name.endswith(".gz") else text)
 
 

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 Scorer = Callable[..., list[float]]
+# Named numbers, with their intervals and counts beside them, as they are written as JSON.
+Measures = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from preferl.data.records import Pair
+from preferl.data.types import Measures
 from preferl.evaluation.columns import column, numbers
-from preferl.evaluation.scored import Row, ScoredPairs
+from preferl.evaluation.scored import ScoredPairs
 from preferl.statistics.calibration import (
     cluster_bootstrap,
     clustered_proportion,
@@ -28,7 +29,7 @@ REWARDBENCH_SECTIONS = {
 
 def accuracy_with_interval(
     scored: ScoredPairs, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Row:
+) -> Measures:
     """Share of pairs whose chosen response scores higher (a tie counts half), and log-loss, with intervals.
 
     Log-loss is -log sigma(gap), which at the scale of the loss is what training minimises. Accuracy's
@@ -54,7 +55,7 @@ def accuracy_with_interval(
     }
 
 
-def accuracy_by_margin(scored: ScoredPairs, bins: int = 5, level: float = 0.95) -> Row:
+def accuracy_by_margin(scored: ScoredPairs, bins: int = 5, level: float = 0.95) -> Measures:
     """Accuracy in bins of how clear a pair is.
 
     Clear by the gap in gold reward, the label's probability (|2p - 1|) or the label's margin, whichever is
@@ -83,7 +84,9 @@ def accuracy_by_margin(scored: ScoredPairs, bins: int = 5, level: float = 0.95) 
     return {"basis": basis, "rows": rows}
 
 
-def accuracy_by_category(scored: ScoredPairs, column: str | None = None, level: float = 0.95) -> Row | None:
+def accuracy_by_category(
+    scored: ScoredPairs, column: str | None = None, level: float = 0.95
+) -> Measures | None:
     """Accuracy by a column's values, as in RewardBench (Lambert et al. 2024).
 
     Without ``column`` it is the first of `CATEGORY_COLUMNS` that names every pair and tells pairs apart.
@@ -98,7 +101,7 @@ def accuracy_by_category(scored: ScoredPairs, column: str | None = None, level: 
     return {"column": found, "rows": rows, "mean_of_categories": mean}
 
 
-def accuracy_by_style(scored: ScoredPairs, level: float = 0.95) -> list[Row] | None:
+def accuracy_by_style(scored: ScoredPairs, level: float = 0.95) -> list[Measures] | None:
     """Accuracy where the better response is plainer than the worse one (hard), as elaborate (normal) or more
     elaborate (easy), by the columns ``style_chosen`` and ``style_rejected`` (RM-Bench, Liu et al. 2025).
 
@@ -111,7 +114,7 @@ def accuracy_by_style(scored: ScoredPairs, level: float = 0.95) -> list[Row] | N
     return _by_value(scored, [names[int(np.sign(a - b))] for a, b in styles], level)
 
 
-def accuracy_by_section(by_category: Row | None) -> list[Row] | None:
+def accuracy_by_section(by_category: Measures | None) -> list[Measures] | None:
     """RewardBench's four sections from its subsets (Lambert et al. 2024): means over pairs, except that
     mathematics weighs as much as all code together. None where the categories are not RewardBench's."""
     known = {row["category"]: row for row in by_category["rows"]} if by_category else {}
@@ -128,7 +131,7 @@ def accuracy_by_section(by_category: Row | None) -> list[Row] | None:
     return rows or None
 
 
-def _by_value(scored: ScoredPairs, values: Sequence[str], level: float) -> list[Row]:
+def _by_value(scored: ScoredPairs, values: Sequence[str], level: float) -> list[Measures]:
     value_N = np.array(values)
     rows = []
     for value in np.unique(value_N):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from preferl.data.records import Pair, dialogue_text, prompt_text
-from preferl.data.types import Scorer
+from preferl.data.types import Measures, Scorer
 from preferl.evaluation.accuracy import (
     CATEGORY_COLUMNS,
     accuracy_by_category,
@@ -26,7 +26,7 @@ from preferl.evaluation.bias import bias_audit
 from preferl.evaluation.calibration import calibration, score_summary
 from preferl.evaluation.columns import is_number
 from preferl.evaluation.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
-from preferl.evaluation.scored import Row, ScoredPairs, scores_of
+from preferl.evaluation.scored import ScoredPairs, scores_of
 from preferl.judging.reward_functions import accept_columns
 from preferl.judging.scorers import reward_models
 from preferl.statistics.calibration import (
@@ -47,7 +47,7 @@ def audit(
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> Row:
+) -> Measures:
     """Everything there is data for; ``left_out`` says what is missing and why.
 
     Args:
@@ -64,7 +64,7 @@ def audit(
         seed: of bootstrap and orientation.
     """
     bootstrap = {"level": level, "resamples": resamples, "seed": seed}
-    report: Row = {
+    report: Measures = {
         "accuracy": accuracy_with_interval(scored, **bootstrap),
         "calibration": calibration(scored, seen, **bootstrap),
         "by_margin": accuracy_by_margin(scored, level=level),
@@ -104,7 +104,7 @@ def audit_scorer(
     seed: int = 0,
     category_column: str | None = None,
     most_seen: int = 1000,
-) -> Row:
+) -> Measures:
     """`audit` of a scorer and of its members, on seen and unseen pairs, and on preferl's own pairs.
 
     ``scale`` brings scores to the scale of the loss, where a difference is a log-odds; those of ``unseen``
@@ -132,7 +132,7 @@ def audit_scorer(
 
 def score_pairs(
     scorer: Scorer, pairs: Sequence[Pair] = DEMONSTRATION_PAIRS + UNSEEN_PAIRS, level: float = 0.95
-) -> Row:
+) -> Measures:
     """Mean score of preferred and of rejected responses, margin and accuracy, for seen and unseen pairs.
 
     Example:
@@ -169,7 +169,7 @@ def score_pairs(
     }
 
 
-def disagreements(scored: ScoredPairs, count: int = 20) -> list[Row]:
+def disagreements(scored: ScoredPairs, count: int = 20) -> list[Measures]:
     """Pairs whose rejected response scores higher, the clearest first."""
     rows = []
     for i in np.argsort(scored.gap_N, kind="stable")[:count]:
@@ -195,7 +195,7 @@ def disagreements(scored: ScoredPairs, count: int = 20) -> list[Row]:
 
 def member_agreement(
     scored: ScoredPairs, score_chosen_MN: np.ndarray, score_rejected_MN: np.ndarray, level: float = 0.95
-) -> Row:
+) -> Measures:
     """How far members of an ensemble agree, and whether their agreement means anything.
 
     A tie agrees half with a preference. ``unanimous`` pairs are those that all members order alike; on them
@@ -211,7 +211,7 @@ def member_agreement(
     prefer_MN = (1 + np.sign(chosen_MN - rejected_MN)) / 2
     agree_MM = 1 - np.abs(prefer_MN[:, None] - prefer_MN[None]).mean(-1)
     unanimous_N = (prefer_MN == prefer_MN[0]).all(0)
-    groups: Row = {}
+    groups: Measures = {}
     for name, inside_N, correct_N in (
         ("unanimous", unanimous_N, prefer_MN[0]),
         ("divided", ~unanimous_N, scored.correct_N),

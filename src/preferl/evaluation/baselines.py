@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from preferl.data.records import Pair, prompt_key
-from preferl.evaluation.scored import Row, ScoredPairs
+from preferl.data.types import Measures
+from preferl.evaluation.scored import ScoredPairs
 from preferl.statistics.calibration import (
     UndefinedStatistic,
     cluster_bootstrap,
@@ -22,7 +23,7 @@ def baselines(
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> Row:
+) -> Measures:
     """Length and words alone against the reward model, on the same held-out pairs.
 
     ``shared_prompts`` counts held-out prompts that occur in training; it should be 0.
@@ -49,7 +50,7 @@ def baselines(
     }
 
 
-def fit_length(train: Sequence[Pair], held_out: Sequence[Pair]) -> tuple[np.ndarray, Row]:
+def fit_length(train: Sequence[Pair], held_out: Sequence[Pair]) -> tuple[np.ndarray, Measures]:
     """Gaps of always preferring the longer, or the shorter, response, as training labels have it."""
     wins = sum(int(np.sign(len(p.chosen) - len(p.rejected))) for p in train)
     sign = 1.0 if wins >= 0 else -1.0
@@ -61,7 +62,7 @@ def fit_bag_of_words(
     train: Sequence[Pair],
     held_out: Sequence[Pair],
     inverse_penalties: Sequence[float] = (0.3, 3, 30),
-) -> tuple[np.ndarray, Row]:
+) -> tuple[np.ndarray, Measures]:
     """Gaps of a logistic regression on differences of TF-IDF vectors, without intercept.
 
     The L2 penalty is chosen by 3-fold cross-validation over the training prompts, so that the baseline is

@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from preferl.data.types import Measures
 from preferl.evaluation.columns import coefficient, defined, label_controls
 from preferl.evaluation.features import feature_functions
-from preferl.evaluation.scored import Row, ScoredPairs
+from preferl.evaluation.scored import ScoredPairs
 from preferl.statistics.calibration import (
     cluster_bootstrap,
     clustered_proportion,
@@ -41,13 +42,13 @@ def bias_audit(
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> Row:
+) -> Measures:
     """What the scores have to do with features of the text, and whether labels reward them as much."""
     prompt_N, gap_N = scored.prompt_N, scored.gap_N
     control, control_NK, label_N = label_controls(scored)
     length_N = np.array([len(p.chosen) - len(p.rejected) for p in scored.pairs], dtype=np.float64)
 
-    def correlation(feature_N: np.ndarray, *controls: np.ndarray) -> Row:
+    def correlation(feature_N: np.ndarray, *controls: np.ndarray) -> Measures:
         columns_NK = np.column_stack(controls) if controls else None
         return defined(lambda: partial_correlation(gap_N, feature_N, columns_NK, prompt_N, level).json())
 
@@ -59,7 +60,7 @@ def bias_audit(
         )
         feature_N = chosen_N - rejected_N
         differs_N = feature_N != 0
-        row: Row = {
+        row: Measures = {
             "feature": name,
             "mean_chosen": float(chosen_N.mean()),
             "mean_rejected": float(rejected_N.mean()),
@@ -89,7 +90,7 @@ def bias_audit(
     return {"control": control, "features": rows, "over_rewarded": over, "position": position(scored, level)}
 
 
-def _judge(rows: list[Row], level: float) -> None:
+def _judge(rows: list[Measures], level: float) -> None:
     """Adds ``verdict`` to every row, with Holm's correction over the features that have an excess."""
     tested = [row for row in rows if row.get("excess", {}).get("value") is not None]
     corrected = holm([row["excess"]["p_value"] for row in tested]).tolist() if tested else []
@@ -101,7 +102,7 @@ def _judge(rows: list[Row], level: float) -> None:
         row.setdefault("verdict", None)
 
 
-def position(scored: ScoredPairs, level: float = 0.95) -> Row:
+def position(scored: ScoredPairs, level: float = 0.95) -> Measures:
     """How often the first response shown was preferred, from ``chosen_position`` (0 = first)."""
     shown = [p.columns.get("chosen_position") for p in scored.pairs]
     known_N = np.array([not isinstance(place, bool) and place in (0, 1) for place in shown])

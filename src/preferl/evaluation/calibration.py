@@ -2,8 +2,9 @@
 
 from dataclasses import asdict
 
+from preferl.data.types import Measures
 from preferl.evaluation.columns import coefficient, defined, label_controls
-from preferl.evaluation.scored import Row, ScoredPairs, oriented
+from preferl.evaluation.scored import ScoredPairs, oriented
 from preferl.statistics import expected_calibration_error
 from preferl.statistics.calibration import (
     Coefficient,
@@ -14,7 +15,7 @@ from preferl.statistics.calibration import (
 )
 
 
-def score_summary(scored: ScoredPairs, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Row:
+def score_summary(scored: ScoredPairs, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Measures:
     """Mean score of preferred and of rejected responses, mean margin and accuracy."""
     margin = cluster_bootstrap(scored.gap_N, scored.prompt_N, level, resamples, seed)
     return {
@@ -33,7 +34,7 @@ def calibration(
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> Row:
+) -> Measures:
     """Scores of unseen and seen pairs, reliability curve, calibration error and slope on the unseen ones.
 
     ``ece_floor`` is what a perfect model

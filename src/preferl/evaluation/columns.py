@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from preferl.data.records import Pair
-from preferl.evaluation.scored import Row, ScoredPairs
+from preferl.data.types import Measures
+from preferl.evaluation.scored import ScoredPairs
 from preferl.statistics.calibration import Coefficient, UndefinedStatistic
 from preferl.statistics.intervals import Estimate, undefined
 
@@ -38,12 +39,12 @@ def label_controls(scored: ScoredPairs) -> tuple[str, np.ndarray, np.ndarray]:
     return "label", np.ones(n), label_N
 
 
-def coefficient(found: Coefficient) -> Row:
+def coefficient(found: Coefficient) -> Measures:
     """The JSON of a regression coefficient."""
     return Estimate(found.value, found.low, found.high).json() | {"p_value": found.p_value}
 
 
-def defined(measure: Callable[[], Row]) -> Row:
+def defined(measure: Callable[[], Measures]) -> Measures:
     """What is measured, or that the data do not determine it, with the reason."""
     try:
         return measure()

@@ -1,10 +1,10 @@
 """Two policies' responses to the same prompts: differences and win rates, by category and at equal length."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from preferl.data.types import Measures
 from preferl.evaluation.features import SIGNS, sign_shares
 from preferl.statistics import paired_bootstrap, wilson_interval
 from preferl.statistics.intervals import (
@@ -15,12 +15,11 @@ from preferl.statistics.intervals import (
     proportion,
 )
 
-Row = dict[str, Any]
 LEAST_IN_CATEGORY = 5  # prompts
 KL_DRIFT_PER_TOKEN = 0.1  # nats beyond which a policy counts as significantly drifted
 
 
-def compare(a_PA: np.ndarray, b_PB: np.ndarray, category_P: Sequence[str | None] = ()) -> Row:
+def compare(a_PA: np.ndarray, b_PB: np.ndarray, category_P: Sequence[str | None] = ()) -> Measures:
     """a against b: the difference of their means and how often a wins, a tie half, with 95 % intervals.
 
     Every response of a is compared with every one of b to the same prompt. With one response of each the
@@ -53,7 +52,9 @@ def outcomes(a_PA: np.ndarray, b_PB: np.ndarray, tie: float = 0.5) -> np.ndarray
     return (a_PA1 > b_P1B) + tie * (a_PA1 == b_P1B)
 
 
-def at_equal_length(a_PA: np.ndarray, b_PB: np.ndarray, length_PA: np.ndarray, length_PB: np.ndarray) -> Row:
+def at_equal_length(
+    a_PA: np.ndarray, b_PB: np.ndarray, length_PA: np.ndarray, length_PB: np.ndarray
+) -> Measures:
     """The length-controlled win rate of a over b (Dubois et al. 2024); lengths in tokens."""
     won_PAB = outcomes(a_PA, b_PB)
     group_PAB, a_length_PAB, b_length_PAB = (
@@ -68,7 +69,7 @@ def at_equal_length(a_PA: np.ndarray, b_PB: np.ndarray, length_PA: np.ndarray, l
     return row | {"length_effect": effect and list(effect), "length_control_left_out": found.reason}
 
 
-def signs(a: Sequence[str], b: Sequence[str], group_size: int = 1) -> list[Row]:
+def signs(a: Sequence[str], b: Sequence[str], group_size: int = 1) -> list[Measures]:
     """How often each sign of gaming shows in two lots of responses, with Wilson's intervals.
 
     The ``group_size`` responses to one prompt resemble each other: the intervals count them as one.
@@ -81,7 +82,7 @@ def signs(a: Sequence[str], b: Sequence[str], group_size: int = 1) -> list[Row]:
     rows = []
     shares = [(name, texts, sign_shares(texts)) for name, texts in (("policy", a), ("reference", b))]
     for sign in SIGNS:
-        row: Row = {"sign": sign}
+        row: Measures = {"sign": sign}
         for name, texts, share in shares:
             prompts = len(texts) // group_size
             row |= Estimate(share[sign], *wilson_interval(share[sign] * prompts, prompts)).named(name)

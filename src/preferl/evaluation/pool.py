@@ -3,15 +3,13 @@ optimum of every KL coefficient by reweighting, and how well the reward picks.""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from preferl.data.types import Measures
 from preferl.evaluation.comparison import outcomes
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.statistics import frontier, mean_interval
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,9 @@ class Pool:
     def size(self) -> int:
         return self.length_PK.shape[1]
 
-    def means(self, weight_PK: np.ndarray) -> Row:
+    def means(self, weight_PK: np.ndarray) -> Measures:
         """Means over prompts of every measure and of the length under weights, with 95 % intervals."""
-        row: Row = {}
+        row: Measures = {}
         for name, x_PK in {**self.value_PK, "length": self.length_PK}.items():
             row |= mean_interval((weight_PK * x_PK).sum(-1)).named(name)
         return row
@@ -45,7 +43,7 @@ def best_of(
     n: int,
     against_PB: np.ndarray | None = None,
     policy_PG: Mapping[str, np.ndarray] | None = None,
-) -> Row:
+) -> Measures:
     """Best-of-n, unbiased from all K responses: n of them drawn without replacement, the best one taken.
 
     ``against_PB`` are gold values of other responses to the same prompts: the win rate is over them.
@@ -54,7 +52,7 @@ def best_of(
     are all different.
     """
     weight_PK = frontier.best_of_n_weights(pool.value_PK["score"], n)
-    row: Row = {"n": n, "prompts": len(weight_PK), "kl_bound": best_of_n_kl_bound(n)}
+    row: Measures = {"n": n, "prompts": len(weight_PK), "kl_bound": best_of_n_kl_bound(n)}
     row |= pool.means(weight_PK)
     for name, x_PG in (policy_PG or {}).items():
         lead_P = x_PG.mean(-1) - (weight_PK * pool.value_PK[name]).sum(-1)
@@ -65,7 +63,7 @@ def best_of(
     return row
 
 
-def tilt(pool: Pool, kl_coef: float, score_PK: np.ndarray | None = None) -> Row:
+def tilt(pool: Pool, kl_coef: float, score_PK: np.ndarray | None = None) -> Measures:
     """The optimum of reward minus ``kl_coef`` * KL, pi_ref e^(r / kl_coef), by importance weights.
 
     ``score_PK`` is the reward where it is not the pool's score. ``effective_sample_size`` is the mean over
@@ -85,7 +83,7 @@ def tilt(pool: Pool, kl_coef: float, score_PK: np.ndarray | None = None) -> Row:
     }
 
 
-def verification(pool: Pool) -> Row | None:
+def verification(pool: Pool) -> Measures | None:
     """Judging against generating, on the same prompts; None without a gold reward that tells them apart.
 
     Judging: the share of a prompt's pairs of unequal gold in which the reward prefers the better response,
@@ -102,7 +100,7 @@ def verification(pool: Pool) -> Row | None:
         return None
     judges = {"reward": score_PK, "likelihood": pool.logp_PK}
     judges["likelihood_per_token"] = pool.logp_PK / pool.length_PK
-    row: Row = {"prompts": int((pairs_P > 0).sum()), "pairs": int(pairs_P.sum())}
+    row: Measures = {"prompts": int((pairs_P > 0).sum()), "pairs": int(pairs_P.sum())}
     for name, x_PK in judges.items():
         right_P = (outcomes(x_PK, x_PK) * differs_PKK).sum((1, 2))
         share_P = right_P[pairs_P > 0] / pairs_P[pairs_P > 0]

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 
 from preferl.data.records import Pair, known_probability, prompt_key
-from preferl.data.types import Scorer
+from preferl.data.types import Measures, Scorer
 from preferl.statistics import bayes_accuracy, expected_calibration_error, wilson_interval
 from preferl.statistics.calibration import clustered_proportion
 from preferl.statistics.intervals import Estimate
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class ScoredPairs:
         number: dict[str, int] = {}
         return np.array([number.setdefault(prompt_key(p.prompt), len(number)) for p in self.pairs])
 
-    def accuracy(self, level: float, mask_N: np.ndarray | None = None) -> Row:
+    def accuracy(self, level: float, mask_N: np.ndarray | None = None) -> Measures:
         """Accuracy, of all pairs or of some, with an interval."""
         mask_N = np.ones(len(self.pairs), dtype=bool) if mask_N is None else mask_N
         return clustered_proportion(self.correct_N[mask_N], self.prompt_N[mask_N], level).json()

@@ -1,6 +1,6 @@
 """Simulated annotators: a utility r*(prompt, response) and a way to turn two utilities into a label.
 
-A utility is any scorer of ``scorers.py``.
+A utility is any scorer of ``scorers.py``; where two responses are compared, a language model can label, too.
 Labels are drawn from Bradley-Terry on r* (``stochastic``) or follow the larger utility (``deterministic``).
 """
 
@@ -8,12 +8,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from preferl.data.records import Prompt
 from preferl.data.types import Judgement, Scorer
+from preferl.judging.backends import JudgeConfig
+from preferl.judging.judges import PairwiseJudge, load_pairwise_judge
+from preferl.judging.scorers import JUDGE, load_scorer
 from preferl.runs.errors import UsageError
 
 TIE_POLICIES = ("coin", "tie", "skip")
+
+
+@dataclass(kw_only=True)
+class AnnotatorOptions:
+    annotator: str = "world"
+    """``world``, ``sentiment``, ``length``, ``keyword:<words>``, ``judge:<model>``, a reward model,
+    ``module:function`` or a mixture of them."""
+    label_mode: str = "stochastic"
+    """``stochastic``: Bradley-Terry on the annotator's utility; ``deterministic``: the larger one wins."""
+    label_scale: float = 1.0
+    """Multiplies utilities before Bradley-Terry: larger means fewer errors."""
+    error_rate: float = 0.0
+    """Probability, 0 to 0.5, that a label is turned round by mistake."""
+    position_bias: float = 0.0
+    """Added to the utility of the response that is shown first."""
+    tie_policy: str = "coin"
+    """Responses within ``tie_width``: a ``coin`` decides, they share a place (``tie``), or they are left out
+    (``skip``)."""
+    tie_width: float = 0.0
+    """Largest difference of utilities that the annotator cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -100,3 +124,35 @@ class Annotator:
                 if abs(utility_K[i] - utility_K[before]) <= self.tie_width:
                     ranks[i] = ranks[before]
         return ranks
+
+
+def load_annotator(
+    options: AnnotatorOptions, seed: int, device: torch.device, pairwise: bool = True
+) -> Annotator | PairwiseJudge:
+    """Who labels: a language model that compares two responses, or a simulated annotator with a utility.
+
+    ``pairwise``: responses are compared two at a time; a language model that ranks more of them is asked for
+    a score of each, as its utility. ``seed`` is the judge's.
+
+    Raises:
+        UsageError: there is no such annotator, or the options do not fit it.
+    """
+    if options.annotator.startswith(JUDGE) and pairwise:
+        slips = (options.error_rate, options.position_bias, options.tie_width, options.label_scale)
+        if slips != (0, 0, 0, 1):
+            raise UsageError(
+                "error_rate, position_bias, tie_width and label_scale belong to simulated annotators; "
+                "a judge errs by itself"
+            )
+        how = JudgeConfig(seed=seed, label_mode=options.label_mode, unparsable="skip")
+        return load_pairwise_judge(options.annotator, device, how)
+    return Annotator(
+        options.annotator,
+        load_scorer(options.annotator, device),
+        options.label_mode,
+        options.label_scale,
+        options.error_rate,
+        options.position_bias,
+        options.tie_policy,
+        options.tie_width,
+    )

@@ -32,7 +32,9 @@ def token_utility(
         UsageError: the number of tokens is not known, because the response was not sampled here.
     """
     if lengths is None:
-        raise UsageError("the reward 'tokens' counts sampled tokens; for texts of elsewhere use 'length'")
+        raise UsageError(
+            "the reward 'tokens' counts sampled tokens; for texts not sampled by preferl use 'length'"
+        )
     return [length / 100 for length in lengths]
 
 

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 from preferl.label import export
 from preferl.label.accounts import Account, Accounts, install_secret
 from preferl.label.items import read_gold, read_items
-from preferl.label.schema import DATABASE, Database, open_database, parse_url, shown
-from preferl.label.store import Project, Store
+from preferl.label.project import Project
+from preferl.label.schema import DATABASE, Database, describe_url, open_database, parse_url
+from preferl.label.store import Store
 from preferl.runs.config import instantiate, parser_for
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
@@ -122,16 +123,16 @@ def main(arguments: list[str]) -> int:
             return write_export(Path(out), rest)
         case [("user" | "export") as command, "--help" | "-h"]:
             config_class = {"user": UserConfig, "export": ExportConfig}[command]
-            parsed(config_class, command, ["--help"])
+            parse_options(config_class, command, ["--help"])
         case [("simulate" | "feed" | "refit") as command, *rest]:
-            return beside(command, rest)
+            return run_worker(command, rest)
         case [word, *_] if not word.startswith("-"):
             print(USAGE, end="", file=sys.stderr)
             return 2
-    return serve(parsed(ServeConfig, "", arguments))
+    return serve(parse_options(ServeConfig, "", arguments))
 
 
-def parsed(config_class: type, command: str, arguments: list[str]) -> Any:
+def parse_options(config_class: type, command: str, arguments: list[str]) -> Any:
     """A command's options."""
     parser = parser_for(config_class, f"preferl label {command}".strip(), ABOUT[command])
     return instantiate(parser, config_class, parser.parse_args(arguments))
@@ -180,8 +181,8 @@ def prepare(store: Store, config: ServeConfig) -> None:
         say(f"label: {new} new items of known answer{there}")
     if not store.progress().items:
         raise UsageError(
-            f"the project in {shown(store.database.url)} has no items; give --items with a collect stage or "
-            f"a file of preferences"
+            f"the project in {describe_url(store.database.url)} has no items; give --items with a collect "
+            f"stage or a file of preferences"
         )
 
 
@@ -212,9 +213,10 @@ def listen(store: Store, accounts: Accounts, lead: Account, config: ServeConfig,
     """Serves until interrupted."""
     import uvicorn
 
-    from preferl.label.app import Options, create_app
+    from preferl.label.app import create_app
+    from preferl.label.dependencies import Options
 
-    listener = bound(config.host, config.port)
+    listener = listening_socket(config.host, config.port)
     port = listener.getsockname()[1]
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = config.public_url or f"http://{host}:{port}"
@@ -233,7 +235,7 @@ def listen(store: Store, accounts: Accounts, lead: Account, config: ServeConfig,
             await super().startup(sockets)
             progress = store.progress()
             left = f"{progress.items} items, {progress.left} judgements to go"
-            say(f"label: {left}, in {shown(store.database.url)}")
+            say(f"label: {left}, in {describe_url(store.database.url)}")
             if public:
                 say(f"label: serving at {address}")
             else:
@@ -257,7 +259,7 @@ def listen(store: Store, accounts: Accounts, lead: Account, config: ServeConfig,
     say("label: stopped; every judgement is stored")
 
 
-def bound(host: str, port: int) -> socket.socket:
+def listening_socket(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:
@@ -278,13 +280,13 @@ def bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-def beside(command: str, arguments: list[str]) -> int:
+def run_worker(command: str, arguments: list[str]) -> int:
     """One of the commands that run beside the pages, and load models."""
     from preferl.label import live
 
     config_class, run = live.COMMANDS[command]
-    config = parsed(config_class, command, arguments)
-    database = existing(config.db)
+    config = parse_options(config_class, command, arguments)
+    database = open_existing(config.db)
     try:
         run(config, Store(database))
     finally:
@@ -295,20 +297,20 @@ def beside(command: str, arguments: list[str]) -> int:
 # ------------------------------------------------------------------------------------------- people, exports
 
 
-def existing(url: str) -> Database:
+def open_existing(url: str) -> Database:
     """The database of a project that was begun."""
-    parsed = parse_url(url)
-    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
+    address = parse_url(url)
+    if address.get_backend_name() == "sqlite" and not Path(str(address.database)).exists():
         raise UsageError(f"there is no project at {url}; give --db, or begin one: preferl label --items F")
     return open_database(url)
 
 
 def user(name: str, arguments: list[str]) -> int:
     """Adds a person where there is none of this name; prints a one-time link, or asks for a password."""
-    asked = "--password" in arguments
-    config = parsed(UserConfig, "user", [a for a in arguments if a != "--password"])
+    with_password = "--password" in arguments
+    config = parse_options(UserConfig, "user", [a for a in arguments if a != "--password"])
     # The first lead's password may be set before there is anything to label.
-    database = open_database(config.db) if config.role == "lead" else existing(config.db)
+    database = open_database(config.db) if config.role == "lead" else open_existing(config.db)
     try:
         accounts = Accounts(database)
         known = next((account for account in accounts.all() if account.name == name.strip()), None)
@@ -317,7 +319,7 @@ def user(name: str, arguments: list[str]) -> int:
         if known and config.role not in (None, known.role):
             accounts.set_role(known.id, config.role)
         account = accounts.named(name) if known else accounts.add(name, config.role or "annotator")
-        if asked:
+        if with_password:
             accounts.set_password(account.id, getpass.getpass(f"Password for {account.name}: "))
             print(f"{account.name} ({account.role}) can sign in at {config.url}/login")
         else:
@@ -329,11 +331,11 @@ def user(name: str, arguments: list[str]) -> int:
 
 def write_export(out: Path, arguments: list[str]) -> int:
     """Writes the judgements to a file."""
-    config = parsed(ExportConfig, "export", arguments)
+    config = parse_options(ExportConfig, "export", arguments)
     layout = config.layout or ("csv" if out.name.endswith(".csv") else "explicit")
     if (layout == "csv") != out.name.endswith(".csv"):
         raise UsageError(f"layout {layout} does not fit {out.name}; csv goes into .csv, others into .jsonl")
-    database = existing(config.db)
+    database = open_existing(config.db)
     try:
         rows = export.write(Store(database), out, layout, config.aggregate, config.kind)
     finally:

@@ -19,7 +19,7 @@ from preferl.data import formats
 from preferl.data.files import write_rows
 from preferl.data.records import Comparison, dialogue_text, per_response, ranks_of_scores
 from preferl.data.rows import STRENGTHS, provenance
-from preferl.label.judgements import Item, Judgement, labels, read_items, read_judgements, table_of
+from preferl.label.judgements import Item, StoredJudgement, labels, read_items, read_judgements, table_of
 from preferl.label.store import Store
 from preferl.runs.errors import UsageError
 from preferl.statistics import agreement
@@ -52,7 +52,7 @@ def records(store: Store, aggregate: str = "none", kind: str = "human") -> list[
     wanted = (labels(found) if kind != "sim" else []) + (labels(found, "sim") if kind != "human" else [])
     if aggregate == "none":
         return [one_judgement(j, texts[j.item_id]) for j in wanted]
-    groups: dict[int, list[Judgement]] = defaultdict(list)
+    groups: dict[int, list[StoredJudgement]] = defaultdict(list)
     for j in wanted:
         groups[j.item_id].append(j)
     if aggregate == "majority":
@@ -60,7 +60,7 @@ def records(store: Store, aggregate: str = "none", kind: str = "human") -> list[
     return by_dawid_skene(wanted, texts)
 
 
-def one_judgement(j: Judgement, item: Item) -> Comparison:
+def one_judgement(j: StoredJudgement, item: Item) -> Comparison:
     """A judgement with what was said about it. A strength s of a pair is a margin of |s| / 3."""
     ranks = j.ranks or []
     columns: dict[str, Any] = {
@@ -93,7 +93,7 @@ def ranking(item: Item, ranks: list[int], scores: list[float] | None, columns: d
     return Comparison(item.prompt, item.responses, ranks, scores, own, each)
 
 
-def by_majority(group: Sequence[Judgement], item: Item) -> Comparison:
+def by_majority(group: Sequence[StoredJudgement], item: Item) -> Comparison:
     """One ranking out of several: of pairs what most said (a tie where as many said otherwise), of more
     responses the order of their mean places (Borda's count; tied responses share the mean of theirs)."""
     columns = summary(group, "majority")
@@ -116,7 +116,7 @@ def middle_places(ranks: Sequence[int]) -> list[float]:
     return [rank + (ranks.count(rank) - 1) / 2 for rank in ranks]
 
 
-def by_dawid_skene(judgements: Sequence[Judgement], texts: dict[int, Item]) -> list[Comparison]:
+def by_dawid_skene(judgements: Sequence[StoredJudgement], texts: dict[int, Item]) -> list[Comparison]:
     """One ranking an item. Pairs take the most probable of better, tie and worse, with its ``probability``;
     more responses are ordered by their expected wins against the others."""
     table = table_of(judgements)
@@ -129,7 +129,7 @@ def by_dawid_skene(judgements: Sequence[Judgement], texts: dict[int, Item]) -> l
         unit: dict(zip(fit.values_C * turn, probability_C, strict=True))
         for unit, turn, probability_C in zip(table.units, table.turn_U, fit.posterior_UC, strict=True)
     }
-    groups: dict[int, list[Judgement]] = defaultdict(list)
+    groups: dict[int, list[StoredJudgement]] = defaultdict(list)
     for j in judgements:
         groups[j.item_id].append(j)
     found = []
@@ -152,7 +152,7 @@ def by_dawid_skene(judgements: Sequence[Judgement], texts: dict[int, Item]) -> l
     return found
 
 
-def summary(group: Sequence[Judgement], how: str) -> dict[str, Any]:
+def summary(group: Sequence[StoredJudgement], how: str) -> dict[str, Any]:
     return {
         "item": group[0].item_id,
         "annotator": how,

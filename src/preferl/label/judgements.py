@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, select
 
+from preferl.label.queue import chance
 from preferl.label.schema import annotators, assignments, events, items
-from preferl.label.store import chance
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class StoredJudgement:
     """One answer that was not taken back. ``ranks`` and ``strength`` are in the item's own order, ``order``
     is how it was shown; ``ranks`` None is a skip."""
 
@@ -51,7 +51,7 @@ class Item:
     gold: list[int] | None
 
 
-def read_judgements(connection: Connection) -> list[Judgement]:
+def read_judgements(connection: Connection) -> list[StoredJudgement]:
     """All answers that count, in the order in which they came."""
     rows = connection.execute(
         select(
@@ -68,7 +68,7 @@ def read_judgements(connection: Connection) -> list[Judgement]:
         .order_by(events.c.id)
     )
     return [
-        Judgement(
+        StoredJudgement(
             id=row.id,
             item_id=row.item_id,
             annotator_id=row.annotator_id,
@@ -96,13 +96,13 @@ def read_items(connection: Connection) -> dict[int, Item]:
     }
 
 
-def labels(judgements: Iterable[Judgement], purpose: str = "label") -> list[Judgement]:
+def labels(judgements: Iterable[StoredJudgement], purpose: str = "label") -> list[StoredJudgement]:
     """The judgements that make the data set."""
     return [j for j in judgements if j.purpose == purpose and j.ranks is not None]
 
 
 @dataclass(frozen=True)
-class Table:
+class AnswerTable:
     """Answers of A annotators to U units, NaN where there is none."""
 
     annotators: list[str]
@@ -115,7 +115,7 @@ class Table:
     """1, or -1 where the unit is turned round."""
 
 
-def table_of(judgements: Sequence[Judgement]) -> Table:
+def table_of(judgements: Sequence[StoredJudgement]) -> AnswerTable:
     """Judgements as answers to units: every two responses of an item are one.
 
     Half of the units, drawn by a hash, are turned round. Files hold the response that was chosen before
@@ -133,4 +133,4 @@ def table_of(judgements: Sequence[Judgement]) -> Table:
         if judgement.strength is not None:
             strength_AU[place] = judgement.strength
     turn_U = np.array([1 if chance("unit", *unit) < 0.5 else -1 for unit in units], dtype=np.float64)
-    return Table(names, units, choice_AU * turn_U, strength_AU * turn_U, turn_U)
+    return AnswerTable(names, units, choice_AU * turn_U, strength_AU * turn_U, turn_U)

@@ -21,14 +21,17 @@ from preferl.data import sources
 from preferl.data.files import write_rows
 from preferl.data.records import Comparison, PromptRecord
 from preferl.data.rows import MOST_RESPONSES, ranking_row
-from preferl.judging.annotators import Annotator
+from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
 from preferl.judging.judges import JudgedPairs, PairwiseJudge
 from preferl.judging.scorers import Ensemble, load_scorer
 from preferl.label import export
-from preferl.label.accounts import Accounts
+from preferl.label.accounts import Account, Accounts
+from preferl.label.answers import Answer
 from preferl.label.judgements import Item, read_items, read_judgements
+from preferl.label.project import read_project
+from preferl.label.queue import order_for
 from preferl.label.schema import DATABASE, assignments, items
-from preferl.label.store import Answer, Store, order_for, project_of
+from preferl.label.store import Store
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
 from preferl.runs.errors import UsageError
@@ -44,29 +47,15 @@ STRENGTH_BOUNDS = (0.7, 0.9)
 
 
 @dataclass(kw_only=True)
-class SimulateConfig(DeviceOptions):
+class SimulateConfig(AnnotatorOptions, DeviceOptions):
     """Options of ``preferl label simulate``."""
 
     db: str = DATABASE
     """The project's database."""
     name: str = "simulated"
     """Name of the simulated annotator; the same name goes on where it stopped."""
-    annotator: str = "world"
-    """Who it is, as in ``preferl collect``: ``world``, ``length``, a reward model, ``judge:<model>``, …"""
     count: int = 0
     """Judge at most so many items; 0 for all."""
-    label_mode: str = "stochastic"
-    """``stochastic`` or ``deterministic``, as in ``preferl collect``."""
-    label_scale: float = 1.0
-    """Multiplies utilities before Bradley-Terry."""
-    error_rate: float = 0.0
-    """Probability that a label is turned round."""
-    position_bias: float = 0.0
-    """Added to the utility of the response that is shown first."""
-    tie_policy: str = "coin"
-    """``coin`` or ``tie``, within ``tie_width``."""
-    tie_width: float = 0.0
-    """Largest difference of utilities that the annotator cannot tell."""
 
 
 @dataclass(kw_only=True)
@@ -115,37 +104,44 @@ def simulate(config: SimulateConfig, store: Store) -> None:
 
 
 def _simulate(config: SimulateConfig, store: Store, device: torch.device) -> None:
-    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(SimulateConfig)}
-    for name in ("db", "name", "count"):
-        del options[name]
     if config.tie_policy == "skip":
         raise UsageError("tie_policy skip leaves pairs out; use coin or tie")
-    annotator = collect.load_annotator(collect.CollectConfig(**options), device)
-    accounts = Accounts(store.database)
-    known = next((account for account in accounts.all() if account.name == config.name), None)
-    if known is not None and known.kind != "sim":
-        raise UsageError(f"'{config.name}' is a person; give the simulated annotator another --name")
-    account = known or accounts.add(config.name, kind="sim")
+    annotator = load_annotator(config, config.seed, device)
+    account = simulated_account(Accounts(store.database), config.name)
     with store.database.read() as connection:
         done = {j.item_id for j in read_judgements(connection) if j.annotator_id == account.id}
-        open_items = [item for item in read_items(connection).values() if item.id not in done]
-        seed = project_of(connection).seed
-    # As this annotator is shown them.
-    chosen = [
-        dataclasses.replace(item, responses=[item.responses[i] for i in order])
-        for item in open_items[: config.count or None]
-        for order in [order_for(seed, item.id, account.id, len(item.responses))]
-    ]
-    rng = np.random.default_rng([config.seed, len(done)])
-    answers = judged_pairs(annotator, [item for item in chosen if len(item.responses) == 2], rng)
+        left = [item for item in read_items(connection).values() if item.id not in done]
+        seed = read_project(connection).seed
+    chosen = [shown_to(item, account.id, seed) for item in left[: config.count or None]]
+    pairs = [item for item in chosen if len(item.responses) == 2]
     rankings = [item for item in chosen if len(item.responses) > 2]
+    rng = np.random.default_rng([config.seed, len(done)])
+    answers = judge_pairs(annotator, pairs, rng)
     if rankings and not isinstance(annotator, Annotator):
         raise UsageError("a judge compares two responses; the project has items with more")
-    answers += [(item.id, Answer(ranks=ranked(annotator, item, rng))) for item in rankings]  # type: ignore[arg-type]
+    answers += [(item.id, Answer(ranks=rank(annotator, item, rng))) for item in rankings]  # type: ignore[arg-type]
     say(f"label: {config.name} judged {store.record(account.id, answers)} items")
 
 
-def judged_pairs(
+def simulated_account(accounts: Accounts, name: str) -> Account:
+    """The simulated annotator of this name; added where there is none.
+
+    Raises:
+        UsageError: the name is a person's.
+    """
+    known = next((account for account in accounts.all() if account.name == name), None)
+    if known is not None and known.kind != "sim":
+        raise UsageError(f"'{name}' is a person; give the simulated annotator another --name")
+    return known or accounts.add(name, kind="sim")
+
+
+def shown_to(item: Item, annotator_id: int, seed: int) -> Item:
+    """An item with its responses in the order in which this annotator is shown them."""
+    order = order_for(seed, item.id, annotator_id, len(item.responses))
+    return dataclasses.replace(item, responses=[item.responses[i] for i in order])
+
+
+def judge_pairs(
     annotator: Annotator | PairwiseJudge, pairs: Sequence[Item], rng: np.random.Generator
 ) -> list[tuple[int, Answer]]:
     """Choices with strengths; pairs on which a judge said nothing readable are left out."""
@@ -170,7 +166,7 @@ def judged_pairs(
     return answers
 
 
-def ranked(annotator: Annotator, item: Item, rng: np.random.Generator) -> list[int]:
+def rank(annotator: Annotator, item: Item, rng: np.random.Generator) -> list[int]:
     utility_K = annotator.utility([item.prompt] * len(item.responses), item.responses, finished=None)
     return annotator.rank(np.asarray(utility_K, dtype=np.float64), rng)
 
@@ -194,13 +190,13 @@ def _feed(config: FeedConfig, store: Store, device: torch.device, dtype: torch.d
     generator = devices.generator(config.seed, "feed", str(store.clock()))
     barren = 0
     while True:
-        missing = config.ahead - untouched(store)
+        missing = config.ahead - count_untouched(store)
         if missing > 0:
             now = fingerprint(Path(config.model_name_or_path))
             if policy is None or now != seen:
                 policy, seen = Policy.load(config.model_name_or_path, device, dtype), now
             prompts = list(itertools.islice(upcoming, min(config.batch, missing)))
-            found = sampled(config, policy, prompts, generator)
+            found = sample_items(config, policy, prompts, generator)
             new, _ = store.add_items(found)
             say(f"label: {new} new items from {config.model_name_or_path}")
             barren = 0 if new else barren + 1
@@ -215,7 +211,7 @@ def _feed(config: FeedConfig, store: Store, device: torch.device, dtype: torch.d
         time.sleep(PAUSE_SECONDS)
 
 
-def untouched(store: Store) -> int:
+def count_untouched(store: Store) -> int:
     with store.database.read() as connection:
         query = select(func.count()).select_from(items).where(items.c.taken == 0, items.c.gold.is_(None))
         return connection.scalar(query) or 0
@@ -226,7 +222,7 @@ def fingerprint(policy: Path) -> tuple[Any, ...]:
     return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in policy.rglob("*.safetensors")))
 
 
-def sampled(
+def sample_items(
     config: FeedConfig, policy: Policy, prompts: Sequence[PromptRecord], generator: torch.Generator
 ) -> list[Comparison]:
     """Responses of the policy to each prompt; empty and equal ones are left out."""
@@ -287,7 +283,7 @@ def train_and_score(config: RefitConfig, store: Store, count: int, device: Any) 
     if not isinstance(ensemble, Ensemble):
         raise UsageError(f"{path} is no ensemble; give --num_members 2 or more")
     with store.database.read() as connection:
-        unfinished = (items.c.taken < project_of(connection).overlap) & items.c.gold.is_(None)
+        unfinished = (items.c.taken < read_project(connection).overlap) & items.c.gold.is_(None)
         left = set(connection.scalars(select(items.c.id).where(unfinished)))
         found = [item for item in read_items(connection).values() if item.id in left]
     scores = disagreement(ensemble, found)

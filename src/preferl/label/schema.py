@@ -189,8 +189,8 @@ def open_database(url: str | URL) -> Database:
         database.close()
         reason = str(error.orig).strip().splitlines()[0]
         raise UsageError(
-            f"the database {shown(database.url)} cannot be used: {reason}; check --db, its rights and that "
-            f"its server runs"
+            f"the database {describe_url(database.url)} cannot be used: {reason}; check --db, its rights and "
+            f"that its server runs"
         ) from error
     return database
 
@@ -214,8 +214,8 @@ def migrate(database: Database) -> None:
             command.upgrade(config, "head")
         except CommandError as error:
             raise UsageError(
-                f"the database {shown(database.url)} is at migration {version}, which this preferl does not "
-                f"know: update preferl"
+                f"the database {describe_url(database.url)} is at migration {version}, which this preferl "
+                f"does not know: update preferl"
             ) from error
 
 
@@ -255,7 +255,7 @@ def parse_url(url: str | URL) -> URL:
     return parsed
 
 
-def shown(url: URL) -> str:
+def describe_url(url: URL) -> str:
     """What a person is told of a database: its file, or its URL without the password."""
     if url.get_backend_name() == "sqlite":
         return str(url.database)

@@ -14,19 +14,28 @@ import numpy as np
 from sqlalchemy import func, select
 
 from preferl.data.records import prompt_text
-from preferl.label.judgements import Item, Judgement, Table, labels, read_items, read_judgements, table_of
+from preferl.data.types import Measures
+from preferl.label.judgements import (
+    AnswerTable,
+    Item,
+    StoredJudgement,
+    labels,
+    read_items,
+    read_judgements,
+    table_of,
+)
+from preferl.label.project import Project, read_project
 from preferl.label.schema import assignments, items
-from preferl.label.store import Project, Store, project_of
+from preferl.label.store import Store
 from preferl.statistics import agreement, wilson_interval
 
 MOST_FLAGS = 100
-Row = dict[str, Any]
 
 
-def dashboard(store: Store) -> Row:
+def dashboard(store: Store) -> Measures:
     """Everything on the lead's page."""
     with store.database.read() as connection:
-        project = project_of(connection)
+        project = read_project(connection)
         judgements = read_judgements(connection)
         texts = read_items(connection)
         open_claims = connection.scalar(
@@ -68,12 +77,14 @@ def dashboard(store: Store) -> Row:
     }
 
 
-def by_name(judgements: Iterable[Judgement]) -> list[tuple[str, list[Judgement]]]:
+def by_name(judgements: Iterable[StoredJudgement]) -> list[tuple[str, list[StoredJudgement]]]:
     ordered = sorted(judgements, key=lambda j: j.annotator)
     return [(name, list(own)) for name, own in itertools.groupby(ordered, key=lambda j: j.annotator)]
 
 
-def progress(project: Project, people: Sequence[Judgement], taken: Any, open_claims: int, now: float) -> Row:
+def progress(
+    project: Project, people: Sequence[StoredJudgement], taken: Any, open_claims: int, now: float
+) -> Measures:
     """Counts, and the pace of the last hour and day."""
     judged = [j for j in people if j.ranks is not None]
     wanted = sum(count for _, count in taken)
@@ -94,7 +105,7 @@ def progress(project: Project, people: Sequence[Judgement], taken: Any, open_cla
     }
 
 
-def pairwise_kappas(table: Table) -> dict[tuple[str, str], float]:
+def pairwise_kappas(table: AnswerTable) -> dict[tuple[str, str], float]:
     """Cohen's kappa of every two annotators for whom it is defined."""
     found = {}
     for first, second in itertools.combinations(range(len(table.annotators)), 2):
@@ -111,7 +122,7 @@ def mean_or_none(numbers: Iterable[float]) -> float | None:
     return mean(found) if found else None
 
 
-def agreement_of(table: Table, kappas: dict[tuple[str, str], float]) -> Row:
+def agreement_of(table: AnswerTable, kappas: dict[tuple[str, str], float]) -> Measures:
     """Krippendorff's alpha of choices and strengths, and the kappas; a text where one is undefined."""
     return {
         "annotators": len(table.annotators),
@@ -131,7 +142,7 @@ def defined(estimate: Callable[[], float]) -> float | str:
         return str(error)
 
 
-def same_choice(table: Table) -> float | str:
+def same_choice(table: AnswerTable) -> float | str:
     """Share of pairs of judgements of one unit that say the same."""
     same = both = 0
     for first, second in itertools.combinations(table.choice_AU, 2):
@@ -141,7 +152,9 @@ def same_choice(table: Table) -> float | str:
     return same / both if both else "no item has two judgements yet"
 
 
-def annotator_row(project: Project, name: str, own: Sequence[Judgement], texts: dict[int, Item]) -> Row:
+def annotator_row(
+    project: Project, name: str, own: Sequence[StoredJudgement], texts: dict[int, Item]
+) -> Measures:
     """How one annotator works."""
     judged = [j for j in own if j.ranks is not None]
     return {
@@ -158,12 +171,12 @@ def annotator_row(project: Project, name: str, own: Sequence[Judgement], texts: 
     }
 
 
-def median_seconds(project: Project, judged: Sequence[Judgement]) -> float | None:
+def median_seconds(project: Project, judged: Sequence[StoredJudgement]) -> float | None:
     """Median time on an item; longer than the idle time counts as that."""
     return median(min(j.seconds, project.idle_seconds) for j in judged) if judged else None
 
 
-def share(counts: Iterable[tuple[int, int]]) -> Row | None:
+def share(counts: Iterable[tuple[int, int]]) -> Measures | None:
     """A proportion with Wilson's 95 % interval, or None of nothing.
 
     Args:
@@ -178,12 +191,12 @@ def share(counts: Iterable[tuple[int, int]]) -> Row | None:
     return {"share": found, "low": low, "high": high, "total": len(rows)}
 
 
-def ties(j: Judgement) -> tuple[int, int]:
+def ties(j: StoredJudgement) -> tuple[int, int]:
     choices = [choice for _, choice in j.choices()]
     return choices.count(0), len(choices)
 
 
-def first_wins(judged: Sequence[Judgement]) -> Row | None:
+def first_wins(judged: Sequence[StoredJudgement]) -> Measures | None:
     """How often what was shown earlier won, ties left out; one half where the position does not matter.
 
     ``biased``: the interval does not hold one half.
@@ -197,7 +210,7 @@ def first_wins(judged: Sequence[Judgement]) -> Row | None:
     return found and found | {"biased": not found["low"] <= 0.5 <= found["high"]}
 
 
-def flips(judged: Sequence[Judgement]) -> Row | None:
+def flips(judged: Sequence[StoredJudgement]) -> Measures | None:
     """Of the pairs that an annotator decided twice, the share decided the other way the second time."""
     first = {j.item_id: dict(j.choices()) for j in judged if j.purpose == "label"}
     counts = []
@@ -209,7 +222,7 @@ def flips(judged: Sequence[Judgement]) -> Row | None:
     return share(counts)
 
 
-def gold_accuracy(judged: Sequence[Judgement], texts: dict[int, Item]) -> Row | None:
+def gold_accuracy(judged: Sequence[StoredJudgement], texts: dict[int, Item]) -> Measures | None:
     """Share of the pairs with a known answer that were judged so; a tie is not."""
     counts = []
     for j in judged:
@@ -221,7 +234,7 @@ def gold_accuracy(judged: Sequence[Judgement], texts: dict[int, Item]) -> Row | 
     return share(counts)
 
 
-def selection_rows(people: Sequence[Judgement]) -> list[Row]:
+def selection_rows(people: Sequence[StoredJudgement]) -> list[Measures]:
     """Random and informative items side by side."""
     rows = []
     for selected in ("random", "informative"):
@@ -238,7 +251,9 @@ def selection_rows(people: Sequence[Judgement]) -> list[Row]:
     return rows if len(rows) == 2 else []
 
 
-def same_as_people(simulated: Sequence[Judgement], people: Sequence[Judgement]) -> Row | None:
+def same_as_people(
+    simulated: Sequence[StoredJudgement], people: Sequence[StoredJudgement]
+) -> Measures | None:
     """How often a simulated annotator says what most people said, ties left out."""
     votes: Counter[tuple[int, tuple[int, int]]] = Counter()
     for j in labels(people):

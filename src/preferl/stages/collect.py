@@ -31,9 +31,8 @@ from preferl.data.rows import MOST_RESPONSES
 from preferl.data.splits import counts, divide, normalised
 from preferl.data.types import Scorer
 from preferl.evaluation.selection import matched, most_contradictory
-from preferl.judging.annotators import Annotator
-from preferl.judging.backends import JudgeConfig
-from preferl.judging.judges import JudgedPairs, PairwiseJudge, load_pairwise_judge
+from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
+from preferl.judging.judges import JudgedPairs, PairwiseJudge
 from preferl.judging.scorers import JUDGE, load_scorer
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
@@ -62,7 +61,7 @@ class PairCounts:
 
 
 @dataclass(kw_only=True)
-class CollectConfig(SamplingOptions, DataOptions, DeviceOptions):
+class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, DeviceOptions):
     """Options of the collect stage."""
 
     output_dir: str = "runs/collect"
@@ -71,24 +70,9 @@ class CollectConfig(SamplingOptions, DataOptions, DeviceOptions):
     """Policy that writes the responses: a stage's directory, a model directory or a Hub name."""
     responses_file: str | None = None
     """JSONL of {"prompt": …, "responses": […]} to label instead of sampling."""
-    annotator: str = "world"
-    """``world``, ``sentiment``, ``length``, ``keyword:<words>``, ``judge:<model>``, a reward model,
-    ``module:function`` or a mixture of them."""
-    label_mode: str = "stochastic"
-    """``stochastic``: Bradley-Terry on the annotator's utility; ``deterministic``: the larger one wins."""
-    label_scale: float = 1.0
-    """Multiplies utilities before Bradley-Terry: larger means fewer errors."""
-    error_rate: float = 0.0
-    """Probability, 0 to 0.5, that a label is turned round by mistake."""
-    position_bias: float = 0.0
-    """Added to the utility of the response that is shown first."""
-    tie_policy: str = "coin"
-    """Responses within ``tie_width``: a ``coin`` decides, the pair is left out (``skip``), or they share a
-    place (``tie``, with ``layout`` ``rankings``)."""
-    tie_width: float = 0.0
-    """Largest difference of utilities that the annotator cannot tell."""
     layout: str = "pairs"
-    """``pairs``: every two responses are compared by themselves; ``rankings``: all K are ranked at once."""
+    """``pairs``: every two responses are compared by themselves (a pair has no place for a ``tie``);
+    ``rankings``: all K are ranked at once (none is left out by ``skip``)."""
     num_generations: int = 2
     """Responses to each prompt, K >= 2."""
     matched: bool = False
@@ -108,7 +92,7 @@ def run(config: CollectConfig, fresh: bool = False, callbacks: Sequence[Callback
     with Stage("collect", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
-        annotator = load_annotator(config, stage.device)
+        annotator = load_annotator(config, config.seed, stage.device, config.layout == "pairs")
         misled = load_scorer(config.adversarial, stage.device) if config.adversarial else None
         older = sources.load_source(config.add_to) if config.add_to else None
         parents = {"reward": config.adversarial, "added to": config.add_to}
@@ -204,28 +188,6 @@ def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> 
     )
 
 
-def load_annotator(config: CollectConfig, device: torch.device) -> Annotator | PairwiseJudge:
-    """Who labels: a language model that compares two responses, or a simulated annotator with a utility."""
-    if config.annotator.startswith(JUDGE) and config.layout == "pairs":
-        if (config.error_rate, config.position_bias, config.tie_width, config.label_scale) != (0, 0, 0, 1):
-            raise UsageError(
-                "error_rate, position_bias, tie_width and label_scale belong to simulated annotators; "
-                "a judge errs by itself"
-            )
-        options = JudgeConfig(seed=config.seed, label_mode=config.label_mode, unparsable="skip")
-        return load_pairwise_judge(config.annotator, device, options)
-    return Annotator(
-        config.annotator,
-        load_scorer(config.annotator, device),
-        config.label_mode,
-        config.label_scale,
-        config.error_rate,
-        config.position_bias,
-        config.tie_policy,
-        config.tie_width,
-    )
-
-
 def check_options(config: CollectConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
     if not 2 <= config.num_generations <= MOST_RESPONSES:
@@ -306,7 +268,7 @@ def visits_missing(rows: Sequence[Candidates], wanted: int, config: CollectConfi
     return min(-(-(wanted - have) * len(rows) // max(have, 1)), most - len(rows))
 
 
-def rounds(prompts: Sequence[PromptRecord], seed: int, split: str) -> Iterator[PromptRecord]:
+def rounds(prompts: Sequence[PromptRecord], seed: int, split: str | None) -> Iterator[PromptRecord]:
     """Every prompt once in random order, then again in another order, without end."""
     rng = random.Random(devices.derived_seed(seed, "collect", split, "order"))
     while prompts:

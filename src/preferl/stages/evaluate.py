@@ -336,7 +336,7 @@ def against_references(
     scorers: Mapping[str, Scorer],
     judged: Any,
 ) -> dict[str, Any]:
-    """The policy against the data set's own responses, by every measure that can read texts of elsewhere."""
+    """The policy against the data set's own responses, by every measure of texts not sampled by preferl."""
     known = [i for i, prompt in enumerate(prompts) if prompt_key(prompt) in responses]
     if len(known) < 2:
         return {}

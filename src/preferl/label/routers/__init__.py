@@ -1,0 +1,1 @@
+"""The routes: one file for each of the things that people come for."""
