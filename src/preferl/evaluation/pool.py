@@ -3,15 +3,12 @@ optimum of every KL coefficient by reweighting, and how well the reward picks.""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from preferl.evaluation.comparison import outcomes
+from preferl.evaluation.comparison import Row, outcomes
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.statistics import frontier, mean_interval
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -107,6 +104,7 @@ def verification(pool: Pool) -> Row | None:
         right_P = (outcomes(x_PK, x_PK) * differs_PKK).sum((1, 2))
         share_P = right_P[pairs_P > 0] / pairs_P[pairs_P > 0]
         row |= mean_interval(share_P).named(f"accuracy_{name}")
+    # Best-of-K with all K drawn: the gold reward of the response that scores highest, ties shared.
     chosen_P = (frontier.best_of_n_weights(score_PK, pool.size) * gold_PK).sum(-1)
     row |= mean_interval(gold_PK.mean(-1)).named("one_sample")
     row |= mean_interval(chosen_P).named("chosen_by_reward")
@@ -117,4 +115,5 @@ def verification(pool: Pool) -> Row | None:
 
 def sizes(most: int, wanted: Sequence[int]) -> list[int]:
     """Every power of two up to a pool's size, its size, and what was asked for."""
-    return sorted({*wanted, most, *(2**k for k in range(most.bit_length()) if 2**k <= most)})
+    powers = [2**k for k in range(most.bit_length())]  # the last one is the largest that fits
+    return sorted({*wanted, most, *powers})
