@@ -182,10 +182,12 @@ class Judge(abc.ABC):
         requests = [request(question, row, ending, config) for row in texts]
         if config.critique_first:
             critiques = self.backend.complete(requests, config.max_tokens, config.temperature)
-            requests = [
-                [*asked, {"role": "assistant", "content": said}, {"role": "user", "content": question.choice}]
-                for asked, said in zip(requests, critiques, strict=True)
-            ]
+            # The critique becomes a part of the chat, and the choice is asked for after it.
+            asked, requests = requests, []
+            for chat, critique in zip(asked, critiques, strict=True):
+                answer = {"role": "assistant", "content": critique}
+                requests.append([*chat, answer, {"role": "user", "content": question.choice}])
+        # Of all that it might say, only the choices count: P(yes) among them.
         answers: list[float | None] = []
         for yes, no in self.backend.choice_logprobs(requests, question.choices):
             total = np.logaddexp(yes, no)
@@ -240,9 +242,12 @@ class PairwiseJudge(Judge):
         """
         rows = list(zip(map(dialogue_text, prompts), responses_a, responses_b, strict=True))
         N = len(rows)
+        # Every pair is asked twice, the second half of the requests with its responses swapped.
         answers, endings = self.ask(rows + [(prompt, b, a) for prompt, a, b in rows])
         probability_N, inconsistent = np.full(N, np.nan), 0
-        for i, (forward, swapped) in enumerate(zip(answers[:N], answers[N:], strict=True)):
+        for i in range(N):
+            # Both as P(first is better), so that what the swapped order says is turned back.
+            forward, swapped = answers[i], answers[N + i]
             backward = None if swapped is None else 1 - swapped
             if forward is None or backward is None:
                 known = forward if backward is None else backward
@@ -265,9 +270,11 @@ class PairwiseJudge(Judge):
             ties=sum(answer == 0.5 for answer in read),
         )
         self.record(counts, [endings[i] for i in np.flatnonzero(~kept_N)])
+        # A label is drawn from the probability, or is the likelier one; a tie is a fair coin either way.
         coin_N = rng.random(N)
-        sharp = self.config.label_mode == "deterministic"
-        chance_N = np.where(probability_N == 0.5, 0.5, probability_N > 0.5) if sharp else probability_N
+        chance_N = probability_N
+        if self.config.label_mode == "deterministic":
+            chance_N = np.where(probability_N == 0.5, 0.5, probability_N > 0.5)
         return JudgedPairs(
             first_wins_N=coin_N < chance_N,
             probability_N=probability_N,
