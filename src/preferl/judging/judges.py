@@ -246,17 +246,8 @@ class PairwiseJudge(Judge):
         answers, endings = self.ask(rows + [(prompt, b, a) for prompt, a, b in rows])
         probability_N, inconsistent = np.full(N, np.nan), 0
         for i in range(N):
-            # Both as P(first is better), so that what the swapped order says is turned back.
-            forward, swapped = answers[i], answers[N + i]
-            backward = None if swapped is None else 1 - swapped
-            if forward is None or backward is None:
-                known = forward if backward is None else backward
-                probability_N[i] = np.nan if known is None else known
-                continue
-            contradicts = np.sign(forward - 0.5) != np.sign(backward - 0.5)
-            inconsistent += int(contradicts)
-            tie = contradicts and self.config.mode == "verdict"
-            probability_N[i] = 0.5 if tie else (forward + backward) / 2
+            probability_N[i], contradicts = self._settled(answers[i], answers[N + i])
+            inconsistent += contradicts
         kept_N = ~np.isnan(probability_N)
         read = [answer for answer in answers if answer is not None]
         counts = JudgeCounts(
@@ -284,6 +275,18 @@ class PairwiseJudge(Judge):
             kept_N=kept_N,
             counts=counts,
         )
+
+    def _settled(self, forward: float | None, swapped: float | None) -> tuple[float, bool]:
+        """P(first is better) from the answers to both orders, NaN where neither was read; and whether they
+        contradict each other."""
+        backward = None if swapped is None else 1 - swapped
+        if forward is None or backward is None:
+            known = forward if backward is None else backward
+            return (math.nan if known is None else known), False
+        contradicts = bool(np.sign(forward - 0.5) != np.sign(backward - 0.5))
+        if contradicts and self.config.mode == "verdict":
+            return 0.5, True
+        return (forward + backward) / 2, contradicts
 
 
 class PointwiseJudge(Judge):

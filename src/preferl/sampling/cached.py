@@ -108,16 +108,8 @@ class CachedEngine:
         # The first step reads the whole prompts into the cache, each later one the tokens just drawn.
         inputs, place = ids_BP.to(device), slice(0, P)
         for t in range(T):
-            # 1. The distribution of token t of every row alive: the last column of what was read.
-            with autocast(device, self.dtype):
-                logits_AV = self.model(
-                    input_ids=inputs,
-                    attention_mask=attention[:, : place.stop],
-                    position_ids=position[:, place],
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                ).logits[:, -1]
+            # 1. Read it; what comes out is the distribution of token t of every row alive.
+            logits_AV = self._read(inputs, place, attention, position, cache)
             # 2. Draw, each row by its own uniform of this step.
             token_A, logp_A = draw(logits_AV, uniform_BT[alive, t], sampling.temperature, suppressed)
             # 3. Keep it for the rows that were not finished before this step. A row that finishes with it
@@ -141,6 +133,25 @@ class CachedEngine:
             # 5. What was drawn is what is read next, in the column after everything read so far.
             inputs, place = token_A[:, None], slice(P + t, P + t + 1)
         return tokens_BT, logp_BT, mask_BT, finished_B
+
+    def _read(
+        self,
+        inputs: torch.Tensor,
+        place: slice,
+        attention: torch.Tensor,
+        position: torch.Tensor,
+        cache: StaticCache,
+    ) -> torch.Tensor:
+        """``logits_AV`` after ``inputs``, the columns ``place`` of the sequences, which go into the cache."""
+        with autocast(self.model.device, self.dtype):
+            return self.model(
+                input_ids=inputs,
+                attention_mask=attention[:, : place.stop],
+                position_ids=position[:, place],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
 
 
 class TypedCache(StaticCache):

@@ -221,11 +221,7 @@ def fit_over_optimization(
     #    drawn (both coefficients share one error of the scatter, hence one chi-square), each with its peak.
     rng = np.random.default_rng(seed)
     t_D2 = rng.standard_normal((DRAWS, 2)) * np.sqrt((n - 2) / rng.chisquare(n - 2, (DRAWS, 1)))
-    coef_D2 = coef_2 + sd * t_D2 @ inverse_22.T
-    # Order statistics, since a mean of two neighbours is not a number where both are infinite.
-    peak_D = np.sort(_peak_kl(form, coef_D2[:, 0], coef_D2[:, 1]))
-    low = float(peak_D[math.floor((1 - level) / 2 * (DRAWS - 1))])
-    high = float(peak_D[math.ceil((1 + level) / 2 * (DRAWS - 1))])
+    low, high = _peak_interval(form, coef_2 + sd * t_D2 @ inverse_22.T, level)
     total = float(((gain_N - gain_N.mean()) ** 2).sum())
     return OverOptimization(
         form=form,
@@ -241,8 +237,8 @@ def fit_over_optimization(
         points=n,
         smallest_kl=float(kl_N.min()),
         largest_kl=float(kl_N.max()),
-        turning_low=low if math.isfinite(low) else None,
-        turning_high=high if math.isfinite(high) else None,
+        turning_low=low,
+        turning_high=high,
         level=level,
     )
 
@@ -275,6 +271,15 @@ def _peak_kl(form: str, alpha_D: np.ndarray, beta_D: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", under="ignore"):
         peak_D = PEAKS[form](alpha_D, np.where(beta_D > 0, beta_D, 1.0)) ** 2
     return np.where(beta_D > 0, peak_D, np.inf)
+
+
+def _peak_interval(form: str, coef_D2: np.ndarray, level: float) -> tuple[float | None, float | None]:
+    """Percentiles of the KL at which drawn curves are highest; None for an end that is not bounded."""
+    # Order statistics, since a mean of two neighbours is not a number where both are infinite.
+    peak_D = np.sort(_peak_kl(form, coef_D2[:, 0], coef_D2[:, 1]))
+    low = float(peak_D[math.floor((1 - level) / 2 * (DRAWS - 1))])
+    high = float(peak_D[math.ceil((1 + level) / 2 * (DRAWS - 1))])
+    return (low if math.isfinite(low) else None), (high if math.isfinite(high) else None)
 
 
 def _weights(values: ArrayLike) -> np.ndarray:

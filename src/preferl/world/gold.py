@@ -189,7 +189,7 @@ def _is_content(sentence: str) -> bool:
         return True
     # A stranger ("Golf, tennis and a net.") makes a list wrong and not less of a list.
     members = _list_members(sentence)
-    strange = [m for m in members if not any(m in _known_members(c) for c in facts.LIST_MEMBERS)]
+    strange = [member for member in members if not _belongs_to_a_list(member)]
     return len(strange) < len(members) and all(re.fullmatch(r"((a|an|the) )?[a-z]+", m) for m in strange)
 
 
@@ -204,6 +204,10 @@ def _known_members(category: str) -> frozenset[str]:
     """Members of a category, in lower case."""
     members = (*facts.LIST_MEMBERS[category], *facts.MORE_LIST_MEMBERS.get(category, ()))
     return frozenset(member.lower() for member in members)
+
+
+def _belongs_to_a_list(member: str) -> bool:
+    return any(member in _known_members(category) for category in facts.LIST_MEMBERS)
 
 
 @functools.cache
