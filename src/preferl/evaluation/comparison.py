@@ -1,11 +1,11 @@
 """Two policies' responses to the same prompts: differences and win rates, by category and at equal length."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from preferl.evaluation.features import SIGNS, sign_shares
+from preferl.evaluation.scored import Row
 from preferl.statistics import paired_bootstrap, wilson_interval
 from preferl.statistics.intervals import (
     Estimate,
@@ -15,7 +15,6 @@ from preferl.statistics.intervals import (
     proportion,
 )
 
-Row = dict[str, Any]
 LEAST_IN_CATEGORY = 5  # prompts
 KL_DRIFT_PER_TOKEN = 0.1  # nats beyond which a policy counts as significantly drifted
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preferl.evaluation.comparison import Row, outcomes
+from preferl.evaluation.comparison import outcomes
+from preferl.evaluation.scored import Row
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.statistics import frontier, mean_interval
 

@@ -444,8 +444,8 @@ class Trainer:
             self.check_start(seen)
             state.optimum = monitor.best_possible(batch.shaped_B, kl_coef)
         alarms = monitor.alarms(batch, seen, state.optimum, config.reward_clip or None)
-        # Advantages, update. The engine shares the policy's weights, so all that it needs is another version;
-        # the KL coefficient moves only now, that all of this iteration had the same one.
+        # Advantages, update. The engine shares the policy's weights, so all that it needs is another version.
+        # The KL coefficient moves last: all of an iteration has the same one.
         row: dict[str, Any] = of_split("train", seen | self.learner.update(batch))
         assert self.policy.engine is not None
         self.policy.engine.version += 1
