@@ -1,7 +1,7 @@
 """Where a judge's words come from: a local language model, or an endpoint that speaks OpenAI's chat API.
 
-Text comes from ``transformers.generate``, not from preferl's own engine: judging imports nothing from
-sampling, and that engine draws by inverse CDF and has no greedy mode.
+Text comes from ``transformers.generate``, not from preferl's own engine: that one draws by inverse CDF and
+has no greedy mode.
 """
 
 import concurrent.futures

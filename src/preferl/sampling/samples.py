@@ -14,7 +14,7 @@ TENSORS = ("tokens_BS", "prompt_mask_BP", "mask_BT", "logp_BT", "finished_B")
 class Sampling:
     """How tokens are drawn: softmax(logits / temperature), with ``suppressed`` ids (pad) impossible.
 
-    ``stop`` ids (EOS) end a response, and so do ``stop_texts`` (``rollout.cut_at_stop``). No top-k or top-p:
+    ``stop`` ids (EOS) end a response, and so do ``stop_texts`` (``cut_at_stop``). No top-k or top-p:
     a truncated distribution makes KL negative.
     """
 
