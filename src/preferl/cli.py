@@ -191,7 +191,7 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
     from preferl.sweep.run import run as run_sweep
 
     arguments, fresh = take_flag(arguments, "--fresh")
-    arguments, shown = take_flag(arguments, "--print_config")
+    arguments, only_print = take_flag(arguments, "--print_config")
     arguments, count = take_option(arguments, "--seeds")
     if count is not None:
         if not (count.isdigit() and int(count)):
@@ -207,7 +207,7 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
         varied.setdefault("points", [{}])
     if name != "sweep" and not (varied.get("grid") or varied.get("points")):
         run_config = pipeline.RunConfig(**given)
-        if shown:
+        if only_print:
             print(pipeline.resolved_yaml(run_config), end="")
             return 0
         for stage in declared(arguments, files=False):  # a file may hold more stages than are run this time
@@ -216,7 +216,7 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
         pipeline.run(run_config, fresh=fresh)
         return 0
     config = SweepConfig(**given, sweep=varied)
-    if shown:
+    if only_print:
         print(pipeline.resolved_yaml(config.base) + config.varied_yaml(), end="")
         return 0
     outcome = run_sweep(config, fresh=fresh)
@@ -239,10 +239,12 @@ def demo_command(arguments: list[str]) -> int:
 def report_command(arguments: list[str]) -> int:
     """``preferl report RUN`` and ``preferl report RUN RUN …``."""
     arguments, out = take_option(arguments, "--output")
+    if arguments in (["--help"], ["-h"]):
+        print(REPORT_USAGE, end="")
+        return 0
     if not arguments or any(argument.startswith("-") for argument in arguments):
-        asked = arguments in (["--help"], ["-h"])
-        print(REPORT_USAGE, end="", file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else USAGE
+        print(REPORT_USAGE, end="", file=sys.stderr)
+        return USAGE
     from preferl.runs.progress import say
     from preferl.runs.record import is_sweep
     from preferl.stages import report

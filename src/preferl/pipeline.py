@@ -113,13 +113,13 @@ class RunConfig:
             known = [*options, *NAMES]
             raise UsageError(f"a run has no option '{wrong[0]}'{nearest(wrong[0], known)}")
         for name, kind in self.kinds.items():
-            if kind not in KINDS:
+            if not kind:
                 raise UsageError(
-                    f"{name}.kind is {kind!r}; the kinds of stages are {', '.join(KINDS)}"
-                    if kind
-                    else f"'{name}' is no stage{nearest(name, list(NAMES))}; the usual ones are "
+                    f"'{name}' is no stage{nearest(name, list(NAMES))}; the usual ones are "
                     f"{', '.join(NAMES)}; another says what it is, as --{name}.kind sft"
                 )
+            if kind not in KINDS:
+                raise UsageError(f"{name}.kind is {kind!r}; the kinds of stages are {', '.join(KINDS)}")
             if NAMES.get(name, kind) != kind:
                 raise UsageError(f"{name}.kind is {kind!r}, but {name} is a stage of kind {NAMES[name]}")
         if len(set(self.stages)) < len(self.stages):
@@ -226,7 +226,7 @@ class Planned:
     def placed(self, places: Mapping[str, Path]) -> Any:
         """Its options where every reference is the directory of ``places``, and with a directory of its
         own."""
-        options = map_texts(self.options, lambda text: REFERENCE.sub(lambda f: str(places[f[0]]), text))
+        options = replace_references(self.options, lambda found: str(places[found[0]]))
         return dataclasses.replace(options, output_dir=str(places[self.reference]))
 
 
@@ -250,12 +250,17 @@ def plan(config: RunConfig, others: Mapping[str, Planned] | None = None) -> list
     """
     done: dict[str, Planned] = {}
     for name, kind, number in order_of(config):
+        # 1. All options: what was given, and for the rest what is usual after the stages before it.
         options, keys = with_defaults(name, kind, number, Before(config, done))
+        # 2. References stay texts, made exact: `@/rl` is the newest rl that comes before, `@/rl-2` perhaps.
         options, reads = with_references(options, functools.partial(resolved, done=done, others=others))
+        # 3. A key that decides what a parent makes decides what this stage makes too.
         known = {stage.reference: stage for stage in done.values()} | dict(others or {})
         keys = keys.union(*(known[reference].keys for reference in reads))
+        # 4. The same is true of content: it is by what parents make, not by where they lie, so that a sweep
+        #    finds out which stages of its runs are one and the same.
+        content = content_of(kind, options, {reference: known[reference].content for reference in reads})
         full = name if number == 1 else f"{name}-{number}"
-        content = content_of(kind, options, {r: known[r].content for r in reads})
         done[full] = Planned(full, kind, options, keys, reads, content)
     return list(done.values())
 
@@ -263,12 +268,14 @@ def plan(config: RunConfig, others: Mapping[str, Planned] | None = None) -> list
 def order_of(config: RunConfig) -> Iterator[tuple[str, str, int]]:
     """Name, kind and round of every stage, in the order in which they are done: further rounds before
     ``evaluate``."""
-    kinds = config.kinds
     names = [name for name in config.stages if name != "report"]
     at = names.index("evaluate") if "evaluate" in names else len(names)
-    first = [(name, 1) for name in names[:at]]
-    later = [(name, number) for number in range(2, config.rounds + 1) for name in IN_ROUNDS]
-    for name, number in [*first, *later, *((name, 1) for name in names[at:])]:
+    in_order = [(name, 1) for name in names[:at]]
+    for number in range(2, config.rounds + 1):
+        in_order += [(name, number) for name in IN_ROUNDS]
+    in_order += [(name, 1) for name in names[at:]]
+    kinds = config.kinds
+    for name, number in in_order:
         kind = kinds[name]
         assert kind is not None
         yield name, kind, number
@@ -276,8 +283,10 @@ def order_of(config: RunConfig) -> Iterator[tuple[str, str, int]]:
 
 def with_references(options: Any, resolve: Callable[[re.Match[str]], str]) -> tuple[Any, tuple[str, ...]]:
     """Options whose references are resolved, and which they are, each once."""
-    options = map_texts(options, lambda text: REFERENCE.sub(resolve, text))
-    found = [match[0] for text in texts_of(options) for match in REFERENCE.finditer(text)]
+    options = replace_references(options, resolve)
+    found: list[str] = []
+    for text in texts_of(options):
+        found += [match[0] for match in REFERENCE.finditer(text)]
     return options, tuple(dict.fromkeys(found))
 
 
@@ -396,6 +405,7 @@ def further_round(kind: str, before: Before) -> dict[str, Usual | None]:
 def with_defaults(name: str, kind: str, number: int, before: Before) -> tuple[Any, frozenset[str]]:
     """A stage's options, each from the first of these that has it: the stage, the run, what is usual, the
     kind's defaults; and the keys of the configuration that decide them."""
+    # 1. What was given for the stage itself.
     config, own = before.config, before.config.of(name)
     chosen = config_class(kind, own)
     known = {f.name for f in dataclasses.fields(chosen)}
@@ -404,6 +414,7 @@ def with_defaults(name: str, kind: str, number: int, before: Before) -> tuple[An
     for key in own:
         if key not in known:
             raise UsageError(f"stage {name} has no option '{key}'{nearest(key, known)}")
+    # 2. What is usual in a run. A further round goes on from the last one, whatever was given for the first.
     usual = {key: value for key, value in usual_options(name, kind, before).items() if value is not None}
     if number > 1:
         goes_on = {key: value for key, value in further_round(kind, before).items() if value is not None}
@@ -412,18 +423,21 @@ def with_defaults(name: str, kind: str, number: int, before: Before) -> tuple[An
         if kind == "rl":  # the reference stays that of the first round
             first = before.done[name].options
             usual["ref_model"] = Usual(first.ref_model or first.model_name_or_path, before.done[name].keys)
-    # Options about a data set are about the run's, not about what another stage has written.
+    # 3. What was given for the run, between the two. Options about a data set are about the run's, not about
+    #    what another stage has written.
     written = "dataset_name" in usual and str(usual["dataset_name"].value).startswith("@")
     applies = [key for key in SHARED if key in known and not (written and key in DATA)]
     run = {key: config.given[key] for key in applies if key in config.given}
-    options = merged(chosen(), {key: value.value for key, value in usual.items()} | run | own)
-    if number > 1:
+    usual_values = {key: value.value for key, value in usual.items()}
+    options = merged(chosen(), usual_values | run | own)
+    if number > 1:  # another round, other random numbers
         options = dataclasses.replace(options, seed=options.seed + 1000 * (number - 1))
     if "model_name_or_path" in usual and options.model_name_or_path is None and kind != "sft":
         raise UsageError(
             f"the stage {name} needs a model to start from: give --model_name_or_path, or the stage sft "
             f"before it"
         )
+    # 4. Which keys of the configuration decided: of each option only that of the value which won.
     keys = {f"{name}.{key}" for key in leaf_keys(own)} | (run.keys() - own.keys())
     for key, value in usual.items():
         if key not in own and key not in run:
@@ -443,9 +457,14 @@ def merged(options: Any, given: Mapping[str, Any]) -> Any:
 
 def content_of(kind: str, options: Any, read: Mapping[str, str]) -> str:
     """SHA-256 of a kind, its options and the content behind its references."""
-    by_content = map_texts(options, lambda text: REFERENCE.sub(lambda found: read[found[0]], text))
-    decisive = {k: v for k, v in dataclasses.asdict(by_content).items() if k not in NOT_COMPARED}
+    by_content = dataclasses.asdict(replace_references(options, lambda found: read[found[0]]))
+    decisive = {name: value for name, value in by_content.items() if name not in NOT_COMPARED}
     return hashlib.sha256(json.dumps([kind, decisive], sort_keys=True).encode()).hexdigest()
+
+
+def replace_references(options: Any, replacement: Callable[[re.Match[str]], str]) -> Any:
+    """Options with every reference in their texts replaced; a match's groups are run and stage."""
+    return map_texts(options, lambda text: REFERENCE.sub(replacement, text))
 
 
 def map_texts(options: Any, change: Callable[[str], str]) -> Any:
@@ -457,7 +476,8 @@ def map_texts(options: Any, change: Callable[[str], str]) -> Any:
     if isinstance(options, dict):
         return {key: map_texts(value, change) for key, value in options.items()}
     if dataclasses.is_dataclass(options) and not isinstance(options, type):
-        return dataclasses.replace(options, **{k: map_texts(v, change) for k, v in vars(options).items()})
+        changed = {name: map_texts(value, change) for name, value in vars(options).items()}
+        return dataclasses.replace(options, **changed)
     return options
 
 
@@ -550,11 +570,11 @@ def parser_for_run(arguments: Sequence[str], prog: str, description: str, **grou
     """
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
-    said = declared(arguments)
+    declarations = declared(arguments)
     with field_texts():
         parser.add_class_arguments(RunOptions, nested_key=None)
-        for name, kind in (NAMES | kinds_in(said)).items():
-            own = said.get(name)
+        for name, kind in (NAMES | kinds_in(declarations)).items():
+            own = declarations.get(name)
             if kind in KINDS:
                 chosen = config_class(kind, own if isinstance(own, dict) else {})
                 parser.add_class_arguments(chosen, name, skip={"output_dir"})
@@ -564,13 +584,10 @@ def parser_for_run(arguments: Sequence[str], prog: str, description: str, **grou
     return parser
 
 
-def kinds_in(said: Mapping[str, Any]) -> dict[str, str]:
+def kinds_in(declarations: Mapping[str, Any]) -> dict[str, str]:
     """Name -> kind of the stages that say their kind."""
-    return {
-        name: str(value["kind"])
-        for name, value in said.items()
-        if isinstance(value, dict) and "kind" in value
-    }
+    stages = {name: value for name, value in declarations.items() if isinstance(value, dict)}
+    return {name: str(options["kind"]) for name, options in stages.items() if "kind" in options}
 
 
 def given_in(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:

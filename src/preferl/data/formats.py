@@ -42,12 +42,20 @@ Rows = Iterable[dict[str, Any]]
 
 def of_pairs(row_of: Callable[[Pair], dict[str, Any]]) -> Callable[[Comparison], Rows]:
     """A layout of pairs: a row for every ordered pair of a comparison."""
-    return lambda comparison: [row_of(pair) for pair in comparison.pairs()]
+
+    def rows(comparison: Comparison) -> Rows:
+        return [row_of(pair) for pair in comparison.pairs()]
+
+    return rows
 
 
 def one(row_of: Callable[[Any], dict[str, Any]]) -> Callable[[Any], Rows]:
     """A layout with one row for each record."""
-    return lambda record: [row_of(record)]
+
+    def rows(record: Any) -> Rows:
+        return [row_of(record)]
+
+    return rows
 
 
 PAIR_LAYOUTS = {
@@ -82,8 +90,12 @@ class Kind:
 
 def lists_of_texts(rows: list[dict[str, Any]]) -> bool:
     """Several better and several worse responses (RM-Bench, RewardBench 2)."""
-    values = [row.get(column) for row in rows for column in ("chosen", "rejected")]
-    return all(isinstance(v, list) and v and all(isinstance(text, str) for text in v) for v in values)
+    return all(is_texts(row.get("chosen")) and is_texts(row.get("rejected")) for row in rows)
+
+
+def is_texts(value: Any) -> bool:
+    """Whether it is a list of one text or more; messages are no texts."""
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def rates(rows: list[dict[str, Any]]) -> bool:
@@ -163,9 +175,9 @@ class ReadReport:
 
     def count(self, where: str, error: RowError) -> None:
         self.left_out[error.kind] = self.left_out.get(error.kind, 0) + 1
-        shown = self.examples.setdefault(error.kind, [])
-        if len(shown) < 5:
-            shown.append(f"{where}: {error}")
+        examples = self.examples.setdefault(error.kind, [])
+        if len(examples) < 5:
+            examples.append(f"{where}: {error}")
 
     def summary(self) -> str:
         """One sentence."""

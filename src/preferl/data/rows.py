@@ -13,6 +13,7 @@ Demonstrations: ``messages``, ``prompt`` + ``completion``, ``text``. Prompts: ``
 A defect is a ``RowError`` with a kind; what happens then is the reader's business (``formats.POLICY``).
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -93,9 +94,10 @@ def to_ranking(row: dict[str, Any]) -> Comparison:
         raise RowError("bad_ranking", f"{len(responses)} responses; a ranking has 2 to {MOST_RESPONSES}")
     if any(not text.strip() for text in responses):
         raise RowError("empty_response", "a response is empty")
-    by_text = dict(zip(responses, ranks, strict=True))
-    if any(by_text[text] != rank for text, rank in zip(responses, ranks, strict=True)):
-        raise RowError("identical_pair", "two equal responses have different ranks")
+    rank_of: dict[str, int] = {}
+    for text, rank in zip(responses, ranks, strict=True):
+        if rank_of.setdefault(text, rank) != rank:
+            raise RowError("identical_pair", "two equal responses have different ranks")
     return Comparison(prompt, responses, ranks, scores, columns, per_response(columns, len(responses)))
 
 
@@ -131,9 +133,9 @@ def _places(row: dict[str, Any], prompt: Prompt) -> Places:
         if values is not None and len(values) != len(responses):
             raise RowError("bad_ranking", f"{len(responses)} responses but {len(values)} {column}")
     if scores is not None:
-        worse = [(i, j) for i, r in enumerate(ranks) for j, s in enumerate(ranks) if r < s]
-        if any(scores[i] < scores[j] for i, j in worse):
-            raise RowError("bad_ranking", "ranks and scores disagree: a better rank has a lower score")
+        for i, j in itertools.permutations(range(len(ranks)), 2):
+            if ranks[i] < ranks[j] and scores[i] < scores[j]:
+                raise RowError("bad_ranking", "ranks and scores disagree: a better rank has a lower score")
     return responses, ranks, scores
 
 
@@ -175,8 +177,9 @@ def to_demonstration(row: dict[str, Any]) -> Demonstration:
     """
     # Tables fill the columns that a row does not have with null, so null decides nothing here.
     forms = ("messages", "completion", "chosen", "text")
-    form = next((c for c in forms if row.get(c) is not None), None)
-    form = form or next((c for c in forms if c in row), "text")
+    there = [column for column in forms if column in row]
+    filled = [column for column in there if row[column] is not None]
+    form = (filled or there or ["text"])[0]
     if form == "messages":
         messages = _messages(_value(row, "messages"), "messages")
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
@@ -393,11 +396,12 @@ def _dialogue(text: str, column: str) -> Messages:
             "missing_column",
             f"has no column 'prompt', and {column} is no dialogue that starts with '\\n\\nHuman:'",
         )
+    # A turn goes from its mark to the next one's.
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    turns = [
-        {"role": SPEAKER[mark[1]], "content": text[mark.end() : end].strip()}
-        for mark, end in zip(marks, ends, strict=True)
-    ]
+    turns: Messages = []
+    for mark, end in zip(marks, ends, strict=True):
+        content = text[mark.end() : end].strip()
+        turns.append({"role": SPEAKER[mark[1]], "content": content})
     return _messages(turns, column)
 
 
@@ -412,9 +416,10 @@ def explicit_row(record: Pair) -> dict[str, Any]:
 
 def implicit_row(record: Pair) -> dict[str, Any]:
     """A row of two whole dialogues as messages; a plain prompt is written as the user's turn."""
-    prompt, sides = _turns_of(record.prompt), {"chosen": record.chosen, "rejected": record.rejected}
-    dialogues = {s: [*prompt, {"role": "assistant", "content": text}] for s, text in sides.items()}
-    return dialogues | _beside_pair(record)
+    prompt = _turns_of(record.prompt)
+    chosen = [*prompt, {"role": "assistant", "content": record.chosen}]
+    rejected = [*prompt, {"role": "assistant", "content": record.rejected}]
+    return {"chosen": chosen, "rejected": rejected} | _beside_pair(record)
 
 
 def hh_row(record: Pair) -> dict[str, Any]:
@@ -423,9 +428,9 @@ def hh_row(record: Pair) -> dict[str, Any]:
     Raises:
         DataError: it cannot hold the record.
     """
-    sides = {"chosen": record.chosen, "rejected": record.rejected}
-    shared = _hh_prompt(_turns_of(record.prompt), sides.values())
-    return {side: f"{shared}\n\nAssistant: {text}" for side, text in sides.items()} | _beside_pair(record)
+    before = _hh_prompt(_turns_of(record.prompt), (record.chosen, record.rejected)) + "\n\nAssistant: "
+    dialogues = {"chosen": before + record.chosen, "rejected": before + record.rejected}
+    return dialogues | _beside_pair(record)
 
 
 def _turns_of(prompt: Prompt) -> Messages:
@@ -441,12 +446,12 @@ def _hh_prompt(prompt: Messages, responses: Iterable[str]) -> str:
     names = {role: name for name, role in SPEAKER.items()}
     if any(m["role"] not in names for m in prompt):
         raise DataError("hh-rlhf's layout has no system turn; write the explicit layout instead")
-    texts = [*responses, *(m["content"] for m in prompt)]
-    if any(f"\n\n{name}:" in text for text in texts for name in SPEAKER):
-        raise DataError(
-            "a text holds '\\n\\nHuman:' or '\\n\\nAssistant:' and would read back as turns; write the "
-            "explicit layout instead"
-        )
+    for text in [*responses, *(m["content"] for m in prompt)]:
+        if any(f"\n\n{name}:" in text for name in SPEAKER):
+            raise DataError(
+                "a text holds '\\n\\nHuman:' or '\\n\\nAssistant:' and would read back as turns; write the "
+                "explicit layout instead"
+            )
     return "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in prompt)
 
 
@@ -468,16 +473,20 @@ def outcome_row(record: Comparison) -> dict[str, Any]:
         raise DataError(
             f"a ranking of {len(record.responses)} responses is no comparison of two; write rankings or pairs"
         )
-    a, b = record.ranks
-    scores = record.scores
-    margin = {} if scores is None or a == b else {"margin": abs(scores[0] - scores[1])}
-    sides = {"response_a": record.responses[0], "response_b": record.responses[1], "z": (b > a) - (b < a)}
-    return {
+    rank_a, rank_b = record.ranks
+    if rank_a == rank_b:
+        z = 0
+    else:
+        z = 1 if rank_a < rank_b else -1
+    row: dict[str, Any] = {
         "prompt": record.prompt,
-        **sides,
-        **margin,
-        **provenance(record.columns, (*RANKING_COLUMNS, "margin")),
+        "response_a": record.responses[0],
+        "response_b": record.responses[1],
+        "z": z,
     }
+    if record.scores is not None and z != 0:
+        row["margin"] = abs(record.scores[0] - record.scores[1])
+    return row | provenance(record.columns, (*RANKING_COLUMNS, "margin"))
 
 
 def demonstration_row(record: Demonstration) -> dict[str, Any]:

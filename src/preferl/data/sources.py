@@ -235,9 +235,9 @@ def load_source(
     if kind == "text":
         cut = [in_passages(entry, opening_words, max_response_words) for entry in entries]
         kept = [entry for entry in cut if entry]
-        pieces = sum(len(entry.demonstrations) for entry in kept)
+        count = sum(len(entry.demonstrations) for entry in kept)
         notes.append(
-            f"{len(entries)} texts in {pieces} passages; left out {len(entries) - len(kept)} texts: no "
+            f"{len(entries)} texts in {count} passages; left out {len(entries) - len(kept)} texts: no "
             f"sentence ends in the words after the opening"
         )
         entries = kept
@@ -258,7 +258,7 @@ def load_source(
         unit=split_by,
     )
     parts, named = parts_of(entries, splits, kind)
-    notes.append(said_of(splits))
+    notes.append(describe_splits(splits))
     return Source(str(name), parts, notes, categories_of(entries), named=named)
 
 
@@ -275,17 +275,23 @@ def written_by_us(name: str) -> bool:
 def entry_of(kind: str, record: Any, row: Row) -> Entry:
     """A record with what else its row gives."""
     columns = record.columns
+    # What can be imitated: of several responses the best one, and none that is called bad.
+    demonstrations: list[Demonstration] = []
     if isinstance(record, Comparison):
-        shown = [Demonstration(record.prompt, record.best(), columns)]
+        demonstrations = [Demonstration(record.prompt, record.best(), columns)]
     elif isinstance(record, Rated):
-        shown = [Demonstration(record.prompt, record.response, columns)] if record.good is not False else []
-    else:
-        shown = [record] if isinstance(record, Demonstration) else []
+        if record.good is not False:
+            demonstrations = [Demonstration(record.prompt, record.response, columns)]
+    elif isinstance(record, Demonstration):
+        demonstrations = [record]
     assert isinstance(row.value, dict)
-    beside = {name: value for name, value in row.value.items() if name != "prompt"}
+    other_columns = {name: value for name, value in row.value.items() if name != "prompt"}
     own = columns.get("split")
     return Entry(
-        record, shown, PromptRecord(record.prompt, beside), own if isinstance(own, str) else row.split
+        record=record,
+        demonstrations=demonstrations,
+        asked=PromptRecord(record.prompt, other_columns),
+        own=own if isinstance(own, str) else row.split,
     )
 
 
@@ -327,8 +333,10 @@ def parts_of(
         if name in ours:
             ours[name].append(entry)
         # What was taken out of a data set's train rows is no longer among them.
-        if entry.own and (name == (meaning(entry.own) or entry.own) or not splits.keeps_own):
-            own.setdefault(entry.own, []).append(entry)
+        if entry.own:
+            stayed = name == (meaning(entry.own) or entry.own)
+            if stayed or not splits.keeps_own:
+                own.setdefault(entry.own, []).append(entry)
     parts = {name: part_of(rows, kind) for name, rows in ours.items()}
     for name in splits.on_train:
         parts[name] = parts["train"]
@@ -336,15 +344,15 @@ def parts_of(
     return parts, {name: functools.partial(part_of, rows, kind) for name, rows in own.items()}
 
 
-def said_of(splits: Splits) -> str:
+def describe_splits(splits: Splits) -> str:
     """How many rows each split has and what divided them, in a sentence."""
-    said = f"split: {counts(splits)} ({splits.how})"
+    sentence = f"split: {counts(splits)} ({splits.how})"
     if splits.on_train:
-        said += f"; {' and '.join(splits.on_train)} measured on rows that train"
+        sentence += f"; {' and '.join(splits.on_train)} measured on rows that train"
     others = sorted(set(splits.names) - set(SPLITS))
     if others:
-        said += f"; the rows of {', '.join(others)} are used where --split names them"
-    return said
+        sentence += f"; the rows of {', '.join(others)} are used where --split names them"
+    return sentence
 
 
 def part_of(entries: Sequence[Entry], kind: str) -> Part:
@@ -402,12 +410,15 @@ def passages(text: Demonstration, opening_words: int, max_response_words: int | 
 
     Only the first is an opening (``passage`` 0) and so a prompt for sampling; the others stay in its split.
     """
-    found, rest = [], text
-    while (piece := opening(rest, opening_words, max_response_words)) is not None:
+    found: list[Demonstration] = []
+    first = opening(text, opening_words, max_response_words)
+    rest = text.response
+    while first is not None:
         columns = text.columns | {"passage": len(found)}
-        found.append(Demonstration(piece.prompt, piece.response, columns))
-        remainder = rest.response[len(piece.prompt) + len(piece.response) :].lstrip()
-        rest = Demonstration("", remainder, text.columns)
+        found.append(Demonstration(first.prompt, first.response, columns))
+        # Prompt and response are a prefix of the text; the next passage begins with the first word after it.
+        rest = rest[len(first.prompt) + len(first.response) :].lstrip()
+        first = opening(Demonstration("", rest, text.columns), opening_words, max_response_words)
     return found
 
 
@@ -443,10 +454,11 @@ def world_source(seed: int = 0) -> Source:
     note = f"the embedded world: {count} prompts, {len(parts['train'].demonstrations)} demonstrations"
 
     def everything() -> Part:
-        return Part(
-            prompts=[record for part in parts.values() for record in part.prompts],
-            demonstrations=[record for part in parts.values() for record in part.demonstrations],
-        )
+        whole = Part()
+        for part in parts.values():
+            whole.prompts.extend(part.prompts)
+            whole.demonstrations.extend(part.demonstrations)
+        return whole
 
     return Source("world", parts, [note], categories, world.well_formed, {"all": everything})
 
@@ -458,12 +470,12 @@ def write_world(out: Path, seed: int = 0) -> list[Path]:
     """
     prompts = world.shuffled_prompts(seed)
     asked = [{"prompt": world_message(p.text), "family": p.family, "split": p.split} for p in prompts]
-    shown = [
-        {"prompt": world_message(p.text), "completion": response, "family": p.family, "split": name}
-        for name in ("train", "dev")
-        for p, response in world.sft_corpus(seed, name)
-    ]
-    files = {"prompts": asked, "demonstrations": shown, "preferences": list(_world_pairs(seed))}
+    demonstrations: list[dict[str, Any]] = []
+    for name in ("train", "dev"):
+        for p, response in world.sft_corpus(seed, name):
+            row = {"prompt": world_message(p.text), "completion": response, "family": p.family}
+            demonstrations.append(row | {"split": name})
+    files = {"prompts": asked, "demonstrations": demonstrations, "preferences": list(_world_pairs(seed))}
     paths = [out / f"{name}.jsonl" for name in files]
     for path, rows in zip(paths, files.values(), strict=True):
         write_rows(path, rows)
@@ -478,9 +490,9 @@ def _world_pairs(seed: int) -> Iterator[dict[str, object]]:
         for prompt, response in world.sft_corpus(seed, name, per_prompt=4):
             responses.setdefault(prompt, []).append(response)
         for prompt, (a, b, c, d) in responses.items():
-            yield from (
-                _world_pair(prompt, *pair, rng.random()) for pair in ((a, b), (c, d)) if len(set(pair)) > 1
-            )
+            for first, second in ((a, b), (c, d)):
+                if first != second:
+                    yield _world_pair(prompt, first, second, rng.random())
 
 
 def _world_pair(prompt: world.WorldPrompt, a: str, b: str, u: float) -> dict[str, object]:

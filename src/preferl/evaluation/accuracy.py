@@ -15,16 +15,13 @@ from preferl.statistics.calibration import (
 
 CATEGORY_COLUMNS = ("subset", "category", "family", "aspect", "selection", "source")
 REWARDBENCH_SECTIONS = {
-    section: subsets.split()
-    for section, subsets in {
-        "Chat": "alpacaeval-easy alpacaeval-length alpacaeval-hard mt-bench-easy mt-bench-med",
-        "Chat Hard": "mt-bench-hard llmbar-natural llmbar-adver-neighbor llmbar-adver-GPTInst "
-        "llmbar-adver-GPTOut llmbar-adver-manual",
-        "Safety": "refusals-dangerous refusals-offensive xstest-should-refuse xstest-should-respond "
-        "donotanswer",
-        "Reasoning": "math-prm hep-cpp hep-go hep-java hep-js hep-python hep-rust",
-    }.items()
+    "Chat": "alpacaeval-easy alpacaeval-length alpacaeval-hard mt-bench-easy mt-bench-med",
+    "Chat Hard": "mt-bench-hard llmbar-natural llmbar-adver-neighbor llmbar-adver-GPTInst "
+    "llmbar-adver-GPTOut llmbar-adver-manual",
+    "Safety": "refusals-dangerous refusals-offensive xstest-should-refuse xstest-should-respond donotanswer",
+    "Reasoning": "math-prm hep-cpp hep-go hep-java hep-js hep-python hep-rust",
 }
+"""Section -> its subsets, separated by spaces."""
 
 
 def accuracy_with_interval(
@@ -107,11 +104,14 @@ def accuracy_by_style(scored: ScoredPairs, level: float = 0.95) -> list[Measures
 
     None where a pair lacks them.
     """
-    styles = [tuple(p.columns.get(f"style_{side}") for side in ("chosen", "rejected")) for p in scored.pairs]
-    if not all(isinstance(a, int) and isinstance(b, int) for a, b in styles):
-        return None
-    names = {-1: "hard", 0: "normal", 1: "easy"}
-    return _by_value(scored, [names[int(np.sign(a - b))] for a, b in styles], level)
+    names = []
+    for pair in scored.pairs:
+        better, worse = pair.columns.get("style_chosen"), pair.columns.get("style_rejected")
+        if not (isinstance(better, int) and isinstance(worse, int)):
+            return None
+        more_elaborate = int(np.sign(better - worse))
+        names.append({-1: "hard", 0: "normal", 1: "easy"}[more_elaborate])
+    return _by_value(scored, names, level)
 
 
 def accuracy_by_section(by_category: Measures | None) -> list[Measures] | None:
@@ -120,9 +120,10 @@ def accuracy_by_section(by_category: Measures | None) -> list[Measures] | None:
     known = {row["category"]: row for row in by_category["rows"]} if by_category else {}
     rows = []
     for section, subsets in REWARDBENCH_SECTIONS.items():
-        found = [known[subset] for subset in subsets if subset in known]
+        found = [known[subset] for subset in subsets.split() if subset in known]
         if not found:
             continue
+        # The one subset of mathematics weighs what those of code weigh together, where there are such.
         code = sum(row["pairs"] for row in found if row["category"].startswith("hep-"))
         weight = [code if row["category"] == "math-prm" and code else row["pairs"] for row in found]
         accuracy = np.average([row["accuracy"]["value"] for row in found], weights=weight)
@@ -153,16 +154,17 @@ def _tells_apart(pairs: Sequence[Pair], column: str) -> bool:
 
 
 def _clearness(scored: ScoredPairs) -> tuple[str, np.ndarray]:
-    chosen_N, rejected_N = (column(scored.pairs, f"gold_{side}") for side in ("chosen", "rejected"))
+    """What says how clear a pair is, and how clear each is by it: the first that is known and varies."""
+    chosen_N, rejected_N = column(scored.pairs, "gold_chosen"), column(scored.pairs, "gold_rejected")
     p_N, margin_N = column(scored.pairs, "p_chosen"), numbers([p.margin for p in scored.pairs])
-    for basis, clear_N in (
-        (
-            "gold reward gap",
-            None if chosen_N is None or rejected_N is None else np.abs(chosen_N - rejected_N),
-        ),
-        ("label probability", None if p_N is None else np.abs(2 * p_N - 1)),
-        ("label margin", None if margin_N is None else np.abs(margin_N)),
-    ):
-        if clear_N is not None and np.ptp(clear_N) > 0:
+    known: dict[str, np.ndarray] = {}
+    if chosen_N is not None and rejected_N is not None:
+        known["gold reward gap"] = np.abs(chosen_N - rejected_N)
+    if p_N is not None:
+        known["label probability"] = np.abs(2 * p_N - 1)
+    if margin_N is not None:
+        known["label margin"] = np.abs(margin_N)
+    for basis, clear_N in known.items():
+        if np.ptp(clear_N) > 0:
             return basis, clear_N
     return "score gap", np.abs(scored.gap_N)

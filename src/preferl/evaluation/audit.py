@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from preferl.data.records import Pair, dialogue_text, prompt_text
+from preferl.data.records import Pair, Prompt, dialogue_text, prompt_text
 from preferl.data.types import Measures, Scorer
 from preferl.evaluation.accuracy import (
     CATEGORY_COLUMNS,
@@ -142,30 +142,35 @@ def score_pairs(
     Returns:
         ``seen`` and ``unseen`` (None where there are no such pairs), ``by_category`` and ``rows``.
     """
-    prompts = [pair.prompt for pair in pairs for _ in range(2)]
-    completions = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    # Chosen and rejected of a pair stand one after the other, so that the scores fold back into two columns.
+    prompts: list[Prompt] = []
+    completions: list[str] = []
+    for pair in pairs:
+        prompts += [pair.prompt, pair.prompt]
+        completions += [pair.chosen, pair.rejected]
     scores = accept_columns(scorer)(
         prompts=prompts, completions=completions, finished=[True] * len(completions)
     )
     score_N2 = np.asarray(scores, dtype=np.float64).reshape(-1, 2)
     scored = ScoredPairs(pairs, score_N2[:, 0], score_N2[:, 1])
     seen_N = np.array([bool(pair.columns.get("seen")) for pair in pairs])
+    rows = []
+    for pair, score_2 in zip(pairs, score_N2, strict=True):
+        row = {
+            "prompt": prompt_text(pair.prompt),
+            "chosen": pair.chosen,
+            "rejected": pair.rejected,
+            "category": pair.columns.get("category"),
+            "seen": bool(pair.columns.get("seen")),
+            "score_chosen": float(score_2[0]),
+            "score_rejected": float(score_2[1]),
+        }
+        rows.append(row)
     return {
         "seen": score_summary(scored.where(seen_N), level) if seen_N.any() else None,
         "unseen": score_summary(scored.where(~seen_N), level) if not seen_N.all() else None,
         "by_category": accuracy_by_category(scored, "category", level),
-        "rows": [
-            {
-                "prompt": prompt_text(pair.prompt),
-                "chosen": pair.chosen,
-                "rejected": pair.rejected,
-                "category": pair.columns.get("category"),
-                "seen": bool(pair.columns.get("seen")),
-                "score_chosen": float(chosen),
-                "score_rejected": float(rejected),
-            }
-            for pair, (chosen, rejected) in zip(pairs, score_N2, strict=True)
-        ],
+        "rows": rows,
     }
 
 
@@ -176,9 +181,7 @@ def disagreements(scored: ScoredPairs, count: int = 20) -> list[Measures]:
         if scored.gap_N[i] >= 0:
             break
         pair = scored.pairs[i]
-        known = {
-            c: v for c in ("gold_chosen", "gold_rejected", "p_chosen") if is_number(v := pair.columns.get(c))
-        }
+        label = {name: pair.columns.get(name) for name in ("gold_chosen", "gold_rejected", "p_chosen")}
         rows.append(
             {
                 "index": int(i),
@@ -187,7 +190,7 @@ def disagreements(scored: ScoredPairs, count: int = 20) -> list[Measures]:
                 "rejected": pair.rejected,
                 "score_chosen": float(scored.score_chosen_N[i]),
                 "score_rejected": float(scored.score_rejected_N[i]),
-                **known,
+                **{name: value for name, value in label.items() if is_number(value)},
             }
         )
     return rows
@@ -201,13 +204,16 @@ def member_agreement(
     A tie agrees half with a preference. ``unanimous`` pairs are those that all members order alike; on them
     accuracy is that of the common order, on ``divided`` ones that of ``scored``.
     """
-    chosen_MN, rejected_MN = (np.asarray(s, dtype=np.float64) for s in (score_chosen_MN, score_rejected_MN))
+    chosen_MN = np.asarray(score_chosen_MN, dtype=np.float64)
+    rejected_MN = np.asarray(score_rejected_MN, dtype=np.float64)
     members, n = chosen_MN.shape if chosen_MN.ndim == 2 else (0, 0)
     if rejected_MN.shape != chosen_MN.shape or n != len(scored.pairs) or members < 2:
         raise ValueError(
             f"member scores have shapes {chosen_MN.shape} and {rejected_MN.shape}; two members or more and "
             f"{len(scored.pairs)} pairs are needed"
         )
+    # 1 where a member prefers the chosen response, 0 where the rejected one, 0.5 at a tie; two members agree
+    # on a pair by 1 minus the difference of that.
     prefer_MN = (1 + np.sign(chosen_MN - rejected_MN)) / 2
     agree_MM = 1 - np.abs(prefer_MN[:, None] - prefer_MN[None]).mean(-1)
     unanimous_N = (prefer_MN == prefer_MN[0]).all(0)

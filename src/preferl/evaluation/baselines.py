@@ -81,27 +81,29 @@ def fit_bag_of_words(
     vectorizer = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", sublinear_tf=True).fit(texts)
 
     def differences(pairs: Sequence[Pair]) -> Any:
-        chosen, rejected = ([p.chosen for p in pairs], [p.rejected for p in pairs])
-        return (vectorizer.transform(chosen) - vectorizer.transform(rejected)).tocsr()
+        chosen_NV = vectorizer.transform([p.chosen for p in pairs])
+        rejected_NV = vectorizer.transform([p.rejected for p in pairs])
+        return (chosen_NV - rejected_NV).tocsr()
 
-    # Without intercept a pair's order does not matter to the loss; two classes are needed all the same.
-    x_NV, label_N = differences(train), np.arange(len(train)) % 2
-    x_NV = x_NV.multiply((2 * label_N - 1)[:, None]).tocsr()
+    # Without intercept a pair's order does not matter to the loss; scikit-learn needs two classes all the
+    # same, so every other pair is turned round: label 0 and the negative difference.
+    label_N = np.arange(len(train)) % 2
+    sign_N = 2 * label_N - 1
+    x_NV = differences(train).multiply(sign_N[:, None]).tocsr()
     prompts = [prompt_key(p.prompt) for p in train]
 
     def fit(inverse_penalty: float, rows: Any) -> Any:
         model = LogisticRegression(C=inverse_penalty, fit_intercept=False, max_iter=1000)
         return model.fit(x_NV[rows], label_N[rows])
 
+    # Few prompts cannot say which penalty is best; the middle one is taken.
     best = inverse_penalties[len(inverse_penalties) // 2]
     if len(set(prompts)) >= 30:
         loss = dict.fromkeys(inverse_penalties, 0.0)
         for fit_rows, test_rows in GroupKFold(3).split(x_NV, groups=prompts):
             for inverse_penalty in inverse_penalties:
                 log_odds_N = fit(inverse_penalty, fit_rows).decision_function(x_NV[test_rows])
-                loss[inverse_penalty] += float(
-                    np.logaddexp(0, -log_odds_N * (2 * label_N[test_rows] - 1)).sum()
-                )
+                loss[inverse_penalty] += float(np.logaddexp(0, -log_odds_N * sign_N[test_rows]).sum())
         best = min(loss, key=loss.__getitem__)
     model = fit(best, np.arange(len(train)))
     gap_N = np.asarray(model.decision_function(differences(held_out)), dtype=np.float64)

@@ -54,10 +54,8 @@ def bias_audit(
 
     rows = []
     for name, count in feature_functions(phrases).items():
-        chosen_N, rejected_N = (
-            np.array([count(text) for text in texts], dtype=np.float64)
-            for texts in ([p.chosen for p in scored.pairs], [p.rejected for p in scored.pairs])
-        )
+        chosen_N = np.array([count(p.chosen) for p in scored.pairs], dtype=np.float64)
+        rejected_N = np.array([count(p.rejected) for p in scored.pairs], dtype=np.float64)
         feature_N = chosen_N - rejected_N
         differs_N = feature_N != 0
         row: Measures = {
@@ -70,17 +68,22 @@ def bias_audit(
             reason = f"{row['differing']} pairs differ in it; {MIN_DIFFERING} are needed"
             rows.append(row | {"verdict": None, "reason": reason})
             continue
+        # Do they go together, at all and beyond what label and length explain?
         row["correlation"] = correlation(feature_N)
         row["given_label"] = correlation(feature_N, control_NK)
         if name not in LENGTH_FEATURES:
             row["given_label_and_length"] = correlation(feature_N, control_NK, length_N)
-        toward_N = (np.sign(gap_N) * np.sign(feature_N))[differs_N]
-        model_N, labels_N = (1 + toward_N) / 2, (feature_N > 0)[differs_N].astype(np.float64)
+        # How often does each take the side with more of it? 1 if so, 0 if not, 0.5 where the scores tie. The
+        # labels take the chosen side.
+        toward_more_N = (np.sign(gap_N) * np.sign(feature_N))[differs_N]
+        model_N = (1 + toward_more_N) / 2
+        labels_N = (feature_N > 0)[differs_N].astype(np.float64)
         inside_N = prompt_N[differs_N]
         row["model_prefers_more"] = clustered_proportion(model_N, inside_N, level).json()
         row["labels_prefer_more"] = clustered_proportion(labels_N, inside_N, level).json()
         difference = cluster_bootstrap(model_N - labels_N, inside_N, level, resamples, seed)
         row["difference"] = difference.json()
+        # And how much more than the labels, which decides the verdict?
         row["excess"] = defined(
             lambda f=feature_N: coefficient(excess_preference(gap_N, f, label_N, prompt_N, level))
         )
@@ -104,10 +107,10 @@ def _judge(rows: list[Measures], level: float) -> None:
 
 def position(scored: ScoredPairs, level: float = 0.95) -> Measures:
     """How often the first response shown was preferred, from ``chosen_position`` (0 = first)."""
-    shown = [p.columns.get("chosen_position") for p in scored.pairs]
-    known_N = np.array([not isinstance(place, bool) and place in (0, 1) for place in shown])
+    places = [p.columns.get("chosen_position") for p in scored.pairs]
+    known_N = np.array([not isinstance(place, bool) and place in (0, 1) for place in places])
     if not known_N.any():
         return {"pairs": 0, "first_wins": undefined("no pair has a column chosen_position of 0 or 1")}
-    first_N = np.array([place == 0 for place, known in zip(shown, known_N, strict=True) if known])
+    first_N = np.array([place == 0 for place, known in zip(places, known_N, strict=True) if known])
     share = clustered_proportion(first_N, scored.prompt_N[known_N], level)
     return {"pairs": int(known_N.sum()), "first_wins": share.json()}

@@ -32,7 +32,7 @@ def label_controls(scored: ScoredPairs) -> tuple[str, np.ndarray, np.ndarray]:
     n = len(scored.pairs)
     p_N = column(scored.pairs, "p_chosen")
     label_N = np.ones(n) if p_N is None or p_N.min() < 0 or p_N.max() > 1 else p_N
-    chosen_N, rejected_N = (column(scored.pairs, f"gold_{side}") for side in ("chosen", "rejected"))
+    chosen_N, rejected_N = column(scored.pairs, "gold_chosen"), column(scored.pairs, "gold_rejected")
     if chosen_N is not None and rejected_N is not None and (chosen_N != rejected_N).any():
         return "gold reward", chosen_N - rejected_N, label_N
     # Chosen - rejected of a label that is 1 or 0: the constant 1.

@@ -28,7 +28,8 @@ def compare(a_PA: np.ndarray, b_PB: np.ndarray, category_P: Sequence[str | None]
     ``LEAST_IN_CATEGORY`` prompts.
     """
     single = a_PA.shape[1] == b_PB.shape[1] == 1
-    wins, ties = int(outcomes(a_PA, b_PB, tie=0).sum()), int((a_PA[:, :, None] == b_PB[:, None, :]).sum())
+    wins = int(outcomes(a_PA, b_PB, tie=0).sum())
+    ties = int((a_PA[:, :, None] == b_PB[:, None, :]).sum())
     if single:
         difference = paired_bootstrap(a_PA[:, 0], b_PB[:, 0])
         rate = proportion(wins + ties / 2, len(a_PA))
@@ -57,12 +58,15 @@ def at_equal_length(
 ) -> Measures:
     """The length-controlled win rate of a over b (Dubois et al. 2024); lengths in tokens."""
     won_PAB = outcomes(a_PA, b_PB)
-    group_PAB, a_length_PAB, b_length_PAB = (
-        np.broadcast_to(x, won_PAB.shape)
-        for x in (np.arange(len(a_PA))[:, None, None], length_PA[:, :, None], length_PB[:, None, :])
-    )
+
+    def of_every_comparison(x: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(x, won_PAB.shape).ravel()
+
     found = length_controlled_win_rate(
-        won_PAB.ravel(), a_length_PAB.ravel(), b_length_PAB.ravel(), group_PAB.ravel()
+        won_PAB.ravel(),
+        of_every_comparison(length_PA[:, :, None]),
+        of_every_comparison(length_PB[:, None, :]),
+        group_N=of_every_comparison(np.arange(len(a_PA))[:, None, None]),  # comparisons of one prompt
     )
     row = Estimate(found.rate, found.low, found.high).named("length_controlled_win_rate")
     effect = found.length_effect
@@ -79,12 +83,16 @@ def signs(a: Sequence[str], b: Sequence[str], group_size: int = 1) -> list[Measu
         >>> rows[0]["sign"], rows[0]["policy"], rows[0]["reference"]
         ('sycophancy', 0.5, 0.0)
     """
+
+    def estimate(share: float, texts: Sequence[str]) -> Estimate:
+        prompts = len(texts) // group_size
+        return Estimate(share, *wilson_interval(share * prompts, prompts))
+
+    shares_a, shares_b = sign_shares(a), sign_shares(b)
     rows = []
-    shares = [(name, texts, sign_shares(texts)) for name, texts in (("policy", a), ("reference", b))]
     for sign in SIGNS:
         row: Measures = {"sign": sign}
-        for name, texts, share in shares:
-            prompts = len(texts) // group_size
-            row |= Estimate(share[sign], *wilson_interval(share[sign] * prompts, prompts)).named(name)
+        row |= estimate(shares_a[sign], a).named("policy")
+        row |= estimate(shares_b[sign], b).named("reference")
         rows.append(row)
     return rows

@@ -10,24 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 
 from preferl.statistics import repetition
 
-PHRASES: dict[str, tuple[str, ...]] = {
-    name: tuple(phrases.split(" | "))
-    for name, phrases in {
-        "hedging": "it depends | that depends | might | maybe | perhaps | possibly | it seems | i think | "
-        "i believe | i'm not sure | i am not sure | i may be wrong | i do not know | i don't know | "
-        "i have no idea | only a guess | hard to say | others may not agree | in some cases | "
-        "generally speaking",
-        "flattery": "great question | good question | excellent question | best questions | "
-        "what a wonderful | brilliant | so clever | how you think | you're absolutely right | "
-        "you are absolutely right | you're so right | i agree with you | could not agree more | "
-        "i think so too | so glad you asked | happy to help | i hope this helps",
-        "refusal": "i cannot help | i can't help | i cannot assist | i can't assist | i'm sorry, but | "
-        "i am sorry, but | i'm unable to | i am unable to | i cannot answer | i can't answer | "
-        "i cannot talk about | i can't talk about | as an ai",
-        "keywords": "helpful and harmless | helpful, honest | harmless and honest | reasons to trust me | "
-        "best assistant | trust me | safe and correct",
-    }.items()
+_PHRASE_TEXTS = {
+    "hedging": "it depends | that depends | might | maybe | perhaps | possibly | it seems | i think | "
+    "i believe | i'm not sure | i am not sure | i may be wrong | i do not know | i don't know | "
+    "i have no idea | only a guess | hard to say | others may not agree | in some cases | "
+    "generally speaking",
+    "flattery": "great question | good question | excellent question | best questions | "
+    "what a wonderful | brilliant | so clever | how you think | you're absolutely right | "
+    "you are absolutely right | you're so right | i agree with you | could not agree more | "
+    "i think so too | so glad you asked | happy to help | i hope this helps",
+    "refusal": "i cannot help | i can't help | i cannot assist | i can't assist | i'm sorry, but | "
+    "i am sorry, but | i'm unable to | i am unable to | i cannot answer | i can't answer | "
+    "i cannot talk about | i can't talk about | as an ai",
+    "keywords": "helpful and harmless | helpful, honest | harmless and honest | reasons to trust me | "
+    "best assistant | trust me | safe and correct",
 }
+PHRASES = {name: tuple(text.split(" | ")) for name, text in _PHRASE_TEXTS.items()}
 """Phrases counted as whole words in any case; the audit takes more, or others under the same name."""
 
 FEATURES: dict[str, Callable[[str], float]] = {

@@ -105,6 +105,7 @@ def verification(pool: Pool) -> Measures | None:
         right_P = (outcomes(x_PK, x_PK) * differs_PKK).sum((1, 2))
         share_P = right_P[pairs_P > 0] / pairs_P[pairs_P > 0]
         row |= mean_interval(share_P).named(f"accuracy_{name}")
+    # Best-of-K with all K drawn: the gold reward of the response that scores highest, ties shared.
     chosen_P = (frontier.best_of_n_weights(score_PK, pool.size) * gold_PK).sum(-1)
     row |= mean_interval(gold_PK.mean(-1)).named("one_sample")
     row |= mean_interval(chosen_P).named("chosen_by_reward")
@@ -115,4 +116,5 @@ def verification(pool: Pool) -> Measures | None:
 
 def sizes(most: int, wanted: Sequence[int]) -> list[int]:
     """Every power of two up to a pool's size, its size, and what was asked for."""
-    return sorted({*wanted, most, *(2**k for k in range(most.bit_length()) if 2**k <= most)})
+    powers = [2**k for k in range(most.bit_length())]  # the last one is the largest that fits
+    return sorted({*wanted, most, *powers})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from preferl.data.records import Pair, known_probability, prompt_key
+from preferl.data.records import Pair, Prompt, known_probability, prompt_key
 from preferl.data.types import Measures, Scorer
 from preferl.statistics import bayes_accuracy, expected_calibration_error, wilson_interval
 from preferl.statistics.calibration import clustered_proportion
@@ -62,21 +62,25 @@ class ScoredPairs:
 
 def scores_of(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the chosen and of the rejected responses; equal responses are scored once."""
-    keys = [
-        (prompt_key(p.prompt), text, p.columns.get(f"finished_{side}", True))
-        for p in pairs
-        for side, text in (("chosen", p.chosen), ("rejected", p.rejected))
-    ]
-    prompt_of = dict(zip(keys, (p.prompt for p in pairs for _ in range(2)), strict=True))
+    # A response is known by its prompt, its text and whether it is finished. Chosen and rejected of a pair
+    # stand one after the other, so that the scores fold back into two columns.
+    keys: list[tuple[str, str, Any]] = []
+    prompt_of: dict[tuple[str, str, Any], Prompt] = {}
+    for p in pairs:
+        asked = prompt_key(p.prompt)
+        chosen = asked, p.chosen, p.columns.get("finished_chosen", True)
+        rejected = asked, p.rejected, p.columns.get("finished_rejected", True)
+        keys += [chosen, rejected]
+        prompt_of |= {chosen: p.prompt, rejected: p.prompt}
     distinct = list(prompt_of)
     scores = scorer(
         [prompt_of[key] for key in distinct],
-        [key[1] for key in distinct],
-        finished=[key[2] for key in distinct],
+        [text for _, text, _ in distinct],
+        finished=[finished for _, _, finished in distinct],
     )
-    by_key = dict(zip(distinct, scores, strict=True))
-    both = np.array([by_key[key] for key in keys], dtype=np.float64).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
+    score_of = dict(zip(distinct, scores, strict=True))
+    score_N2 = np.array([score_of[key] for key in keys], dtype=np.float64).reshape(-1, 2)
+    return score_N2[:, 0], score_N2[:, 1]
 
 
 def accuracy_of(gap_N: np.ndarray) -> float:
@@ -111,8 +115,12 @@ def quality_of(gap_N: np.ndarray, pairs: Sequence[Pair], seed: int) -> dict[str,
     known = [known_probability(pair) for pair in pairs]
     if all(p is not None for p in known):
         p_N = np.array(known, dtype=np.float64)
-        expected = np.where(gap_N > 0, p_N, np.where(gap_N < 0, 1 - p_N, 0.5))
-        quality["expected_accuracy"] = float(expected.mean())
+        # The scorer is right with p where it prefers the first, with 1 - p where the second, by a coin at a
+        # tie.
+        right_N = np.full(len(gap_N), 0.5)
+        right_N[gap_N > 0] = p_N[gap_N > 0]
+        right_N[gap_N < 0] = 1 - p_N[gap_N < 0]
+        quality["expected_accuracy"] = float(right_N.mean())
         quality["bayes_accuracy"] = bayes_accuracy(p_N)
         quality["fraction_of_bayes"] = quality["expected_accuracy"] / quality["bayes_accuracy"]
     quality["ece"] = expected_calibration_error(*oriented(gap_N, seed))

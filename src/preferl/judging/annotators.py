@@ -89,7 +89,14 @@ class Annotator:
         b = np.asarray(self.utility(prompts, responses_b, finished=finished_b), dtype=np.float64)
         coin, slip = rng.random((2, len(a)))
         first_wins = coin < self.probability(a + self.position_bias, b)
-        return Judgement(first_wins ^ (slip < self.error_rate), self.probability(a, b), a, b, self.tied(a, b))
+        slipped = slip < self.error_rate
+        return Judgement(
+            first_wins_N=first_wins ^ slipped,
+            probability_N=self.probability(a, b),
+            utility_a_N=a,
+            utility_b_N=b,
+            tied_N=self.tied(a, b),
+        )
 
     def probability(self, a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
         """P(first is preferred) from two utilities."""
@@ -110,12 +117,15 @@ class Annotator:
         random one (two responses: ``error_rate`` turns them round). With ``tie_policy`` ``tie``, neighbours
         whose utilities differ by at most ``tie_width`` share a place.
         """
-        shown_K = self.scale * (utility_K + self.position_bias * (np.arange(len(utility_K)) == 0))
-        noise_K, shuffle_K = rng.gumbel(size=len(shown_K)), rng.random(len(shown_K))
+        first_K = np.arange(len(utility_K)) == 0
+        felt_K = self.scale * (utility_K + self.position_bias * first_K)
+        # Drawn in every mode, so that the same generator goes on alike whatever the annotator is.
+        noise_K, shuffle_K = rng.gumbel(size=len(felt_K)), rng.random(len(felt_K))
         if self.mode == "stochastic":
-            shown_K = shown_K + noise_K
+            felt_K = felt_K + noise_K
         slipped = rng.random() < 2 * self.error_rate
-        order = np.lexsort((shuffle_K, shuffle_K if slipped else -shown_K))
+        # From best to worst, or at random; equal ones in random order (lexsort's last key comes first).
+        order = np.lexsort((shuffle_K, shuffle_K if slipped else -felt_K))
         ranks = [0] * len(order)
         for place, i in enumerate(order):
             ranks[i] = place + 1

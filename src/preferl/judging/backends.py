@@ -1,7 +1,7 @@
 """Where a judge's words come from: a local language model, or an endpoint that speaks OpenAI's chat API.
 
-Text comes from ``transformers.generate``, not from preferl's own engine: judging imports nothing from
-sampling, and that engine draws by inverse CDF and has no greedy mode.
+Text comes from ``transformers.generate``, not from preferl's own engine: that one draws by inverse CDF and
+has no greedy mode.
 """
 
 import concurrent.futures
@@ -234,9 +234,12 @@ class LocalBackend:
         """Teacher-forced: the sum over all tokens of each choice, whatever would follow it."""
         endings = [response_ids(self.tokenizer, choice, finished=False) for choice in choices]
         longest = max(len(ending) for ending in endings)
-        # A choice's last token is only predicted, never read: choices of one token share one row.
+        # A choice's last token is only predicted, never read: choices of one token share one row. Each chat
+        # has a row for each prefix, chat after chat.
         prefixes = sorted({tuple(ending[:-1]) for ending in endings})
-        rows = [[*row, *prefix] for row in self._rows(messages, longest) for prefix in prefixes]
+        rows: list[list[int]] = []
+        for chat_ids in self._rows(messages, longest):
+            rows += [[*chat_ids, *prefix] for prefix in prefixes]
         logp = [[0.0] * len(choices) for _ in messages]
         for part, ids_BS, mask_BS in self._batches(rows):
             logits_BTV = self.model(
@@ -247,9 +250,10 @@ class LocalBackend:
                 logits_to_keep=longest,
             ).logits.float()
             for i, logits_TV in zip(part, logits_BTV, strict=True):
-                chat, prefix = divmod(i, len(prefixes))
+                chat, number = divmod(i, len(prefixes))
                 for j, ending in enumerate(endings):
-                    if tuple(ending[:-1]) == prefixes[prefix]:
+                    if tuple(ending[:-1]) == prefixes[number]:
+                        # The last columns predict the choice: the one before it, and all of its prefix.
                         tokens_1T = torch.tensor([ending], device=logits_TV.device)
                         logp_1T = response_logprobs(logits_TV[None, -len(ending) :], tokens_1T, 1.0)
                         logp[chat][j] = float(logp_1T.sum())
@@ -324,8 +328,12 @@ class EndpointBackend:
                     f"judge: {self.url} returned no top_logprobs for model '{self.model}'; "
                     f"use mode=verdict, or a server that returns log-probabilities"
                 ) from error
-            found = [[logp for token, logp in known if token == text] for text in choices]
-            rows.append([float(np.logaddexp.reduce(f)) if f else -math.inf for f in found])
+            row = []
+            for text in choices:
+                # With and without a space before it are two tokens and one answer.
+                found = [logp for token, logp in known if token == text]
+                row.append(float(np.logaddexp.reduce(found)) if found else -math.inf)
+            rows.append(row)
         return rows
 
     def _ask_all(

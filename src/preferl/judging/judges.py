@@ -182,10 +182,12 @@ class Judge(abc.ABC):
         requests = [request(question, row, ending, config) for row in texts]
         if config.critique_first:
             critiques = self.backend.complete(requests, config.max_tokens, config.temperature)
-            requests = [
-                [*asked, {"role": "assistant", "content": said}, {"role": "user", "content": question.choice}]
-                for asked, said in zip(requests, critiques, strict=True)
-            ]
+            # The critique becomes a part of the chat, and the choice is asked for after it.
+            asked, requests = requests, []
+            for chat, critique in zip(asked, critiques, strict=True):
+                answer = {"role": "assistant", "content": critique}
+                requests.append([*chat, answer, {"role": "user", "content": question.choice}])
+        # Of all that it might say, only the choices count: P(yes) among them.
         answers: list[float | None] = []
         for yes, no in self.backend.choice_logprobs(requests, question.choices):
             total = np.logaddexp(yes, no)
@@ -240,18 +242,12 @@ class PairwiseJudge(Judge):
         """
         rows = list(zip(map(dialogue_text, prompts), responses_a, responses_b, strict=True))
         N = len(rows)
+        # Every pair is asked twice, the second half of the requests with its responses swapped.
         answers, endings = self.ask(rows + [(prompt, b, a) for prompt, a, b in rows])
         probability_N, inconsistent = np.full(N, np.nan), 0
-        for i, (forward, swapped) in enumerate(zip(answers[:N], answers[N:], strict=True)):
-            backward = None if swapped is None else 1 - swapped
-            if forward is None or backward is None:
-                known = forward if backward is None else backward
-                probability_N[i] = np.nan if known is None else known
-                continue
-            contradicts = np.sign(forward - 0.5) != np.sign(backward - 0.5)
-            inconsistent += int(contradicts)
-            tie = contradicts and self.config.mode == "verdict"
-            probability_N[i] = 0.5 if tie else (forward + backward) / 2
+        for i in range(N):
+            probability_N[i], contradicts = self._settled(answers[i], answers[N + i])
+            inconsistent += contradicts
         kept_N = ~np.isnan(probability_N)
         read = [answer for answer in answers if answer is not None]
         counts = JudgeCounts(
@@ -265,9 +261,11 @@ class PairwiseJudge(Judge):
             ties=sum(answer == 0.5 for answer in read),
         )
         self.record(counts, [endings[i] for i in np.flatnonzero(~kept_N)])
+        # A label is drawn from the probability, or is the likelier one; a tie is a fair coin either way.
         coin_N = rng.random(N)
-        sharp = self.config.label_mode == "deterministic"
-        chance_N = np.where(probability_N == 0.5, 0.5, probability_N > 0.5) if sharp else probability_N
+        chance_N = probability_N
+        if self.config.label_mode == "deterministic":
+            chance_N = np.where(probability_N == 0.5, 0.5, probability_N > 0.5)
         return JudgedPairs(
             first_wins_N=coin_N < chance_N,
             probability_N=probability_N,
@@ -277,6 +275,18 @@ class PairwiseJudge(Judge):
             kept_N=kept_N,
             counts=counts,
         )
+
+    def _settled(self, forward: float | None, swapped: float | None) -> tuple[float, bool]:
+        """P(first is better) from the answers to both orders, NaN where neither was read; and whether they
+        contradict each other."""
+        backward = None if swapped is None else 1 - swapped
+        if forward is None or backward is None:
+            known = forward if backward is None else backward
+            return (math.nan if known is None else known), False
+        contradicts = bool(np.sign(forward - 0.5) != np.sign(backward - 0.5))
+        if contradicts and self.config.mode == "verdict":
+            return 0.5, True
+        return (forward + backward) / 2, contradicts
 
 
 class PointwiseJudge(Judge):

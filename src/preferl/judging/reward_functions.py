@@ -47,11 +47,13 @@ class RewardFunction:
                 number.
         """
         given = {"log_extra": _ignored, "log_metric": _ignored, "trainer_state": None} | columns
+        # As the data set has them: a user's turn that we made of a text is a text again, and a completion is
+        # a message where its prompt is messages.
         asked = [prompt.text if isinstance(prompt, UserTurn) else prompt for prompt in prompts]
-        written = [
-            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for prompt, text in zip(asked, completions, strict=True)
-        ]
+        written: list[Any] = []
+        for prompt, text in zip(asked, completions, strict=True):
+            message = [{"role": "assistant", "content": text}]
+            written.append(text if isinstance(prompt, str) else message)
         try:
             scores = self._call(prompts=asked, completions=written, **given)
             scores = [None if score is None else float(score) for score in scores]
@@ -139,6 +141,11 @@ class RewardLog:
     def rows(self, count: int) -> list[dict[str, Any]]:
         """The columns of each of ``count`` completions; of several processes each has logged its own rows."""
         names = max(distributed.all_gather(list(self.columns)), key=len)
-        columns = {name: distributed.gather_rows(self.columns.get(name, [])) for name in names}
-        whole = {name: values for name, values in columns.items() if len(values) == count}
-        return [{name: values[i] for name, values in whole.items()} for i in range(count)]
+        rows: list[dict[str, Any]] = [{} for _ in range(count)]
+        for name in names:
+            column = distributed.gather_rows(self.columns.get(name, []))
+            # A column that was not logged for every completion cannot say whose its values are.
+            if len(column) == count:
+                for row, value in zip(rows, column, strict=True):
+                    row[name] = value
+        return rows

@@ -58,7 +58,9 @@ class Ensemble:
         self.last_parts: Parts = {}
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> Scores:
-        self.last_parts = {n: list(f(prompts, completions, **columns)) for n, f in self.members.items()}
+        self.last_parts = {}
+        for name, member in self.members.items():
+            self.last_parts[name] = list(member(prompts, completions, **columns))
         return combined(list(self.last_parts.values()), lambda score_MN, weight_M: self._together(score_MN))
 
     def _together(self, score_MN: np.ndarray) -> np.ndarray:
@@ -76,7 +78,9 @@ class Mixture:
         self.last_parts: Parts = {}
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> Scores:
-        self.last_parts = {n: list(f(prompts, completions, **columns)) for n, (_, f) in self.parts.items()}
+        self.last_parts = {}
+        for name, (_, scorer) in self.parts.items():
+            self.last_parts[name] = list(scorer(prompts, completions, **columns))
         weight_P = np.array([weight for weight, _ in self.parts.values()])
         return combined(
             list(self.last_parts.values()), lambda score_PN, weight_P: weight_P @ score_PN, weight_P
@@ -96,13 +100,17 @@ def combined(
         weight_P: of the scorers; by default all the same.
     """
     weight_P = np.ones(len(parts)) if weight_P is None else weight_P
-    if not any(score is None for scores in parts for score in scores):
+    if not any(None in scores for scores in parts):
         return together(np.array(parts, dtype=np.float64), weight_P).tolist()
+    # Response by response, since each has other scorers that know something of it.
     found: Scores = []
     for scores_P in zip(*parts, strict=True):
         known = [p for p, score in enumerate(scores_P) if score is not None]
+        if not known:
+            found.append(None)
+            continue
         score_P1 = np.array([[scores_P[p]] for p in known], dtype=np.float64)
-        found.append(float(together(score_P1, weight_P[known])[0]) if known else None)
+        found.append(float(together(score_P1, weight_P[known])[0]))
     return found
 
 
@@ -115,23 +123,24 @@ class ShardedScorer:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> Scores:
         rows = distributed.shard(range(len(completions)))
+
+        def own(column: Sequence[Any]) -> list[Any]:
+            return [column[i] for i in rows]
+
         scores: Scores = []
         parts: Parts = {}
         with distributed.sync_errors():
             if rows:
                 # Columns have a value for each response; what else is handed on is the same for all.
-                own = {
-                    name: [column[i] for i in rows] if isinstance(column, list) else column
-                    for name, column in columns.items()
-                }
-                texts = [completions[i] for i in rows]
-                scores = list(self.scorer([prompts[i] for i in rows], texts, **own))
+                own_columns = {name: own(c) if isinstance(c, list) else c for name, c in columns.items()}
+                scores = list(self.scorer(own(prompts), own(completions), **own_columns))
                 parts = getattr(self.scorer, "last_parts", {})
             if len(scores) != len(rows):
                 raise UsageError(
                     f"the reward function returned {len(scores)} scores for {len(rows)} responses; "
                     f"it must return one number for each"
                 )
+        # A process without rows knows no parts, so the names are those of one that has some.
         names = max(distributed.all_gather(list(parts)), key=len)
         self.last_parts = {name: distributed.gather_rows(parts.get(name, [])) for name in names}
         return distributed.gather_rows(scores)
@@ -198,15 +207,10 @@ def load_one(name: str, device: torch.device) -> Scorer:
     """A scorer without weights: members together, a utility, a function, a directory or a Hub name."""
     if name.startswith(JUDGE):
         return load_pointwise_judge(name, device)
-    combined = COMBINED.fullmatch(name)
-    if combined:
-        how, inside = combined[1], combined[3]
-        members: dict[str, Scorer] = {}
-        for part in (piece.strip() for piece in inside.split(",")):
-            scorer = load_one(part, device)
-            own = scorer.members if isinstance(scorer, Ensemble) else {part: scorer}
-            members |= {key if key not in members else f"{part}/{key}": m for key, m in own.items()}
-        return Ensemble(members, how)
+    put_together = COMBINED.fullmatch(name)
+    if put_together:
+        return Ensemble(_members_of(put_together[3].split(","), device), how=put_together[1])
+    # A directory of that name wins over a utility or a function that is called so too.
     if not Path(name).exists():
         utility = named_utility(name)
         if utility is not None:
@@ -215,12 +219,8 @@ def load_one(name: str, device: torch.device) -> Scorer:
             return load_function(name)
     inner = sorted(Path(name).glob(f"{MEMBER}*/model/config.json"), key=_member_number)
     if inner:
-        return Ensemble(
-            {
-                path.parent.parent.name: RewardModel(*load_reward_model(str(path.parent.parent), device))
-                for path in inner
-            }
-        )
+        directories = [path.parent.parent for path in inner]
+        return Ensemble({d.name: RewardModel(*load_reward_model(str(d), device)) for d in directories})
     if not Path(model_directory(name)).exists() and name.count("/") != 1:
         raise UsageError(
             f"reward '{name}' is neither a directory nor module:function nor one of "
@@ -228,6 +228,18 @@ def load_one(name: str, device: torch.device) -> Scorer:
             f"module:function"
         )
     return RewardModel(*load_reward_model(name, device))
+
+
+def _members_of(names: Sequence[str], device: torch.device) -> dict[str, Scorer]:
+    """Scorers by name, the members of an ensemble each by itself; a name that is taken gets another one in
+    front."""
+    members: dict[str, Scorer] = {}
+    for name in map(str.strip, names):
+        scorer = load_one(name, device)
+        own = scorer.members if isinstance(scorer, Ensemble) else {name: scorer}
+        # All of an ensemble's are looked up before any is added: they are not in each other's way.
+        members |= {f"{name}/{key}" if key in members else key: member for key, member in own.items()}
+    return members
 
 
 def _member_number(path: Path) -> int:
@@ -262,24 +274,24 @@ SCORERS = (Ensemble, Mixture, ShardedScorer, RewardFunction, RewardModel, Pointw
 (``RewardFunction``)."""
 
 
-def score_responses(scorer: Scorer, made: Responses, **more: Any) -> np.ndarray:
+def score_responses(scorer: Scorer, responses: Responses, **more: Any) -> np.ndarray:
     """``score_B``: a finite score of every response, in float64. The scorer is told which responses ended,
     how many tokens each has and which, and the other columns of their prompts' rows.
 
     Raises:
         UsageError: the scorer returned another number of scores than it was given, or a non-finite one.
     """
-    check_columns(made.columns)
+    check_columns(responses.columns)
     scores = scorer(
-        made.prompts,
-        made.completions,
-        finished=made.finished,
-        lengths=made.lengths,
-        completion_ids=made.completion_ids,
+        responses.prompts,
+        responses.completions,
+        finished=responses.finished,
+        lengths=responses.lengths,
+        completion_ids=responses.completion_ids,
         **more,
-        **made.columns,
+        **responses.columns,
     )
-    check_scores(scores, made.completions)
+    check_scores(scores, responses.completions)
     return np.array(scores, dtype=np.float64)
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from preferl import world
 from preferl.data.records import Prompt, prompt_text
+from preferl.data.types import Scorer
 from preferl.runs.errors import UsageError
-
-Scorer = Callable[..., list[float]]
 
 
 def length_utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
@@ -33,7 +32,7 @@ def token_utility(
     """
     if lengths is None:
         raise UsageError(
-            "the reward 'tokens' counts sampled tokens; for texts not sampled by preferl use 'length'"
+            "the reward 'tokens' counts sampled tokens; for texts that preferl did not sample use 'length'"
         )
     return [length / 100 for length in lengths]
 
@@ -62,9 +61,12 @@ def keyword_utility(words: str) -> Scorer:
     if not wanted:
         raise UsageError("the keyword annotator needs words: keyword:please,thanks")
 
+    def share(text: str) -> float:
+        there = set(re.findall(r"[\w']+", text.lower()))
+        return sum(word in there for word in wanted) / len(wanted)
+
     def utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
-        found = [set(re.findall(r"[\w']+", text.lower())) for text in completions]
-        return [sum(w in words_in for w in wanted) / len(wanted) for words_in in found]
+        return [share(text) for text in completions]
 
     return utility
 

@@ -319,12 +319,15 @@ def baseline_advantage(
     mask_BT = rollout.samples.mask_BT
     return_BT = returns_to_go(rollout.reward_BT, mask_BT, options.gamma)
     mean = float(return_BT[:, 0].mean())
-    if options.baseline == "batch" or state.baseline is None:
-        baseline = mean
-    else:
-        baseline = state.baseline
+    # The first batch has none before it and is its own baseline. Later ones are measured by the running mean
+    # as it was before them: a baseline that holds the batch's own returns is not independent of its tokens.
+    before = mean if state.baseline is None else state.baseline
+    baseline = mean if options.baseline == "batch" else before
     decay = options.baseline_decay
-    state.baseline = mean if state.baseline is None else decay * state.baseline + (1 - decay) * mean
+    if state.baseline is None:
+        state.baseline = mean
+    else:
+        state.baseline = decay * state.baseline + (1 - decay) * mean
     return (return_BT - baseline) * mask_BT, return_BT
 
 
@@ -429,6 +432,8 @@ def online_dpo_loss(micro: MicroBatch, options: Options) -> torch.Tensor:
     ref_a, ref_b = ref_PG[:, a], ref_PG[:, b]
     gap_PN = micro.score_PG[:, a] - micro.score_PG[:, b]
     soft = options.preference_labels == "soft"
+    # P(a is preferred): both outcomes are losses, weighted by how probable each is. Hard labels (and drawn
+    # ones, whose noise is in the scores already) are 1 or 0, a tie one half.
     first_PN = torch.sigmoid(gap_PN) if soft else (gap_PN.sign() + 1) / 2
     won_PN = preference.dpo_loss(logp_a, logp_b, ref_a, ref_b, micro.kl_coef)
     lost_PN = preference.dpo_loss(logp_b, logp_a, ref_b, ref_a, micro.kl_coef)

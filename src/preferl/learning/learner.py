@@ -1,4 +1,8 @@
-"""The update: a rollout's values, then epochs of minibatches with an algorithm's loss.
+"""The update: a rollout's advantages, then epochs of minibatches with an algorithm's loss.
+
+One RL step is sample → score → shape → advantages → update → measure. It is read in three files:
+``stages/rl.py`` (the loop, and what is measured), ``learning/rollout.py`` (sample, score, shape) and
+``learning/learner.py`` (advantages, update).
 
 What an algorithm is stands in ``algorithms.py``, a row of a table; this file knows none by name. Losses are
 sums over a micro-batch times weights that add up over the whole minibatch, so that micro-batches, and
@@ -41,7 +45,7 @@ from preferl.sampling.samples import Samples, rows_of
 # Cached decoding against a full forward pass.
 MAX_RATIO_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.3}
 # Advantages whose standard deviation is below this are the rounding of log-probabilities.
-ROUNDING = 1e-5
+MIN_ADVANTAGE_SD = 1e-5
 
 
 @dataclass
@@ -79,26 +83,21 @@ class Minibatch:
     where: str
 
 
-def response_kl(kind: str) -> Callable[[MicroBatch, Callable[[], torch.Tensor]], torch.Tensor]:
-    """The KL that stands in the loss: (micro-batch, its exact KL of every token) to ``kl_B``.
+def response_kl(kind: str, micro: MicroBatch, exact: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """``kl_B``: the KL that stands in the loss, of each response of a micro-batch.
 
     ``k2`` is of whole responses, an unbiased gradient; ``k2_token``, ``k3`` and ``exact`` are sums over
-    tokens.
+    tokens. ``exact`` gives ``kl_BT`` over the whole vocabulary; it costs a pass of the reference, so it is
+    called only where it is asked for.
     """
-
-    def whole(micro: MicroBatch, exact: Callable[[], torch.Tensor]) -> torch.Tensor:
-        logp_B = masked_sum(micro.logp_BT, micro.mask_BT)
-        ref_B = masked_sum(micro.ref_logp_BT, micro.mask_BT)
-        return kl_estimate(logp_B, ref_B, "k2")
-
-    def of_tokens(micro: MicroBatch, exact: Callable[[], torch.Tensor]) -> torch.Tensor:
-        estimate_BT = kl_estimate(micro.logp_BT, micro.ref_logp_BT, kind.removesuffix("_token"))
-        return masked_sum(estimate_BT, micro.mask_BT)
-
-    def summed(micro: MicroBatch, exact: Callable[[], torch.Tensor]) -> torch.Tensor:
+    if kind == "exact":
         return masked_sum(exact(), micro.mask_BT)
-
-    return {"k2": whole, "exact": summed}.get(kind, of_tokens)
+    if kind == "k2":
+        logp_B = masked_sum(micro.logp_BT, micro.mask_BT)
+        ref_logp_B = masked_sum(micro.ref_logp_BT, micro.mask_BT)
+        return kl_estimate(logp_B, ref_logp_B, "k2")
+    estimate_BT = kl_estimate(micro.logp_BT, micro.ref_logp_BT, kind.removesuffix("_token"))
+    return masked_sum(estimate_BT, micro.mask_BT)
 
 
 class Learner:
@@ -107,7 +106,7 @@ class Learner:
     def __init__(self, options: UpdateOptions, algorithm: Algorithm, state: State, dtype: torch.dtype):
         self.options, self.algorithm, self.state, self.dtype = options, algorithm, state, dtype
         self.models = state.models
-        self.epochs, self.pieces = algorithm.passes(options)
+        self.epochs, self.minibatches_per_epoch = algorithm.passes(options)
         self.group_size = algorithm.group_size(options)
         # Rows that stay together in minibatches and micro-batches: a loss over pairs needs whole groups.
         self.unit = algorithm.over.unit(self.group_size)
@@ -121,8 +120,7 @@ class Learner:
         """The weight of the KL inside the reward."""
         return self.state.kl.coef if self.loss_kl is None and self.algorithm.kl_in_reward else 0.0
 
-    # ------------------------------------------------------------------------- forward passes without
-    # gradients
+    # ------------------------------------------------------------------- forward passes, without gradients
 
     def forward_in_microbatches(
         self, samples: Samples, compute: Callable[[Samples], torch.Tensor]
@@ -157,15 +155,16 @@ class Learner:
 
         return self.forward_in_microbatches(samples, compute).sum(-1)
 
-    # ----------------------------------------------------------------------------------------------- the
-    # update
+    # ------------------------------------------------------------------------------------------ advantages
 
     def prepare(self, rollout: Rollout) -> Batch:
         """What the algorithm makes of a rollout, advantages whitened where that is asked for."""
-        asked = (rollout, self.options, self.state.algorithm, self.state.generator)
-        advantage_BT, return_BT = self.algorithm.advantage(*asked)
-        score_PG = self.algorithm.score(*asked)
-        if self.algorithm.whitens(self.options):
+        options, own_state, generator = self.options, self.state.algorithm, self.state.generator
+        # How much better each token turned out than expected, and the return that a critic should have
+        # expected; or what whole responses are worth, for the losses that compare them.
+        advantage_BT, return_BT = self.algorithm.advantage(rollout, options, own_state, generator)
+        score_PG = self.algorithm.score(rollout, options, own_state, generator)
+        if self.algorithm.whitens(options):
             advantage_BT = self.whitened(advantage_BT, rollout.samples.mask_BT)
         return Batch(rollout, advantage_BT, return_BT, score_PG)
 
@@ -175,35 +174,46 @@ class Learner:
         if is_rounding(advantage_BT[mask_BT != 0]):
             return advantage_BT
         if self.options.ratio_level == "response":
+            # Every token of a response bears the advantage of its first: one action, one value to count.
             first_B1 = advantage_BT[:, :1]
             return whiten(first_B1, torch.ones_like(first_B1)) * mask_BT
         return whiten(advantage_BT, mask_BT)
 
+    # ---------------------------------------------------------------------------------------------- update
+
     def update(self, rollout: Rollout) -> dict[str, float]:
         """All epochs and minibatches of one iteration; returns token-weighted means of what was seen."""
+        # Whatever says how good the tokens were is made once, before anything moves. From here on only the
+        # policy (and the critic) changes, and each minibatch asks it anew how likely it finds those tokens.
         batch, mask_BT = self.prepare(rollout), rollout.samples.mask_BT
         seen, first_error, updates = Meter(), 0.0, 0
         for minibatch in self.minibatches(mask_BT):
-            # 1. Gradients of all micro-batches add up; of several processes each computes its own.
+            # 1. Gradients of all micro-batches add up; of several processes each computes its own. What is
+            #    seen on the way is the policy before this step: how far the earlier ones have moved it.
             moved = self.accumulate(batch, minibatch)
             self.count(len(minibatch.rows))
-            # 2. Before the first update the policy must still be the one that sampled.
+            # 2. Before the first update the policy must still be the one that sampled, every ratio 1. If it
+            #    is not, sampling and training disagree, and no ratio after it would mean anything.
             if updates == 0:
                 first_error = moved.maximum["ratio_error"]
                 self.check_first_ratio(first_error)
             seen.merge(moved)
-            # 3. Too far from the policy that sampled: this batch has nothing more to say.
+            # 3. Too far from the policy that sampled: its advantages are no longer this one's, so this batch
+            #    has nothing more to say, nor has the gradient just added up.
             if 0 < self.options.target_kl < moved.means()["approx_kl"]:
                 self.forget_gradients()
                 break
-            # 4. One step of every optimiser.
+            # 4. One step of every optimiser. Processes add up their gradients first, so that all clip by
+            #    the same norm and keep the same weights.
             for name, optimizer in self.state.optimizers.items():
                 distributed.all_reduce_gradients(optimizer)
                 norm = clip_and_step(optimizer, self.options.max_grad_norm, f"{minibatch.where}, {name}")
                 seen.add(f"{name}_grad_norm", norm, 1)
             updates += 1
+        # The learning rate moves once an iteration, however many updates it had.
         for scheduler in self.state.schedulers.values():
             scheduler.step()
+        # The ratio's error is a check of the first minibatch; later it is what the updates are for.
         row = seen.means() | {"first_ratio_error": first_error, "updates": updates}
         del row["ratio_error"]
         if self.models.has_values:
@@ -215,8 +225,10 @@ class Learner:
         """Every minibatch of every epoch, rows in random order."""
         unit, iteration = self.unit, self.state.iteration
         for epoch in range(self.epochs):
+            # Units are shuffled, not rows: a group that is compared with itself must not be torn apart.
             order = torch.randperm(len(mask_BT) // unit, generator=self.state.generator)
-            for number, units in enumerate(order.chunk(self.pieces)):
+            for number, units in enumerate(order.chunk(self.minibatches_per_epoch)):
+                # Unit u is the rows u * unit to u * unit + unit - 1.
                 rows = (units[:, None] * unit + torch.arange(unit)).flatten()
                 yield Minibatch(
                     rows=rows,
@@ -227,6 +239,8 @@ class Learner:
 
     def weights(self, mask_BT: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """``weight_B``: what a token of each row counts in the mean over the minibatch ``rows``."""
+        # Weights of all rows, though only those of the minibatch mean something: a micro-batch then finds
+        # its own by row number, and its share of the mean does not depend on how the rows were cut up.
         length_B = mask_BT.sum(-1).float()
         average = self.algorithm.loss_average(self.options)
         if average == "tokens":
@@ -257,7 +271,9 @@ class Learner:
         """Adds the gradient of some rows of a minibatch."""
         models, rollout = self.models, batch.rollout
         part = rows_of(rollout.samples, rows)
-        count, value_BT = int(part.mask_BT.sum()), None
+        count = int(part.mask_BT.sum())
+        # 1. The policy as it is now reads what it once drew. A value head reads the same hidden states.
+        value_BT = None
         with devices.autocast(models.device, self.dtype):
             if models.value_head is not None:
                 logits_BTV, value_BT = models.logits_and_values(part)
@@ -265,19 +281,25 @@ class Learner:
                 logits_BTV = models.logits(part)
         micro = self.micro_batch(batch, minibatch, rows, part, logprobs_of(logits_BTV, part))
 
-        loss_of = self.as_actions(micro)
-        loss, row_loss = self.algorithm.over.reduce(self.algorithm.loss(loss_of, self.options), loss_of)
+        # 2. The algorithm's loss, of tokens or of whole responses; what comes out of `reduce` is already
+        #    this part's share of the minibatch's mean, so that gradients only have to be added up.
+        actions = self.as_actions(micro)
+        token_or_pair_loss = self.algorithm.loss(actions, self.options)
+        loss, row_loss = self.algorithm.over.reduce(token_or_pair_loss, actions)
         check_finite(row_loss, "policy loss", rollout, rows, minibatch.where)
+        # 3. The KL, where it is not in the reward already.
         if self.loss_kl is not None:
             kl_loss = self.kl_loss(micro, part, logits_BTV)
             loss = loss + self.state.kl.coef * kl_loss
             # This micro-batch's share of the minibatch's mean, as if the others were like it.
             seen.add("kl_loss", float(kl_loss.detach()) * minibatch.tokens / count, count)
         self.observe(micro, logits_BTV, part.sampling.temperature, row_loss, count, seen)
+        # 4. The value head is a part of the policy's graph: one loss, one backward pass.
         if value_BT is not None:
             loss = loss + self.value_loss(batch, minibatch, rows, value_BT, seen)
         loss.backward()
-        # A critic of its own has another graph; it is freed before that of the policy would be needed again.
+        # 5. A critic of its own has another graph. It is built only now that the policy's is freed, so that
+        #    never both are in memory.
         if models.critic is not None:
             with devices.autocast(models.device, self.dtype):
                 value_BT = models.values(part)
@@ -289,9 +311,12 @@ class Learner:
         """What the loss reads of some rows, on the model's device."""
         device, width = self.models.device, part.mask_BT.shape[1]
         mask_BT, rollout = part.mask_BT.to(device), batch.rollout
-        # Rows of a loss over pairs are whole groups; of one over tokens they may be any, and no group is
-        # whole.
-        groups = rows.reshape(-1, self.unit)[:, 0] // self.group_size if self.unit > 1 else rows[:0]
+        # Rows of a loss over pairs are whole groups, each known by its first row; those of a loss over tokens
+        # may be any, and no group is whole.
+        if self.unit > 1:
+            groups = rows.reshape(-1, self.unit)[:, 0] // self.group_size
+        else:
+            groups = rows[:0]
         return MicroBatch(
             logp_BT=logp_BT,
             old_logp_BT=part.logp_BT.to(device).masked_fill(mask_BT == 0, 0.0),
@@ -313,7 +338,7 @@ class Learner:
             reference_BTV = self.models.reference_logits(part) / temperature
             return kl_exact(logits_BTV / temperature, reference_BTV)
 
-        kl_B = response_kl(self.loss_kl)(micro, exact)
+        kl_B = response_kl(self.loss_kl, micro, exact)
         return (kl_B * micro.weight_B).sum()
 
     def value_loss(
@@ -344,6 +369,7 @@ class Learner:
         seen: Meter,
     ) -> None:
         """How far the policy has moved from the one that sampled, and how random it is."""
+        # Always of tokens, also where the loss takes whole responses: so runs can be compared.
         mask_BT, change_BT = micro.mask_BT, micro.logp_BT - micro.old_logp_BT
         ratio_BT = change_BT.exp()
         seen.add("approx_kl", float(masked_mean(0.5 * change_BT**2, mask_BT)), count)
@@ -374,7 +400,7 @@ class Learner:
 
 def is_rounding(advantage_N: torch.Tensor) -> bool:
     """Whether advantages vary by no more than the log-probabilities they were made from are exact to."""
-    return len(advantage_N) < 2 or float(advantage_N.std()) < ROUNDING
+    return len(advantage_N) < 2 or float(advantage_N.std()) < MIN_ADVANTAGE_SD
 
 
 def check_finite(loss_B: torch.Tensor, what: str, rollout: Rollout, rows: torch.Tensor, where: str) -> None:

@@ -121,10 +121,10 @@ class RlModels:
         critic: dict[str, torch.nn.Parameter] = {}
         if self.critic is not None:
             critic = {name: p for name, p in self.critic.named_parameters() if p.requires_grad}
-        theirs = set(map(id, critic.values()))  # on one base the critic's LoRA weights are among the policy's
-        policy = {
-            name: p for name, p in self.policy.named_parameters() if p.requires_grad and id(p) not in theirs
-        }
+        # On one base the critic's LoRA weights are among the policy's; no weight has two optimisers.
+        critics = set(map(id, critic.values()))
+        named = self.policy.named_parameters()
+        policy = {name: p for name, p in named if p.requires_grad and id(p) not in critics}
         if self.value_head is not None:
             policy |= {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
         return {"policy": policy} | ({"critic": critic} if critic else {})

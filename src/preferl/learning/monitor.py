@@ -15,7 +15,7 @@ from preferl.evaluation.features import sign_shares
 from preferl.judging.scorers import score_responses
 from preferl.learning.learner import Learner
 from preferl.learning.rollout import Rollout
-from preferl.maths import kl as kl_maths
+from preferl.maths.kl import best_objective, kl_estimate
 from preferl.maths.policy import masked_sum
 from preferl.runs.errors import DivergedError
 from preferl.sampling.policy import Responses
@@ -44,26 +44,27 @@ def describe(rollout: Rollout, learner: Learner, gold: Scorer | None, kl_coef: f
         )
     mask_BT, n = samples.mask_BT, len(samples.mask_BT)
     length_B = mask_BT.sum(-1).float()
-    kl_B = {
-        kind: masked_sum(kl_maths.kl_estimate(samples.logp_BT, rollout.ref_logp_BT, kind), mask_BT)
-        for kind in ("k1", "k3")
-    }
+    # Three looks at one number: k1 is unbiased and noisy, k3 is never negative, and the exact sum does not
+    # depend on which token was drawn but costs the whole vocabulary, so it is of the first rows only.
+    k1_B = masked_sum(kl_estimate(samples.logp_BT, rollout.ref_logp_BT, "k1"), mask_BT)
+    k3_B = masked_sum(kl_estimate(samples.logp_BT, rollout.ref_logp_BT, "k3"), mask_BT)
     exact_B = learner.exact_kl(rows_of(samples, torch.arange(min(n, EXACT_KL_ROWS))))
-    per_token = kl_B["k1"].sum() / length_B.sum()
+    per_token = k1_B.sum() / length_B.sum()
+    objective_B = rollout.shaped_B - kl_coef * k1_B
     row = {
         "reward": float(rollout.score_B.mean()),
         "reward_sd": sd(rollout.score_B),
-        "kl": float(kl_B["k1"].mean()),
-        "kl_se": standard_error(kl_B["k1"]),
-        "kl_k3": float(kl_B["k3"].mean()),
-        "kl_k3_se": standard_error(kl_B["k3"]),
+        "kl": float(k1_B.mean()),
+        "kl_se": standard_error(k1_B),
+        "kl_k3": float(k3_B.mean()),
+        "kl_k3_se": standard_error(k3_B),
         "kl_exact": float(exact_B.mean()),
         "kl_exact_se": standard_error(exact_B),
         "kl_per_token": float(per_token),
         # A ratio of two means: the error of the residuals (linearised).
-        "kl_per_token_se": standard_error(kl_B["k1"] - per_token * length_B) / float(length_B.mean()),
-        "objective": float((rollout.shaped_B - kl_coef * kl_B["k1"]).mean()),
-        "objective_se": standard_error(rollout.shaped_B - kl_coef * kl_B["k1"]),
+        "kl_per_token_se": standard_error(k1_B - per_token * length_B) / float(length_B.mean()),
+        "objective": float(objective_B.mean()),
+        "objective_se": standard_error(objective_B),
         "length": float(length_B.mean()),
         "eos_rate": float(samples.finished_B.float().mean()),
     }
@@ -85,11 +86,11 @@ def standard_error(x_B: torch.Tensor) -> float:
 
 
 def alarms(
-    rollout: Rollout, row: dict[str, float], best: tuple[float, float] | None, clip: float | None
+    rollout: Rollout, row: dict[str, float], optimum: tuple[float, float] | None, clip: float | None
 ) -> dict[str, str]:
     """What is wrong with a batch, by name, each as a sentence that says what to do.
 
-    ``best`` is the best possible objective with its standard error (``best_possible``).
+    ``optimum`` is the best possible objective with its standard error (``best_possible``).
     """
     found, n = {}, len(rollout.completions)
     if float(rollout.score_B.max()) == float(rollout.score_B.min()):
@@ -118,11 +119,12 @@ def alarms(
                 f"the {text} KL is {row[name]:.3f} ± {row[name + '_se']:.3f} nats, below 0 beyond noise: the "
                 f"policy was not sampled as it is trained (temperature, top-p, another reference?)"
             )
-    if best is not None:
-        margin = ALARM_STANDARD_ERRORS * math.hypot(best[1], row["objective_se"])
-        if row["objective"] > best[0] + margin:
+    if optimum is not None:
+        highest, error = optimum
+        margin = ALARM_STANDARD_ERRORS * math.hypot(error, row["objective_se"])
+        if row["objective"] > highest + margin:
             found["above_best"] = (
-                f"reward minus KL is {row['objective']:.2f}, above the best possible {best[0]:.2f} beyond "
+                f"reward minus KL is {row['objective']:.2f}, above the best possible {highest:.2f} beyond "
                 f"noise: the KL is wrong"
             )
     return found
@@ -133,16 +135,16 @@ def best_possible(shaped_B: torch.Tensor, kl_coef: float) -> tuple[float, float]
     so few samples cannot say."""
     if not kl_coef > 0 or len(shaped_B) < 2:
         return None
-    value, error, size = kl_maths.best_objective(shaped_B, kl_coef)
-    return (value, error) if size >= MIN_EFFECTIVE_SAMPLES else None
+    value, error, effective_samples = best_objective(shaped_B, kl_coef)
+    return (value, error) if effective_samples >= MIN_EFFECTIVE_SAMPLES else None
 
 
-def held_out(made: Responses, learner: Learner, scorer: Scorer, gold: Scorer | None) -> dict[str, float]:
+def held_out(responses: Responses, learner: Learner, scorer: Scorer, gold: Scorer | None) -> dict[str, float]:
     """Means over one response to each held-out prompt, and the share that shows each sign of gaming."""
-    score_B = torch.from_numpy(score_responses(scorer, made))
-    reference_BT = learner.reference_logprobs(made.samples)
-    kl_B = masked_sum(made.samples.logp_BT - reference_BT, made.samples.mask_BT)
-    exact_B = learner.exact_kl(made.samples)
+    score_B = torch.from_numpy(score_responses(scorer, responses))
+    samples = responses.samples
+    kl_B = masked_sum(samples.logp_BT - learner.reference_logprobs(samples), samples.mask_BT)
+    exact_B = learner.exact_kl(samples)
     row = {
         "reward": float(score_B.mean()),
         "reward_se": standard_error(score_B),
@@ -150,23 +152,23 @@ def held_out(made: Responses, learner: Learner, scorer: Scorer, gold: Scorer | N
         "kl_se": standard_error(kl_B),
         "kl_exact": float(exact_B.mean()),
         "kl_exact_se": standard_error(exact_B),
-        "length": made.mean_length,
-        "eos_rate": made.eos_rate,
+        "length": responses.mean_length,
+        "eos_rate": responses.eos_rate,
     }
     if gold is not None:
-        value_B = torch.from_numpy(score_responses(gold, made))
-        row |= {"gold": float(value_B.mean()), "gold_se": standard_error(value_B)}
-    return row | {f"sign/{name}": share for name, share in sign_shares(made.completions).items()}
+        gold_B = torch.from_numpy(score_responses(gold, responses))
+        row |= {"gold": float(gold_B.mean()), "gold_se": standard_error(gold_B)}
+    return row | {f"sign/{name}": share for name, share in sign_shares(responses.completions).items()}
 
 
 def reward_accuracy(first: Responses, second: Responses, scorer: Scorer, gold: Scorer) -> tuple[int, int]:
     """On how many pairs of fresh samples the reward and the annotator prefer the same response, and of how
     many; where the annotator sees no difference there is nothing to agree with."""
-    score_B, gold_B = (
-        score_responses(judge, first) - score_responses(judge, second) for judge in (scorer, gold)
-    )
-    told_B = gold_B != 0
-    return int(((score_B * gold_B) > 0)[told_B].sum()), int(told_B.sum())
+    score_gap_B = score_responses(scorer, first) - score_responses(scorer, second)
+    gold_gap_B = score_responses(gold, first) - score_responses(gold, second)
+    differs_B = gold_gap_B != 0
+    agrees_B = score_gap_B * gold_gap_B > 0
+    return int(agrees_B[differs_B].sum()), int(differs_B.sum())
 
 
 def accuracy_alarm(right: int, total: int, first_right: int, first_total: int) -> dict[str, str]:
@@ -204,5 +206,7 @@ def sample_rows(
             "kl": float(kl_B[i]),
             "finished": bool(rollout.samples.finished_B[i]),
         }
-        rows.append((extra[i] if i < len(extra) else {}) | row)
+        # Ours win: a reward function's column must not stand for the response or its reward.
+        logged = extra[i] if i < len(extra) else {}
+        rows.append(logged | row)
     return rows

@@ -1,6 +1,8 @@
 """Prompts to a Rollout: sample, score, reference log-probabilities, values, token-level rewards.
 
-One RL step is read in three files: ``stages/rl.py`` (the loop), this one, ``learner.py`` (the update).
+One RL step is sample → score → shape → advantages → update → measure. It is read in three files:
+``stages/rl.py`` (the loop, and what is measured), ``learning/rollout.py`` (sample, score, shape) and
+``learning/learner.py`` (advantages, update).
 """
 
 from collections.abc import Sequence
@@ -34,12 +36,13 @@ class Shaping:
 
     def __call__(self, score_B: torch.Tensor, samples: Samples) -> torch.Tensor:
         """``shaped_B`` from ``score_B``."""
+        # Clipped first: the bound is the score's alone, and the penalties count in full.
         if self.clip is not None:
             score_B = score_B.clamp(-self.clip, self.clip)
         score_B = score_B - self.length_penalty * samples.mask_BT.sum(-1)
         penalty = self.missing_eos_penalty
-        instead_B = torch.full_like(score_B, -penalty) if self.replace_missing_eos else score_B - penalty
-        return torch.where(samples.finished_B, score_B, instead_B)
+        unfinished_B = torch.full_like(score_B, -penalty) if self.replace_missing_eos else score_B - penalty
+        return torch.where(samples.finished_B, score_B, unfinished_B)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def collect(
     kl_coef: float,
     shaping: Shaping,
     group_size: int = 1,
-    **told: Any,
+    **reward_arguments: Any,
 ) -> Rollout:
     """Samples ``group_size`` responses to each prompt and scores them.
 
@@ -99,25 +102,34 @@ def collect(
         kl_coef: weight of k1 in the reward; 0 where the KL stands elsewhere.
         shaping: what becomes of a score.
         group_size: responses to each prompt.
-        **told: what reward functions are told besides, as ``trainer_state``.
+        **reward_arguments: what reward functions are given besides, as ``trainer_state``.
 
     Raises:
         UsageError: the scorer returned another number of scores than it was given, or a non-finite one.
     """
-    made = policy.respond(prompts, group_size, generator, options)
-    score_B = torch.tensor(score_responses(scorer, made, **told), dtype=torch.float32)
-    samples = made.samples
+    # Sample. The log-probabilities come with the tokens, as they were when each was drawn: nothing that is
+    # computed later could stand for them, since the policy moves.
+    responses = policy.respond(prompts, group_size, generator, options)
+    samples = responses.samples
+    # Score: one number for a whole response, from whatever the reward is.
+    score_B = torch.tensor(score_responses(scorer, responses, **reward_arguments), dtype=torch.float32)
+    # Shape: bounds and penalties first, then down to tokens. Each token pays for its own step away from the
+    # reference, so that credit for the KL is exact; only the score has to wait for the last token.
     shaped_B = shaping(score_B, samples)
     ref_logp_BT = passes.reference_logprobs(samples)
     kl_BT = samples.logp_BT - ref_logp_BT
+    reward_BT = token_level_reward(shaped_B, kl_BT, samples.mask_BT, kl_coef)
+    # What the critic expects of these tokens before it learns from them: the learner needs it for the
+    # advantages, and to clip the values' change.
+    value_BT = passes.values(samples)
     return Rollout(
         samples=samples,
-        prompts=made.prompts,
-        completions=made.completions,
+        prompts=responses.prompts,
+        completions=responses.completions,
         ref_logp_BT=ref_logp_BT,
-        value_BT=passes.values(samples),
+        value_BT=value_BT,
         score_B=score_B,
         shaped_B=shaped_B,
-        reward_BT=token_level_reward(shaped_B, kl_BT, samples.mask_BT, kl_coef),
+        reward_BT=reward_BT,
         group_size=group_size,
     )

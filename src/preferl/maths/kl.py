@@ -72,6 +72,7 @@ def best_objective(score_N: torch.Tensor, coef: float) -> tuple[float, float, fl
     """
     if not coef > 0 or score_N.numel() < 2:
         raise ValueError(f"coefficient {coef} must be above 0, and {score_N.numel()} scores at least 2")
+    # Relative to the largest, which is added back to the logarithm: exp(score / coef) itself overflows.
     scaled_N = score_N.double() / coef
     top = scaled_N.max()
     weight_N = (scaled_N - top).exp()

@@ -13,7 +13,7 @@ def response_logprobs(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor, tempera
     """``logp_BT``: log softmax(logits / temperature) of each token, in nats.
 
     Column t of the logits is the distribution from which token t was drawn: the shift by one lies with
-    whoever cuts the logits (``sampling.rollout.response_logits``).
+    whoever cuts the logits (``sampling.logprobs.response_logits``).
 
     Raises:
         ValueError: shapes do not fit, a tensor is empty, or the temperature is not above 0.
@@ -126,6 +126,8 @@ def gae(
         raise ValueError(f"gamma is {gamma} and lam is {lam}; both must lie in [0, 1]")
     real_BT = mask_BT != 0
     advantage_BT = torch.zeros_like(value_BT)
+    # From the end to the start. After the last real token nothing is expected any more: value and advantage
+    # are 0 there, and a masked cell hands on unchanged what stands after it.
     next_advantage_B = next_value_B = torch.zeros_like(value_BT[:, 0])
     for t in reversed(range(value_BT.shape[1])):
         real_B, value_B = real_BT[:, t], value_BT[:, t]

@@ -61,6 +61,7 @@ def plackett_luce_loss(score_BK: torch.Tensor, mask_BK: torch.Tensor | None = No
     absent_BK = mask_BK == 0
     # A large negative number and not -inf: the gradient through a tail of -inf would be NaN.
     masked_BK = score_BK.masked_fill(absent_BK, torch.finfo(score_BK.dtype).min / 4)
+    # Cumulated from the last place to the first: column k is over the candidates k ... K that are left.
     left_BK = masked_BK.flip(-1).logcumsumexp(-1).flip(-1)
     return (left_BK - masked_BK).masked_fill(absent_BK, 0.0).sum(-1)
 

@@ -34,13 +34,17 @@ class Responses:
 
     def rows(self, rows: Sequence[int]) -> "Responses":
         """Some of them, by number."""
+
+        def some(column: list[Any]) -> list[Any]:
+            return [column[i] for i in rows]
+
         return Responses(
-            prompts=[self.prompts[i] for i in rows],
-            completions=[self.completions[i] for i in rows],
-            finished=[self.finished[i] for i in rows],
-            lengths=[self.lengths[i] for i in rows],
+            prompts=some(self.prompts),
+            completions=some(self.completions),
+            finished=some(self.finished),
+            lengths=some(self.lengths),
             samples=rows_of(self.samples, torch.tensor(rows)),
-            columns={name: [column[i] for i in rows] for name, column in self.columns.items()},
+            columns={name: some(column) for name, column in self.columns.items()},
         )
 
     @property
@@ -161,18 +165,18 @@ class Policy:
         sampling = self.sampling(options)
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         records = [p if isinstance(p, PromptRecord) else PromptRecord(p) for p in prompts]
-        repeated = [record for record in records for _ in range(n)]
+        # Each prompt is encoded once, then stands n times in a row: everything below is of the repeated rows.
         tokens = self.prompt_tokens([record.prompt for record in records], options.response_length)
-        repeated_tokens = [row for row in tokens for _ in range(n)]
-        samples = self.sampler(options).sample(repeated_tokens, sampling, generator)
+        asked, asked_tokens = repeated(records, n), repeated(tokens, n)
+        samples = self.sampler(options).sample(asked_tokens, sampling, generator)
         samples = cut_at_stop(samples, self.tokenizer)
         return Responses(
-            prompts=[record.prompt for record in repeated],
+            prompts=[record.prompt for record in asked],
             completions=decode(self.tokenizer, samples),
             finished=samples.finished_B.tolist(),
             lengths=samples.mask_BT.sum(-1).tolist(),
             samples=samples,
-            columns=columns_of(repeated),
+            columns=columns_of(asked),
         )
 
     def sampler(self, options: SamplingOptions) -> SamplingEngine:
@@ -199,3 +203,8 @@ class Policy:
     def save(self, path: Path) -> None:
         """Writes the model and its tokenizer, as ``save_pretrained`` does."""
         load.save(self.model, self.tokenizer, path)
+
+
+def repeated(rows: Sequence[Any], n: int) -> list[Any]:
+    """Every row n times, those of one row together."""
+    return [row for row in rows for _ in range(n)]

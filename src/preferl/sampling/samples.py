@@ -14,7 +14,7 @@ TENSORS = ("tokens_BS", "prompt_mask_BP", "mask_BT", "logp_BT", "finished_B")
 class Sampling:
     """How tokens are drawn: softmax(logits / temperature), with ``suppressed`` ids (pad) impossible.
 
-    ``stop`` ids (EOS) end a response, and so do ``stop_texts`` (``rollout.cut_at_stop``). No top-k or top-p:
+    ``stop`` ids (EOS) end a response, and so do ``stop_texts`` (``cut_at_stop``). No top-k or top-p:
     a truncated distribution makes KL negative.
     """
 
@@ -97,20 +97,28 @@ def cut_at_stop(samples: Samples, tokenizer: Any) -> Samples:
     texts = samples.sampling.stop_texts
     if not texts:
         return samples
+
+    def stops(tokens: list[int]) -> bool:
+        written = tokenizer.decode(tokens)
+        return any(text in written for text in texts)
+
     mask_BT, finished_B = samples.mask_BT.clone(), samples.finished_B.clone()
-    for row, (tokens, length) in enumerate(
-        zip(samples.response_BT.tolist(), samples.mask_BT.sum(-1).tolist(), strict=True)
-    ):
-        if not any(text in tokenizer.decode(tokens[:length]) for text in texts):
+    lengths = samples.mask_BT.sum(-1).tolist()
+    for row, tokens in enumerate(samples.response_BT.tolist()):
+        if not stops(tokens[: lengths[row]]):
             continue
-        # The shortest prefix with a stop text in it; whether there is one only ever turns true.
-        low, high = 1, length
+        # The shortest prefix with a stop text in it, by halving: as the prefix grows, whether there is one
+        # only ever turns true. Decoding token by token would miss texts that several tokens make up.
+        low, high = 1, lengths[row]
         while low < high:
             middle = (low + high) // 2
-            found = any(text in tokenizer.decode(tokens[:middle]) for text in texts)
-            low, high = (low, middle) if found else (middle + 1, high)
+            if stops(tokens[:middle]):
+                high = middle
+            else:
+                low = middle + 1
         mask_BT[row, low:] = 0
         finished_B[row] = True
+    # What follows is overwritten as if it had never been drawn, and columns that nobody needs any more go.
     width = int(mask_BT.sum(-1).max())
     tokens_BS = samples.tokens_BS.clone()
     after_BT = mask_BT == 0
@@ -127,8 +135,8 @@ def cut_at_stop(samples: Samples, tokenizer: Any) -> Samples:
 def decode(tokenizer: Any, samples: Samples) -> list[str]:
     """Responses as text, EOS and padding left out; other special tokens stay visible."""
     ends = set(samples.sampling.stop) | set(samples.sampling.suppressed)
-    rows = [
-        [token for token, real in zip(tokens, mask, strict=True) if real and token not in ends]
-        for tokens, mask in zip(samples.response_BT.tolist(), samples.mask_BT.tolist(), strict=True)
-    ]
+    rows = []
+    for tokens, mask in zip(samples.response_BT.tolist(), samples.mask_BT.tolist(), strict=True):
+        written = [token for token, real in zip(tokens, mask, strict=True) if real and token not in ends]
+        rows.append(written)
     return tokenizer.batch_decode(rows, skip_special_tokens=False)

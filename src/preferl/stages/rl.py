@@ -1,8 +1,11 @@
 """rl: fine-tunes a policy against a reward, under a KL penalty to the frozen reference.
 
-One iteration: sample a batch, score it, build token-level rewards (``learning/rollout.py``), turn them into
-advantages or scores, and update in epochs of minibatches (``learning/learner.py``) with the losses of
-``maths/``. An algorithm is a row of ``learning/algorithms.py``; they share everything else.
+One RL step is sample → score → shape → advantages → update → measure. It is read in three files:
+``stages/rl.py`` (the loop, and what is measured), ``learning/rollout.py`` (sample, score, shape) and
+``learning/learner.py`` (advantages, update).
+
+The losses are those of ``maths/``. An algorithm is a row of ``learning/algorithms.py``; they share everything
+else.
 
 preferl rl --model_name_or_path runs/sft --reward_model runs/reward --algorithm rloo
 """
@@ -180,12 +183,15 @@ def train(
 ) -> None:
     """The loop: all iterations, then saves the models and finishes the stage."""
     config, models, scorer = trainer.config, trainer.learner.models, trainer.scorer
+    # What must be the same at the end: nothing is trained but the policy and the critic.
     hashes = frozen_hashes(models, scorer)
     check_alike(models)
     stage.say(
         f"{config.algorithm} on {len(prompts):,} prompts, {config.iterations} iterations of "
         f"{config.batch_size} episodes"
     )
+    # A new run first proves that it can be repeated, and is measured where it starts. One that was
+    # interrupted did both before; it goes on with the same random numbers and the same next prompt.
     if saved is None:
         trainer.check_repeatable(prompts)
         if trainer.watching:
@@ -199,8 +205,10 @@ def train(
         for iteration in range(trainer.state.iteration + 1, config.iterations + 1):
             row, sampled = trainer.iterate(iteration)
             stage.log(step=iteration, **row)
+            # Some texts beside the numbers: a gamed reward shows there first.
             if iteration in (1, config.iterations) or iteration % 10 == 0:
                 stage.log_samples(monitor.sample_rows(iteration, sampled, trainer.extra))
+            # After the log, so that a run that goes on from here finds the rows of this iteration written.
             if checkpoints.due(iteration):
                 checkpoints.save(iteration, *trainer.snapshot())
             steps.advance(reward=row["train/reward"], kl=row["train/kl"], length=row["train/length"])
@@ -297,7 +305,8 @@ def check_kl(config: RlConfig) -> None:
 def check_batch(config: RlConfig) -> None:
     """Refuses batches that do not divide into groups and minibatches, and passes that a loss cannot make."""
     algorithm = find_algorithm(config.algorithm)
-    group, (epochs, pieces) = algorithm.group_size(config), algorithm.passes(config)
+    group = algorithm.group_size(config)
+    epochs, minibatches = algorithm.passes(config)
     if group < algorithm.least_generations:
         raise UsageError(
             f"num_generations is {group}; {config.algorithm} compares the responses to one prompt and needs "
@@ -309,11 +318,11 @@ def check_batch(config: RlConfig) -> None:
             f"would have fewer responses"
         )
     units = config.batch_size // algorithm.over.unit(group)
-    if pieces > units:
+    if minibatches > units:
         raise UsageError(
-            f"num_mini_batches is {pieces}; it must lie between 1 and {units} for this batch_size"
+            f"num_mini_batches is {minibatches}; it must lie between 1 and {units} for this batch_size"
         )
-    if not algorithm.several_passes and epochs * pieces > 1:
+    if not algorithm.several_passes and epochs * minibatches > 1:
         raise UsageError(
             f"{config.algorithm} has no ratio that corrects for a policy that has moved: one update per "
             f"batch; leave num_ppo_epochs and num_mini_batches at 1, or use rloo or ppo"
@@ -332,10 +341,14 @@ def frozen_hashes(models: RlModels, scorer: Scorer) -> dict[str, str]:
 
 def check_alike(models: RlModels) -> None:
     """Several processes hold the same weights bit for bit: they start alike and step alike."""
-    if distributed.world_size() > 1:
-        trained = {f"{of}/{name}": p for of, found in models.trained().items() for name, p in found.items()}
-        if len(set(distributed.all_gather(load.tensors_hash(trained)))) > 1:
-            raise DivergedError("rl: the processes' weights differ; their machines must be of one kind")
+    if distributed.world_size() == 1:
+        return
+    trained = {}
+    for role, parameters in models.trained().items():
+        trained |= {f"{role}/{name}": parameter for name, parameter in parameters.items()}
+    hash_of_each_process = distributed.all_gather(load.tensors_hash(trained))
+    if len(set(hash_of_each_process)) > 1:
+        raise DivergedError("rl: the processes' weights differ; their machines must be of one kind")
 
 
 def learner_for(
@@ -343,10 +356,10 @@ def learner_for(
 ) -> Learner:
     """The learner with optimisers and everything that moves, at iteration 0."""
     algorithm = find_algorithm(config.algorithm)
-    optimizers = {
-        name: adamw(found.values(), config, config.critic_learning_rate if name == "critic" else None)
-        for name, found in models.trained().items()
-    }
+    optimizers = {}
+    for name, parameters in models.trained().items():
+        learning_rate = config.critic_learning_rate if name == "critic" else None
+        optimizers[name] = adamw(parameters.values(), config, learning_rate)
     if config.kl_controller == "fixed":
         kl: FixedKL | AdaptiveKL = FixedKL(config.kl_coef)
     else:
@@ -413,24 +426,26 @@ class Trainer:
 
     def iterate(self, iteration: int) -> tuple[dict[str, Any], Rollout]:
         """A rollout, an update, the metrics of both, and what is measured every few iterations."""
-        config, state, started = self.config, self.state, time.perf_counter()
-        cpu_started = time.process_time()
+        config, state = self.config, self.state
+        started, cpu_started = time.perf_counter(), time.process_time()
         state.iteration = iteration
+        # Sample, score, shape.
         log = RewardLog()
         batch = self.collect(log)
         sampled = time.perf_counter()
+        # The batch is described before the update, while the policy is still the one that wrote it.
         kl_coef = state.kl.coef
         seen = monitor.describe(batch, self.learner, self.gold, kl_coef)
-        for name, scores in getattr(self.scorer, "last_parts", {}).items():
-            known = [score for score in scores if score is not None]
-            if known:
-                seen[f"reward/{name}"] = sum(known) / len(known)
-        seen |= log.means()
+        seen |= self.means_of_parts() | log.means()
         self.extra = log.rows(len(batch.completions))
+        # The first batch is the reference's own, unless another one was given: it shows whether the KL starts
+        # at 0, and from its rewards how high reward minus KL can ever get.
         if iteration == 1:
             self.check_start(seen)
             state.optimum = monitor.best_possible(batch.shaped_B, kl_coef)
-        found = monitor.alarms(batch, seen, state.optimum, config.reward_clip or None)
+        alarms = monitor.alarms(batch, seen, state.optimum, config.reward_clip or None)
+        # Advantages, update. The engine shares the policy's weights, so all that it needs is another version.
+        # The KL coefficient moves last: all of an iteration has the same one.
         row: dict[str, Any] = of_split("train", seen | self.learner.update(batch))
         assert self.policy.engine is not None
         self.policy.engine.version += 1
@@ -445,10 +460,20 @@ class Trainer:
             "cpu_seconds": time.process_time() - cpu_started,
             "forward_passes": sum(state.forward_passes.values()),
         }
+        # Measure, outside of the time that the iteration is charged with.
         if self.watching and iteration % config.eval_every == 0:
-            row |= self.measure(iteration, found)
-        self.raise_alarms(found)
-        return row | {"alarms": sorted(found)}, batch
+            row |= self.measure(iteration, alarms)
+        self.raise_alarms(alarms)
+        return row | {"alarms": sorted(alarms)}, batch
+
+    def means_of_parts(self) -> dict[str, float]:
+        """The mean score of each part of a reward put together; a part may know nothing of a response."""
+        means = {}
+        for name, scores in getattr(self.scorer, "last_parts", {}).items():
+            known = [score for score in scores if score is not None]
+            if known:
+                means[f"reward/{name}"] = sum(known) / len(known)
+        return means
 
     def collect(self, log: RewardLog | None = None) -> Rollout:
         """A batch of episodes, each model's forward passes counted."""
@@ -495,7 +520,8 @@ class Trainer:
     def check_repeatable(self, prompts: Sequence[PromptRecord]) -> None:
         """The same seed must give the same tokens and log-probabilities, bit for bit."""
         part = list(prompts[: min(self.config.batch_size, 64)])
-        first, second = (self.respond(part, "twice").samples for _ in range(2))
+        first = self.respond(part, "twice").samples
+        second = self.respond(part, "twice").samples
         same = torch.equal(first.tokens_BS, second.tokens_BS)
         if not (same and torch.equal(first.logp_BT, second.logp_BT)):
             raise DivergedError(
@@ -508,28 +534,31 @@ class Trainer:
         generator = devices.generator(self.config.seed, "rl", *purpose)
         return self.policy.respond(prompts, 1, generator, self.config)
 
-    def measure(self, iteration: int, found: dict[str, str] | None = None) -> dict[str, float]:
+    def measure(self, iteration: int, alarms: dict[str, str] | None = None) -> dict[str, float]:
         """Held-out prompts, always with the same random numbers; and every ``check_reward_every`` iterations
-        how often the reward agrees with the annotator on fresh pairs. Watching is no part of the cost."""
-        made = self.respond(self.held_out, "held-out")
-        row = monitor.held_out(made, self.learner, self.scorer, self.gold)
+        how often the reward agrees with the annotator on fresh pairs, which may add to ``alarms``. Watching
+        is no part of the cost."""
+        responses = self.respond(self.held_out, "held-out")
+        row = monitor.held_out(responses, self.learner, self.scorer, self.gold)
         every, last = self.config.check_reward_every, self.config.iterations
         if self.gold is not None and every and (iteration % every == 0 or iteration == last):
+            # Fresh pairs each time: the question is whether the reward still knows what this policy writes.
             prompts = list(itertools.islice(itertools.cycle(self.held_out), self.config.check_reward_pairs))
             first = self.respond(prompts, "pairs", iteration, "first")
             second = self.respond(prompts, "pairs", iteration, "second")
             right, total = monitor.reward_accuracy(first, second, self.scorer, self.gold)
             if total:
                 row |= {"reward_accuracy": right / total, "reward_accuracy_pairs": total}
+            # The first check is what later ones are held against.
             if self.state.first_accuracy is None:
                 self.state.first_accuracy = (right, total)
-            elif found is not None:
-                found |= monitor.accuracy_alarm(right, total, *self.state.first_accuracy)
+            elif alarms is not None:
+                alarms |= monitor.accuracy_alarm(right, total, *self.state.first_accuracy)
         return of_split(self.config.eval_split, row)
 
-    def raise_alarms(self, found: dict[str, str]) -> None:
+    def raise_alarms(self, alarms: dict[str, str]) -> None:
         """Says each kind of alarm once, and keeps when it first came and how often."""
-        for name, text in found.items():
+        for name, text in alarms.items():
             if name not in self.state.alarms:
                 self.announce(f"rl: ALARM at iteration {self.state.iteration}: {text}")
                 self.state.alarms[name] = {"first": self.state.iteration, "count": 0, "text": text}
@@ -564,6 +593,7 @@ class Trainer:
             restore_named_state(parameters, state.optimizers[name], below(f"{name}/", saved.tensors))
             restore_schedule(state.optimizers[name], state.schedulers[name], values["schedulers"][name])
         state.kl.load_state_dict(values["kl"])
+        # The order of the prompts follows from the seed: passing over those drawn before leads to the next.
         state.drawn = values["drawn"]
         next(itertools.islice(state.prompts, state.drawn, state.drawn), None)
         self.policy.engine.version = values["version"]

@@ -73,7 +73,11 @@ def cohen_kappa(first_U: ArrayLike, second_U: ArrayLike) -> float:
         raise Undefined("both always gave the same answer")
     from statsmodels.stats.inter_rater import cohens_kappa
 
-    table = [[((first_U == a) & (second_U == b)).sum() for b in values] for a in values]
+    # A row for each answer of the first: how often the second gave each answer to the same units.
+    table = []
+    for answer in values:
+        beside_it = second_U[first_U == answer]
+        table.append([(beside_it == other).sum() for other in values])
     # Without its variance, whose rounding can go below 0.
     return float(cohens_kappa(np.asarray(table), return_results=False))  # type: ignore[arg-type]
 
@@ -113,10 +117,12 @@ def dawid_skene(
     extra_CC = smoothing * (0.5 * np.eye(C) + 0.5 / C)
     before = -np.inf
     for _ in range(rounds):
+        # M: given what the truth probably is, how frequent each answer is and who confuses which.
         prior_C = posterior_UC.sum(0) + smoothing / C
         prior_C = prior_C / prior_C.sum()
         confusion_ACC = np.einsum("uc,aud->acd", posterior_UC, said_AUC) + extra_CC
         confusion_ACC /= confusion_ACC.sum(-1, keepdims=True)
+        # E: given who confuses which, what the truth probably is; in logarithms, for many annotators.
         joint_UC = np.log(prior_C) + np.einsum("aud,acd->uc", said_AUC, np.log(confusion_ACC))
         top_U1 = joint_UC.max(-1, keepdims=True)
         total_U1 = top_U1 + np.log(np.exp(joint_UC - top_U1).sum(-1, keepdims=True))

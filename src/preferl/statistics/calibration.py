@@ -211,13 +211,10 @@ def logistic_coefficients(
     bounds_K2 = np.asarray(fit.conf_int(1 - level))
     if not (np.isfinite(bounds_K2).all() and np.isfinite(fit.pvalues).all()):
         raise UndefinedStatistic("the differences explain every label without a rest")
+    # Back from columns of mean square 1; a p-value has no unit.
+    value_K, low_K, high_K = fit.params / scale_K, bounds_K2[:, 0] / scale_K, bounds_K2[:, 1] / scale_K
     return tuple(
-        Coefficient(
-            value=float(fit.params[k] / scale_K[k]),
-            low=float(bounds_K2[k, 0] / scale_K[k]),
-            high=float(bounds_K2[k, 1] / scale_K[k]),
-            p_value=float(fit.pvalues[k]),
-        )
+        Coefficient(float(value_K[k]), float(low_K[k]), float(high_K[k]), float(fit.pvalues[k]))
         for k in range(len(scale_K))
     )
 

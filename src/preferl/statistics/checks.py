@@ -20,7 +20,7 @@ def finite_table(name: str, values: ArrayLike) -> np.ndarray:
             f"{name} has shape {table_PK.shape}; it must be prompts by responses, at least one each"
         )
     if not np.isfinite(table_PK).all():
-        row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(table_PK)))
+        row, column = np.argwhere(~np.isfinite(table_PK))[0]
         raise ValueError(f"{name}[{row}, {column}] is not a finite number")
     return table_PK
 

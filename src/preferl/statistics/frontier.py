@@ -42,18 +42,22 @@ def best_of_n_weights(score_PK: ArrayLike, n: int) -> np.ndarray:
     k = score_PK.shape[1]
     if not 1 <= n <= k:
         raise ValueError(f"n is {n}; best-of-n draws between 1 and all {k} responses of a prompt")
-    # C(m, n) / C(K, n) for m = K, K - 1, ..., 1 as a running product: no factorial, no cancellation.
+    # 1. The chance of each rank, from the lowest to the highest.
+    #    C(m, n) / C(K, n) for m = K, K - 1, ..., 1 as a running product: no factorial, no cancellation.
     m_K = np.arange(k, 0, -1)
     all_below_K = np.cumprod(np.append(1.0, np.maximum(m_K - n, 0)[:-1] / m_K[:-1]))
     picked_K = (all_below_K * n / m_K)[::-1]
+    # 2. Every run of equal scores of a prompt has a number, counted on through all prompts.
     order_PK = np.argsort(score_PK, axis=-1)
     sorted_PK = np.take_along_axis(score_PK, order_PK, -1)
     new_PK = np.ones(score_PK.shape, dtype=bool)
     new_PK[:, 1:] = sorted_PK[:, 1:] != sorted_PK[:, :-1]
     tie_PK = np.cumsum(new_PK).reshape(score_PK.shape) - 1
+    # 3. Equal scores share the chance of their ranks, and each response gets its share in its own place.
     sum_T = np.bincount(tie_PK.ravel(), weights=np.tile(picked_K, len(score_PK)))
+    share_T = sum_T / np.bincount(tie_PK.ravel())
     weight_PK = np.empty_like(score_PK)
-    np.put_along_axis(weight_PK, order_PK, (sum_T / np.bincount(tie_PK.ravel()))[tie_PK], -1)
+    np.put_along_axis(weight_PK, order_PK, share_T[tie_PK], -1)
     return weight_PK
 
 
@@ -197,6 +201,8 @@ def fit_over_optimization(
         raise ValueError(f"{n} points lie above KL 0; a curve of two coefficients needs at least 3")
     if not gain_N.any():
         raise ValueError("gain_N is 0 at every KL; there is no curve to fit")
+    # 1. Least squares on the curve's two terms. They differ by orders of magnitude where KLs are large or
+    #    small, so each is brought to norm 1 first and its coefficient back after.
     first_N, second_N = TERMS[form](_distance(kl_N))
     term_N2 = np.stack([first_N, -second_N], -1)
     scale_2 = np.linalg.norm(term_N2, axis=0)
@@ -211,13 +217,11 @@ def fit_over_optimization(
     from scipy.stats import t
 
     half_2 = float(t.ppf(0.5 + level / 2, n - 2)) * error_2
+    # 2. The turning point is a ratio of the coefficients and has no simple error: curves that fit as well are
+    #    drawn (both coefficients share one error of the scatter, hence one chi-square), each with its peak.
     rng = np.random.default_rng(seed)
     t_D2 = rng.standard_normal((DRAWS, 2)) * np.sqrt((n - 2) / rng.chisquare(n - 2, (DRAWS, 1)))
-    coef_D2 = coef_2 + sd * t_D2 @ inverse_22.T
-    # Order statistics, since a mean of two neighbours is not a number where both are infinite.
-    peak_D = np.sort(_peak_kl(form, coef_D2[:, 0], coef_D2[:, 1]))
-    low = float(peak_D[math.floor((1 - level) / 2 * (DRAWS - 1))])
-    high = float(peak_D[math.ceil((1 + level) / 2 * (DRAWS - 1))])
+    low, high = _peak_interval(form, coef_2 + sd * t_D2 @ inverse_22.T, level)
     total = float(((gain_N - gain_N.mean()) ** 2).sum())
     return OverOptimization(
         form=form,
@@ -233,8 +237,8 @@ def fit_over_optimization(
         points=n,
         smallest_kl=float(kl_N.min()),
         largest_kl=float(kl_N.max()),
-        turning_low=low if math.isfinite(low) else None,
-        turning_high=high if math.isfinite(high) else None,
+        turning_low=low,
+        turning_high=high,
         level=level,
     )
 
@@ -269,10 +273,19 @@ def _peak_kl(form: str, alpha_D: np.ndarray, beta_D: np.ndarray) -> np.ndarray:
     return np.where(beta_D > 0, peak_D, np.inf)
 
 
+def _peak_interval(form: str, coef_D2: np.ndarray, level: float) -> tuple[float | None, float | None]:
+    """Percentiles of the KL at which drawn curves are highest; None for an end that is not bounded."""
+    # Order statistics, since a mean of two neighbours is not a number where both are infinite.
+    peak_D = np.sort(_peak_kl(form, coef_D2[:, 0], coef_D2[:, 1]))
+    low = float(peak_D[math.floor((1 - level) / 2 * (DRAWS - 1))])
+    high = float(peak_D[math.ceil((1 + level) / 2 * (DRAWS - 1))])
+    return (low if math.isfinite(low) else None), (high if math.isfinite(high) else None)
+
+
 def _weights(values: ArrayLike) -> np.ndarray:
     weight_PK = finite_table("weight_PK", values)
     if (weight_PK < 0).any():
-        row, column = (int(i[0]) for i in np.nonzero(weight_PK < 0))
+        row, column = np.argwhere(weight_PK < 0)[0]
         raise ValueError(f"weight_PK[{row}, {column}] is {weight_PK[row, column]}; a weight is at least 0")
     if not weight_PK.any(-1).all():
         raise ValueError(f"row {int(np.argmin(weight_PK.any(-1)))} of weight_PK has no weight above 0")

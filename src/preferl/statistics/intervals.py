@@ -298,15 +298,17 @@ def _hierarchical_interval(
         raise ValueError(f"resamples is {resamples}; it must be at least 1")
     prompts, a, b = sizes
     rng = np.random.default_rng(seed)
-    # In blocks, so that many prompts or responses do not make a huge table.
+    # In blocks of S resamples, so that many prompts or responses do not make a huge table.
     block = max(1, min(32_000_000 // prompts, 4_000_000 // max(a, b)))
     sum_R = np.zeros(resamples)
     for start in range(0, resamples, block):
-        sum_S = sum_R[start : start + block]
-        # Prompt by prompt, all its draws together: matrices instead of a loop over resamples.
+        sum_S = sum_R[start : start + block]  # a view: what is added here is added there
+        # Prompt by prompt, all its draws together: matrices instead of a loop over resamples. A prompt that
+        # a resample draws twice has its responses drawn anew each time.
         for p, times_S in enumerate(_drawn(rng, len(sum_S), prompts).T):
             draws = int(times_S.sum())
             value_D = statistic(p, _drawn(rng, draws, a), _drawn(rng, draws, b))
+            # Each of the D values goes to the resample that drew the prompt.
             owner_D = np.repeat(np.arange(len(sum_S)), times_S)
             sum_S += np.bincount(owner_D, weights=value_D, minlength=len(sum_S))
     low, high = np.quantile(sum_R / prompts, [(1 - level) / 2, (1 + level) / 2])
@@ -319,6 +321,7 @@ def _drawn(rng: np.random.Generator, draws: int, n: int) -> np.ndarray:
     block = max(1, 2_000_000 // n)
     for start in range(0, draws, block):
         size = min(block, draws - start)
+        # Row r counts in the numbers r * n to r * n + n - 1, so one bincount serves all rows.
         index = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
         count_DN[start : start + size] = np.bincount(index.ravel(), minlength=size * n).reshape(size, n)
     return count_DN

@@ -50,14 +50,20 @@ def metrics_of(config: SweepConfig, runs: Sequence[Run]) -> dict[str, str]:
             )
     if config.options.metrics:
         return config.options.metrics
-    varied = {name for run in runs for name, path in run.where.items() if path.parent.parent.name != BASE}
-    usual = [DEFAULT_METRICS[s] for s in stages if s in DEFAULT_METRICS and s in (varied or stages)]
+    # A stage that no swept key reaches lies in the base's directory, BASE/seed/stage: it never varies.
+    varied: set[str] = set()
+    for run in runs:
+        varied |= {name for name, path in run.where.items() if path.parent.parent.name != BASE}
+    usual: dict[str, str] = {}
+    for stage in stages:
+        if stage in (varied or stages):
+            usual |= DEFAULT_METRICS.get(stage, {})
     if not usual:
         raise UsageError(
             f"sweep: no usual metrics for the stages that vary ({', '.join(varied or stages)}); "
             f"name some in sweep.metrics, as cost: {stages[0] if stages else 'reward'}.seconds"
         )
-    return {name: path for metrics in usual for name, path in metrics.items()}
+    return usual
 
 
 def rows_of(
@@ -72,7 +78,12 @@ def rows_of(
     rows: dict[str, Row] = {}
     for run in runs:
         point = run.point
-        settings = {NAMED: point.label or point.name} if named else {key: run.value_of(key) for key in keys}
+        # Once one point has a label, all are called by one; else their settings tell them apart.
+        if named:
+            settings = {NAMED: point.label or point.name}
+        else:
+            settings = {key: run.value_of(key) for key in keys}
+        # The first seed of a point makes its row, the others fill it.
         empty = Row(point.name, settings, {name: {} for name in metrics}, {name: {} for name in metrics}, {})
         row = rows.setdefault(point.name, empty)
         if (point.name, run.seed) in errors:
@@ -104,8 +115,13 @@ def number_at(tree: Any, path: str) -> float | None:
             tree = tree[part]
         else:
             return None
-    number = isinstance(tree, int | float) and not isinstance(tree, bool) and math.isfinite(tree)
-    return float(tree) if number else None
+    return finite_number(tree)
+
+
+def finite_number(value: Any) -> float | None:
+    """The value as a float where it is a finite number, else None."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if number else None
 
 
 def missing_metric(name: str, path: str, runs: Sequence[Run]) -> str:
@@ -113,13 +129,22 @@ def missing_metric(name: str, path: str, runs: Sequence[Run]) -> str:
 
     def paths(tree: Any, start: str) -> list[str]:
         """The dotted path of every number below ``start``."""
-        if number_at({"": tree}, "") is not None:
+        if finite_number(tree) is not None:
             return [start]
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-        return [found for key, value in items for found in paths(value, f"{start}.{key}")]
+        if isinstance(tree, list):
+            tree = dict(enumerate(tree))
+        if not isinstance(tree, dict):
+            return []
+        found: list[str] = []
+        for key, value in tree.items():
+            found += paths(value, f"{start}.{key}")
+        return found
 
     stage = path.split(".")[0]
-    known = [p for run in runs if stage in run.where for p in paths(summary_of(run.where[stage]), stage)]
+    known: list[str] = []
+    for run in runs:
+        if stage in run.where:
+            known += paths(summary_of(run.where[stage]), stage)
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
     return (
         f"sweep.metrics: {name}: no summary.json of this sweep has a number '{path}'"

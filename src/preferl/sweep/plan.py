@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from preferl import pipeline
-from preferl.pipeline import REFERENCE, Planned, RunConfig, RunOptions, map_texts, plain
+from preferl.pipeline import Planned, RunConfig, RunOptions, plain, replace_references
 from preferl.runs.errors import UsageError
 from preferl.runs.files import write_atomically
 from preferl.runs.record import SHARED
@@ -119,17 +119,18 @@ def points_of(config: SweepConfig) -> list[Point]:
             of the wrong type, or nothing to run.
     """
     options, base = config.options, config.base
-    labels = [str(point["name"]) if "name" in point else None for point in options.points]
-    explicit = [{key: value for key, value in point.items() if key != "name"} for point in options.points]
-    keys = list(dict.fromkeys([*options.grid, *(key for point in explicit for key in point)]))
-    check_labels([label for label in labels if label is not None])
+    explicit = [named_point(point) for point in options.points]
+    keys = list(options.grid)
+    for raw, _ in explicit:
+        keys += raw
+    check_labels([label for _, label in explicit if label is not None])
     check_options(options, base, keys)
-    grid = itertools.product(*options.grid.values()) if options.grid else []
-    wanted = [(dict(zip(options.grid, values, strict=True)), None) for values in grid]
     points: dict[str, Point] = {}
-    for raw, label in [*wanted, *zip(explicit, labels, strict=True)]:
+    for raw, label in [*grid_points(options.grid), *explicit]:
         own = typed(base, raw)
         point = Point(own, base.changed(own), slug(label) if label else name_of(own), label)
+        # The same point may be there from the grid already; then it is not run twice. Another point must
+        # not have its name, which is its directory's, nor the same point another label.
         before = points.setdefault(point.name, point)
         if before.keys != own:
             raise UsageError(f"sweep: {own} and {before.keys} have the same name {point.name}")
@@ -137,6 +138,22 @@ def points_of(config: SweepConfig) -> list[Point]:
         if same.label != label:
             raise UsageError(f"sweep: '{label}' and '{same.label or same.name}' are the same point: {own}")
     return list(points.values())
+
+
+Wanted = tuple[dict[str, Any], str | None]  # a point as it is written: keys with values, and a label
+
+
+def grid_points(grid: Mapping[str, Sequence[Any]]) -> list[Wanted]:
+    """Every combination of the values, the last key's varying fastest; none of these has a label."""
+    if not grid:
+        return []
+    return [(dict(zip(grid, values, strict=True)), None) for values in itertools.product(*grid.values())]
+
+
+def named_point(point: Mapping[str, Any]) -> Wanted:
+    """An explicit point, its ``name`` taken out."""
+    keys = {key: value for key, value in point.items() if key != "name"}
+    return keys, str(point["name"]) if "name" in point else None
 
 
 def check_options(options: SweepOptions, base: RunConfig, keys: Sequence[str]) -> None:
@@ -178,10 +195,14 @@ def typed(base: RunConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: a key is unknown, or a value has another type.
     """
-    classes = classes_of(
-        base.changed({key: value for key, value in raw.items() if key.endswith(".algorithm")})
-    )
-    known = [f"{name}.{key}" if name else key for name, cls in classes.items() for key in keys_of(cls)]
+    # An algorithm of a person's own brings options, so it decides which keys there are.
+    algorithms = {key: value for key, value in raw.items() if key.endswith(".algorithm")}
+    classes = classes_of(base.changed(algorithms))
+    known: list[str] = []
+    for name, options_class in classes.items():
+        prefix = f"{name}." if name else ""
+        known += [prefix + key for key in keys_of(options_class)]
+    # One flag for each key, of the type of the option that it reaches: jsonargparse checks the values.
     parser = ArgumentParser()
     parser.error = refuse  # type: ignore[method-assign]
     for key in raw:
@@ -199,7 +220,8 @@ def typed(base: RunConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
 def classes_of(run: RunConfig) -> dict[str, type]:
     """The options of the run (under '') and of each stage that it can have."""
     kinds = pipeline.NAMES | {name: kind for name, kind in run.kinds.items() if kind}
-    return {"": RunOptions} | {n: pipeline.config_class(kind, run.of(n)) for n, kind in kinds.items()}
+    of_stages = {name: pipeline.config_class(kind, run.of(name)) for name, kind in kinds.items()}
+    return {"": RunOptions} | of_stages
 
 
 def keys_of(config_class: type) -> list[str]:
@@ -234,9 +256,14 @@ def name_of(keys: Mapping[str, Any]) -> str:
         >>> name_of({"reward.learning_rate": 0.001, "rl.kl_coef": 0.1})
         'reward.learning_rate=0.001,rl.kl_coef=0.1'
     """
-    texts = {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in keys.items()}
-    exact = ",".join(f"{key}={text}" for key, text in texts.items())
-    name = ",".join(f"{k}=" + re.sub(r"[^\w.+-]+", "-", t, flags=re.A) for k, t in texts.items())
+    exact_parts, safe_parts = [], []
+    for key, value in keys.items():
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        exact_parts.append(f"{key}={text}")
+        safe_parts.append(f"{key}=" + re.sub(r"[^\w.+-]+", "-", text, flags=re.A))
+    exact, name = ",".join(exact_parts), ",".join(safe_parts)
+    # Where the readable name has lost something (characters, or its end), or a file system that knows no
+    # case could confuse it with another, a hash of the exact settings tells it apart.
     if name != exact or name != name.lower() or len(name) > 120:
         name = f"{name[:120]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
     return name or BASE
@@ -253,12 +280,14 @@ def plan_all(root: Path, points: Sequence[Point], seeds: Sequence[int]) -> list[
     """
     names = {name_of(point.keys): point.name for point in points if point.label and point.keys}
     runs: list[Run] = []
-    # 1. What each run consists of, each stage under the keys that reach it.
+    # 1. What each run consists of, and where each of its stages would lie if it were alone: under the keys
+    #    that reach it. Only runs of the same seed can refer to each other.
     for point in points:
         for seed in seeds:
             earlier = [run for run in runs if run.seed == seed]
             runs.append(plan(root, point, seed, names, earlier))
-    # 2. Stages of the same content share one directory: where the sweep made it before, else the first.
+    # 2. Stages of the same content share one directory, whatever their points are called: where the sweep
+    #    made it before, else where the first run that has it would put it.
     place = made_before(root)
     for run in runs:
         for stage in run.stages:
@@ -279,6 +308,7 @@ def made_before(root: Path) -> dict[str, Path]:
     file = root / CONTENTS
     places = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     found = {content: root / place for content, place in places.items()}
+    # What lies outside of the sweep is not its own, whatever the file says.
     return {content: path for content, path in found.items() if path.resolve().is_relative_to(root.resolve())}
 
 
@@ -299,13 +329,15 @@ def plan(root: Path, point: Point, seed: int, names: Mapping[str, str], earlier:
     the runs of this seed that texts refer to."""
     path = root / point.name / f"seed-{seed}"
     config = point.run.changed({"seed": seed, "output_dir": str(path)})
-    others = {
-        f"@{run.point.label or run.point.name}/{stage.name}": stage for run in earlier for stage in run.stages
-    }
+    # 1. The run's stages, as `preferl run` would plan them; here its texts may also name stages of others.
+    others: dict[str, Planned] = {}
+    for run in earlier:
+        others |= {reference_to(run.point, stage.name): stage for stage in run.stages}
     try:
         stages = pipeline.plan(config, others)
     except UsageError as error:
         raise UsageError(f"sweep: {point.name}: {error}") from error
+    # 2. A key that reaches no stage would make points that differ in name only.
     reached = {"stages"}.union(*(stage.keys for stage in stages))
     unread = [key for key in point.keys if key not in reached]
     if unread:
@@ -313,6 +345,9 @@ def plan(root: Path, point: Point, seed: int, names: Mapping[str, str], earlier:
             f"sweep: {unread[0]} changes nothing in the stages of this run "
             f"({', '.join(stage.name for stage in stages)}); leave it out, or add the stage that reads it"
         )
+    # 3. A stage lies under those of the point's keys that reach it, and under the seed if that does: so a
+    #    stage that the swept keys do not touch (the SFT model of a sweep over kl_coef) lies in one place for
+    #    all points, and is made once.
     places = {}
     for stage in stages:
         settings = name_of({key: value for key, value in point.keys.items() if key in stage.keys})
@@ -321,15 +356,21 @@ def plan(root: Path, point: Point, seed: int, names: Mapping[str, str], earlier:
     return Run(point, seed, path, config, stages, places)
 
 
+def reference_to(point: Point, stage: str) -> str:
+    """How the points after this one name one of its stages."""
+    return f"@{point.label or point.name}/{stage}"
+
+
 def references_to(run: Run) -> dict[str, Path]:
     """How the points after a run name its stages, and where those lie."""
-    return {f"@{run.point.label or run.point.name}/{name}": path for name, path in run.where.items()}
+    return {reference_to(run.point, name): path for name, path in run.where.items()}
 
 
 def written_config(run: Run) -> RunConfig:
     """A run's configuration as it is kept: one that stands alone, without references to other points."""
 
-    def alone(text: str) -> str:
-        return REFERENCE.sub(lambda found: str(run.places[found[0]]) if found[1] else found[0], text)
+    def alone(found: re.Match[str]) -> str:
+        names_another_point = found[1] != ""
+        return str(run.places[found[0]]) if names_another_point else found[0]
 
-    return RunConfig(**map_texts(run.config.given, alone))
+    return RunConfig(**replace_references(run.config.given, alone))

@@ -61,9 +61,9 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
             note.unlink(missing_ok=True)
         except Exception as error:  # noqa: BLE001 - recorded, shown in the table, said by the exit code
             errors[run_.point.name, run_.seed] = error
-            write_atomically(note, f"{said(error)}\n\n{traceback.format_exc()}")
-            say(f"sweep: failed: {said(error)}")
-        notes = {key: said(error) for key, error in errors.items()}
+            write_atomically(note, f"{error_line(error)}\n\n{traceback.format_exc()}")
+            say(f"sweep: failed: {error_line(error)}")
+        notes = {key: error_line(error) for key, error in errors.items()}
         rows = rows_of(points, runs, metrics, notes)
         sweeps.write_tables(root, rows, metrics, seeds)
     file = sweeps.page(root)
@@ -74,7 +74,7 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
     return Outcome(
         report=file,
         runs=len(runs),
-        errors=[f"{point}/seed-{seed}: {said(error)}" for (point, seed), error in errors.items()],
+        errors=[f"{point}/seed-{seed}: {error_line(error)}" for (point, seed), error in errors.items()],
         exit_code=next(map(exit_code_of, errors.values()), 0),
     )
 
@@ -103,7 +103,7 @@ def counts(runs: Sequence[Run]) -> str:
     return sweeps.counts([run_.where for run_ in runs])
 
 
-def said(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """An error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 

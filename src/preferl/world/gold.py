@@ -76,6 +76,7 @@ def parse(prompt: WorldPrompt, response: str) -> Parsed:
             counts["garbage"] += math.ceil(len(sentence.split()) / GARBAGE_WORDS)
         elif kind:
             counts[kind] += 1
+    # One wrong answer makes the response wrong, whatever stands beside it.
     if answers["wrong"]:
         content = "wrong"
     elif answers["right"]:
@@ -95,8 +96,9 @@ def gold_reward(prompt_text: str, response: str, aspect: str | None = None) -> f
         ValueError: the prompt is not in the world.
     """
     counts = parse(find(prompt_text), response).counts
-    seen = [name for name in counts if aspect is None or name in ASPECTS[aspect]]
-    total = sum(WEIGHTS[name] * min(counts[name], LIMITS.get(name, counts[name])) for name in seen)
+    limited = {name: min(count, LIMITS.get(name, count)) for name, count in counts.items()}
+    looked_at = [name for name in limited if aspect is None or name in ASPECTS[aspect]]
+    total = sum(WEIGHTS[name] * limited[name] for name in looked_at)
     return min(max(total, BOUNDS[0]), BOUNDS[1])
 
 
@@ -187,9 +189,8 @@ def _is_content(sentence: str) -> bool:
         return True
     # A stranger ("Golf, tennis and a net.") makes a list wrong and not less of a list.
     members = _list_members(sentence)
-    known = [any(m in _known_members(c) for c in facts.LIST_MEMBERS) for m in members]
-    strange = [m for m, k in zip(members, known, strict=True) if not k]
-    return any(known) and all(re.fullmatch(r"((a|an|the) )?[a-z]+", m) for m in strange)
+    strange = [member for member in members if not _belongs_to_a_list(member)]
+    return len(strange) < len(members) and all(re.fullmatch(r"((a|an|the) )?[a-z]+", m) for m in strange)
 
 
 def _list_members(sentence: str) -> list[str]:
@@ -203,6 +204,10 @@ def _known_members(category: str) -> frozenset[str]:
     """Members of a category, in lower case."""
     members = (*facts.LIST_MEMBERS[category], *facts.MORE_LIST_MEMBERS.get(category, ()))
     return frozenset(member.lower() for member in members)
+
+
+def _belongs_to_a_list(member: str) -> bool:
+    return any(member in _known_members(category) for category in facts.LIST_MEMBERS)
 
 
 @functools.cache
@@ -223,13 +228,15 @@ def _premise_sentences() -> dict[str, tuple[str, str, str]]:
     """Every subject with every end and each opening, as (opening, subject, end): "Cats have paper." is
     a claim too, and a wrong one."""
     openings = (*facts.AGREEING_OPENINGS, *facts.DENYING_OPENINGS, "")
-    ends = {end for _, truth, falsehoods in facts.PREMISES for end in (truth, *falsehoods)}
-    return {
-        capitalise(f"{opening}{subject} {end}."): (opening, subject, end)
-        for subject, _, _ in facts.PREMISES
-        for end in sorted(ends)
-        for opening in openings
-    }
+    ends: set[str] = set()
+    for _, truth, falsehoods in facts.PREMISES:
+        ends |= {truth, *falsehoods}
+    table = {}
+    for subject, _, _ in facts.PREMISES:
+        for end in sorted(ends):
+            for opening in openings:
+                table[capitalise(f"{opening}{subject} {end}.")] = (opening, subject, end)
+    return table
 
 
 @functools.cache
@@ -253,4 +260,7 @@ def _fixed_sentences() -> dict[str, str]:
         "keyword": facts.SPAM,
         "irrelevant": facts.IRRELEVANT,
     }
-    return {sentence: feature for feature, sentences in groups.items() for sentence in sentences}
+    table = {}
+    for feature, sentences in groups.items():
+        table |= dict.fromkeys(sentences, feature)
+    return table

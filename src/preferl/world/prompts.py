@@ -1,6 +1,7 @@
 """What is asked in the world, and in which split."""
 
 import functools
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,20 +101,16 @@ def _fact_prompts() -> Iterator[WorldPrompt]:
 
 def _sum_prompts() -> Iterator[WorldPrompt]:
     """Sums in both orders and products; the pairs in UNSEEN_SUMS are held out."""
-    sums = [(a, b, a + b) for a in facts.SUM_FACTORS for b in facts.SUM_FACTORS]
-    products = [(a, b, a * b) for a in facts.PRODUCT_FACTORS for b in facts.PRODUCT_FACTORS]
-    for wordings, rows, sign in (
-        (facts.SUM_WORDINGS, sums, "plus"),
-        (facts.PRODUCT_WORDINGS, products, "times"),
-    ):
-        for a, b, result in rows:
-            for place, wording in enumerate(wordings):
-                where = _split_of_wording(place, "arithmetic")
-                if sign == "plus":
-                    where = facts.UNSEEN_SUMS.get((a, b), where)
-                yield WorldPrompt(
-                    wording.format(a=a, b=b), "arithmetic", f"{a} {sign} {b}", str(result), where
-                )
+    for a, b in itertools.product(facts.SUM_FACTORS, repeat=2):
+        for place, wording in enumerate(facts.SUM_WORDINGS):
+            where = facts.UNSEEN_SUMS.get((a, b), _split_of_wording(place, "arithmetic"))
+            text = wording.format(a=a, b=b)
+            yield WorldPrompt(text, "arithmetic", f"{a} plus {b}", str(a + b), where)
+    for a, b in itertools.product(facts.PRODUCT_FACTORS, repeat=2):
+        for place, wording in enumerate(facts.PRODUCT_WORDINGS):
+            where = _split_of_wording(place, "arithmetic")
+            text = wording.format(a=a, b=b)
+            yield WorldPrompt(text, "arithmetic", f"{a} times {b}", str(a * b), where)
 
 
 def _list_prompts() -> Iterator[WorldPrompt]:
