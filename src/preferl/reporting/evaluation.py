@@ -3,31 +3,20 @@
 import random
 from typing import Any
 
-from preferl.reporting.page import Stages, Table, brackets, percent, short, signed, two
+from preferl.reporting.formats import cut_text, format_2f, percent, signed_2f, with_error, with_interval
+from preferl.reporting.measures import MEASURES, NAMES, Runs, Stages, main_measure, summaries, summary_of
+from preferl.reporting.page import Plot, Table, needs, of_one_run
+from preferl.reporting.plots import BLUE, GREY, ORANGE, curve, draw, error_bars, limits
+from preferl.reporting.verdict import Seeds, evaluated_seeds, gain, verdict, verdicts
 
-NAMES = {"score": "reward", "gold": "gold reward", "held_out": "held-out reward"}
-MEASURES = NAMES | {"judge": "judge, both orders"}
-BEST_FIRST = ("gold", "held_out", "score")  # what a policy is judged by, where it is known
 MOST_CATEGORIES = 16
 
 
-def main_measure(summary: dict[str, Any]) -> tuple[str, str]:
-    """What a policy is judged by, with its name: gold, else a held-out reward, else the proxy itself."""
-    key = next(measure for measure in BEST_FIRST if measure in summary["comparison"])
-    return key, NAMES[key]
-
-
-def with_interval(row: dict[str, Any], key: str, form: Any = two) -> str:
-    """A value and its 95 % interval; a dash where it is not known."""
-    return f"{form(row[key])} {brackets(row, key, form)}" if row.get(key) is not None else "–"
-
-
-def policies_table(stages: Stages) -> Table | None:
-    if "evaluate" not in stages:
-        return None
-    summary = stages["evaluate"].summary
-    shown = [m for m in NAMES if m in summary["policies"]["policy"]]
-    head = ["", *(NAMES[m] for m in shown), "KL (nats)", "length (tokens)", "ends by itself",
+@of_one_run("evaluate")
+def policies_table(stages: Stages) -> Table:
+    summary = summary_of(stages)
+    measures = [m for m in NAMES if m in summary["policies"]["policy"]]
+    head = ["", *(NAMES[m] for m in measures), "KL (nats)", "length (tokens)", "ends by itself",
             "repeated trigrams", "distinct bigrams", "perplexity", "passes per answer"]  # fmt: skip
     rows = []
     for key, name in (("reference", "SFT model"), ("policy", "policy")):
@@ -35,19 +24,19 @@ def policies_table(stages: Stages) -> Table | None:
         rows.append(
             [
                 name,
-                *(with_interval(p, m) for m in shown),
-                f"{p['kl']:.2f} ± {p['kl_se']:.2f}" if "kl" in p else "0",
+                *(with_interval(p, m) for m in measures),
+                with_error(p, "kl") if "kl" in p else "0",
                 f"{p['length']:.1f}",
                 percent(p["eos_rate"]),
                 percent(p["repetition"]),
-                two(p["distinct_2"]),
+                format_2f(p["distinct_2"]),
                 f"{p['perplexity']:.2f}",
                 "1",
             ]
         )
     for row in summary["best_of"]:
         passes = row["forward_passes_per_response"]
-        cells = [with_interval(row, m) for m in shown]
+        cells = [with_interval(row, m) for m in measures]
         cost = f"{passes['policy']} + {passes['reward']} of the reward model"
         rows.append([f"best-of-{row['n']} ({row['prompts']} prompts)", *cells, f"≤ {row['kl_bound']:.2f}",
                      f"{row['length']:.1f}", "–", "–", "–", "–", cost])  # fmt: skip
@@ -60,11 +49,10 @@ def policies_table(stages: Stages) -> Table | None:
     return Table("Policies side by side", head, rows, note)
 
 
-def win_rates_table(stages: Stages) -> Table | None:
+@of_one_run("evaluate")
+def win_rates_table(stages: Stages) -> Table:
     """The policy against the SFT model and against the data set's responses, by everything that can judge."""
-    if "evaluate" not in stages:
-        return None
-    summary = stages["evaluate"].summary
+    summary = summary_of(stages)
     rows = []
     for against, found in (
         ("SFT model", summary["comparison"]),
@@ -83,7 +71,7 @@ def win_rates_table(stages: Stages) -> Table | None:
                     name,
                     with_interval(row, "win_rate", percent),
                     equal,
-                    with_interval(row, "difference", signed),
+                    with_interval(row, "difference", signed_2f),
                     f"{row['n']:,}",
                 ]
             )
@@ -102,27 +90,102 @@ def win_rates_table(stages: Stages) -> Table | None:
     return Table("Win rates", head, rows, note)
 
 
+@of_one_run("evaluate")
 def categories_table(stages: Stages) -> Table | None:
     """The win rate against the SFT model by kind of prompt."""
-    if "evaluate" not in stages:
-        return None
-    summary = stages["evaluate"].summary
-    key, name = main_measure(summary)
+    summary = summary_of(stages)
+    key = main_measure(summary)
     rows = sorted(summary["comparison"][key].get("by_category", []), key=lambda row: row["win_rate"])
     cells = [
         [
             row["category"],
             f"{row['prompts']}",
             with_interval(row, "win_rate", percent),
-            with_interval(row, "difference", signed),
+            with_interval(row, "difference", signed_2f),
         ]
         for row in rows[:MOST_CATEGORIES]
     ]
-    note = f"Against the SFT model by {name}, worst first."
+    note = f"Against the SFT model by {NAMES[key]}, worst first."
     if len(rows) > MOST_CATEGORIES:
         note += f" The {MOST_CATEGORIES} worst of {len(rows)}."
     head = ["kind of prompt", "prompts", "win rate", "difference of means"]
     return Table("By kind of prompt", head, cells, note) if cells else None
+
+
+@needs("evaluate", at_least=2)
+def gains_plot(runs: Runs) -> Plot:
+    """Each run's gain by its own reward and by the common measure."""
+    compared = [summary["comparison"] for summary in summaries(runs).values()]
+    key = main_measure(*summaries(runs).values())
+    looks = [("score", BLUE, "o")] + ([(key, ORANGE, "s")] if key != "score" else [])
+    marks = []
+    for i, (measure, colour, marker) in enumerate(looks):
+        rows = [row[measure] for row in compared]
+        dodge_y = (i - (len(looks) - 1) / 2) * 0.24  # so that bars do not hide each other
+        x, y = [row["difference"] for row in rows], [dodge_y - n for n in range(len(rows))]
+        ends = error_bars(rows, "difference")
+        marks.append(
+            curve(x, y, NAMES[measure], xerr=ends, color=colour, marker=marker, ls="none", ms=4, capsize=2)
+        )
+    marks += [
+        lambda axes: axes.axvline(0, color=GREY, lw=0.8),
+        limits(0.5 - len(runs), 0.5),
+        lambda axes: axes.set_yticks([-n for n in range(len(runs))], list(runs)),
+    ]
+    judged = {name: row[key] for name, row in zip(runs, compared, strict=True)}
+    worse = [name for name, row in judged.items() if row["difference_high"] < 0]
+    better = [name for name, row in judged.items() if row["difference_low"] > 0]
+    reading = f"By {NAMES[key]} {len(better)} of {len(runs)} runs gained and {len(worse)} lost beyond noise"
+    reading += f" ({', '.join(worse)})." if worse else "."
+    height = max(2.9, 0.32 * len(runs) + 0.9)
+    svg = draw(marks, "gain over the SFT model (points)", "", height=height, legend_outside=True)
+    return Plot("Reward and what it stands for", svg, reading)
+
+
+@needs("evaluate", at_least=2)
+def side_by_side(runs: Runs) -> Table:
+    key = main_measure(*summaries(runs).values())
+    rows = []
+    for name, stages in runs.items():
+        summary = summary_of(stages)
+        p, compared = summary["policies"]["policy"], summary["comparison"]
+        rows.append(
+            [
+                name,
+                verdict(stages).word,
+                with_interval(compared["score"], "difference", signed_2f),
+                *([with_interval(compared[key], "difference", signed_2f)] if key != "score" else []),
+                with_interval(compared[key], "win_rate", percent),
+                f"{p['kl']:.1f} ± {p['kl_se']:.1f}",
+                f"{p['length']:.1f}",
+                percent(p["eos_rate"]),
+                percent(p["repetition"]),
+            ]
+        )
+    main = [f"gain in {NAMES[key]}"] if key != "score" else []
+    head = ["run", "verdict", "gain in its reward", *main, f"win rate by {NAMES[key]}", "KL (nats)",
+            "length (tokens)", "ends by itself", "repeated trigrams"]  # fmt: skip
+    note = "Against each run’s own SFT model, on held-out prompts; 95 % intervals over the prompts."
+    return Table("Runs side by side", head, rows, note)
+
+
+def seeds_table(runs: Seeds) -> Table | None:
+    """Every run over its seeds: verdicts, and means with Student's intervals between them."""
+    found = {name: seeds for name, seeds in evaluated_seeds(runs).items() if len(seeds) > 1}
+    if not found:
+        return None
+    key = main_measure(*(summary_of(stages) for seeds in found.values() for stages in seeds))
+    measures = list(dict.fromkeys(("score", key)))
+    rows = []
+    for name, seeds in found.items():
+        policies = [summary_of(stages)["policies"]["policy"] for stages in seeds]
+        gains = [with_interval(gain(seeds, measure), "difference", signed_2f) for measure in measures]
+        each = [", ".join(f"{policy[what]:.1f}" for policy in policies) for what in ("kl", "length")]
+        rows.append([name, verdicts(seeds), *gains, *each])
+    head = ["run", "verdicts", *(f"gain in {NAMES[m]}" for m in measures), "KL of each (nats)",
+            "length of each (tokens)"]  # fmt: skip
+    note = "Gains are means over seeds with 95 % intervals between them: what another training would give."
+    return Table("Over seeds", head, rows, note)
 
 
 def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:
@@ -130,7 +193,8 @@ def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:
     if "evaluate" not in stages:
         return []
     rows = stages["evaluate"].samples
-    key, name = main_measure(stages["evaluate"].summary)
+    key = main_measure(summary_of(stages))
+    name = NAMES[key]
     gain = [row[f"policy_{key}"] - row[f"reference_{key}"] for row in rows]
     by_gain = sorted(range(len(rows)), key=gain.__getitem__)
     by_kl = sorted(range(len(rows)), key=lambda i: rows[i]["kl"])
@@ -147,7 +211,7 @@ def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:
             break
         picked.setdefault(i, "drawn at random")
     return [
-        {**rows[i], "why": why, "prompt": short(rows[i]["prompt"]),
-         **{who: short(rows[i][who]).strip() or "(empty)" for who in ("policy", "reference")}}
+        {**rows[i], "why": why, "prompt": cut_text(rows[i]["prompt"]),
+         **{who: cut_text(rows[i][who]).strip() or "(empty)" for who in ("policy", "reference")}}
         for i, why in picked.items()
     ]  # fmt: skip
