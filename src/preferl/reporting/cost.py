@@ -13,7 +13,7 @@ from preferl.reporting.measures import (
     summaries,
     summary_of,
 )
-from preferl.reporting.page import Plot, Table, needs, of_one_run
+from preferl.reporting.page import Plot, Table, needs, of_one_run, table
 from preferl.reporting.plots import BLUE, COLOURS, curve, curves, draw
 
 
@@ -95,47 +95,44 @@ def equal_cost_table(runs: Runs) -> Table | None:
         beside = summary["best_of"] if alone else summary["best_of"][-1:]
         whose = "" if alone else f"{name}: "
         rows += [best_of_cells(f"{whose}best-of-{row['n']}", row, key) for row in beside]
-    head = ["", NAMES[key], "passes to train", "processor seconds to train", "the policy’s lead",
-            "passes per answer", "processor time per answer (ms)", "break-even (answers), by passes",
-            "break-even, by time"]  # fmt: skip
     note = f"The policy’s lead is on the {paired[0]} prompts of best-of-n, paired. " if paired else ""
     note += (
         "Break-even: from so many answers on, training the policy once has cost less than best-of-n. Passes "
         "are counted, one sequence through one language model, a backward pass as two; the reward model’s "
         "own training and the SFT model are common to all and not in it."
     )
-    return Table("Best-of-n against the trained policy", head, rows, note)
+    return table("Best-of-n against the trained policy", rows, note)
 
 
-def policy_cells(name: str, summary: dict[str, Any], key: str) -> list[str]:
+def policy_cells(name: str, summary: dict[str, Any], key: str) -> dict[str, str]:
     cost = summary["cost"]
     passes, seconds = cost["training_total"], cost["training_cpu_seconds"]
-    return [
-        name,
-        with_interval(summary["policies"]["policy"], key),
-        f"{passes:,}" if passes else "not known",
-        f"{seconds:,.0f}" if seconds else "not known",
-        "",
-        "1",
-        milliseconds(cost["policy_cpu_seconds_per_response"]),
-        "",
-        "",
-    ]
+    return {
+        "": name,
+        NAMES[key]: with_interval(summary["policies"]["policy"], key),
+        "passes to train": f"{passes:,}" if passes else "not known",
+        "processor seconds to train": f"{seconds:,.0f}" if seconds else "not known",
+        "the policy’s lead": "",
+        "passes per answer": "1",
+        "processor time per answer (ms)": milliseconds(cost["policy_cpu_seconds_per_response"]),
+        "break-even (answers), by passes": "",
+        "break-even, by time": "",
+    }
 
 
-def best_of_cells(name: str, row: dict[str, Any], key: str) -> list[str]:
+def best_of_cells(name: str, row: dict[str, Any], key: str) -> dict[str, str]:
     after, after_cpu = row.get("break_even_queries"), row.get("break_even_queries_cpu")
-    return [
-        name,
-        with_interval(row, key),
-        "0",
-        "0",
-        with_interval(row, f"lead_{key}", signed_2f),
-        f"{passes_each(row)}",
-        milliseconds(row["cpu_seconds_per_response"]),
-        f"{after:,.0f}" if after else "–",
-        f"{after_cpu:,.0f}" if after_cpu else "–",
-    ]
+    return {
+        "": name,
+        NAMES[key]: with_interval(row, key),
+        "passes to train": "0",
+        "processor seconds to train": "0",
+        "the policy’s lead": with_interval(row, f"lead_{key}", signed_2f),
+        "passes per answer": f"{passes_each(row)}",
+        "processor time per answer (ms)": milliseconds(row["cpu_seconds_per_response"]),
+        "break-even (answers), by passes": f"{after:,.0f}" if after else "–",
+        "break-even, by time": f"{after_cpu:,.0f}" if after_cpu else "–",
+    }
 
 
 def passes_each(row: dict[str, Any]) -> int:
@@ -148,20 +145,24 @@ def milliseconds(seconds: float) -> str:
 
 
 @of_one_run()
-def stages_table(stages: Stages) -> Table:
+def stages_table(stages: Stages) -> Table | None:
     rows = []
     for name, record in stages.items():
         s = record.summary
-        memory = f"{s['peak_memory_mib']:,.0f}" if "peak_memory_mib" in s else ""
-        cpu = f"{s['cpu_seconds']:.0f}" if "cpu_seconds" in s else ""
-        row = [name, f"{s.get('seconds', 0):.0f}", cpu, memory, work_of(record.manifest["stage"], s)]
-        rows.append(row)
+        rows.append(
+            {
+                "stage": name,
+                "seconds": f"{s.get('seconds', 0):.0f}",
+                "processor seconds": f"{s['cpu_seconds']:.0f}" if "cpu_seconds" in s else "",
+                "memory (MiB)": f"{s['peak_memory_mib']:,.0f}" if "peak_memory_mib" in s else "",
+                "work": work_of(record.manifest["stage"], s),
+            }
+        )
     note = (
         "Seconds by the clock and of the processor (all threads); memory is the peak of the process up to "
         "that stage, in MiB."
     )
-    head = ["stage", "seconds", "processor seconds", "memory (MiB)", "work"]
-    return Table("Stage by stage", head, rows, note)
+    return table("Stage by stage", rows, note)
 
 
 def work_of(kind: str, s: dict[str, Any]) -> str:

@@ -5,52 +5,57 @@ from typing import Any
 
 from preferl.reporting.formats import cut_text, format_2f, percent, signed_2f, with_error, with_interval
 from preferl.reporting.measures import MEASURES, NAMES, Runs, Stages, main_measure, summaries, summary_of
-from preferl.reporting.page import Plot, Table, needs, of_one_run
-from preferl.reporting.plots import BLUE, GREY, ORANGE, curve, draw, error_bars, limits
+from preferl.reporting.page import Plot, Table, needs, of_one_run, table
+from preferl.reporting.plots import BLUE, GREY, ORANGE, curve, draw, error_bars
 from preferl.reporting.verdict import Seeds, evaluated_seeds, gain, verdict, verdicts
 
 MOST_CATEGORIES = 16
 
 
 @of_one_run("evaluate")
-def policies_table(stages: Stages) -> Table:
+def policies_table(stages: Stages) -> Table | None:
     summary = summary_of(stages)
     measures = [m for m in NAMES if m in summary["policies"]["policy"]]
-    head = ["", *(NAMES[m] for m in measures), "KL (nats)", "length (tokens)", "ends by itself",
-            "repeated trigrams", "distinct bigrams", "perplexity", "passes per answer"]  # fmt: skip
     rows = []
     for key, name in (("reference", "SFT model"), ("policy", "policy")):
         p = summary["policies"][key]
         rows.append(
-            [
-                name,
-                *(with_interval(p, m) for m in measures),
-                with_error(p, "kl") if "kl" in p else "0",
-                f"{p['length']:.1f}",
-                percent(p["eos_rate"]),
-                percent(p["repetition"]),
-                format_2f(p["distinct_2"]),
-                f"{p['perplexity']:.2f}",
-                "1",
-            ]
+            {
+                "": name,
+                **{NAMES[m]: with_interval(p, m) for m in measures},
+                "KL (nats)": with_error(p, "kl") if "kl" in p else "0",
+                "length (tokens)": f"{p['length']:.1f}",
+                "ends by itself": percent(p["eos_rate"]),
+                "repeated trigrams": percent(p["repetition"]),
+                "distinct bigrams": format_2f(p["distinct_2"]),
+                "perplexity": f"{p['perplexity']:.2f}",
+                "passes per answer": "1",
+            }
         )
+    unknown = dict.fromkeys(("ends by itself", "repeated trigrams", "distinct bigrams", "perplexity"), "–")
     for row in summary["best_of"]:
         passes = row["forward_passes_per_response"]
-        cells = [with_interval(row, m) for m in measures]
-        cost = f"{passes['policy']} + {passes['reward']} of the reward model"
-        rows.append([f"best-of-{row['n']} ({row['prompts']} prompts)", *cells, f"≤ {row['kl_bound']:.2f}",
-                     f"{row['length']:.1f}", "–", "–", "–", "–", cost])  # fmt: skip
+        rows.append(
+            {
+                "": f"best-of-{row['n']} ({row['prompts']} prompts)",
+                **{NAMES[m]: with_interval(row, m) for m in measures},
+                "KL (nats)": f"≤ {row['kl_bound']:.2f}",
+                "length (tokens)": f"{row['length']:.1f}",
+                **unknown,
+                "passes per answer": f"{passes['policy']} + {passes['reward']} of the reward model",
+            }
+        )
     note = (
         f"{summary['prompts']} prompts of the eval split, temperature {summary['temperature']}, "
         f"{summary['num_generations']} response{'s' * (summary['num_generations'] > 1)} each; 95 % "
         f"intervals. KL in nats per response ± a standard error, perplexity under the SFT model. A pass is "
         f"one sequence through one language model."
     )
-    return Table("Policies side by side", head, rows, note)
+    return table("Policies side by side", rows, note)
 
 
 @of_one_run("evaluate")
-def win_rates_table(stages: Stages) -> Table:
+def win_rates_table(stages: Stages) -> Table | None:
     """The policy against the SFT model and against the data set's responses, by everything that can judge."""
     summary = summary_of(stages)
     rows = []
@@ -66,14 +71,14 @@ def win_rates_table(stages: Stages) -> Table:
             if row.get("length_effect"):
                 equal = with_interval(row, "length_controlled_win_rate", percent)
             rows.append(
-                [
-                    against,
-                    name,
-                    with_interval(row, "win_rate", percent),
-                    equal,
-                    with_interval(row, "difference", signed_2f),
-                    f"{row['n']:,}",
-                ]
+                {
+                    "against": against,
+                    "by": name,
+                    "win rate": with_interval(row, "win_rate", percent),
+                    "at equal length": equal,
+                    "difference of means": with_interval(row, "difference", signed_2f),
+                    "comparisons": f"{row['n']:,}",
+                }
             )
     reasons = {row.get("length_control_left_out") for row in summary["comparison"].values()} - {None}
     note = (
@@ -86,8 +91,7 @@ def win_rates_table(stages: Stages) -> Table:
         j = summary["comparison"]["judge"]
         note += f" {j['inconsistent']} verdicts of the judge changed with the order, "
         note += f"{j['unparsable']} were unreadable."
-    head = ["against", "by", "win rate", "at equal length", "difference of means", "comparisons"]
-    return Table("Win rates", head, rows, note)
+    return table("Win rates", rows, note)
 
 
 @of_one_run("evaluate")
@@ -97,19 +101,18 @@ def categories_table(stages: Stages) -> Table | None:
     key = main_measure(summary)
     rows = sorted(summary["comparison"][key].get("by_category", []), key=lambda row: row["win_rate"])
     cells = [
-        [
-            row["category"],
-            f"{row['prompts']}",
-            with_interval(row, "win_rate", percent),
-            with_interval(row, "difference", signed_2f),
-        ]
+        {
+            "kind of prompt": row["category"],
+            "prompts": f"{row['prompts']}",
+            "win rate": with_interval(row, "win_rate", percent),
+            "difference of means": with_interval(row, "difference", signed_2f),
+        }
         for row in rows[:MOST_CATEGORIES]
     ]
     note = f"Against the SFT model by {NAMES[key]}, worst first."
     if len(rows) > MOST_CATEGORIES:
         note += f" The {MOST_CATEGORIES} worst of {len(rows)}."
-    head = ["kind of prompt", "prompts", "win rate", "difference of means"]
-    return Table("By kind of prompt", head, cells, note) if cells else None
+    return table("By kind of prompt", cells, note)
 
 
 @needs("evaluate", at_least=2)
@@ -129,7 +132,7 @@ def gains_plot(runs: Runs) -> Plot:
         )
     marks += [
         lambda axes: axes.axvline(0, color=GREY, lw=0.8),
-        limits(0.5 - len(runs), 0.5),
+        lambda axes: axes.set_ylim(0.5 - len(runs), 0.5),
         lambda axes: axes.set_yticks([-n for n in range(len(runs))], list(runs)),
     ]
     judged = {name: row[key] for name, row in zip(runs, compared, strict=True)}
@@ -143,49 +146,49 @@ def gains_plot(runs: Runs) -> Plot:
 
 
 @needs("evaluate", at_least=2)
-def side_by_side(runs: Runs) -> Table:
+def side_by_side(runs: Runs) -> Table | None:
     key = main_measure(*summaries(runs).values())
     rows = []
     for name, stages in runs.items():
-        summary = summary_of(stages)
-        p, compared = summary["policies"]["policy"], summary["comparison"]
-        rows.append(
-            [
-                name,
-                verdict(stages).word,
-                with_interval(compared["score"], "difference", signed_2f),
-                *([with_interval(compared[key], "difference", signed_2f)] if key != "score" else []),
-                with_interval(compared[key], "win_rate", percent),
-                f"{p['kl']:.1f} ± {p['kl_se']:.1f}",
-                f"{p['length']:.1f}",
-                percent(p["eos_rate"]),
-                percent(p["repetition"]),
-            ]
-        )
-    main = [f"gain in {NAMES[key]}"] if key != "score" else []
-    head = ["run", "verdict", "gain in its reward", *main, f"win rate by {NAMES[key]}", "KL (nats)",
-            "length (tokens)", "ends by itself", "repeated trigrams"]  # fmt: skip
+        p, compared = summary_of(stages)["policies"]["policy"], summary_of(stages)["comparison"]
+        row = {
+            "run": name,
+            "verdict": verdict(stages).word,
+            "gain in its reward": with_interval(compared["score"], "difference", signed_2f),
+        }
+        if key != "score":
+            row[f"gain in {NAMES[key]}"] = with_interval(compared[key], "difference", signed_2f)
+        row |= {
+            f"win rate by {NAMES[key]}": with_interval(compared[key], "win_rate", percent),
+            "KL (nats)": f"{p['kl']:.1f} ± {p['kl_se']:.1f}",
+            "length (tokens)": f"{p['length']:.1f}",
+            "ends by itself": percent(p["eos_rate"]),
+            "repeated trigrams": percent(p["repetition"]),
+        }
+        rows.append(row)
     note = "Against each run’s own SFT model, on held-out prompts; 95 % intervals over the prompts."
-    return Table("Runs side by side", head, rows, note)
+    return table("Runs side by side", rows, note)
 
 
 def seeds_table(runs: Seeds) -> Table | None:
     """Every run over its seeds: verdicts, and means with Student's intervals between them."""
     found = {name: seeds for name, seeds in evaluated_seeds(runs).items() if len(seeds) > 1}
-    if not found:
-        return None
     key = main_measure(*(summary_of(stages) for seeds in found.values() for stages in seeds))
-    measures = list(dict.fromkeys(("score", key)))
     rows = []
     for name, seeds in found.items():
         policies = [summary_of(stages)["policies"]["policy"] for stages in seeds]
-        gains = [with_interval(gain(seeds, measure), "difference", signed_2f) for measure in measures]
-        each = [", ".join(f"{policy[what]:.1f}" for policy in policies) for what in ("kl", "length")]
-        rows.append([name, verdicts(seeds), *gains, *each])
-    head = ["run", "verdicts", *(f"gain in {NAMES[m]}" for m in measures), "KL of each (nats)",
-            "length of each (tokens)"]  # fmt: skip
+        gains = {m: with_interval(gain(seeds, m), "difference", signed_2f) for m in ("score", key)}
+        rows.append(
+            {
+                "run": name,
+                "verdicts": verdicts(seeds),
+                **{f"gain in {NAMES[m]}": text for m, text in gains.items()},
+                "KL of each (nats)": ", ".join(f"{policy['kl']:.1f}" for policy in policies),
+                "length of each (tokens)": ", ".join(f"{policy['length']:.1f}" for policy in policies),
+            }
+        )
     note = "Gains are means over seeds with 95 % intervals between them: what another training would give."
-    return Table("Over seeds", head, rows, note)
+    return table("Over seeds", rows, note)
 
 
 def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from preferl.reporting.measures import (
     summaries,
     summary_of,
 )
-from preferl.reporting.page import Plot, Table, needs
+from preferl.reporting.page import Plot, Table, needs, table
 from preferl.reporting.plots import (
     BLACK,
     BLUE,
@@ -83,10 +83,9 @@ def frontier_plot(runs: Runs, key: str) -> Plot:
     that most runs have."""
     found, alone = summaries(runs), len(runs) == 1
     owner = with_usual_reward(runs)
-    best = [row for row in found[owner].get("frontier", NO_FRONTIER)["best_of"] if row["n"] > 1]
-    tilt = [
-        row for row in found[owner].get("frontier", NO_FRONTIER)["tilt"] if row["effective_sample_size"] >= 2
-    ]
+    pool = found[owner].get("frontier", NO_FRONTIER)
+    best = [row for row in pool["best_of"] if row["n"] > 1]
+    tilt = [row for row in pool["tilt"] if row["effective_sample_size"] >= 2]
     ways, ends = [], []
     for (name, stages), (colour, marker) in zip(runs.items(), styles(len(runs)), strict=True):
         way = columns(trajectory(stages, WATCHED.get(key, "")))
@@ -96,10 +95,10 @@ def frontier_plot(runs: Runs, key: str) -> Plot:
         ends.append(point(root(policy["kl"]), policy[key], **look))
     tilted = columns([(root(row["kl"]), row[key]) for row in tilt])
     chosen = columns([(root(row["kl_bound"]), row[key]) for row in best])
-    optimum_colour, best_colour = (GREEN, ORANGE) if alone else (GREY, BLACK)  # else the runs have these
+    tilt_colour, best_colour = (GREEN, ORANGE) if alone else (GREY, BLACK)  # several runs have the others
     marks = [
         *ways,
-        curve(*tilted, "optimum, reweighted", color=optimum_colour, ls="--", marker="^", ms=4),
+        curve(*tilted, "optimum, reweighted", color=tilt_colour, ls="--", marker="^", ms=4),
         curve(*chosen, "best-of-n", color=best_colour, ls=":", marker="s", ms=4),
         point(0, found[owner]["policies"]["reference"][key], color=GREY, label="SFT model"),
         *ends,
@@ -262,7 +261,7 @@ def prediction_of_one(summary: dict[str, Any]) -> Table:
     return Table("What this KL coefficient should lead to", head, rows, note)
 
 
-def predictions_of_several(found: Mapping[str, dict[str, Any]]) -> Table:
+def predictions_of_several(found: Mapping[str, dict[str, Any]]) -> Table | None:
     """A run a row: its coefficient, and length, reward, KL and objective, predicted and measured."""
     rows, below = [], []
     for name, summary in found.items():
@@ -272,22 +271,20 @@ def predictions_of_several(found: Mapping[str, dict[str, Any]]) -> Table:
         best, reached = (objective(part, row["kl_coef"]) for part in (row, policy))
         below += [name] if reached < start else []
         size = row["effective_sample_size"]
+        few = " (too few)" if size < MIN_EFFECTIVE_SAMPLES else ""
         rows.append(
-            [
-                name,
-                f"{row['kl_coef']:g}",
-                f"{size:.0f} of {row['pool']}" + (" (too few)" if size < MIN_EFFECTIVE_SAMPLES else ""),
-                with_interval(row, "length"),
-                f"{with_interval(policy, 'length')} ({signed_percent(off)})",
-                f"{format_2f(row['score'])} → {format_2f(policy['score'])}",
-                f"{format_2f(row['kl'])} → {format_2f(policy['kl'])}",
-                f"{format_2f(best)} → {format_2f(reached)}",
-                format_2f(start),
-            ]
+            {
+                "run": name,
+                "β": f"{row['kl_coef']:g}",
+                "effective samples": f"{size:.0f} of {row['pool']}{few}",
+                "predicted length (tokens)": with_interval(row, "length"),
+                "measured length": f"{with_interval(policy, 'length')} ({signed_percent(off)})",
+                "reward, predicted → measured": f"{format_2f(row['score'])} → {format_2f(policy['score'])}",
+                "KL (nats), predicted → measured": f"{format_2f(row['kl'])} → {format_2f(policy['kl'])}",
+                "reward − β·KL, predicted → measured": f"{format_2f(best)} → {format_2f(reached)}",
+                "of the SFT model": format_2f(start),
+            }
         )
-    head = ["run", "β", "effective samples", "predicted length (tokens)", "measured length",
-            "reward, predicted → measured", "KL (nats), predicted → measured",
-            "reward − β·KL, predicted → measured", "of the SFT model"]  # fmt: skip
     note = (
         "Runs with a fixed KL coefficient β above 0, trained against the reward that is evaluated. "
         "Predicted: the optimum π_ref·e^(r/β), by reweighting samples of the SFT model. Where the effective "
@@ -295,7 +292,7 @@ def predictions_of_several(found: Mapping[str, dict[str, Any]]) -> Table:
     )
     if below:
         note += f" By its own objective worse than the SFT model: {', '.join(below)}."
-    return Table("What each KL coefficient should lead to", head, rows, note)
+    return table("What each KL coefficient should lead to", rows, note)
 
 
 def adjusted(row: dict[str, Any], coef: float) -> float:

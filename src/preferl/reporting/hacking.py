@@ -5,8 +5,8 @@ from typing import Any
 from preferl.reporting.formats import format_2f, percent, signed_2f, with_interval
 from preferl.reporting.frontier import DISTANCE, NO_FRONTIER, Way, gains, root, trajectory
 from preferl.reporting.measures import NAMES, Runs, Stages, metric, series, summaries, summary_of
-from preferl.reporting.page import Plot, Table, needs, of_one_run
-from preferl.reporting.plots import BLACK, BLUE, GREY, ORANGE, Mark, curve, curves, draw, level, limits
+from preferl.reporting.page import Plot, Table, needs, of_one_run, table
+from preferl.reporting.plots import BLACK, BLUE, GREY, ORANGE, Mark, curve, curves, draw
 from preferl.statistics.frontier import OverOptimization, fit_over_optimization
 
 GAIN = "gain over the SFT model (points)"
@@ -100,8 +100,8 @@ def over_optimisation_plot(runs: Runs) -> Plot | None:
         fell = [name for name in paths if fallen_from_its_peak(runs[name])]
         reading = f"In {len(fell)} of {len(paths)} runs the gold reward ended below its own peak beyond noise"
         reading += f": {', '.join(fell)}." if fell else "."
-    svg = draw([*marks, level(0, color=GREY, lw=0.6)], DISTANCE, label)
-    return Plot("Over-optimisation in training", svg, reading)
+    marks.append(lambda axes: axes.axhline(0, color=GREY, lw=0.6))
+    return Plot("Over-optimisation in training", draw(marks, DISTANCE, label), reading)
 
 
 @needs("rl", at_least=2)
@@ -118,22 +118,21 @@ def over_optimisation_table(runs: Runs) -> Table | None:
         if place == TURNS:
             place = f"{fit.turning_kl:.1f} [{bound(fit.turning_low)},\u00a0{bound(fit.turning_high)}]"
         rows.append(
-            [
-                name,
-                f"{format_2f(fit.alpha)} ± {format_2f(fit.alpha_error)}",
-                f"{format_2f(fit.beta)} ± {format_2f(fit.beta_error)}",
-                format_2f(fit.r_squared),
-                place,
-                f"{signed_2f(peak[1] - path[0][1])} at {peak[0] ** 2:.1f} nats",
-                f"{signed_2f(path[-1][1] - path[0][1])} at {path[-1][0] ** 2:.1f} nats",
-            ]
+            {
+                "run": name,
+                "α": f"{format_2f(fit.alpha)} ± {format_2f(fit.alpha_error)}",
+                "β": f"{format_2f(fit.beta)} ± {format_2f(fit.beta_error)}",
+                "R²": format_2f(fit.r_squared),
+                "turns at (nats)": place,
+                "highest gain measured": f"{signed_2f(peak[1] - path[0][1])} at {peak[0] ** 2:.1f} nats",
+                "gain at the end": f"{signed_2f(path[-1][1] - path[0][1])} at {path[-1][0] ** 2:.1f} nats",
+            }
         )
-    head = ["run", "α", "β", "R²", "turns at (nats)", "highest gain measured", "gain at the end"]
     note = (
         "Gold reward’s gain d(α − β log d) with d = √KL (Gao, Schulman & Hilton 2023), fitted to the "
         "measurements of one training each: they share its luck, and another seed may differ by more."
     )
-    return Table("Over-optimisation, fitted", head, rows, note) if rows else None
+    return table("Over-optimisation, fitted", rows, note)
 
 
 def fallen_from_its_peak(stages: Stages) -> str | None:
@@ -242,5 +241,5 @@ def signs_plot(stages: Stages) -> Plot | None:
     share = lines[moved][1]
     shares = f"from {percent(share[0])} to {percent(share[-1])}"
     reading = f"The largest change is in {moved}: {shares} of the responses."
-    marks = [*curves(lines, lw=1), limits(-0.03, 1.03)]
+    marks = [*curves(lines, lw=1), lambda axes: axes.set_ylim(-0.03, 1.03)]
     return Plot("Signs of gaming over training", draw(marks, "iteration", "share of responses"), reading)

@@ -53,6 +53,14 @@ class Section:
     tables: list[Table] = field(default_factory=list)
 
 
+def table(title: str, rows: Sequence[dict[str, str]], note: str = "") -> Table | None:
+    """A table of rows whose cells stand under the name of their column; None without rows."""
+    head = list(dict.fromkeys(column for row in rows for column in row))
+    return (
+        Table(title, head, [[row.get(column, "") for column in head] for row in rows], note) if rows else None
+    )
+
+
 Maker = Callable[[Runs], Plot | Table | list[Plot] | None]
 
 

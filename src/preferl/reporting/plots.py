@@ -73,16 +73,6 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], **look:
     ]
 
 
-def level(y: float, label: str | None = None, **look: Any) -> Mark:
-    """A line across the chart."""
-    return lambda axes: axes.axhline(y, label=label, **look)
-
-
-def limits(low: float | None, high: float | None) -> Mark:
-    """The ends of the y axis; of what is None, matplotlib's choice."""
-    return lambda axes: axes.set_ylim(low, high)
-
-
 def ticks(places: Sequence[float], names: Sequence[str], **look: Any) -> Mark:
     """These ticks alone on the x axis."""
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from preferl.reporting.formats import cut_text, estimate, format_2f, percent, signed_percent, with_interval
-from preferl.reporting.measures import Stages, series
-from preferl.reporting.page import Plot, Table, of_one_run
-from preferl.reporting.plots import BLUE, GREEN, GREY, curve, draw, error_bars, level
+from preferl.reporting.measures import Stages, series, summary_of
+from preferl.reporting.page import Plot, Table, of_one_run, table
+from preferl.reporting.plots import BLUE, GREEN, GREY, curve, draw, error_bars
 
 
 @of_one_run("reward")
@@ -18,8 +18,8 @@ def reward_plot(stages: Stages) -> Plot | None:
     length = record.summary["eval/length_baseline_accuracy"]
     marks = [curve(step, accuracy, "reward model, dev pairs", color=BLUE, marker="o", markersize=3)]
     if bayes:
-        marks.append(level(bayes, "best possible", color=GREEN, linestyle="--"))
-    marks.append(level(length, "length alone", color=GREY, linestyle=":"))
+        marks.append(lambda axes: axes.axhline(bayes, label="best possible", color=GREEN, linestyle="--"))
+    marks.append(lambda axes: axes.axhline(length, label="length alone", color=GREY, linestyle=":"))
     final, best_update = record.summary["eval/accuracy"], record.summary["best_update"]
     reading = (
         f"With the weights of update {best_update} it agrees with {percent(final)} of the eval labels; "
@@ -101,7 +101,7 @@ def reward_table(stages: Stages) -> Table | None:
 @of_one_run("evaluate")
 def verification_table(stages: Stages) -> Table | None:
     """Judging against generating on the same prompts."""
-    summary = stages["evaluate"].summary
+    summary = summary_of(stages)
     row = summary.get("verification")
     if not row:
         return None
@@ -134,32 +134,21 @@ def audit_table(stages: Stages) -> Table | None:
     found = audit_in(stages)
     if found is None:
         return None
-    unseen, seen = found["calibration"]["unseen"], found["calibration"]["seen"]
     rows = [
-        [
-            "held-out pairs",
-            estimate(unseen["accuracy"], percent),
-            estimate(unseen["mean_margin"], format_2f),
-            "",
-        ]
+        accuracy_row(f"{name} pairs", found["calibration"][part])
+        for name, part in (("held-out", "unseen"), ("training", "seen"))
+        if found["calibration"][part] is not None
     ]
-    if seen is not None:
-        rows.append(
-            [
-                "training pairs",
-                estimate(seen["accuracy"], percent),
-                estimate(seen["mean_margin"], format_2f),
-                "",
-            ]
-        )
-    rows += [[f"held-out, {row[0]}", *row[1:], ""] for row in category_rows(found)]
     rows += [
-        [
-            f"baseline: {row['baseline']}",
-            estimate(row["accuracy"], percent),
-            "",
-            estimate(row["model_minus_baseline"], signed_percent),
-        ]
+        {"pairs": f"held-out, {category}", "accuracy": accuracy, MARGIN: margin}
+        for category, accuracy, margin in category_rows(found)
+    ]
+    rows += [
+        {
+            "pairs": f"baseline: {row['baseline']}",
+            "accuracy": estimate(row["accuracy"], percent),
+            "model minus baseline": estimate(row["model_minus_baseline"], signed_percent),
+        }
         for row in (found.get("baselines") or {"rows": []})["rows"]
     ]
     members = found.get("members")
@@ -167,24 +156,20 @@ def audit_table(stages: Stages) -> Table | None:
         for name, part in (("all members agree", "unanimous"), ("members differ", "divided")):
             group = members[part]
             label = f"held-out, {name} ({group['pairs']:,} pairs)"
-            rows.append([label, estimate(group["accuracy"], percent), "", ""])
+            rows.append({"pairs": label, "accuracy": estimate(group["accuracy"], percent)})
     for name, part in (("its six demonstration pairs", "seen"), ("four more", "unseen")):
-        summary = found["demonstration"][part]
-        if summary is not None:
-            rows.append(
-                [
-                    f"preferl's own: {name}",
-                    estimate(summary["accuracy"], percent),
-                    estimate(summary["mean_margin"], format_2f),
-                    "",
-                ]
-            )
-    return Table(
-        "Reward model, audited",
-        ["pairs", "accuracy", "mean margin (log-odds)", "model minus baseline"],
-        rows,
-        "95 % intervals, over prompts where a prompt has several pairs.",
-    )
+        if found["demonstration"][part] is not None:
+            rows.append(accuracy_row(f"preferl's own: {name}", found["demonstration"][part]))
+    note = "95 % intervals, over prompts where a prompt has several pairs."
+    return table("Reward model, audited", rows, note)
+
+
+MARGIN = "mean margin (log-odds)"
+
+
+def accuracy_row(name: str, part: dict[str, Any]) -> dict[str, str]:
+    accuracy, margin = estimate(part["accuracy"], percent), estimate(part["mean_margin"], format_2f)
+    return {"pairs": name, "accuracy": accuracy, MARGIN: margin, "model minus baseline": ""}
 
 
 def category_rows(found: dict[str, Any]) -> list[list[str]]:
@@ -203,15 +188,13 @@ def benchmark_table(stages: Stages) -> Table | None:
     for name, found in benchmarks_in(stages).items():
         if found is audit_in(stages):
             continue
-        total = found["calibration"]["unseen"]
-        everything = [
-            "all pairs",
-            estimate(total["accuracy"], percent),
-            estimate(total["mean_margin"], format_2f),
+        total = accuracy_row("all pairs", found["calibration"]["unseen"])
+        everything = (total["pairs"], total["accuracy"], total[MARGIN])
+        rows += [
+            {"audit": name, "category": category, "accuracy": accuracy, "mean margin": margin}
+            for category, accuracy, margin in (everything, *category_rows(found))
         ]
-        rows += [[name, *row] for row in (everything, *category_rows(found))]
-    head = ["audit", "category", "accuracy", "mean margin"]
-    return Table("Reward model on other pairs", head, rows) if rows else None
+    return table("Reward model on other pairs", rows)
 
 
 @of_one_run()
@@ -221,15 +204,15 @@ def bias_table(stages: Stages) -> Table | None:
     if found is None:
         return None
     rows = [
-        [
-            row["feature"],
-            f"{row['differing']:,}",
-            estimate(row["given_label"], format_2f),
-            estimate(row["model_prefers_more"], percent),
-            estimate(row["labels_prefer_more"], percent),
-            estimate(row["excess"], signed_percent),
-            row["verdict"] or "–",
-        ]
+        {
+            "feature": row["feature"],
+            "pairs that differ": f"{row['differing']:,}",
+            "partial correlation": estimate(row["given_label"], format_2f),
+            "model prefers more": estimate(row["model_prefers_more"], percent),
+            "labels prefer more": estimate(row["labels_prefer_more"], percent),
+            "excess": estimate(row["excess"], signed_percent),
+            "": row["verdict"] or "–",
+        }
         for row in found["bias"]["features"]
         if row["verdict"] is not None
     ]
@@ -241,32 +224,22 @@ def bias_table(stages: Stages) -> Table | None:
         f"after Holm's correction over the features. "
         + (f"Over-rewarded: {', '.join(accused)}." if accused else "Nothing is over-rewarded.")
     )
-    head = [
-        "feature",
-        "pairs that differ",
-        "partial correlation",
-        "model prefers more",
-        "labels prefer more",
-        "excess",
-        "",
-    ]
-    return Table("Reward model: what it likes", head, rows, note) if rows else None
+    return table("Reward model: what it likes", rows, note)
 
 
 @of_one_run()
 def disagreement_table(stages: Stages) -> Table | None:
     """The pairs on which reward model and label disagree most."""
     found = audit_in(stages)
-    if found is None or not found["disagreements"]:
+    if found is None:
         return None
     rows = [
-        [
-            cut_text(row["prompt"]),
-            cut_text(row["chosen"]),
-            cut_text(row["rejected"]),
-            format_2f(row["score_rejected"] - row["score_chosen"]),
-        ]
+        {
+            "prompt": cut_text(row["prompt"]),
+            "the label prefers": cut_text(row["chosen"]),
+            "the model prefers": cut_text(row["rejected"]),
+            "by (log-odds)": format_2f(row["score_rejected"] - row["score_chosen"]),
+        }
         for row in found["disagreements"][:8]
     ]
-    head = ["prompt", "the label prefers", "the model prefers", "by (log-odds)"]
-    return Table("Where reward model and label disagree most", head, rows)
+    return table("Where reward model and label disagree most", rows)

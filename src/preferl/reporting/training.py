@@ -1,10 +1,10 @@
 """How the policy was trained: curves of sft, dpo and rl, alarms, rounds, checks."""
 
 from preferl.evaluation.comparison import KL_DRIFT_PER_TOKEN
-from preferl.reporting.formats import brackets, format_2f, percent
+from preferl.reporting.formats import format_2f, percent, with_interval
 from preferl.reporting.measures import Runs, Stages, series, smooth
-from preferl.reporting.page import Plot, Table, needs, of_one_run
-from preferl.reporting.plots import BLUE, GREEN, ORANGE, curve, curves, draw, limits
+from preferl.reporting.page import Plot, Table, needs, of_one_run, table
+from preferl.reporting.plots import BLUE, GREEN, ORANGE, curve, curves, draw
 
 
 @of_one_run("sft")
@@ -102,7 +102,7 @@ def rl_kl_plot(stages: Stages) -> Plot:
 def rl_length_plot(stages: Stages) -> Plot:
     step, length = series(stages["rl"], "train/length")
     _, eos = series(stages["rl"], "train/eos_rate")
-    marks = [curve(step, length, "mean length", color=BLUE), limits(0, None)]
+    marks = [curve(step, length, "mean length", color=BLUE), lambda axes: axes.set_ylim(bottom=0)]
     reading = (
         f"Responses went from {length[0]:.0f} to {length[-1]:.0f} tokens; the share that ends by itself "
         f"from {percent(eos[0])} to {percent(eos[-1])}."
@@ -152,13 +152,17 @@ def training_plots(runs: Runs) -> list[Plot]:
 @of_one_run()
 def alarms_table(stages: Stages) -> Table | None:
     """What RL raised an alarm about."""
-    found = [
-        [name, str(alarm["first"]), f"{alarm['count']} of {record.summary['iterations']}", alarm["text"]]
+    rows = [
+        {
+            "stage": name,
+            "first at iteration": str(alarm["first"]),
+            "iterations": f"{alarm['count']} of {record.summary['iterations']}",
+            "what was wrong then": alarm["text"],
+        }
         for name, record in stages.items()
         for alarm in record.summary.get("alarms", {}).values()
     ]
-    head = ["stage", "first at iteration", "iterations", "what was wrong then"]
-    return Table("Alarms", head, found) if found else None
+    return table("Alarms", rows)
 
 
 @of_one_run("rl")
@@ -174,28 +178,27 @@ def rounds_table(stages: Stages) -> Table | None:
         agreed = series(record, "held-out/reward_accuracy")[1]
         gold, kl = series(record, "held-out/gold")[1], series(record, "held-out/kl_exact")[1]
         rows.append(
-            [
-                name.partition(", ")[2] or f"round {len(names)}",
-                f"{reward['train_pairs']:,}",
-                f"{percent(reward['eval/accuracy'])} {brackets(reward, 'eval/accuracy', percent)}",
-                f"{percent(agreed[0])} → {percent(agreed[-1])}" if agreed else "–",
-                f"{format_2f(gold[0])} → {format_2f(gold[-1])}" if gold else "–",
-                format_2f(kl[-1]) if kl else "–",
-            ]
+            {
+                "": name.partition(", ")[2] or f"round {len(names)}",
+                "training pairs": f"{reward['train_pairs']:,}",
+                "reward model: held-out pairs": with_interval(reward, "eval/accuracy", percent),
+                "on fresh samples": f"{percent(agreed[0])} → {percent(agreed[-1])}" if agreed else "–",
+                "gold reward": f"{format_2f(gold[0])} → {format_2f(gold[-1])}" if gold else "–",
+                "KL": format_2f(kl[-1]) if kl else "–",
+            }
         )
-    head = ["", "training pairs", "reward model: held-out pairs", "on fresh samples", "gold reward", "KL"]
     note = "On fresh samples: how often the reward model prefers what the annotator prefers, first and last."
-    return Table("Rounds", head, rows, note)
+    return table("Rounds", rows, note)
 
 
 @of_one_run()
 def checks_table(stages: Stages) -> Table | None:
-    trained = [name for name in ("dpo", "rl") if name in stages]
-    rows = [[name, check] for name in trained for check in stages[name].summary["checks"]]
-    sft = stages["sft"].summary if "sft" in stages else {}
-    if "dev/well_formed_rate" in sft:
-        share = percent(sft["dev/well_formed_rate"])
-        rows.insert(
-            0, ["sft", f"{share} of {sft['dev/samples']} samples parse as well-formed and end with EOS"]
-        )
-    return Table("Checked in the run itself", ["stage", "what held"], rows) if rows else None
+    rows = []
+    if "sft" in stages and "dev/well_formed_rate" in stages["sft"].summary:
+        sft = stages["sft"].summary
+        share = f"{percent(sft['dev/well_formed_rate'])} of {sft['dev/samples']} samples"
+        rows.append({"stage": "sft", "what held": f"{share} parse as well-formed and end with EOS"})
+    for name in ("dpo", "rl"):
+        if name in stages:
+            rows += [{"stage": name, "what held": check} for check in stages[name].summary["checks"]]
+    return table("Checked in the run itself", rows)

@@ -77,7 +77,7 @@ def paragraph(summary: dict[str, Any]) -> str:
     proxy = comparison["score"]
     text = (
         f"On {summary['prompts']} held-out prompts training moved the reward by "
-        f"{signed_2f(proxy['difference'])} {brackets(proxy, 'difference', signed_2f)} against the SFT model "
+        f"{with_interval(proxy, 'difference', signed_2f)} against the SFT model "
         f"(from {format_2f(before['score'])} to {format_2f(after['score'])})"
     )
     for key in ("gold", "held_out"):
@@ -90,8 +90,7 @@ def paragraph(summary: dict[str, Any]) -> str:
     key = main_measure(summary)
     judged = comparison[key]
     text += (
-        f". The policy wins {percent(judged['win_rate'])} {brackets(judged, 'win_rate', percent)} of the "
-        f"comparisons by {NAMES[key]}. "
+        f". The policy wins {with_interval(judged, 'win_rate', percent)} of the comparisons by {NAMES[key]}. "
     )
     worse = [row["category"] for row in judged.get("by_category", []) if row["difference_high"] < 0]
     if worse and judged["difference_high"] > 0:
@@ -102,7 +101,7 @@ def paragraph(summary: dict[str, Any]) -> str:
     if judge:
         text += (
             f"A language model that judged {judge['n']} pairs in both orders prefers it in "
-            f"{percent(judge['win_rate'])} {brackets(judge, 'win_rate', percent)}. "
+            f"{with_interval(judge, 'win_rate', percent)}. "
         )
     drift = ", a significant drift" if after["drifted"] else ""
     text += (
