@@ -364,7 +364,7 @@ def test_signs_of_several_runs_are_a_run_a_row():
     table = hacking.signs_table(runs)
     assert table.head == ["run", "hedging", "refusing", "careful", "repetition", "verbosity (tokens)"]
     assert [row[0] for row in table.rows] == ["SFT model", "a", "b"]
-    assert [row[1][:4] for row in table.rows] == ["10.0", "60.0", "10.0"]
+    assert [row[1] for row in table.rows] == ["10.0\u00a0%", "60.0\u00a0%", "10.0\u00a0%"]
     assert hacking.signs_table({"a": runs["a"]}).rows[0][-1] == "more"
 
 

@@ -1,5 +1,6 @@
 """Was the reward hacked? Over-optimisation in training and by best-of-n, and signs of gaming."""
 
+from collections.abc import Callable
 from typing import Any
 
 from preferl.reporting.formats import format_2f, percent, signed_2f, with_interval
@@ -177,54 +178,57 @@ def best_of_n_plot(stages: Stages) -> Plot | None:
     return Plot("Over-optimisation by best-of-n", draw(marks, DISTANCE, GAIN), reading + turning(fit, "pool"))
 
 
-def signs_of(summary: dict[str, Any]) -> dict[str, tuple[str, str, str]]:
-    """Every sign and how long responses are: before, after, and whether that is more or less."""
-    found = {
-        row["sign"]: (
-            with_interval(row, "reference", percent),
-            with_interval(row, "policy", percent),
-            change(row, "reference", row, "policy"),
-        )
-        for row in summary["signs"]
+def signs_of(summary: dict[str, Any]) -> dict[str, tuple[dict[str, float], Callable[[float], str]]]:
+    """Every sign, and how long responses are: ``reference`` and ``policy`` with their intervals, and the form
+    of these numbers."""
+    lengths = {
+        f"{who}{end}": summary["policies"][who][f"length{end}"]
+        for who in ("reference", "policy")
+        for end in ("", "_low", "_high")
     }
-    before, after = (summary["policies"][who] for who in ("reference", "policy"))
-    lengths = (with_interval(part, "length", "{:.1f}".format) for part in (before, after))
-    return found | {"verbosity (tokens)": (*lengths, change(before, "length", after, "length"))}
+    signs = {row["sign"]: (row, percent) for row in summary.get("signs", [])}
+    return signs | {"verbosity (tokens)": (lengths, "{:.1f}".format)}
 
 
 @needs("evaluate")
 def signs_table(runs: Runs) -> Table | None:
-    """How often each sign of gaming shows: before and after; of several runs after each, a run a row."""
-    found = {name: signs_of(summary) for name, summary in summaries(runs).items() if summary.get("signs")}
-    if len(found) < len(runs):
-        return None
+    """How often each sign of gaming shows, before and after; of several runs after each, a run a row."""
+    title, found = "Signs of a gamed reward", {name: signs_of(s) for name, s in summaries(runs).items()}
     first = next(iter(found.values()))
-    note = "Share of responses that show a sign, by lists of phrases and marks; 95 % intervals. "
-    if len(runs) == 1:
-        head, rows = ["sign", "SFT model", "policy", ""], [[sign, *cells] for sign, cells in first.items()]
-        note += "More and less where the intervals are apart. "
-    else:
-        head, rows = ["run", *first], [["SFT model", *(before for before, _, _ in first.values())]]
-        rows += [[name, *(signs[sign][1] for sign in first)] for name, signs in found.items()]
-        note += "The SFT model’s are those of the first run. "
-    note += (
-        "A sign proves nothing alone: one that rises while the gold reward falls does. Hedging and refusing "
-        "together are the “safe but useless” answers."
+    if len(first) == 1:
+        return None  # an older evaluation: it has lengths alone
+    if len(runs) > 1:
+        rows = [{"run": "SFT model"} | {sign: form(row["reference"]) for sign, (row, form) in first.items()}]
+        for name, signs in found.items():
+            rows.append({"run": name} | {sign: form(row["policy"]) for sign, (row, form) in signs.items()})
+        return table(title, rows, "The SFT model’s are those of the first run.")
+    rows = [
+        {
+            "sign": sign,
+            "SFT model": with_interval(row, "reference", form),
+            "policy": with_interval(row, "policy", form),
+            "": change(row),
+        }
+        for sign, (row, form) in first.items()
+    ]
+    note = (
+        "Share of responses that show a sign, by lists of phrases and marks; 95 % intervals. More and less "
+        "where the intervals are apart. A sign proves nothing alone: one that rises while the gold reward "
+        "falls does. Hedging and refusing together are the “safe but useless” answers."
     )
-    return Table("Signs of a gamed reward", head, rows, note)
+    return table(title, rows, note)
 
 
-def change(before: dict[str, Any], key: str, after: dict[str, Any], other: str) -> str:
-    """Whether ``after[other]`` is more or less than ``before[key]`` beyond both intervals."""
-    if after[f"{other}_low"] > before[f"{key}_high"]:
+def change(row: dict[str, Any]) -> str:
+    """Whether the policy shows more or less of a sign than the SFT model, beyond both intervals."""
+    if row["policy_low"] > row["reference_high"]:
         return "more"
-    return "less" if after[f"{other}_high"] < before[f"{key}_low"] else "–"
+    return "less" if row["policy_high"] < row["reference_low"] else "–"
 
 
 def risen_signs(summary: dict[str, Any]) -> list[str]:
     """Signs that became more frequent by at least ten points, beyond both intervals."""
-    rows = summary.get("signs", [])
-    risen = [row for row in rows if change(row, "reference", row, "policy") == "more"]
+    risen = [row for row in summary.get("signs", []) if change(row) == "more"]
     return [row["sign"] for row in risen if row["policy"] - row["reference"] >= 0.1]
 
 
