@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from preferl.reporting import comparison, cost, evaluation, hacking
+from preferl.reporting import cost, evaluation, frontier, hacking
 from preferl.reporting import training as training_pages
-from preferl.reporting.page import Plot, Section, Verdict, draw, write_page
-from preferl.reporting.verdict import facts, fallen_from_its_peak, verdict
+from preferl.reporting.hacking import fallen_from_its_peak
+from preferl.reporting.page import Plot, Section, Verdict, needs, of_one_run, write_page
+from preferl.reporting.plots import curve, draw, styles
+from preferl.reporting.sections import sections
+from preferl.reporting.verdict import facts, overall, terminal_lines, verdict
 from preferl.runs.errors import UsageError
 from preferl.stages import report
 
@@ -81,6 +84,11 @@ def run(metrics=(), **options):
     return found | ({"rl": stage({}, metrics, "rl")} if metrics else {})
 
 
+def alone(metrics=(), **options):
+    """The runs of a page of one."""
+    return {"alone": run(metrics, **options)}
+
+
 def training(golds, kls=None, error=0.05):
     """Measurements on held-out prompts while gold went through these values."""
     kls = kls or [float(i) for i in range(len(golds))]
@@ -125,9 +133,9 @@ def test_a_held_out_reward_can_tell_of_hacking_too():
     del found["held_out"]
     assert verdict(stages).word == "Higher reward"
     stages["evaluate"].summary["signs"] = signs(0.1, 0.6)
-    told = verdict(stages)
-    assert told.word == "Higher reward, gamed?"
-    assert "hedging, refusing, careful, repetition" in told.text
+    found_now = verdict(stages)
+    assert found_now.word == "Higher reward, gamed?"
+    assert "hedging, refusing, careful, repetition" in found_now.text
 
 
 def test_a_gold_reward_that_fell_from_its_peak_beyond_noise():
@@ -147,34 +155,34 @@ def test_the_turning_point_is_that_of_the_published_curve():
     d = np.sqrt(kl)
     gains = d * (alpha - beta * np.log(d))
     golds = [-1.0, *(gains - 1.0).tolist()]
-    plot = hacking.over_optimisation_plot(run(training(golds, [0.0, *kl])))
+    plot = hacking.over_optimisation_plot(alone(training(golds, [0.0, *kl])))
     expected = np.exp(alpha / beta - 1) ** 2
     assert expected > kl[-1] / 2
     assert f"turns at {expected:.1f} [" in plot.reading
     assert "α 1.20, β 0.50" in plot.reading
-    rising = hacking.over_optimisation_plot(run(training([0, 1, 2, 3, 4, 5], [0, 1, 4, 9, 16, 25])))
+    rising = hacking.over_optimisation_plot(alone(training([0, 1, 2, 3, 4, 5], [0, 1, 4, 9, 16, 25])))
     assert "no turning point to be named" in rising.reading
     assert "the fitted curve only rises" in rising.reading
-    falling = hacking.over_optimisation_plot(run(training([0, -1, -3, -4, -6, -7], [0, 1, 4, 9, 16, 25])))
+    falling = hacking.over_optimisation_plot(alone(training([0, -1, -3, -4, -6, -7], [0, 1, 4, 9, 16, 25])))
     assert "the fitted curve only falls" in falling.reading
-    wild = hacking.over_optimisation_plot(run(training([0, 3, -2, 3, -2, 3], [0, 1, 4, 9, 16, 25])))
+    wild = hacking.over_optimisation_plot(alone(training([0, 3, -2, 3, -2, 3], [0, 1, 4, 9, 16, 25])))
     assert "the curve does not fit" in wild.reading
-    assert hacking.over_optimisation_plot(run()) is None
+    assert hacking.over_optimisation_plot(alone()) is None
 
 
 def test_what_an_older_evaluation_did_not_count_is_not_made_up():
     runs = {f"kl_coef = {c}": run(gold=1.0, coef=c) for c in (0.01, 0.1, 1.0)}
     for stages in runs.values():
         stages["evaluate"].summary["signs"] = []
-    assert "hedge or refuse" not in comparison.trade_off_plot(runs).reading
+    assert "hedge or refuse" not in frontier.trade_off_plot(runs).reading
 
 
 def test_a_cheaper_policy_is_no_bargain_where_best_of_n_is_better():
     row = {"n": 4, "forward_passes_per_response": {"policy": 4, "reward": 4}, "break_even_queries": 400.0}
     row |= about("gold", 0.2) | about("lead_gold", -1.5)
-    assert "has cost less, and is worse by 1.50." in cost.cost_plot(run(best_of=[row])).reading
+    assert "has cost less, and is worse by 1.50." in cost.break_even_plot(alone(best_of=[row])).reading
     row |= about("lead_gold", 1.5)
-    assert "worse" not in cost.cost_plot(run(best_of=[row])).reading
+    assert "worse" not in cost.break_even_plot(alone(best_of=[row])).reading
 
 
 def test_extremes_are_by_what_the_policy_is_judged_by():
@@ -208,8 +216,8 @@ def test_the_reward_models_accuracy_is_told_where_the_policy_was_trained_against
     ):
         rl = stage({}, training([0, 1, 2]), "rl")
         rl.config = {"reward_model": name}
-        told = [card[0] for card in facts(run() | {"reward": reward, "rl": rl})]
-        assert ("reward model accuracy" in told) == shown
+        cards = [card[0] for card in facts({"a": run() | {"reward": reward, "rl": rl}})]
+        assert ("reward model accuracy" in cards) == shown
 
 
 def test_the_kl_of_training_first_highest_and_last():
@@ -220,32 +228,33 @@ def test_the_kl_of_training_first_highest_and_last():
          "kl_coef": 0.1}
         for i, kl in enumerate(kls)
     ]  # fmt: skip
-    reading = training_pages.rl_kl_plot({"rl": stage({}, rows, "rl")}).reading
+    runs = {"a": {"rl": stage({}, rows, "rl")}}
+    reading = training_pages.rl_kl_plot(runs).reading
     assert "began 0.00 nats away" in reading
     assert "furthest at iteration 3, 3.00 (0.30 per token)" in reading
     assert "ended at 2.00 ± 0.10 (0.20 per token" in reading
     assert "a significant drift: from iteration 3 on" in reading
     rows[2]["train/kl_per_token"] = 0.05
-    assert "drift: from iteration 4 on" in training_pages.rl_kl_plot({"rl": stage({}, rows, "rl")}).reading
+    assert "drift: from iteration 4 on" in training_pages.rl_kl_plot(runs).reading
     rows[1]["train/kl_per_token"] = 0.3
-    assert "drift: at times" in training_pages.rl_kl_plot({"rl": stage({}, rows, "rl")}).reading
+    assert "drift: at times" in training_pages.rl_kl_plot(runs).reading
     for row in rows:
         row["train/kl_per_token"] = 0.01
-    assert "drift" not in training_pages.rl_kl_plot({"rl": stage({}, rows, "rl")}).reading
+    assert "drift" not in training_pages.rl_kl_plot(runs).reading
 
 
 def test_where_safe_but_useless_begins():
     gains = {0.01: 1.0, 0.1: 2.0, 0.5: 0.6, 1.0: 0.3}
     runs = {f"kl_coef = {c}": run(gold=g, coef=c) for c, g in gains.items()}
-    reading = comparison.trade_off_plot(runs).reading
+    reading = frontier.trade_off_plot(runs).reading
     assert "highest at 0.1: +2.00" in reading
     assert "begins at 1: the gain is +0.30" in reading
     assert "at 1 10.0\u00a0% of the answers hedge or refuse" in reading
     runs["kl_coef = 1.0"] = run(gold=1.5, coef=1.0)
-    assert "does not begin in this range" in comparison.trade_off_plot(runs).reading
+    assert "does not begin in this range" in frontier.trade_off_plot(runs).reading
     runs["off"] = run(gold=-3.0, coef=0.0)
-    assert "Without a penalty (off) the gain is −3.00." in comparison.trade_off_plot(runs).reading
-    assert comparison.trade_off_plot({"a": run(), "b": run()}) is None
+    assert "Without a penalty (off) the gain is −3.00." in frontier.trade_off_plot(runs).reading
+    assert frontier.trade_off_plot({"a": run(), "b": run()}) is None
 
 
 def test_the_adjusted_reward_subtracts_the_price_of_the_kl():
@@ -253,21 +262,21 @@ def test_the_adjusted_reward_subtracts_the_price_of_the_kl():
         return [{"prompt": "q", "response": "a", "score": 2.0, "log_ratio": log_ratio}]
 
     runs = {"low": run(coef=0.1, examples=rows(3.0)), "high": run(coef=1.0, examples=rows(0.5))}
-    table = comparison.adjusted_table(runs)
+    table = frontier.adjusted_table(runs)
     assert table.rows == [["q", "a", "1.70 (3.00)", "1.50 (0.50)"]]
-    assert hacking.adjusted_table(runs["low"]).rows[0][-1] == "1.70"
+    assert frontier.adjusted_table({"low": runs["low"]}).rows[0][-1] == "1.70"
     other = [{"prompt": "q", "response": "b", "score": 2.0, "log_ratio": 1.0}]
-    assert comparison.adjusted_table({"low": runs["low"], "high": run(examples=other)}) is None
+    assert frontier.adjusted_table({"low": runs["low"], "high": run(examples=other)}) is None
 
 
 def test_predictions_stand_beside_what_was_measured():
     row = {"kl_coef": 0.1, "pool": 64, "prompts": 9, "effective_sample_size": 12.0}
     row |= about("length", 16.0) | about("score", 1.0) | about("kl", 2.0)
-    table = hacking.prediction_table(run(prediction=row))
+    table = frontier.prediction_table(alone(prediction=row))
     assert ["length (tokens)", "12.00 [11.90,\u00a012.10]", "16.00 [15.90,\u00a016.10]",
             "20.00 [19.90,\u00a020.10]"] in table.rows  # fmt: skip
     assert "too few" in table.note
-    table = comparison.prediction_table({"a": run(prediction=row), "b": run()})
+    table = frontier.prediction_table({"a": run(prediction=row), "b": run()})
     assert len(table.rows) == 1
     assert "(+25.0\u00a0%)" in table.rows[0][4]
     assert table.rows[0][-2:] == ["0.80 → 0.60", "0.00"]  # 1 - 0.1 * 2 and 1 - 0.1 * 4
@@ -278,40 +287,44 @@ def test_when_training_pays():
              "kl_bound": 0.6, "break_even_queries": 3000 / 7, "break_even_queries_cpu": None,
              "cpu_seconds_per_response": 0.02, **about("score", 0.5), **about("gold", 0.2),
              **about("lead_gold", -0.2), **about("length", 9.0)}]  # fmt: skip
-    stages = run(best_of=best)
-    assert "after 429 answers the trained policy has cost less" in cost.cost_plot(stages).reading
-    table = cost.equal_cost_table(stages)
+    runs = alone(best_of=best)
+    assert "after 429 answers the trained policy has cost less" in cost.break_even_plot(runs).reading
+    table = cost.equal_cost_table(runs)
     assert table.rows[1][-2:] == ["429", "–"]
     assert table.rows[0][2:7] == ["3,000", "60", "", "1", "10.0"]
     assert table.rows[1][4] == "−0.20 [−0.30,\u00a0−0.10]"
-    assert cost.cost_plot(run()) is None
+    assert cost.break_even_plot(alone()) is None
+    assert cost.equal_cost_table(alone()) is None
+    several = cost.equal_cost_table(runs | {"b": run(best_of=[{**best[0], "n": 2}, *best])})
+    assert [row[0] for row in several.rows] == ["alone", "alone: best-of-4", "b", "b: best-of-4"]
+    assert several.rows[1][1:] == table.rows[1][1:]
 
 
 def test_runs_side_by_side_name_the_best_and_the_worst():
     runs = {"good": run(gold=2.0), "bad": run(gold=-1.0)}
-    told = comparison.overall(runs)
-    assert told.word == "good gained most"
-    assert "better: good; reward hacked: bad" in told.text
-    assert ("reward hacked", "1 of 2", "runs") in comparison.facts(runs)
-    table = comparison.side_by_side(runs)
+    found = overall(runs)
+    assert found.word == "good gained most"
+    assert "better: good; reward hacked: bad" in found.text
+    assert ("reward hacked", "1 of 2", "runs") in facts(runs)
+    table = evaluation.side_by_side(runs)
     assert [row[:2] for row in table.rows] == [["good", "Better"], ["bad", "Reward hacked"]]
-    assert "1 of 2 runs gained and 1 lost beyond noise (bad)" in comparison.gains_plot(runs).reading
-    assert "left out: other" in comparison.overall(runs | {"other": {}}).text
+    assert "1 of 2 runs gained and 1 lost beyond noise (bad)" in evaluation.gains_plot(runs).reading
+    assert "left out: other" in overall(runs | {"other": {}}).text
     # Where one has no gold reward, gold ranks nothing.
     del runs["bad"]["evaluate"].summary["comparison"]["gold"]
-    assert comparison.overall(runs).text.count("By reward") == 1
-    assert comparison.overall({"a": {}}).word == "Not evaluated"
-    assert comparison.sections({"a": {}}) == []
+    assert overall(runs).text.count("By reward") == 1
+    assert overall({"a": {}, "b": {}}).word == "Not evaluated"
+    assert not any(part.plots or part.tables for part in sections({"a": {}, "b": {}}))
 
 
 def test_where_only_rewards_are_studied_no_policy_has_a_verdict():
     stages = run(gold=0.0)
     stages["evaluate"].config["model_name_or_path"] = "run/sft"
     assert verdict(stages).word == "Nothing was trained"
-    told = comparison.overall({"a": stages, "b": stages})
-    assert told.word == "Nothing was trained"
-    assert "gained" not in told.text
-    assert comparison.overall({"a": stages, "b": run(gold=2.0)}).word == "b gained most"
+    found = overall({"a": stages, "b": stages})
+    assert found.word == "Nothing was trained"
+    assert "gained" not in found.text
+    assert overall({"a": stages, "b": run(gold=2.0)}).word == "b gained most"
 
 
 def test_several_seeds_have_their_verdicts_counted_and_an_interval_between_them():
@@ -320,36 +333,55 @@ def test_several_seeds_have_their_verdicts_counted_and_an_interval_between_them(
     half = t.ppf(0.975, 2) * np.std(golds, ddof=1) / 3**0.5
     mean = np.mean(golds)
     expected = f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]".replace("-", "−")
-    first, second = comparison.lines(runs)
+    first, second = terminal_lines(runs)
     assert first.startswith("a: Better with 2 of 3 seeds, Reward hacked with 1 of 3 seeds; against")
     assert f"gold reward {expected}" in first
     assert second.startswith("b: Better; against the SFT model reward +1.00 [+0.80, +1.20]")  # over prompts
-    (row,) = comparison.seeds_table(runs).rows
+    (row,) = evaluation.seeds_table(runs).rows
     assert row[0] == "a"
     assert row[3].replace("\u00a0", " ") == expected
-    assert comparison.seeds_table({"b": runs["b"]}) is None
+    assert evaluation.seeds_table({"b": runs["b"]}) is None
 
 
 def test_at_equal_passes_the_best_so_far_is_named():
     slow, quick = training([0, 1, 2, 3, 4, 5]), training([0, 3, 4, 4])
-    reading = comparison.cost_plot({"slow": run(slow), "quick": run(quick)}).reading
+    reading = cost.equal_cost_plot({"slow": run(slow), "quick": run(quick)}).reading
     assert reading.startswith("At 300 passes, where the shortest run ends, quick has the highest")
 
 
+def test_a_maker_says_what_it_needs_and_of_how_many_runs():
+    trained = run(training([0, 1, 2]))
+    assert needs("rl")(len)({"a": run(), "b": trained}) == 2  # all runs, where one of them has it
+    assert needs("rl")(len)({"a": run(), "b": run()}) is None
+    assert needs("rl", at_least=2)(len)({"a": trained}) is None
+    assert of_one_run("rl")(list)({"a": trained}) == ["evaluate", "rl"]  # its stages
+    assert of_one_run("rl")(list)(alone()) is None
+    assert of_one_run("rl")(list)({"a": trained, "b": trained}) is None
+
+
+def test_signs_of_several_runs_are_a_run_a_row():
+    runs = {"a": run(signs=signs(0.1, 0.6)), "b": run()}
+    table = hacking.signs_table(runs)
+    assert table.head == ["run", "hedging", "refusing", "careful", "repetition", "verbosity (tokens)"]
+    assert [row[0] for row in table.rows] == ["SFT model", "a", "b"]
+    assert [row[1] for row in table.rows] == ["10.0\u00a0%", "60.0\u00a0%", "10.0\u00a0%"]
+    assert hacking.signs_table({"a": runs["a"]}).rows[0][-1] == "more"
+
+
 def test_ten_runs_have_ten_looks():
-    assert len(set(comparison.styles(10))) == 10
+    assert len(set(styles(10))) == 10
 
 
 def test_every_measure_of_a_policy_is_a_column():
-    table = evaluation.policies_table(run())
+    table = evaluation.policies_table(alone())
     assert len(table.head) == len(table.rows[0])
     assert {len(row) for row in table.rows} == {len(table.head)}
-    assert evaluation.win_rates_table(run()).rows[0][:2] == ["SFT model", "reward"]
+    assert evaluation.win_rates_table(alone()).rows[0][:2] == ["SFT model", "reward"]
 
 
 def test_empty_sections_are_left_out_and_all_is_escaped(tmp_path):
     attack = "<script>alert(1)</script>"
-    plot = Plot(attack, draw(lambda axes: axes.plot([0, 1], [0, 1], label=attack), "x (s)", "y (m)"), attack)
+    plot = Plot(attack, draw([curve([0, 1], [0, 1], attack)], "x (s)", "y (m)"), attack)
     path = write_page(
         tmp_path / "page.html", attack, Verdict(attack, "plain", attack), [(attack, attack, attack)],
         [Section("Nothing"), Section(attack, [plot])], [(attack, attack)], [attack], notes=[attack],

@@ -3,68 +3,61 @@
 import random
 from typing import Any
 
-from preferl.reporting.page import Stages, Table, brackets, percent, short, signed, two
+from preferl.reporting.formats import cut_text, format_2f, percent, signed_2f, with_error, with_interval
+from preferl.reporting.measures import MEASURES, NAMES, Runs, Stages, main_measure, summaries, summary_of
+from preferl.reporting.page import Plot, Table, needs, of_one_run, table
+from preferl.reporting.plots import BLUE, GREY, ORANGE, curve, draw, error_bars
+from preferl.reporting.verdict import Seeds, evaluated_seeds, gain, verdict, verdicts
 
-NAMES = {"score": "reward", "gold": "gold reward", "held_out": "held-out reward"}
-MEASURES = NAMES | {"judge": "judge, both orders"}
-BEST_FIRST = ("gold", "held_out", "score")  # what a policy is judged by, where it is known
 MOST_CATEGORIES = 16
 
 
-def main_measure(summary: dict[str, Any]) -> tuple[str, str]:
-    """What a policy is judged by, with its name: gold, else a held-out reward, else the proxy itself."""
-    key = next(measure for measure in BEST_FIRST if measure in summary["comparison"])
-    return key, NAMES[key]
-
-
-def with_interval(row: dict[str, Any], key: str, form: Any = two) -> str:
-    """A value and its 95 % interval; a dash where it is not known."""
-    return f"{form(row[key])} {brackets(row, key, form)}" if row.get(key) is not None else "–"
-
-
+@of_one_run("evaluate")
 def policies_table(stages: Stages) -> Table | None:
-    if "evaluate" not in stages:
-        return None
-    summary = stages["evaluate"].summary
-    shown = [m for m in NAMES if m in summary["policies"]["policy"]]
-    head = ["", *(NAMES[m] for m in shown), "KL (nats)", "length (tokens)", "ends by itself",
-            "repeated trigrams", "distinct bigrams", "perplexity", "passes per answer"]  # fmt: skip
+    summary = summary_of(stages)
+    measures = [m for m in NAMES if m in summary["policies"]["policy"]]
     rows = []
     for key, name in (("reference", "SFT model"), ("policy", "policy")):
         p = summary["policies"][key]
         rows.append(
-            [
-                name,
-                *(with_interval(p, m) for m in shown),
-                f"{p['kl']:.2f} ± {p['kl_se']:.2f}" if "kl" in p else "0",
-                f"{p['length']:.1f}",
-                percent(p["eos_rate"]),
-                percent(p["repetition"]),
-                two(p["distinct_2"]),
-                f"{p['perplexity']:.2f}",
-                "1",
-            ]
+            {
+                "": name,
+                **{NAMES[m]: with_interval(p, m) for m in measures},
+                "KL (nats)": with_error(p, "kl") if "kl" in p else "0",
+                "length (tokens)": f"{p['length']:.1f}",
+                "ends by itself": percent(p["eos_rate"]),
+                "repeated trigrams": percent(p["repetition"]),
+                "distinct bigrams": format_2f(p["distinct_2"]),
+                "perplexity": f"{p['perplexity']:.2f}",
+                "passes per answer": "1",
+            }
         )
+    unknown = dict.fromkeys(("ends by itself", "repeated trigrams", "distinct bigrams", "perplexity"), "–")
     for row in summary["best_of"]:
         passes = row["forward_passes_per_response"]
-        cells = [with_interval(row, m) for m in shown]
-        cost = f"{passes['policy']} + {passes['reward']} of the reward model"
-        rows.append([f"best-of-{row['n']} ({row['prompts']} prompts)", *cells, f"≤ {row['kl_bound']:.2f}",
-                     f"{row['length']:.1f}", "–", "–", "–", "–", cost])  # fmt: skip
+        rows.append(
+            {
+                "": f"best-of-{row['n']} ({row['prompts']} prompts)",
+                **{NAMES[m]: with_interval(row, m) for m in measures},
+                "KL (nats)": f"≤ {row['kl_bound']:.2f}",
+                "length (tokens)": f"{row['length']:.1f}",
+                **unknown,
+                "passes per answer": f"{passes['policy']} + {passes['reward']} of the reward model",
+            }
+        )
     note = (
         f"{summary['prompts']} prompts of the eval split, temperature {summary['temperature']}, "
         f"{summary['num_generations']} response{'s' * (summary['num_generations'] > 1)} each; 95 % "
         f"intervals. KL in nats per response ± a standard error, perplexity under the SFT model. A pass is "
         f"one sequence through one language model."
     )
-    return Table("Policies side by side", head, rows, note)
+    return table("Policies side by side", rows, note)
 
 
+@of_one_run("evaluate")
 def win_rates_table(stages: Stages) -> Table | None:
     """The policy against the SFT model and against the data set's responses, by everything that can judge."""
-    if "evaluate" not in stages:
-        return None
-    summary = stages["evaluate"].summary
+    summary = summary_of(stages)
     rows = []
     for against, found in (
         ("SFT model", summary["comparison"]),
@@ -78,14 +71,14 @@ def win_rates_table(stages: Stages) -> Table | None:
             if row.get("length_effect"):
                 equal = with_interval(row, "length_controlled_win_rate", percent)
             rows.append(
-                [
-                    against,
-                    name,
-                    with_interval(row, "win_rate", percent),
-                    equal,
-                    with_interval(row, "difference", signed),
-                    f"{row['n']:,}",
-                ]
+                {
+                    "against": against,
+                    "by": name,
+                    "win rate": with_interval(row, "win_rate", percent),
+                    "at equal length": equal,
+                    "difference of means": with_interval(row, "difference", signed_2f),
+                    "comparisons": f"{row['n']:,}",
+                }
             )
     reasons = {row.get("length_control_left_out") for row in summary["comparison"].values()} - {None}
     note = (
@@ -98,31 +91,104 @@ def win_rates_table(stages: Stages) -> Table | None:
         j = summary["comparison"]["judge"]
         note += f" {j['inconsistent']} verdicts of the judge changed with the order, "
         note += f"{j['unparsable']} were unreadable."
-    head = ["against", "by", "win rate", "at equal length", "difference of means", "comparisons"]
-    return Table("Win rates", head, rows, note)
+    return table("Win rates", rows, note)
 
 
+@of_one_run("evaluate")
 def categories_table(stages: Stages) -> Table | None:
     """The win rate against the SFT model by kind of prompt."""
-    if "evaluate" not in stages:
-        return None
-    summary = stages["evaluate"].summary
-    key, name = main_measure(summary)
+    summary = summary_of(stages)
+    key = main_measure(summary)
     rows = sorted(summary["comparison"][key].get("by_category", []), key=lambda row: row["win_rate"])
     cells = [
-        [
-            row["category"],
-            f"{row['prompts']}",
-            with_interval(row, "win_rate", percent),
-            with_interval(row, "difference", signed),
-        ]
+        {
+            "kind of prompt": row["category"],
+            "prompts": f"{row['prompts']}",
+            "win rate": with_interval(row, "win_rate", percent),
+            "difference of means": with_interval(row, "difference", signed_2f),
+        }
         for row in rows[:MOST_CATEGORIES]
     ]
-    note = f"Against the SFT model by {name}, worst first."
+    note = f"Against the SFT model by {NAMES[key]}, worst first."
     if len(rows) > MOST_CATEGORIES:
         note += f" The {MOST_CATEGORIES} worst of {len(rows)}."
-    head = ["kind of prompt", "prompts", "win rate", "difference of means"]
-    return Table("By kind of prompt", head, cells, note) if cells else None
+    return table("By kind of prompt", cells, note)
+
+
+@needs("evaluate", at_least=2)
+def gains_plot(runs: Runs) -> Plot:
+    """Each run's gain by its own reward and by the common measure."""
+    compared = [summary["comparison"] for summary in summaries(runs).values()]
+    key = main_measure(*summaries(runs).values())
+    looks = [("score", BLUE, "o")] + ([(key, ORANGE, "s")] if key != "score" else [])
+    marks = []
+    for i, (measure, colour, marker) in enumerate(looks):
+        rows = [row[measure] for row in compared]
+        dodge_y = (i - (len(looks) - 1) / 2) * 0.24  # so that bars do not hide each other
+        x, y = [row["difference"] for row in rows], [dodge_y - n for n in range(len(rows))]
+        ends = error_bars(rows, "difference")
+        marks.append(
+            curve(x, y, NAMES[measure], xerr=ends, color=colour, marker=marker, ls="none", ms=4, capsize=2)
+        )
+    marks += [
+        lambda axes: axes.axvline(0, color=GREY, lw=0.8),
+        lambda axes: axes.set_ylim(0.5 - len(runs), 0.5),
+        lambda axes: axes.set_yticks([-n for n in range(len(runs))], list(runs)),
+    ]
+    judged = {name: row[key] for name, row in zip(runs, compared, strict=True)}
+    worse = [name for name, row in judged.items() if row["difference_high"] < 0]
+    better = [name for name, row in judged.items() if row["difference_low"] > 0]
+    reading = f"By {NAMES[key]} {len(better)} of {len(runs)} runs gained and {len(worse)} lost beyond noise"
+    reading += f" ({', '.join(worse)})." if worse else "."
+    height = max(2.9, 0.32 * len(runs) + 0.9)
+    svg = draw(marks, "gain over the SFT model (points)", "", height=height, legend_outside=True)
+    return Plot("Reward and what it stands for", svg, reading)
+
+
+@needs("evaluate", at_least=2)
+def side_by_side(runs: Runs) -> Table | None:
+    key = main_measure(*summaries(runs).values())
+    rows = []
+    for name, stages in runs.items():
+        p, compared = summary_of(stages)["policies"]["policy"], summary_of(stages)["comparison"]
+        row = {
+            "run": name,
+            "verdict": verdict(stages).word,
+            "gain in its reward": with_interval(compared["score"], "difference", signed_2f),
+        }
+        if key != "score":
+            row[f"gain in {NAMES[key]}"] = with_interval(compared[key], "difference", signed_2f)
+        row |= {
+            f"win rate by {NAMES[key]}": with_interval(compared[key], "win_rate", percent),
+            "KL (nats)": f"{p['kl']:.1f} ± {p['kl_se']:.1f}",
+            "length (tokens)": f"{p['length']:.1f}",
+            "ends by itself": percent(p["eos_rate"]),
+            "repeated trigrams": percent(p["repetition"]),
+        }
+        rows.append(row)
+    note = "Against each run’s own SFT model, on held-out prompts; 95 % intervals over the prompts."
+    return table("Runs side by side", rows, note)
+
+
+def seeds_table(runs: Seeds) -> Table | None:
+    """Every run over its seeds: verdicts, and means with Student's intervals between them."""
+    found = {name: seeds for name, seeds in evaluated_seeds(runs).items() if len(seeds) > 1}
+    key = main_measure(*(summary_of(stages) for seeds in found.values() for stages in seeds))
+    rows = []
+    for name, seeds in found.items():
+        policies = [summary_of(stages)["policies"]["policy"] for stages in seeds]
+        gains = {m: with_interval(gain(seeds, m), "difference", signed_2f) for m in ("score", key)}
+        rows.append(
+            {
+                "run": name,
+                "verdicts": verdicts(seeds),
+                **{f"gain in {NAMES[m]}": text for m, text in gains.items()},
+                "KL of each (nats)": ", ".join(f"{policy['kl']:.1f}" for policy in policies),
+                "length of each (tokens)": ", ".join(f"{policy['length']:.1f}" for policy in policies),
+            }
+        )
+    note = "Gains are means over seeds with 95 % intervals between them: what another training would give."
+    return table("Over seeds", rows, note)
 
 
 def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:
@@ -130,7 +196,8 @@ def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:
     if "evaluate" not in stages:
         return []
     rows = stages["evaluate"].samples
-    key, name = main_measure(stages["evaluate"].summary)
+    key = main_measure(summary_of(stages))
+    name = NAMES[key]
     gain = [row[f"policy_{key}"] - row[f"reference_{key}"] for row in rows]
     by_gain = sorted(range(len(rows)), key=gain.__getitem__)
     by_kl = sorted(range(len(rows)), key=lambda i: rows[i]["kl"])
@@ -147,7 +214,7 @@ def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:
             break
         picked.setdefault(i, "drawn at random")
     return [
-        {**rows[i], "why": why, "prompt": short(rows[i]["prompt"]),
-         **{who: short(rows[i][who]).strip() or "(empty)" for who in ("policy", "reference")}}
+        {**rows[i], "why": why, "prompt": cut_text(rows[i]["prompt"]),
+         **{who: cut_text(rows[i][who]).strip() or "(empty)" for who in ("policy", "reference")}}
         for i, why in picked.items()
     ]  # fmt: skip

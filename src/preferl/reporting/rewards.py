@@ -2,40 +2,24 @@
 
 from typing import Any
 
-from preferl.reporting.page import (
-    BLUE,
-    GREEN,
-    GREY,
-    Plot,
-    Stages,
-    Table,
-    draw,
-    error_bars,
-    estimate,
-    percent,
-    series,
-    short,
-    signed_percent,
-    two,
-)
+from preferl.reporting.formats import cut_text, estimate, format_2f, percent, signed_percent, with_interval
+from preferl.reporting.measures import Stages, series, summary_of
+from preferl.reporting.page import Plot, Table, of_one_run, table
+from preferl.reporting.plots import BLUE, GREEN, GREY, curve, draw, error_bars
 
 
+@of_one_run("reward")
 def reward_plot(stages: Stages) -> Plot | None:
-    if "reward" not in stages:
-        return None
     record = stages["reward"]
     step, accuracy = series(record, "dev/accuracy")
     if not step:
         return None  # an ensemble: its members have the curves
     bayes = record.summary.get("eval/bayes_accuracy")
     length = record.summary["eval/length_baseline_accuracy"]
-
-    def paint(axes: Any) -> None:
-        axes.plot(step, accuracy, color=BLUE, marker="o", markersize=3, label="reward model, dev pairs")
-        if bayes:
-            axes.axhline(bayes, color=GREEN, linestyle="--", label="best possible")
-        axes.axhline(length, color=GREY, linestyle=":", label="length alone")
-
+    marks = [curve(step, accuracy, "reward model, dev pairs", color=BLUE, marker="o", markersize=3)]
+    if bayes:
+        marks.append(lambda axes: axes.axhline(bayes, label="best possible", color=GREEN, linestyle="--"))
+    marks.append(lambda axes: axes.axhline(length, label="length alone", color=GREY, linestyle=":"))
     final, best_update = record.summary["eval/accuracy"], record.summary["best_update"]
     reading = (
         f"With the weights of update {best_update} it agrees with {percent(final)} of the eval labels; "
@@ -43,7 +27,7 @@ def reward_plot(stages: Stages) -> Plot | None:
     )
     if bayes:
         reading += f", and nothing could expect more than {percent(bayes)}"
-    return Plot("Reward model: held-out accuracy", draw(paint, "update", "accuracy"), reading + ".")
+    return Plot("Reward model: held-out accuracy", draw(marks, "update", "accuracy"), reading + ".")
 
 
 def audit_in(stages: Stages) -> dict[str, Any] | None:
@@ -61,28 +45,19 @@ def benchmarks_in(stages: Stages) -> dict[str, dict[str, Any]]:
     }
 
 
+@of_one_run()
 def calibration_plot(stages: Stages) -> Plot | None:
     found = audit_in(stages)
     if found is None:
         return None
     calibration = found["calibration"]
     bins = [b for b in calibration["reliability"] if b["count"]]
-    said, seen = [b["mean_probability"] for b in bins], [b["observed"] for b in bins]
-
-    def paint(axes: Any) -> None:
-        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="perfect")
-        axes.errorbar(
-            said,
-            seen,
-            yerr=error_bars(bins, "observed"),
-            color=BLUE,
-            marker="o",
-            ms=4,
-            lw=1.4,
-            label="reward model",
-        )
-        axes.legend()
-
+    predicted, observed = ([row[key] for row in bins] for key in ("mean_probability", "observed"))
+    look = {"color": BLUE, "marker": "o", "ms": 4, "lw": 1.4}
+    marks = [
+        curve([0, 1], [0, 1], "perfect", color=GREY, lw=1, ls=":"),
+        curve(predicted, observed, "reward model", yerr=error_bars(bins, "observed"), **look),
+    ]
     slope = calibration["slope"]
     reading = (
         f"The expected calibration error is {calibration['ece']:.3f}; a perfect model would show about "
@@ -90,22 +65,16 @@ def calibration_plot(stages: Stages) -> Plot | None:
     )
     if slope["value"] is not None:
         tone = "overconfident" if slope["value"] < 1 else "underconfident"
-        sure = (
-            slope["low"] is not None and slope["high"] is not None and not slope["low"] <= 1 <= slope["high"]
-        )
-        reading += f" The slope is {estimate(slope, two)}: " + (
-            f"it is {tone}." if sure else "1 lies within it."
-        )
-    return Plot(
-        "Reward model: calibration",
-        draw(paint, "predicted P(first is preferred)", "share that was"),
-        reading,
-    )
+        ends = (slope["low"], slope["high"])
+        sure = None not in ends and not ends[0] <= 1 <= ends[1]
+        reading += f" The slope is {estimate(slope, format_2f)}: "
+        reading += f"it is {tone}." if sure else "1 lies within it."
+    svg = draw(marks, "predicted P(first is preferred)", "share that was")
+    return Plot("Reward model: calibration", svg, reading)
 
 
+@of_one_run("reward")
 def reward_table(stages: Stages) -> Table | None:
-    if "reward" not in stages:
-        return None
     r = stages["reward"].summary
     rows = [
         [
@@ -129,27 +98,57 @@ def reward_table(stages: Stages) -> Table | None:
     return Table("Reward model", ["", ""], rows)
 
 
+@of_one_run("evaluate")
+def verification_table(stages: Stages) -> Table | None:
+    """Judging against generating on the same prompts."""
+    summary = summary_of(stages)
+    row = summary.get("verification")
+    if not row:
+        return None
+    rows = [
+        [f"prefers the better of two: {name}", with_interval(row, f"accuracy_{key}", percent)]
+        for key, name in (
+            ("reward", "the reward"),
+            ("likelihood", "the SFT model’s own likelihood"),
+            ("likelihood_per_token", "the same per token"),
+        )
+    ]
+    pool = summary["frontier"]["pool"]
+    rows += [
+        ["gold reward of one sample", with_interval(row, "one_sample")],
+        [f"of the best of {pool} by the reward", with_interval(row, "chosen_by_reward")],
+        [f"of the best of {pool} there is", with_interval(row, "best_there")],
+    ]
+    if row["closed"] is not None:
+        rows.append(["share of that gap closed by choosing", percent(row["closed"])])
+    note = (
+        f"{row['pairs']:,} pairs of unequal gold reward among the SFT model’s responses to {row['prompts']} "
+        f"prompts. What can be judged better than it is written is what preferences can teach."
+    )
+    return Table("Judging against generating", ["", ""], rows, note)
+
+
+@of_one_run()
 def audit_table(stages: Stages) -> Table | None:
     """Intervals over prompts, seen against unseen pairs, and what simple rules reach."""
     found = audit_in(stages)
     if found is None:
         return None
-    unseen, seen = found["calibration"]["unseen"], found["calibration"]["seen"]
     rows = [
-        ["held-out pairs", estimate(unseen["accuracy"], percent), estimate(unseen["mean_margin"], two), ""]
+        accuracy_row(f"{name} pairs", found["calibration"][part])
+        for name, part in (("held-out", "unseen"), ("training", "seen"))
+        if found["calibration"][part] is not None
     ]
-    if seen is not None:
-        rows.append(
-            ["training pairs", estimate(seen["accuracy"], percent), estimate(seen["mean_margin"], two), ""]
-        )
-    rows += [[f"held-out, {row[0]}", *row[1:], ""] for row in category_rows(found)]
     rows += [
-        [
-            f"baseline: {row['baseline']}",
-            estimate(row["accuracy"], percent),
-            "",
-            estimate(row["model_minus_baseline"], signed_percent),
-        ]
+        {"pairs": f"held-out, {category}", "accuracy": accuracy, MARGIN: margin}
+        for category, accuracy, margin in category_rows(found)
+    ]
+    rows += [
+        {
+            "pairs": f"baseline: {row['baseline']}",
+            "accuracy": estimate(row["accuracy"], percent),
+            "model minus baseline": estimate(row["model_minus_baseline"], signed_percent),
+        }
         for row in (found.get("baselines") or {"rows": []})["rows"]
     ]
     members = found.get("members")
@@ -157,61 +156,63 @@ def audit_table(stages: Stages) -> Table | None:
         for name, part in (("all members agree", "unanimous"), ("members differ", "divided")):
             group = members[part]
             label = f"held-out, {name} ({group['pairs']:,} pairs)"
-            rows.append([label, estimate(group["accuracy"], percent), "", ""])
+            rows.append({"pairs": label, "accuracy": estimate(group["accuracy"], percent)})
     for name, part in (("its six demonstration pairs", "seen"), ("four more", "unseen")):
-        summary = found["demonstration"][part]
-        if summary is not None:
-            rows.append(
-                [
-                    f"preferl's own: {name}",
-                    estimate(summary["accuracy"], percent),
-                    estimate(summary["mean_margin"], two),
-                    "",
-                ]
-            )
-    return Table(
-        "Reward model, audited",
-        ["pairs", "accuracy", "mean margin (log-odds)", "model minus baseline"],
-        rows,
-        "95 % intervals, over prompts where a prompt has several pairs.",
-    )
+        if found["demonstration"][part] is not None:
+            rows.append(accuracy_row(f"preferl's own: {name}", found["demonstration"][part]))
+    note = "95 % intervals, over prompts where a prompt has several pairs."
+    return table("Reward model, audited", rows, note)
+
+
+MARGIN = "mean margin (log-odds)"
+
+
+def accuracy_row(name: str, part: dict[str, Any]) -> dict[str, str]:
+    accuracy, margin = estimate(part["accuracy"], percent), estimate(part["mean_margin"], format_2f)
+    return {"pairs": name, "accuracy": accuracy, MARGIN: margin, "model minus baseline": ""}
 
 
 def category_rows(found: dict[str, Any]) -> list[list[str]]:
     """Accuracy and mean margin by category, by style and by section."""
     rows = [*(found.get("by_category") or {"rows": []})["rows"], *found.get("by_style", [])]
-    shown = [[row["category"], estimate(row["accuracy"], percent), two(row["mean_margin"])] for row in rows]
-    return shown + [[row["section"], percent(row["accuracy"]), ""] for row in found.get("by_section", [])]
+    measured = [
+        [row["category"], estimate(row["accuracy"], percent), format_2f(row["mean_margin"])] for row in rows
+    ]
+    return measured + [[row["section"], percent(row["accuracy"]), ""] for row in found.get("by_section", [])]
 
 
+@of_one_run()
 def benchmark_table(stages: Stages) -> Table | None:
     """Accuracy on other data sets than the reward model's own."""
     rows = []
     for name, found in benchmarks_in(stages).items():
         if found is audit_in(stages):
             continue
-        total = found["calibration"]["unseen"]
-        everything = ["all pairs", estimate(total["accuracy"], percent), estimate(total["mean_margin"], two)]
-        rows += [[name, *row] for row in (everything, *category_rows(found))]
-    head = ["audit", "category", "accuracy", "mean margin"]
-    return Table("Reward model on other pairs", head, rows) if rows else None
+        total = accuracy_row("all pairs", found["calibration"]["unseen"])
+        everything = (total["pairs"], total["accuracy"], total[MARGIN])
+        rows += [
+            {"audit": name, "category": category, "accuracy": accuracy, "mean margin": margin}
+            for category, accuracy, margin in (everything, *category_rows(found))
+        ]
+    return table("Reward model on other pairs", rows)
 
 
+@of_one_run()
 def bias_table(stages: Stages) -> Table | None:
     """What the reward model prefers beyond what the labels say."""
     found = audit_in(stages)
     if found is None:
         return None
     rows = [
-        [
-            row["feature"],
-            f"{row['differing']:,}",
-            estimate(row["given_label"], two),
-            estimate(row["model_prefers_more"], percent),
-            estimate(row["labels_prefer_more"], percent),
-            estimate(row["excess"], signed_percent),
-            row["verdict"] or "–",
-        ]
+        {
+            "feature": row["feature"],
+            "pairs that differ": f"{row['differing']:,}",
+            "partial correlation": estimate(row["given_label"], format_2f),
+            "model prefers more": estimate(row["model_prefers_more"], percent),
+            "labels prefer more": estimate(row["labels_prefer_more"], percent),
+            "excess": estimate(row["excess"], signed_percent),
+            "": row["verdict"] or "–",
+        }
         for row in found["bias"]["features"]
         if row["verdict"] is not None
     ]
@@ -223,31 +224,22 @@ def bias_table(stages: Stages) -> Table | None:
         f"after Holm's correction over the features. "
         + (f"Over-rewarded: {', '.join(accused)}." if accused else "Nothing is over-rewarded.")
     )
-    head = [
-        "feature",
-        "pairs that differ",
-        "partial correlation",
-        "model prefers more",
-        "labels prefer more",
-        "excess",
-        "",
-    ]
-    return Table("Reward model: what it likes", head, rows, note) if rows else None
+    return table("Reward model: what it likes", rows, note)
 
 
+@of_one_run()
 def disagreement_table(stages: Stages) -> Table | None:
     """The pairs on which reward model and label disagree most."""
     found = audit_in(stages)
-    if found is None or not found["disagreements"]:
+    if found is None:
         return None
     rows = [
-        [
-            short(row["prompt"]),
-            short(row["chosen"]),
-            short(row["rejected"]),
-            two(row["score_rejected"] - row["score_chosen"]),
-        ]
+        {
+            "prompt": cut_text(row["prompt"]),
+            "the label prefers": cut_text(row["chosen"]),
+            "the model prefers": cut_text(row["rejected"]),
+            "by (log-odds)": format_2f(row["score_rejected"] - row["score_chosen"]),
+        }
         for row in found["disagreements"][:8]
     ]
-    head = ["prompt", "the label prefers", "the model prefers", "by (log-odds)"]
-    return Table("Where reward model and label disagree most", head, rows)
+    return table("Where reward model and label disagree most", rows)

@@ -18,8 +18,12 @@ from rich import box
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
-from preferl.reporting import comparison
-from preferl.reporting.page import COLOURS, MARKERS, Plot, Section, Table, Verdict, draw, write_page
+from preferl.reporting.evaluation import seeds_table
+from preferl.reporting.measures import evaluated
+from preferl.reporting.page import Plot, Section, Table, Verdict, write_page
+from preferl.reporting.plots import COLOURS, MARKERS, Mark, curve, draw, ticks
+from preferl.reporting.sections import sections
+from preferl.reporting.verdict import Seeds, overall, terminal_lines
 from preferl.runs.errors import UsageError
 from preferl.runs.files import write_atomically
 from preferl.runs.progress import console, say
@@ -113,14 +117,14 @@ class Row:
         if n["mean"] is None:
             return "–"
         if n["sd"] is not None:
-            return f"{form(n['mean'], n['sd'])} ± {form(n['sd'], n['sd'])}"
+            return f"{rounded(n['mean'], n['sd'])} ± {rounded(n['sd'], n['sd'])}"
         if n["low"] is None:
-            return form(n["mean"], 0.0)
+            return rounded(n["mean"], 0.0)
         width = (n["high"] - n["low"]) / 2
-        return f"{form(n['mean'], width)} [{form(n['low'], width)}, {form(n['high'], width)}]"
+        return f"{rounded(n['mean'], width)} [{rounded(n['low'], width)}, {rounded(n['high'], width)}]"
 
 
-def form(value: float, error: float) -> str:
+def rounded(value: float, error: float) -> str:
     """A number with as many decimals as two digits of its error have."""
     if error <= 0:
         return f"{value:.4g}".replace("-", "−")
@@ -206,7 +210,7 @@ class Sweep:
     metrics: dict[str, str]
     seeds: list[int]
     stages: str
-    runs: comparison.Seeds
+    runs: Seeds
 
     @classmethod
     def read(cls, root: Path) -> Self:
@@ -255,7 +259,7 @@ def page(root: Path, path: Path | None = None) -> Path:
     sweep = Sweep.read(root)
     file = write_report(path or root / "report.html", sweep)
     print_table(sweep.rows, sweep.metrics, len(sweep.seeds))
-    for line in comparison.lines(sweep.runs):
+    for line in terminal_lines(sweep.runs):
         say(f"sweep: {line}")
     say(f"sweep: {file}")
     return file
@@ -277,10 +281,10 @@ def write_report(file: Path, sweep: Sweep) -> Path:
         f"{stages} stages in all."
     )
     word = f"{failed} of {count} runs failed" if failed else f"All {count} runs finished"
-    if comparison.evaluated(first_seed):
-        told = comparison.overall(first_seed)
-        word = word if failed else told.word
-        text = f"With seed {seeds[0]}: {told.text} {text}"
+    if evaluated(first_seed):
+        judged = overall(first_seed)
+        word = word if failed else judged.word
+        text = f"With seed {seeds[0]}: {judged.text} {text}"
     head, cells = table_of(rows, metrics, len(seeds))
     first = 1 + len(rows[0].settings)  # numbers stay on one line
     cells = [row[:first] + [text.replace(" ", "\u00a0") for text in row[first:]] for row in cells]
@@ -289,7 +293,7 @@ def write_report(file: Path, sweep: Sweep) -> Path:
         if len(seeds) > 1
         else "One seed; intervals are 95 %, over the data that the stage was measured on. "
     ) + "; ".join(f"{title(name)}: {path}" for name, path in metrics.items())
-    tables = [Table("Points", head, cells, note + "."), *filter(None, [comparison.seeds_table(runs)])]
+    tables = [Table("Points", head, cells, note + "."), *filter(None, [seeds_table(runs)])]
     if failed:
         errors = [[row.point, str(seed), error] for row in rows for seed, error in row.errors.items()]
         tables.append(Table("Failed runs", ["point", "seed", "error"], errors))
@@ -303,7 +307,7 @@ def write_report(file: Path, sweep: Sweep) -> Path:
             ("seeds", str(len(seeds)), "each point"),
             ("runs finished", str(count - failed), f"of {count}"),
         ],
-        sections=[Section("Table and curves", plots, tables), *comparison.sections(first_seed)],
+        sections=[Section("Table and curves", plots, tables), *sections(evaluated(first_seed))],
         configs=[("sweep", (root / "config.yaml").read_text(encoding="utf-8"))],
         made_from=[f"{len(rows)} points x {len(seeds)} seeds"],
     )
@@ -322,21 +326,21 @@ class Line:
 
 def plot(rows: Sequence[Row], metric: str, path: str) -> Plot:
     """A metric over the first swept key, one line for each value of the others."""
-    scale, ticks, lines = lines_of(rows, metric)
-    places = [x for x, _ in ticks]
-
-    def paint(axes: Any) -> None:
-        if scale == "log":
-            axes.set_xscale("log")
-        elif scale == "symlog":
-            axes.set_xscale("symlog", linthresh=min(x for x in places if x > 0))
-        for i, line in enumerate(lines):
-            aside = (i - (len(lines) - 1) / 2) / 80  # of the axis, so that error bars do not hide each other
-            x = [beside(at, aside, scale, places) for at, _ in line.points]
-            numbers = [row.numbers(metric) for _, row in line.points]
-            axes.errorbar(
-                x,
+    scale, ticks_at, lines = lines_of(rows, metric)
+    places = [x for x, _ in ticks_at]
+    marks: list[Mark] = []
+    if scale == "log":
+        marks.append(lambda axes: axes.set_xscale("log"))
+    elif scale == "symlog":
+        marks.append(lambda axes: axes.set_xscale("symlog", linthresh=min(x for x in places if x > 0)))
+    for i, line in enumerate(lines):
+        fraction = (i - (len(lines) - 1) / 2) / 80  # of the axis, so that error bars do not hide each other
+        numbers = [row.numbers(metric) for _, row in line.points]
+        marks.append(
+            curve(
+                [dodge_x(x, fraction, scale, places) for x, _ in line.points],
                 [n["mean"] for n in numbers],
+                literal(cut_label(line.label, 40)) if line.label else None,
                 yerr=list(zip(*(error_of(n) for n in numbers), strict=True)),
                 color=COLOURS[i % len(COLOURS)],
                 marker=MARKERS[i % len(MARKERS)],
@@ -344,28 +348,25 @@ def plot(rows: Sequence[Row], metric: str, path: str) -> Plot:
                 capsize=3,
                 linewidth=1.2,
                 linestyle="none" if scale in ("category", "rows") else "-",
-                label=literal(short(line.label, 40)) if line.label else None,
             )
-        if len(ticks) <= (16 if scale == "rows" else 8) or scale == "category":
-            turned = scale == "category" and sum(len(text) for _, text in ticks) > 40
-            turn = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-            axes.set_xticks(places, [literal(text) for _, text in ticks], **turn)
-            axes.set_xticks([], minor=True)
-
+        )
+    if len(ticks_at) <= (16 if scale == "rows" else 8) or scale == "category":
+        turned = scale == "category" and sum(len(text) for _, text in ticks_at) > 40
+        turn = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+        marks.append(ticks(places, [literal(text) for _, text in ticks_at], **turn))
     key = next(iter(rows[0].settings), "point")
     x_label = "point (row of the table)" if scale == "rows" else with_unit(key, key)
-    y_label = short(with_unit(title(metric), path), 36)
+    y_label = cut_label(with_unit(title(metric), path), 36)
     y_label = y_label.replace(" (", "\n(") if len(y_label) > 24 else y_label
-    svg = draw(paint, literal(x_label), literal(y_label))
-    return Plot(title(metric), svg, reading(rows, metric))
+    return Plot(title(metric), draw(marks, literal(x_label), literal(y_label)), reading(rows, metric))
 
 
-def beside(x: float, aside: float, scale: str, places: Sequence[float]) -> float:
+def dodge_x(x: float, fraction: float, scale: str, places: Sequence[float]) -> float:
     """A position moved by a fraction of the axis."""
     low, high = min(places), max(places)
     if scale == "log":
-        return x * (high / low) ** aside
-    return x if scale == "symlog" else x + aside * max(high - low, 1.0 if scale == "category" else 0.0)
+        return x * (high / low) ** fraction
+    return x if scale == "symlog" else x + fraction * max(high - low, 1.0 if scale == "category" else 0.0)
 
 
 def lines_of(rows: Sequence[Row], metric: str) -> tuple[str, list[tuple[float, str]], list[Line]]:
@@ -377,7 +378,7 @@ def lines_of(rows: Sequence[Row], metric: str) -> tuple[str, list[tuple[float, s
     there = [row for row in rows if row.values[metric]]
     groups: dict[str, list[Row]] = {}
     for row in there:
-        rest = ", ".join(f"{k.split('.')[-1]} = {short(plain_value(row.settings[k]))}" for k in keys[1:])
+        rest = ", ".join(f"{k.split('.')[-1]} = {cut_label(plain_value(row.settings[k]))}" for k in keys[1:])
         groups.setdefault(rest, []).append(row)
     if not keys or len(groups) > len(COLOURS) or (len(groups) > 1 and len(groups) == len(there)):
         at = {row.point: float(i) for i, row in enumerate(rows, 1)}
@@ -394,7 +395,7 @@ def lines_of(rows: Sequence[Row], metric: str) -> tuple[str, list[tuple[float, s
     for label, members in groups.items():
         placed = [(position[plain_value(row.settings[keys[0]])], row) for row in members]
         lines.append(Line(label, placed if scale == "category" else sorted(placed, key=lambda p: p[0])))
-    return scale, sorted((x, short(text)) for text, x in position.items()), lines
+    return scale, sorted((x, cut_label(text)) for text, x in position.items()), lines
 
 
 def scale_of(values: Sequence[Any]) -> str:
@@ -430,7 +431,9 @@ def reading(rows: Sequence[Row], metric: str) -> str:
         spread = [n["sd"] for row in there if (n := row.numbers(metric))["sd"] is not None]
         pooled = math.sqrt(statistics.fmean(sd**2 for sd in spread)) if spread else 0.0
         if pooled:
-            text += f". They differ by {form(gap, pooled)}, {gap / pooled:.1f} standard deviations over seeds"
+            text += (
+                f". They differ by {rounded(gap, pooled)}, {gap / pooled:.1f} standard deviations over seeds"
+            )
     counts = sorted({row.numbers(metric)["n"] for row in there})
     if counts[-1] > 1:
         number = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
@@ -446,7 +449,8 @@ def where(row: Row) -> str:
     if list(row.settings) == [NAMED]:
         return str(row.settings[NAMED])
     return (
-        ", ".join(f"{k.split('.')[-1]} = {short(plain_value(v))}" for k, v in row.settings.items()) or "base"
+        ", ".join(f"{k.split('.')[-1]} = {cut_label(plain_value(v))}" for k, v in row.settings.items())
+        or "base"
     )
 
 
@@ -455,7 +459,7 @@ def with_unit(name: str, key: str) -> str:
     return f"{name} ({unit})" if unit else name
 
 
-def short(text: str, limit: int = 24) -> str:
+def cut_label(text: str, limit: int = 24) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

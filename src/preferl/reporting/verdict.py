@@ -1,14 +1,19 @@
-"""Did it work, and was the reward hacked? One word, one paragraph, a few numbers."""
+"""Did it work, and was the reward hacked? One word, one paragraph, a few numbers; how several rank."""
 
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preferl.reporting.evaluation import main_measure
-from preferl.reporting.hacking import risen_signs
-from preferl.reporting.page import Stages, Verdict, brackets, percent, series, signed, two
+from preferl.reporting.formats import brackets, format_2f, percent, signed_2f, with_error, with_interval
+from preferl.reporting.hacking import fallen_from_its_peak, risen_signs
+from preferl.reporting.measures import NAMES, Runs, Stages, evaluated, main_measure, summaries, summary_of
+from preferl.reporting.page import Verdict
+from preferl.statistics import mean_interval
 from preferl.statistics.intervals import Estimate
 
+Seeds = Mapping[str, Sequence[Stages]]  # every run with each of its seeds
 UNTRAINED = "Nothing was trained"
 
 
@@ -22,10 +27,10 @@ def verdict(stages: Stages) -> Verdict:
     """
     if "evaluate" not in stages:
         return without_evaluation(stages)
-    summary = stages["evaluate"].summary
-    key, _ = main_measure(summary)
+    summary = summary_of(stages)
+    key = main_measure(summary)
     proxy, judged = summary["comparison"]["score"], summary["comparison"][key]
-    text = told(summary)
+    text = paragraph(summary)
     if untrained(stages):
         return Verdict(UNTRAINED, "plain", "The policy is the SFT model: what there is to see is its reward.")
     if judged["difference_high"] < 0:
@@ -52,30 +57,6 @@ def untrained(stages: Stages) -> bool:
     return config["model_name_or_path"] == config["ref_model"]
 
 
-def fallen_from_its_peak(stages: Stages) -> str | None:
-    """A sentence where the gold reward ended below its own highest value in training, beyond noise.
-
-    The highest of many measurements is high by luck too, so means of three neighbours are compared, and they
-    have to differ by three standard errors of the difference.
-    """
-    if "rl" not in stages:
-        return None
-    step, gold = series(stages["rl"], "held-out/gold")
-    _, error = series(stages["rl"], "held-out/gold_se")
-    if len(gold) < 6 or len(error) != len(gold):
-        return None
-    mean = [sum(gold[i : i + 3]) / 3 for i in range(len(gold) - 2)]
-    peak = max(range(len(mean)), key=mean.__getitem__)
-    noise = ((sum(e**2 for e in error[peak : peak + 3]) + sum(e**2 for e in error[-3:])) / 9) ** 0.5
-    if mean[peak] - mean[-1] <= 3 * noise:
-        return None
-    highest = max(range(len(gold)), key=gold.__getitem__)
-    return (
-        f"In training the gold reward was highest at iteration {step[highest]}, {two(gold[highest])} on "
-        f"other held-out prompts, and ended at {two(gold[-1])}: it fell beyond noise while training went on."
-    )
-
-
 def without_evaluation(stages: Stages) -> Verdict:
     done = ", ".join(stages)
     if all(record.manifest["stage"] == "audit" for record in stages.values()):
@@ -89,28 +70,27 @@ def without_evaluation(stages: Stages) -> Verdict:
     return Verdict("Not evaluated", "plain", f"Finished stages: {done}. Run `evaluate` for a verdict.")
 
 
-def told(summary: dict[str, Any]) -> str:
+def paragraph(summary: dict[str, Any]) -> str:
     """What was measured, in sentences."""
     comparison, policies = summary["comparison"], summary["policies"]
     after, before = policies["policy"], policies["reference"]
     proxy = comparison["score"]
     text = (
         f"On {summary['prompts']} held-out prompts training moved the reward by "
-        f"{signed(proxy['difference'])} {brackets(proxy, 'difference', signed)} against the SFT model "
-        f"(from {two(before['score'])} to {two(after['score'])})"
+        f"{with_interval(proxy, 'difference', signed_2f)} against the SFT model "
+        f"(from {format_2f(before['score'])} to {format_2f(after['score'])})"
     )
-    for key, name in (("gold", "the gold reward"), ("held_out", "the held-out reward")):
+    for key in ("gold", "held_out"):
         if key in comparison:
             row = comparison[key]
             text += (
-                f", and {name}, which it was not trained on, by {signed(row['difference'])} "
-                f"{brackets(row, 'difference', signed)}"
+                f", and the {NAMES[key]}, which it was not trained on, by {signed_2f(row['difference'])} "
+                f"{brackets(row, 'difference', signed_2f)}"
             )
-    key, name = main_measure(summary)
+    key = main_measure(summary)
     judged = comparison[key]
     text += (
-        f". The policy wins {percent(judged['win_rate'])} {brackets(judged, 'win_rate', percent)} of the "
-        f"comparisons by {name}. "
+        f". The policy wins {with_interval(judged, 'win_rate', percent)} of the comparisons by {NAMES[key]}. "
     )
     worse = [row["category"] for row in judged.get("by_category", []) if row["difference_high"] < 0]
     if worse and judged["difference_high"] > 0:
@@ -121,29 +101,69 @@ def told(summary: dict[str, Any]) -> str:
     if judge:
         text += (
             f"A language model that judged {judge['n']} pairs in both orders prefers it in "
-            f"{percent(judge['win_rate'])} {brackets(judge, 'win_rate', percent)}. "
+            f"{with_interval(judge, 'win_rate', percent)}. "
         )
+    drift = ", a significant drift" if after["drifted"] else ""
     text += (
-        f"This moved it {two(after['kl'])} ± {two(after['kl_se'])} nats per response away from the SFT model "
-        f"({two(after['kl_per_token'])} per token{', a significant drift' if after['drifted'] else ''}); "
+        f"This moved it {with_error(after, 'kl')} nats per response away from the SFT model "
+        f"({format_2f(after['kl_per_token'])} per token{drift}); "
         f"{percent(after['eos_rate'])} of its responses end by themselves, "
         f"{after['length']:.1f} tokens long on average (before: {before['length']:.1f})."
     )
     return text
 
 
-def facts(stages: Stages) -> list[tuple[str, str, str]]:
+def overall(runs: Runs) -> Verdict:
+    """The verdict of a run; of several how many have which, and which gained most."""
+    if len(runs) == 1:
+        return verdict(*runs.values())
+    judged = evaluated(runs)
+    if not judged:
+        return Verdict("Not evaluated", "plain", "None of these runs has a finished stage evaluate.")
+    words = {name: verdict(stages).word for name, stages in judged.items()}
+    counts = "; ".join(
+        f"{word.lower()}: {' · '.join(name for name in words if words[name] == word)}"
+        for word in dict.fromkeys(words.values())
+    )
+    found = summaries(judged)
+    key = main_measure(*found.values())
+    gains = {name: summary["comparison"][key] for name, summary in found.items()}
+    best = max(gains, key=lambda name: gains[name]["difference"])
+    worst = min(gains, key=lambda name: gains[name]["difference"])
+    most, least = (with_interval(gains[name], "difference", signed_2f) for name in (best, worst))
+    text = f"{len(judged)} runs: {counts}."
+    if not all(map(untrained, judged.values())):
+        text += f" By {NAMES[key]} {best} gained most: {most}"
+        text += f"; {worst} least: {least}." if worst != best else "."
+        low = gains[best]["difference_low"]
+        near = [name for name in gains if gains[name]["difference_high"] >= low and name != best]
+        text += f" Its interval overlaps with that of {', '.join(near)}." if near else ""
+    left_out = [name for name in runs if name not in judged]
+    text += f" Not evaluated, and so left out: {', '.join(left_out)}." if left_out else ""
+    word = f"{best} gained most" if gains[best]["difference_low"] > 0 else "No run gained"
+    word = UNTRAINED if all(map(untrained, judged.values())) else word
+    return Verdict(word, "plain", text)
+
+
+def facts(runs: Runs) -> list[tuple[str, str, str]]:
+    """The few numbers on top: name, value, interval or unit."""
+    return facts_of_one(*runs.values()) if len(runs) == 1 else facts_of_several(evaluated(runs))
+
+
+def facts_of_one(stages: Stages) -> list[tuple[str, str, str]]:
     """The few numbers on top: name, value, interval or unit."""
     cards = []
     if "evaluate" in stages:
-        summary = stages["evaluate"].summary
-        key, name = main_measure(summary)
+        summary = summary_of(stages)
+        key = main_measure(summary)
         c, policy = summary["comparison"][key], summary["policies"]["policy"]
-        cards.append((f"gain in {name}", signed(c["difference"]), brackets(c, "difference", signed)))
-        cards.append((f"win rate by {name}", percent(c["win_rate"]), brackets(c, "win_rate", percent)))
+        cards.append(
+            (f"gain in {NAMES[key]}", signed_2f(c["difference"]), brackets(c, "difference", signed_2f))
+        )
+        cards.append((f"win rate by {NAMES[key]}", percent(c["win_rate"]), brackets(c, "win_rate", percent)))
         cards.append(("KL to the SFT model", f"{policy['kl']:.1f}", "nats per response"))
-        told = {"Reward hacked": "yes", "Over-optimised": "partly", "Better": "no"}
-        answer = "cannot tell" if key == "score" else told.get(verdict(stages).word, "not seen")
+        answers = {"Reward hacked": "yes", "Over-optimised": "partly", "Better": "no"}
+        answer = "cannot tell" if key == "score" else answers.get(verdict(stages).word, "not seen")
         cards.append(("reward hacked?", answer, seen_otherwise(stages)))
         spent = summary["cost"]["training_total"]
         if spent:
@@ -154,6 +174,26 @@ def facts(stages: Stages) -> list[tuple[str, str, str]]:
         cards.append(("reward model accuracy", percent(r["eval/accuracy"]), ends))
     seconds = sum(record.summary.get("seconds", 0) for record in stages.values())
     cards.append(("all stages", f"{seconds / 60:.1f}", "minutes"))
+    return cards
+
+
+def facts_of_several(runs: Runs) -> list[tuple[str, str, str]]:
+    """The few numbers on top: name, value, what it is of."""
+    cards = [("runs", str(len(runs)), "side by side")]
+    if not runs or all(map(untrained, runs.values())):
+        return cards
+    found = summaries(runs)
+    key = main_measure(*found.values())
+    gains = {name: summary["comparison"][key]["difference"] for name, summary in found.items()}
+    best = max(gains, key=gains.__getitem__)
+    cards.append((f"highest gain in {NAMES[key]}", signed_2f(gains[best]), best))
+    if key != "score":
+        hacked = sum(verdict(stages).word == "Reward hacked" for stages in runs.values())
+        cards.append(("reward hacked", f"{hacked} of {len(runs)}", "runs"))
+    passes = [n for summary in found.values() if (n := summary["cost"]["training_total"])]
+    if passes:
+        spread = f"{min(passes):,}" + f" to {max(passes):,}" * (max(passes) > min(passes))
+        cards.append(("training a policy", spread, "forward passes"))
     return cards
 
 
@@ -172,3 +212,38 @@ def rewarded_by_it(stages: Stages) -> bool:
         return True
     names = re.split(r"[*+(),\s]+", str(stages["rl"].config["reward_model"]))
     return any(Path(name).parts[-2:] == stages["reward"].path.resolve().parts[-2:] for name in names)
+
+
+def evaluated_seeds(runs: Seeds) -> dict[str, list[Stages]]:
+    """The evaluated seeds of every run that has any."""
+    found = {name: [stages for stages in seeds if "evaluate" in stages] for name, seeds in runs.items()}
+    return {name: seeds for name, seeds in found.items() if seeds}
+
+
+def terminal_lines(runs: Seeds) -> list[str]:
+    """A run in a line each, for the terminal: its verdict, and the gains that it rests on; of several seeds
+    their mean, with an interval between them."""
+    lines = []
+    for name, found in evaluated_seeds(runs).items():
+        known = [key for key in NAMES if all(key in summary_of(s)["comparison"] for s in found)]
+        gains = [f"{NAMES[key]} {with_interval(gain(found, key), 'difference', signed_2f)}" for key in known]
+        text = f"{name}: {verdicts(found)}; against the SFT model {', '.join(gains)}"
+        lines.append(text.replace("\u00a0", " "))
+    return lines
+
+
+def verdicts(seeds: Sequence[Stages]) -> str:
+    """The verdict of a run; of several seeds how many have which."""
+    words = Counter(verdict(stages).word for stages in seeds)
+    if len(seeds) == 1:
+        return next(iter(words))
+    return ", ".join(f"{word} with {count} of {len(seeds)} seeds" for word, count in words.most_common())
+
+
+def gain(seeds: Sequence[Stages], key: str) -> dict[str, Any]:
+    """A run's ``difference`` by a measure with its interval over the prompts; of several seeds their mean,
+    with Student's interval between them."""
+    rows = [summary_of(stages)["comparison"][key] for stages in seeds]
+    if len(rows) == 1:
+        return rows[0]
+    return mean_interval([row["difference"] for row in rows]).named("difference")

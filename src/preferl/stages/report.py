@@ -9,56 +9,21 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from preferl.reporting import comparison, cost, evaluation, hacking, rewards, training
-from preferl.reporting.page import Stages, section, write_page
-from preferl.reporting.verdict import facts, verdict
+from preferl.reporting.evaluation import examples
+from preferl.reporting.measures import Runs, Stages
+from preferl.reporting.page import write_page
+from preferl.reporting.sections import sections
+from preferl.reporting.verdict import facts, overall, verdict
 from preferl.runs.errors import UsageError
 from preferl.runs.record import SHARED, stage_records
 
 # What every page reads of an evaluation.
 NEEDED = ("policies", "comparison", "references", "signs", "training", "cost", "best_of", "num_generations")
 ROUND = re.compile(r"(collect|reward|rl)(?:-(\d+))?")
-
-# Title of a section -> what makes its plots and tables, each from the stages that are there, or None.
-SECTIONS = {
-    "Did it work?": (
-        evaluation.policies_table,
-        evaluation.win_rates_table,
-        evaluation.categories_table,
-        training.rl_reward_plot,
-        training.rl_kl_plot,
-    ),
-    "What the KL bought": (hacking.frontier_plots, hacking.prediction_table, hacking.adjusted_table),
-    "Was the reward hacked?": (
-        hacking.over_optimisation_plot,
-        hacking.best_of_n_plot,
-        hacking.signs_plot,
-        training.rl_length_plot,
-        hacking.signs_table,
-        training.alarms_table,
-    ),
-    "What it cost": (cost.cost_plot, cost.equal_cost_table, cost.stages_table, cost.memory_table),
-    "The reward model": (
-        rewards.reward_plot,
-        rewards.calibration_plot,
-        rewards.reward_table,
-        hacking.verification_table,
-        rewards.audit_table,
-        rewards.benchmark_table,
-        rewards.bias_table,
-        rewards.disagreement_table,
-    ),
-    "How it was trained": (
-        training.rl_health_plot,
-        training.dpo_plot,
-        training.sft_plot,
-        training.rounds_table,
-        training.checks_table,
-    ),
-}
 
 
 def write(run: Path, path: Path | None = None) -> Path:
@@ -68,18 +33,12 @@ def write(run: Path, path: Path | None = None) -> Path:
         UsageError: the directory holds no finished stage.
     """
     stages = finished_stages(run)
-    return write_page(
+    name = "/".join(run.resolve().parts[-2 if (run / SHARED).exists() else -1 :])
+    return write_runs(
         path or run / "report.html",
-        name="/".join(run.resolve().parts[-2 if (run / SHARED).exists() else -1 :]),
-        verdict=verdict(stages),
-        facts=facts(stages),
-        sections=[section(title, makers, stages) for title, makers in SECTIONS.items()],
-        configs=[
-            (stage, yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True))
-            for stage, record in stages.items()
-        ],
+        {name: stages},
         made_from=list(stages),
-        examples=evaluation.examples(stages),
+        examples=examples(stages),
         notes=notes(stages),
     )
 
@@ -103,18 +62,27 @@ def compare(runs: Sequence[Path], path: Path | None = None) -> Path:
         shared = Path(os.path.commonpath(places))
         names = [str(place.relative_to(shared)) for place in places]
     found = {name: finished_stages(run) for name, run in zip(names, runs, strict=True)}
+    return write_runs(path or runs[0].resolve().parent / "comparison.html", found, made_from=names)
+
+
+def write_runs(path: Path, runs: Runs, **more: Any) -> Path:
+    """Writes the page of runs; ``more`` are arguments of ``write_page``."""
+    configs = [
+        (
+            stage if len(runs) == 1 else f"{name}: {stage}",
+            yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True),
+        )
+        for name, stages in runs.items()
+        for stage, record in stages.items()
+    ]
     return write_page(
-        path or runs[0].resolve().parent / "comparison.html",
-        name=" · ".join(names),
-        verdict=comparison.overall(found),
-        facts=comparison.facts(found),
-        sections=comparison.sections(found),
-        configs=[
-            (f"{name}: {stage}", yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True))
-            for name, stages in found.items()
-            for stage, record in stages.items()
-        ],
-        made_from=names,
+        path,
+        name=" · ".join(runs),
+        verdict=overall(runs),
+        facts=facts(runs),
+        sections=sections(runs),
+        configs=configs,
+        **more,
     )
 
 

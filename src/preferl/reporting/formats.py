@@ -1,0 +1,49 @@
+"""How a page writes numbers, intervals and texts."""
+
+from collections.abc import Callable
+from typing import Any
+
+MAX_TEXT = 1200  # characters of a response that a table shows
+
+
+def format_2f(value: float) -> str:
+    return f"{value:z.2f}".replace("-", "−")
+
+
+def signed_2f(value: float) -> str:
+    return f"{value:+z.2f}".replace("-", "−")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:z.1f}\u00a0%".replace("-", "−")
+
+
+def signed_percent(value: float) -> str:
+    return f"{100 * value:+z.1f}\u00a0%".replace("-", "−")
+
+
+def brackets(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str:
+    """[low, high] of a 95 % interval."""
+    return f"[{form(row[key + '_low'])},\u00a0{form(row[key + '_high'])}]"
+
+
+def with_interval(row: dict[str, Any], key: str, form: Callable[[float], str] = format_2f) -> str:
+    """A value and its 95 % interval; a dash where it is not known."""
+    return f"{form(row[key])} {brackets(row, key, form)}" if row.get(key) is not None else "–"
+
+
+def with_error(row: dict[str, Any], key: str) -> str:
+    """A value ± its standard error."""
+    return f"{format_2f(row[key])} ± {format_2f(row[f'{key}_se'])}"
+
+
+def estimate(row: dict[str, Any] | None, form: Callable[[float], str]) -> str:
+    """An audit's estimate with its interval, or a dash."""
+    if row is None or row["value"] is None:
+        return "–"
+    ends = [form(row[end]) if row[end] is not None else "…" for end in ("low", "high")]
+    return f"{form(row['value'])} [{ends[0]},\u00a0{ends[1]}]"
+
+
+def cut_text(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " …"

@@ -1,0 +1,64 @@
+"""What the page of runs shows, section by section; each maker decides whether it has something to show."""
+
+from preferl.reporting import cost, evaluation, frontier, hacking, rewards, training
+from preferl.reporting.measures import Runs, evaluated
+from preferl.reporting.page import Maker, Section, section
+
+# Title of a section -> what makes its plots and tables.
+SECTIONS: dict[str, tuple[Maker, ...]] = {
+    "Did it work?": (
+        evaluation.gains_plot,
+        evaluation.side_by_side,
+        evaluation.policies_table,
+        evaluation.win_rates_table,
+        evaluation.categories_table,
+        training.rl_reward_plot,
+        training.rl_kl_plot,
+    ),
+    "What the KL bought": (
+        frontier.frontier_plots,
+        frontier.trade_off_plot,
+        frontier.prediction_table,
+        frontier.adjusted_table,
+    ),
+    "Was the reward hacked?": (
+        hacking.over_optimisation_plot,
+        hacking.best_of_n_plot,
+        hacking.signs_plot,
+        training.rl_length_plot,
+        hacking.over_optimisation_table,
+        hacking.signs_table,
+        training.alarms_table,
+    ),
+    "What it cost": (
+        cost.equal_cost_plot,
+        cost.break_even_plot,
+        cost.equal_cost_table,
+        cost.stages_table,
+        cost.memory_table,
+    ),
+    "The reward model": (
+        rewards.reward_plot,
+        rewards.calibration_plot,
+        rewards.reward_table,
+        rewards.verification_table,
+        rewards.audit_table,
+        rewards.benchmark_table,
+        rewards.bias_table,
+        rewards.disagreement_table,
+    ),
+    "How it was trained": (
+        training.rl_health_plot,
+        training.dpo_plot,
+        training.sft_plot,
+        training.rounds_table,
+        training.checks_table,
+    ),
+    "How they were trained": (training.training_plots,),
+}
+
+
+def sections(runs: Runs) -> list[Section]:
+    """Everything that there is data for; of several runs, about those that were evaluated."""
+    judged = runs if len(runs) == 1 else evaluated(runs)
+    return [section(title, makers, judged) for title, makers in SECTIONS.items()]
