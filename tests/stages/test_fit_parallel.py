@@ -117,7 +117,7 @@ def test_dpo_trains_fails_and_goes_on_as_one(options, tmp_path, policy_directory
     config = dataclasses.replace(config, output_dir="parts")
     done = torchrun("dpo", 2, config, program=("broken.py",))
     assert done.returncode != 0
-    assert done.stderr.count("failed: RuntimeError: the second process has no memory left") == 1
+    assert done.stderr.count("error: RuntimeError: the second process has no memory left") == 1
     assert done.stderr.count("preferl: error") == 1, done.stderr
     assert not (tmp_path / "parts" / "DONE").exists()
     assert sorted(path.name for path in (tmp_path / "parts" / "state").iterdir()) == ["step_4", "step_6"]

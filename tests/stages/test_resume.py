@@ -9,16 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from equal_runs import equal_runs, metrics_of
 from preferl import cli
 from preferl.data.records import SPLITS
+from preferl.judging import backends
 from preferl.learning import fit as loop
 from preferl.learning import learner
 from preferl.models import load
@@ -43,14 +44,18 @@ def row(number: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> dict[str, str]:
-    """Files of pairs and of demonstrations."""
+def data(tmp_path_factory, policy_directory) -> dict[str, str]:
+    """Files of pairs and of demonstrations, and the models."""
     place = tmp_path_factory.mktemp("data")
     pairs = [row(i) for i in range(96)]
     texts = [{"prompt": p["prompt"], "completion": p["chosen"], "split": p["split"]} for p in pairs]
     for name, rows in (("pairs", pairs), ("texts", texts)):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {name: str(place / f"{name}.jsonl") for name in ("pairs", "texts")}
+    model, tokenizer = load.load_policy(str(policy_directory), torch.device("cpu"))
+    model.config.max_position_embeddings = 2048  # a judge reads more than a policy
+    load.save(model, tokenizer, place / "judge")
+    files = {name: str(place / f"{name}.jsonl") for name in ("pairs", "texts")}
+    return files | {"policy": str(policy_directory), "judge": str(place / "judge")}
 
 
 SMALL = {"num_threads": 1, "device": "cpu"}
@@ -59,6 +64,8 @@ SAMPLING = {"response_length": 6, "sampling_batch_size": 8, **SMALL}
 LORA = {"lora_r": 2, "lora_dropout": 0.2}
 RL = {"num_iterations": 5, "save_every": 1, "batch_size": 8, "eval_prompts": 4, "missing_eos_penalty": 0.0}
 FEW = PairCounts(train=12, dev=4, rl=4, eval=4)
+
+JUDGE = "judge:{judge}?mode=logprob&criteria=it is short"
 
 # Name -> the stage, its data, and other options.
 CASES = {
@@ -71,6 +78,13 @@ CASES = {
     "rl, grpo with LoRA": (rl, "pairs", {**RL, "algorithm": "grpo", "lora_r": 2}),
     "collect": (collect, "pairs", {"pairs": FEW}),
     "collect, rankings": (collect, "pairs", {"pairs": FEW, "layout": "rankings", "num_generations": 3}),
+    "collect, by a judge": (collect, "pairs", {"pairs": FEW, "annotator": JUDGE}),
+    "collect, rankings by a judge": (
+        collect,
+        "pairs",
+        {"pairs": FEW, "annotator": JUDGE, "layout": "rankings", "num_generations": 3},
+    ),
+    "evaluate, by a judge": (evaluate, "pairs", {"best_of": [], "max_eval_prompts": 8, "judge": JUDGE}),
     "collect, adversarial": (collect, "pairs", {"pairs": FEW, "adversarial": "length", "num_generations": 4}),
     "best_of": (best_of, "pairs", {"num_generations": 4, "gold": "concise", "dev_prompts": 6}),
     "evaluate": (evaluate, "pairs", {"best_of": [2], "best_of_prompts": 6, "gold": "concise"}),
@@ -87,25 +101,22 @@ CONFIGS = {
     audit: audit.AuditConfig,
 }
 # What a stage does again and again, and whose results it keeps.
-WORK = {
-    sft: "clip_and_step",
-    reward: "clip_and_step",
-    dpo: "clip_and_step",
-    rl: "iterate",
-    audit: "scores_of",
-}
+UPDATES, PARTS = ("clip_and_step",), ("respond", "choice_logprobs")
+WORK = {sft: UPDATES, reward: UPDATES, dpo: UPDATES, rl: ("iterate",), audit: ("scores_of",)}
 
 
-def config_of(case: str, data: dict[str, str], policy: str, output_dir: Path):
+def config_of(case: str, data: dict[str, str], output_dir: Path):
+    """The options of a case."""
     stage, kind, options = CASES[case]
+    options = {k: v.format(**data) if isinstance(v, str) else v for k, v in options.items()}
     usual = dict(SAMPLING if stage in (collect, best_of, evaluate) else SMALL if stage is audit else TRAINING)
     if stage is rl:
         usual = SAMPLING | {"micro_batch_size": 5}
     parts = {"reward_model": "length"} if stage in (rl, best_of, evaluate, audit) else {}
     if stage is not audit and case != "sft":
-        parts["model_name_or_path"] = policy
+        parts["model_name_or_path"] = data["policy"]
     if stage is evaluate:
-        parts["ref_model"] = policy
+        parts["ref_model"] = data["policy"]
     if stage is collect:
         parts["annotator"] = "concise"
     return CONFIGS[stage](output_dir=str(output_dir), dataset_name=data[kind], **usual | parts | options)
@@ -121,6 +132,7 @@ DOORS = (
     (learner, "clip_and_step"),
     (rl.Trainer, "iterate"),
     (Policy, "respond"),
+    (backends.LocalBackend, "choice_logprobs"),
     (audit, "scores_of"),
     (Stage, "_append"),
     (Stage, "write_json"),
@@ -187,18 +199,18 @@ def leave_behind(path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_killed_once_it_goes_on_to_the_same_bytes(
-    case, data, policy_directory, tmp_path, monkeypatch, capsys
-):
+def test_killed_once_it_goes_on_to_the_same_bytes(case, data, tmp_path, monkeypatch, capsys):
     """At a random instant between its first checkpoint and its last update (or part), and at one after it."""
-    stage, work = CASES[case][0], work_of(case)
+    stage = CASES[case][0]
     monkeypatch.setattr(audit, "PART", 25)
-    whole = Run(config_of(case, data, str(policy_directory), tmp_path / "whole"))
+    monkeypatch.setattr(backends, "KEPT_AT_ONCE", 9)
+    whole = Run(config_of(case, data, tmp_path / "whole"))
     whole(stage)
     assert whole.first is not None
-    worked, last = (last_of(name, whole.passed) for name in (work, "replace"))  # the last is DONE's
+    middle = last_of(whole, *WORK.get(stage, PARTS))
+    last = last_of(whole, "replace")  # DONE appears
     rng = random.Random(case)
-    for at in (rng.randint(whole.first, worked), rng.randint(worked + 1, last)):
+    for at in (rng.randint(whole.first, middle), rng.randint(middle + 1, last)):
         config = dataclasses.replace(whole.config, output_dir=str(tmp_path / f"killed-{at}"))
         killed(stage, config, at)
         done = ready(Path(config.output_dir))
@@ -208,17 +220,19 @@ def test_killed_once_it_goes_on_to_the_same_bytes(
         second(stage)
         equal_runs(second.path, whole.path)
         assert not (second.path / "state").exists()
-        assert Counter(second.passed)[work] == Counter(whole.passed)[work] - done
+        assert worked(second, case) == worked(whole, case) - done
         said = capsys.readouterr().out
         assert "goes on after" in said or "finished before" in said  # a member of the ensemble
 
 
-def work_of(case: str) -> str:
-    return WORK.get(CASES[case][0], "respond")
+def worked(run: Run, case: str) -> int:
+    """How often a run did what its stage does again and again."""
+    return sum(name in WORK.get(CASES[case][0], PARTS) for name in run.passed)
 
 
-def last_of(name: str, passed: list[str]) -> int:
-    return len(passed) - 1 - passed[::-1].index(name)
+def last_of(run: Run, *names: str) -> int:
+    """When a run passed one of these doors for the last time."""
+    return max(at for at, name in enumerate(run.passed) if name in names)
 
 
 def killed(stage, config, at: int) -> None:
@@ -241,11 +255,11 @@ def damage(path: Path, file: str) -> None:
     [({}, 8), ({8: "tensors.safetensors"}, 6), ({8: "values.json"}, 6), ({8: "values.json", 6: None}, 0)],
     ids=["none", "tensors", "values", "both"],
 )
-def test_a_damaged_checkpoint_is_passed_over(damaged, goes_on, data, policy_directory, tmp_path, capsys):
-    whole = Run(config_of("sft", data, str(policy_directory), tmp_path / "whole"))
+def test_a_damaged_checkpoint_is_passed_over(damaged, goes_on, data, tmp_path, capsys):
+    whole = Run(config_of("sft", data, tmp_path / "whole"))
     whole(sft)
     config = dataclasses.replace(whole.config, output_dir=str(tmp_path / "sft"))
-    killed(sft, config, last_of("clip_and_step", whole.passed))
+    killed(sft, config, last_of(whole, "clip_and_step"))
     state = tmp_path / "sft" / "state"
     for step, file in damaged.items():
         if file is None:
@@ -253,7 +267,7 @@ def test_a_damaged_checkpoint_is_passed_over(damaged, goes_on, data, policy_dire
         else:
             damage(state / f"step_{step}", file)
     capsys.readouterr()
-    second = Run(config, last_of("clip_and_step", whole.passed) - 2 if goes_on else None)
+    second = Run(config, last_of(whole, "clip_and_step") - 2 if goes_on else None)
     with contextlib.suppress(Killed):
         second(sft)
     said = capsys.readouterr().out
@@ -264,18 +278,18 @@ def test_a_damaged_checkpoint_is_passed_over(damaged, goes_on, data, policy_dire
     equal_runs(tmp_path / "sft", whole.path)
 
 
-def test_a_damaged_part_is_made_again(data, policy_directory, tmp_path, capsys):
-    whole = Run(config_of("best_of", data, str(policy_directory), tmp_path / "whole"))
+def test_a_damaged_part_is_made_again(data, tmp_path, capsys):
+    whole = Run(config_of("best_of", data, tmp_path / "whole"))
     whole(best_of)
     config = dataclasses.replace(whole.config, output_dir=str(tmp_path / "best_of"))
-    killed(best_of, config, last_of("respond", whole.passed))
+    killed(best_of, config, last_of(whole, "respond"))
     parts = sorted((tmp_path / "best_of" / "state").glob("part_*"))
     damage(parts[1], "values.json")
     second = Run(config)
     second(best_of)
     assert "part_train-16 is damaged" in capsys.readouterr().out
     equal_runs(second.path, whole.path)
-    assert Counter(second.passed)["respond"] == 2
+    assert worked(second, "best_of") == 2
 
 
 # ------------------------------------------------------------------------------------------- by the system
@@ -290,10 +304,10 @@ def command(config) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["dpo", "collect"])
-def test_a_process_that_the_system_kills_goes_on(case, data, policy_directory, tmp_path):
+def test_a_process_that_the_system_kills_goes_on(case, data, tmp_path):
     """SIGKILL, at a random moment after the first checkpoint or part is there."""
     stage = CASES[case][0]
-    config = config_of(case, data, str(policy_directory), tmp_path / "killed")
+    config = config_of(case, data, tmp_path / "killed")
     if stage is dpo:
         config = dataclasses.replace(config, max_steps=40, save_every=3, check_samples=0)
     else:
@@ -317,5 +331,4 @@ def test_a_process_that_the_system_kills_goes_on(case, data, policy_directory, t
     whole = Run(dataclasses.replace(config, output_dir=str(tmp_path / "whole")))
     whole(stage)
     equal_runs(again.path, whole.path)
-    found, expected = (Counter(run.passed)[work_of(case)] for run in (again, whole))
-    assert 0 < found == expected - done < expected
+    assert 0 < worked(again, case) == worked(whole, case) - done
