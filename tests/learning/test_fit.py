@@ -256,16 +256,9 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [1, 4, 7, 11])
-@pytest.mark.parametrize("how", [{}, {"keep": "best", "patience": 5, "weight_average": 0.3}])
-def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, at, how):
-    wild = {"learning_rate": 0.4, "save_every": 2, "num_evals": 6, "weight_decay": 0.1}
-    whole, fitted, rows = train(tmp_path / "whole", options(tmp_path / "whole", **wild), **how)
-    path = tmp_path / "parts"
-    config, model = options(path, **wild), Line()
-    batches = plan_batches([1] * len(X), config, random.Random(0))
-    usual = objective(model)
-
+def interrupted(config, at, **how) -> None:
+    """A run that is killed in its update number ``at`` (from 0), while a line is being written."""
+    usual = objective(Line())
     updates = itertools.count()
 
     def killed(numbers):
@@ -273,22 +266,45 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, at, how):
             raise Killed
         return usual.step(numbers)
 
+    batches = plan_batches([1] * len(X), config, random.Random(0))
     with Stage("sft", config) as stage:
         assert stage.begin({}) is None
         with pytest.raises(Killed):
             fit(dataclasses.replace(usual, step=killed), batches, config, stage, **how)
-    with open(path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 99, "tr')  # a line that was being written
+    with open(stage.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "tr')
+
+
+@pytest.mark.parametrize("at", [1, 4, 7, 11])
+@pytest.mark.parametrize("how", [{}, {"keep": "best", "patience": 5, "weight_average": 0.3}])
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, at, how):
+    wild = {"learning_rate": 0.4, "save_every": 2, "num_evals": 6, "weight_decay": 0.1}
+    whole, fitted, rows = train(tmp_path / "whole", options(tmp_path / "whole", **wild), **how)
+    path = tmp_path / "parts"
+    config, model = options(path, **wild), Line()
+    interrupted(config, at, **how)
     kept = sorted(p.name for p in (path / "state").iterdir()) if (path / "state").exists() else []
     assert len(kept) <= 2
+    batches = plan_batches([1] * len(X), config, random.Random(0))
     with Stage("sft", config) as stage:
         saved = stage.begin({})
         assert (saved.step if saved else 0) == at // 2 * 2
-        model = Line()
         again = fit(objective(model), batches, config, stage, saved, **how)
     assert torch.equal(flat(model), flat(whole))
     assert rows_of(path) == rows
     assert again.plain() == fitted.plain()
+
+
+def test_the_best_weights_of_before_an_interruption_are_kept(tmp_path):
+    """So large a rate that nothing gets better afterwards."""
+    wild = {"learning_rate": 1.5, "lr_scheduler_type": "constant", "num_evals": 12, "save_every": 2}
+    whole, fitted, _ = train(tmp_path / "whole", options(tmp_path / "whole", **wild), keep="best")
+    assert fitted.best_step <= 10
+    config = options(tmp_path / "parts", **wild)
+    interrupted(config, 11, keep="best")
+    model, again, _ = train(tmp_path / "parts", config, keep="best")
+    assert torch.equal(flat(model), flat(whole))
+    assert again.best_step == fitted.best_step
 
 
 def test_checkpoints_are_keyed_by_parameter_names(tmp_path):

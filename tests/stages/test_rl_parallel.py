@@ -3,16 +3,14 @@ stop and the reason is said once. Processes on the CPU (gloo)."""
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
+from parallel import assert_same, metrics_of, samples_of, torchrun
 from preferl.judging.scorers import Ensemble, ShardedScorer
 from preferl.runs import distributed
 from preferl.runs.errors import StoppedElsewhere, UsageError
@@ -69,48 +67,6 @@ def config(tmp_path, policy_directory, monkeypatch):
     )
 
 
-def torchrun(processes: int, config: rl.RlConfig, *flags: str) -> subprocess.CompletedProcess:
-    """``torchrun --nproc_per_node N -m preferl rl``; warnings are errors there too."""
-    Path("config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", "preferl", "rl", "--config", "config.yaml", *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
-def numbers(path):
-    """Rows of metrics without the clocks."""
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
-
-
-def assert_same(one: Path, several: Path, limit: float = 1e-5) -> None:
-    """The same samples, weights to ``limit``, metrics to ten times that."""
-    assert len(numbers(one)) == len(numbers(several))
-    for expected, found in zip(numbers(one), numbers(several), strict=True):
-        assert expected.pop("alarms", None) == found.pop("alarms", None)
-        assert found == pytest.approx(expected, abs=10 * limit, rel=10 * limit)
-    samples = [
-        [json.loads(line) for line in (p / "samples.jsonl").read_text().splitlines()] for p in (one, several)
-    ]
-    for expected, found in zip(*samples, strict=True):
-        assert (expected["prompt"], expected["response"]) == (found["prompt"], found["response"])
-        assert found["reward"] == expected["reward"]
-    for name in ("model", "value_model"):
-        assert (one / name).exists() == (several / name).exists()
-        if (one / name).exists():
-            a, b = (load_file(path / name / "model.safetensors") for path in (one, several))
-            assert max(float((a[key] - b[key]).abs().max()) for key in a) < limit
-    first, second = (json.loads((path / "summary.json").read_text()) for path in (one, several))
-    assert first["forward_passes"] == second["forward_passes"]
-    assert first["alarms"] == second["alarms"]
-
-
 CASES = {
     # A minibatch of a single row, of which the second process has none; two parts of a reward.
     "ppo": (
@@ -155,13 +111,14 @@ def test_several_processes_train_as_one(config, algorithm, tmp_path, policy_dire
     processes, options = CASES[algorithm]
     config = dataclasses.replace(config, algorithm=algorithm, **options)
     one = rl.run(config)
-    done = torchrun(processes, dataclasses.replace(config, output_dir="several", micro_batch_size=3))
+    done = torchrun("rl", processes, dataclasses.replace(config, output_dir="several", micro_batch_size=3))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "several"
     assert done.stdout.count("rl: ") == capsys.readouterr().out.count("rl: ")
     assert "arning" not in done.stderr, done.stderr
     several = tmp_path / "several"
     assert_same(one, several)
+    assert [row["reward"] for row in samples_of(several)] == [row["reward"] for row in samples_of(one)]
     assert json.loads((several / "summary.json").read_text())["processes"] == processes
     start = load_file(policy_directory / "model.safetensors")
     moved = load_file(several / "model" / "model.safetensors")
@@ -171,7 +128,7 @@ def test_several_processes_train_as_one(config, algorithm, tmp_path, policy_dire
         assert sorted(asked[1] + asked[2]) == asked[0]
         assert abs(len(asked[1]) - len(asked[2])) < 0.2 * len(asked[0])
     if algorithm == "grpo":
-        updates = [row["updates"] for row in numbers(several) if row["step"]]
+        updates = [row["updates"] for row in metrics_of(several) if row["step"]]
         assert min(updates) < 4
 
 
@@ -181,7 +138,7 @@ def test_what_differs_is_only_the_rounding_of_other_batches(config, tmp_path, mo
     config = dataclasses.replace(
         config, algorithm="rebel", num_iterations=6, eval_every=0, sampling_batch_size=8, micro_batch_size=8
     )
-    done = torchrun(2, dataclasses.replace(config, output_dir="several"))
+    done = torchrun("rl", 2, dataclasses.replace(config, output_dir="several"))
     assert done.returncode == 0, done.stderr
 
     def of_both(rows, unit=1):
@@ -202,7 +159,7 @@ def test_what_several_processes_began_one_goes_on_with(config, tmp_path):
     broken = dataclasses.replace(
         config, output_dir="several", reward_model="my_rewards:breaks_down_in_the_second"
     )
-    done = torchrun(2, broken)
+    done = torchrun("rl", 2, broken)
     assert done.returncode != 0
     assert done.stderr.count("failed: RuntimeError: the judge does not answer") == 1
     assert done.stderr.count("preferl: error") == 1, done.stderr
@@ -243,7 +200,7 @@ ERRORS = {
 @pytest.mark.parametrize("where", list(ERRORS))
 def test_an_error_ends_all_processes_and_is_said_once(config, where):
     options, flags, message = ERRORS[where]
-    done = torchrun(2, dataclasses.replace(config, **options), *flags)
+    done = torchrun("rl", 2, dataclasses.replace(config, **options), *flags)
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1, done.stderr
     assert message in done.stderr

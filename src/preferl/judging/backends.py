@@ -7,6 +7,7 @@ has no greedy mode.
 import concurrent.futures
 import dataclasses
 import difflib
+import hashlib
 import http.client
 import json
 import math
@@ -16,9 +17,10 @@ import typing
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from preferl.data.records import Messages
 from preferl.data.tokens import pad, positions, prompt_ids, response_ids
 from preferl.maths.policy import response_logprobs
 from preferl.models.load import freeze, load_policy, max_positions
+from preferl.runs.checkpoint import Parts
 from preferl.runs.devices import derived_seed
 from preferl.runs.errors import UsageError
 
@@ -35,6 +38,8 @@ PREFIX = "judge:"
 CUT_OFF = "\n[cut off]"  # ends a reply that reached its limit: half a reply holds no verdict
 TOP_LOGPROBS = 20  # the most that OpenAI and vLLM return unless told otherwise
 MAX_WAIT_S = 60.0
+KEPT_AT_ONCE = 128  # requests that are answered between two writes
+T = TypeVar("T")
 ASPECTS = {
     "helpfulness": "it does what the prompt asks, completely and correctly, and is useful to who asked",
     "correctness": "what it states is true and its reasoning holds",
@@ -197,12 +202,14 @@ class LocalBackend:
     """A causal language model in this process.
 
     Its own generation settings (top-k, repetition penalty, …) are removed: replies are greedy, or drawn
-    from softmax(logits / temperature).
+    from softmax(logits / temperature), with random numbers of these very chats and of how often they were
+    asked before.
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: JudgeConfig):
         self.model: Any = freeze(model)
-        self.tokenizer, self.config, self.calls = tokenizer, config, 0
+        self.tokenizer, self.config = tokenizer, config
+        self.asked: Counter[int] = Counter()
         self.model.generation_config = GenerationConfig(
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
         )
@@ -213,10 +220,10 @@ class LocalBackend:
         greedy = {"do_sample": False}
         draw = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         replies = [""] * len(rows)
-        self.calls += 1
-        device = self.model.device
+        device, own = self.model.device, derived_seed(self.config.seed or 0, "judge", rows)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(derived_seed(self.config.seed or 0, "judge", self.calls))
+            torch.manual_seed(derived_seed(own, self.asked[own]))
+            self.asked[own] += 1
             for part, ids_BS, mask_BS in self._batches(rows):
                 out_BS = self.model.generate(
                     input_ids=ids_BS,
@@ -401,6 +408,44 @@ class EndpointBackend:
 
     def _shown(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+class KeptReplies:
+    """A backend whose answers are kept: what was asked before an interruption is not asked, and paid, again.
+
+    Args:
+        backend: what answers.
+        parts: where answers are kept, under a hash of what was asked.
+    """
+
+    def __init__(self, backend: Backend, parts: Parts):
+        self.backend, self.parts = backend, parts
+
+    def complete(self, messages: list[Messages], max_tokens: int, temperature: float) -> list[str]:
+        def ask(part: list[Messages]) -> list[str]:
+            return self.backend.complete(part, max_tokens, temperature)
+
+        return self._kept(messages, ask, "complete", max_tokens, temperature)
+
+    def choice_logprobs(self, messages: list[Messages], choices: Sequence[str]) -> list[list[float]]:
+        def ask(part: list[Messages]) -> list[list[float]]:
+            return self.backend.choice_logprobs(part, choices)
+
+        return self._kept(messages, ask, "choice_logprobs", *choices)
+
+    def _kept(
+        self, messages: list[Messages], ask: Callable[[list[Messages]], list[T]], *how: object
+    ) -> list[T]:
+        answers: list[T] = []
+        for start in range(0, len(messages), KEPT_AT_ONCE):
+
+            def answer(part: list[Messages] = messages[start : start + KEPT_AT_ONCE]) -> Any:
+                return {}, {"answers": ask(part)}
+
+            text = json.dumps([*how, messages[start : start + KEPT_AT_ONCE]])
+            name = hashlib.sha256(text.encode()).hexdigest()[:32]
+            answers += self.parts.get(f"judge-{name}", answer)[1]["answers"]
+        return answers
 
 
 def load_backend(spec: JudgeSpec, device: torch.device) -> Backend:

@@ -26,7 +26,15 @@ import torch
 
 from preferl.data.records import DataError, Messages, Prompt, dialogue_text
 from preferl.data.types import Judgement
-from preferl.judging.backends import ASPECTS, Backend, JudgeConfig, load_backend, parse_judge
+from preferl.judging.backends import (
+    ASPECTS,
+    Backend,
+    JudgeConfig,
+    KeptReplies,
+    load_backend,
+    parse_judge,
+)
+from preferl.runs.checkpoint import Parts
 
 
 def fresh_nonce(texts: Sequence[str], seed: int | None) -> str:
@@ -313,6 +321,12 @@ class PointwiseJudge(Judge):
         n = len(answers)
         self.record(JudgeCounts(n, n, unparsable=len(missing), dropped=len(missing)), missing)
         return [math.nan if answer is None else answer for answer in answers]
+
+
+def keep_replies(judge: object, parts: Parts) -> None:
+    """Lets a judge keep what it is told; any other annotator or scorer stays as it is."""
+    if isinstance(judge, Judge):
+        judge.backend = KeptReplies(judge.backend, parts)
 
 
 def load_pairwise_judge(spec: str, device: torch.device, config: JudgeConfig | None = None) -> PairwiseJudge:

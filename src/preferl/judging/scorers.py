@@ -24,6 +24,7 @@ import torch
 
 from preferl.data.records import Prompt
 from preferl.data.types import Scorer
+from preferl.judging.backends import JudgeConfig
 from preferl.judging.judges import PointwiseJudge, load_pointwise_judge
 from preferl.judging.reward_functions import RewardFunction, check_columns, load_function
 from preferl.judging.utilities import NAMED, named_utility
@@ -206,7 +207,8 @@ def load_scorer(spec: str, device: torch.device) -> Scorer:
 def load_one(name: str, device: torch.device) -> Scorer:
     """A scorer without weights: members together, a utility, a function, a directory or a Hub name."""
     if name.startswith(JUDGE):
-        return load_pointwise_judge(name, device)
+        # With a seed, so that a run that goes on is scored as one that was not interrupted.
+        return load_pointwise_judge(name, device, JudgeConfig(seed=0))
     put_together = COMBINED.fullmatch(name)
     if put_together:
         return Ensemble(_members_of(put_together[3].split(","), device), how=put_together[1])

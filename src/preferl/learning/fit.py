@@ -30,6 +30,7 @@ from preferl.runs.checkpoint import (
     restore_schedule,
 )
 from preferl.runs.config import OptimOptions, require_at_least
+from preferl.runs.devices import derived_seed
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps
 from preferl.runs.stage import Stage
@@ -178,7 +179,8 @@ class _Run:
         stage: Stage,
         weight_average: float,
     ):
-        self.objective, self.options, self.name = objective, options, stage.name
+        self.objective, self.options = objective, options
+        self.name, self.seed = stage.name, stage.config.seed
         named = objective.model.named_parameters()
         self.parameters = {name: p for name, p in named if p.requires_grad}
         self.steps = steps
@@ -193,6 +195,9 @@ class _Run:
     def update(self, rows: Sequence[int], step: int) -> dict[str, float]:
         """One update on a batch; returns what is logged of it."""
         where, total, seen = f"{self.name} update {step}", self.objective.count(rows), Meter()
+        # Dropout's random numbers belong to the step, on every device and in every process: a run that goes
+        # on here draws the same ones.
+        torch.manual_seed(derived_seed(self.seed, self.name, "update", step, distributed.rank()))
         own, size = distributed.shard(rows), self.options.micro_batch_size
         with distributed.sync_errors():
             for start in range(0, len(own), size):
@@ -244,7 +249,7 @@ class _Run:
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Everything that the next update depends on, as tensors and plain values."""
-        tensors = named_state(self.parameters, self.optimizer) | {"torch": torch.get_rng_state()}
+        tensors = named_state(self.parameters, self.optimizer)
         if self.average is not None and self.average.values is not None:
             tensors |= {f"average/{name}": value for name, value in self.average.values.items()}
         if self.fitted.best_weights is not None:
@@ -255,7 +260,6 @@ class _Run:
         """Puts ``snapshot`` back."""
         restore_named_state(self.parameters, self.optimizer, saved.tensors)
         restore_schedule(self.optimizer, self.scheduler, saved.values["scheduler"])
-        torch.set_rng_state(saved.tensors["torch"])
         if self.average is not None:
             self.average.restore(below("average/", saved.tensors))
         self.fitted = Fitted(**saved.values["fitted"])

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from preferl.runs import distributed
 from preferl.runs.mark import remove
+from preferl.runs.progress import say
 
 TENSORS, VALUES = "tensors.safetensors", "values.json"
 KEPT = 2  # checkpoints: the one before the last is there if the last turns out to be damaged
@@ -36,12 +38,17 @@ class Checkpoint:
 
 
 def latest(directory: Path) -> Checkpoint | None:
-    """The last whole checkpoint, or None."""
-    steps = _steps(directory)
-    if not steps:
-        return None
-    tensors, values = _read(directory / f"step_{steps[-1]}")
-    return Checkpoint(steps[-1], tensors, values)
+    """The last whole checkpoint, or None. A damaged one is said and passed over."""
+    for step in reversed(_steps(directory)):
+        found = _read_whole(directory / f"step_{step}")
+        if found is not None:
+            return Checkpoint(step, *found)
+    return None
+
+
+def parts_ready(directory: Path) -> int:
+    """How many pieces of work ``Parts`` has kept."""
+    return sum(1 for _ in directory.glob("part_*"))
 
 
 class Checkpoints:
@@ -68,7 +75,7 @@ class Checkpoints:
         return distributed.from_main(self.chosen or not self.writing or affordable)
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        """Writes ``step_N`` and then removes all but the last two."""
+        """Writes ``step_N`` and then removes all but this one and the one before it."""
         began = time.monotonic()
         self._write(step, tensors, values)
         self.last = time.monotonic() - began
@@ -77,8 +84,10 @@ class Checkpoints:
     @distributed.main_writes
     def _write(self, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
         _write(self.directory / f"step_{step}", tensors, values)
-        for old in _steps(self.directory)[:-KEPT]:
-            remove(self.directory / f"step_{old}")
+        there = _steps(self.directory)
+        kept = [other for other in there if other <= step][-KEPT:]  # a later one was found damaged
+        for other in set(there) - set(kept):
+            remove(self.directory / f"step_{other}")
 
 
 class Parts:
@@ -92,15 +101,29 @@ class Parts:
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and plain values of the part ``name``, as ``compute`` gave them now or before."""
         path = self.directory / f"part_{name}"
-        if not path.exists():
+        found = _read_whole(path)
+        if found is None:
             _write(path, *compute())
-        return _read(path)
+            found = _read(path)
+        return found
 
 
 def _steps(directory: Path) -> list[int]:
     """The steps of the whole checkpoints, in order."""
     names = [path.name.removeprefix("step_") for path in directory.glob("step_*")]
     return sorted(int(name) for name in names if name.isdigit())
+
+
+def _read_whole(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """What is there, or None where there is nothing. What a power cut or a full disk has damaged is said, and
+    made again."""
+    if not path.exists():
+        return None
+    try:
+        return _read(path)
+    except (FileNotFoundError, ValueError, SafetensorError) as error:
+        say(f"{path} is damaged, and is made again: {error}")
+        return None
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from preferl.runs import checkpoint, devices, distributed
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
 from preferl.runs.errors import UsageError
-from preferl.runs.files import plain, read_jsonl, write_atomically
+from preferl.runs.files import plain, write_atomically
 from preferl.runs.mark import check_ours, claim, read_mark, remove
 from preferl.runs.progress import say
 
@@ -120,6 +121,9 @@ class Stage:
         saved = checkpoint.latest(self.state) if goes_on else None
         if saved is None:
             self._clear(hashed, goes_on, None if self.fresh else keep)
+            parts = checkpoint.parts_ready(self.state)
+            if parts:
+                self.say(f"goes on after {parts} parts that are ready")
         else:
             self.truncate_logs(saved.step)
             self.say(f"goes on after step {saved.step}")
@@ -172,15 +176,16 @@ class Stage:
 
     @distributed.main_writes
     def truncate_logs(self, step: int) -> None:
-        """Drops what was logged after ``step``, before an interrupted stage goes on from there."""
+        """Drops what was logged after ``step``, before an interrupted stage goes on from there: also rows
+        without a step, which follow the training."""
         for name, key in LOGS.items():
             path = self.path / name
-            if path.exists():  # a line that was being written when the run was killed has no end
-                whole = path.read_bytes()
-                path.write_bytes(whole[: whole.rfind(b"\n") + 1])
-            rows = [row for row in read_jsonl(path) if row[key] <= step]
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_atomically(path, text)
+            if path.exists():
+                content = path.read_bytes()
+                # A line that was being written when the run was killed has no end.
+                lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+                kept = [line for line in lines if json.loads(line).get(key, math.inf) <= step]
+                write_atomically(path, b"".join(kept).decode())
 
     @distributed.main_writes
     def finish(self, **summary: Any) -> None:

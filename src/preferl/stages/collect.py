@@ -32,7 +32,7 @@ from preferl.data.splits import counts, divide, normalised
 from preferl.data.types import Scorer
 from preferl.evaluation.selection import matched, most_contradictory
 from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
-from preferl.judging.judges import JudgedPairs, PairwiseJudge
+from preferl.judging.judges import JudgedPairs, PairwiseJudge, keep_replies
 from preferl.judging.scorers import JUDGE, load_scorer
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
@@ -93,6 +93,8 @@ def run(config: CollectConfig, fresh: bool = False, callbacks: Sequence[Callback
         if stage.is_finished:
             return stage.path
         annotator = load_annotator(config, config.seed, stage.device, config.layout == "pairs")
+        asked = annotator if isinstance(annotator, PairwiseJudge) else annotator.utility
+        keep_replies(asked, Parts(stage.state))
         misled = load_scorer(config.adversarial, stage.device) if config.adversarial else None
         older = sources.load_source(config.add_to) if config.add_to else None
         parents = {"reward": config.adversarial, "added to": config.add_to}

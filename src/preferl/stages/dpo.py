@@ -143,7 +143,7 @@ def train(
     # The tokens of the prompts are made before the training: what does not fit is found at once.
     policy.prompt_tokens([record.prompt for record in prompts], config.response_length)
     reference_hash = load.weights_hash(reference.model)
-    same_start = saved is None and load.weights_hash(policy.model) == reference_hash
+    same_start = load.weights_hash(policy.model) == reference_hash
 
     rng = random.Random(devices.derived_seed(config.seed, "dpo", "batches"))
     batches = plan_batches([len(pair) for pair in pairs.train], config, rng)
@@ -153,7 +153,7 @@ def train(
     reference_dev_N2 = pair_logprobs(reference, pairs.dev, config)
     if not bool(reference_N2.isfinite().all()):
         raise DivergedError("dpo: the reference's log-probabilities are not finite; look at its weights")
-    unchecked = same_start
+    unchecked = same_start and saved is None
 
     def step(numbers: Sequence[int]) -> tuple[torch.Tensor, Sums]:
         nonlocal unchecked

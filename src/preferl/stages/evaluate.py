@@ -23,7 +23,7 @@ from preferl.evaluation import comparison, pool
 from preferl.evaluation.comparison import KL_DRIFT_PER_TOKEN
 from preferl.evaluation.pool import Pool
 from preferl.judging.backends import JudgeConfig
-from preferl.judging.judges import load_pairwise_judge
+from preferl.judging.judges import keep_replies, load_pairwise_judge
 from preferl.judging.scorers import check_scores, load_scorer, reward_models, score_responses
 from preferl.learning.rollout import Shaping
 from preferl.runs import devices
@@ -154,7 +154,7 @@ def evaluate(
     against = {measure: comparison.compare(rl[measure], sft[measure], categories) for measure in scorers}
     for measure, row in against.items():
         row |= comparison.at_equal_length(rl[measure], sft[measure], rl.length_PG, sft.length_PG)
-    judged = judge_of(config, stage.device)
+    judged = judge_of(config, stage)
     if judged is not None:
         against["judge"] = judged(prompts, rl, sft.first, sft.first_finished)
     references = against_references(source.references("eval"), prompts, rl, scorers, judged)
@@ -304,13 +304,14 @@ def kl_summary(log_ratio_N: np.ndarray, responses: ScoredResponses) -> dict[str,
 # ------------------------------------------------------------------------------------ against other responses
 
 
-def judge_of(config: EvaluateConfig, device: torch.device) -> Any:
+def judge_of(config: EvaluateConfig, stage: Stage) -> Any:
     """A function (prompts, responses, other texts) -> win rate by a language model asked in both orders, or
     None without a judge. Of several responses to a prompt the first is judged."""
     if not config.judge:
         return None
     name = config.judge
-    judge = load_pairwise_judge(name, device, JudgeConfig(seed=config.seed, unparsable="skip"))
+    judge = load_pairwise_judge(name, stage.device, JudgeConfig(seed=config.seed, unparsable="skip"))
+    keep_replies(judge, Parts(stage.state))
 
     def win_rate(
         prompts: Sequence[Prompt], rl: ScoredResponses, others: Sequence[str], ended: Sequence[bool]
