@@ -372,8 +372,8 @@ MUTANTS = (
     Mutant("dropout-in-the-update", LEARNER, "        batch, mask_BT = self.prepare(rollout),",
            "        self.models.policy.train()\n        batch, mask_BT = self.prepare(rollout),",
            (EVAL_MODE + "[gpt2]",)),
-    Mutant("lora-dropout-while-measuring", SCALAR, "    return adapted.eval()\n",
-           "    return adapted\n", (REWARD + "test_lora_dropout_is_on_in_training_and_nowhere_else",)),
+    Mutant("lora-dropout-while-measuring", SCALAR, "            layer.eval()\n", "            pass\n",
+           (REWARD + "test_lora_dropout_is_on_in_training_and_nowhere_else",)),
     Mutant("lora-dropout-never", SCALAR, "        layer.train()\n", "        layer.eval()\n",
            (REWARD + "test_lora_dropout_is_on_in_training_and_nowhere_else",)),
     # Preferences: DPO and the reward model.
