@@ -523,7 +523,9 @@ MUTANTS = (
            (LOOP + "test_training_stops_when_nothing_gets_better",)),
     # Splits, kinds of rows.
     Mutant("case-makes-another-prompt", "data/splits.py", ".casefold()", "",
-           (SPLITS + "test_what_makes_no_other_prompt_makes_no_other_split",)),
+           (SPLITS + "test_case_and_code_of_a_letter_make_no_other_prompt",)),
+    Mutant("one-letter-of-two-codes", "data/splits.py", 'unicodedata.normalize("NFKC", dialogue_text(prompt))',
+           "dialogue_text(prompt)", (SPLITS + "test_case_and_code_of_a_letter_make_no_other_prompt",)),
     Mutant("hash-of-the-raw-prompt", "data/sources.py", "normalised(entry.asked.prompt)",
            "str(entry.asked.prompt)",
            (SPLITS + "test_a_prompt_has_one_split_in_every_file",)),
