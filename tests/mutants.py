@@ -524,7 +524,8 @@ MUTANTS = (
     # Splits, kinds of rows.
     Mutant("case-makes-another-prompt", "data/splits.py", ".casefold()", "",
            (SPLITS + "test_case_and_code_of_a_letter_make_no_other_prompt",)),
-    Mutant("one-letter-of-two-codes", "data/splits.py", 'unicodedata.normalize("NFKC", dialogue_text(prompt))',
+    Mutant("one-letter-of-two-codes", "data/splits.py",
+           'unicodedata.normalize("NFKC", dialogue_text(prompt))',
            "dialogue_text(prompt)", (SPLITS + "test_case_and_code_of_a_letter_make_no_other_prompt",)),
     Mutant("hash-of-the-raw-prompt", "data/sources.py", "normalised(entry.asked.prompt)",
            "str(entry.asked.prompt)",
