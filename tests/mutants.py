@@ -570,7 +570,7 @@ MUTANTS = (
     own = {key: value for key, value in config.of(name).items() if value != usually.get(key)}""",
            (PIPELINE + "test_an_explicit_option_wins_where_it_equals_the_default",)),
     Mutant("references-to-the-first-round", "pipeline.py", "@/{rounds[-1]}", "@/{rounds[0]}",
-           (PIPELINE + "test_rounds_label_what_the_policy_writes_and_train_the_reward_model_on_it",)),
+           (PIPELINE + "test_a_reference_names_the_newest_stage_of_its_name",)),
     Mutant("content-without-what-is-read", "pipeline.py", "lambda found: read[found[0]], text",
            "lambda found: found[0], text", (PIPELINE + "test_content_is_kind_options_and_what_is_read",)),
     Mutant("threads-are-content", "pipeline.py", "if k not in NOT_COMPARED", 'if k != "output_dir"',
