@@ -1,10 +1,12 @@
 """Breaks the package in one place at a time and requires that a test notices: `make mutants`.
 
 Each mutant is a replacement of text in one file of a copy of ``src``; a few tests run against that copy, and
-one of them must fail. First all these tests must pass on an unchanged copy.
+one of them must fail. First every replacement must fit the source, every test must be there, and all of them
+must pass on an unchanged copy.
 
     python tests/mutants.py                      all of them
     python tests/mutants.py flip-kl no-shift     some
+    python tests/mutants.py --check              only whether they fit the source and the tests
     python tests/mutants.py --list
 """
 
@@ -14,6 +16,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -41,19 +44,24 @@ class Mutant:
     tests: tuple[str, ...]
     count: int = 1
 
+    def misfit(self) -> str:
+        """Why the replacement does not fit the source; nothing where it does."""
+        path = ROOT / "src" / "preferl" / self.file
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        found = text.count(self.old)
+        if found != self.count:
+            return f"src/preferl/{self.file} has this text {found} times, not {self.count}: {self.old!r}"
+        try:
+            compile(text.replace(self.old, self.new), str(path), "exec")
+        except SyntaxError as error:
+            return f"what it makes of src/preferl/{self.file} is no Python: {error}"
+        return ""
+
     def break_(self, source: Path) -> None:
         """Applies the replacement to a copy of ``src``."""
         path = source / "preferl" / self.file
         text = path.read_text(encoding="utf-8")
-        found = text.count(self.old)
-        if found != self.count:
-            raise SystemExit(
-                f"mutant {self.name}: src/preferl/{self.file} has this text {found} times, not {self.count}; "
-                f"the source has changed, adapt the mutant:\n{self.old}"
-            )
-        changed = text.replace(self.old, self.new)
-        compile(changed, str(path), "exec")
-        path.write_text(changed, encoding="utf-8")
+        path.write_text(text.replace(self.old, self.new), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -74,11 +82,16 @@ GOLDEN = "tests/maths/test_golden.py"
 GRADIENTS = "tests/maths/test_gradients.py"
 MASKS = "tests/maths/test_masks.py"
 KL = "tests/maths/test_kl.py::"
-OPTIM = "tests/models/test_optim.py"
+OPTIM = "tests/learning/test_optim.py"
+LOOP = "tests/learning/test_fit.py::"
 MODELS = "tests/models/test_models.py::"
 PACKING = "tests/models/test_packing.py::"
 SAMPLING = "tests/sampling/test_sampling.py::"
 CHAT = "tests/data/test_chat.py::"
+SPLITS = "tests/data/test_splits.py::"
+RANKINGS = "tests/data/test_rankings.py::"
+MARKS = "tests/runs/test_mark.py::"
+PIPELINE, SWEEP = "tests/test_pipeline.py::", "tests/test_sweep.py::"
 LABEL = "tests/label/"
 FRONTIER, FRONTIERS = "statistics/frontier.py", "tests/statistics/test_frontier.py"
 COMPARISONS = "tests/evaluation/test_comparison.py"
@@ -105,12 +118,15 @@ DPO_SUMS = DPO + "test_logprobs_are_sums_over_the_response_at_the_sampling_tempe
 # --------------------------------------------------------------------------------------------- the mutants
 
 POLICY, PREFERENCE, KL_MATHS = "maths/policy.py", "maths/preference.py", "maths/kl.py"
-ROLLOUT, CACHED, LEARNER = "sampling/rollout.py", "sampling/cached.py", "learning/learner.py"
-STAGE = "stages/rl.py"
+SAMPLES, SHIFTED, CACHED = "sampling/samples.py", "sampling/logprobs.py", "sampling/cached.py"
+ALGORITHMS, ROLLOUT = "learning/algorithms.py", "learning/rollout.py"
+LEARNER, FIT, STEPS = "learning/learner.py", "learning/fit.py", "learning/optim.py"
+SCALAR, STAGE = "models/reward.py", "stages/rl.py"
 
 MUTANTS = (
     # The reward and the KL.
-    Mutant("flip-score", ROLLOUT, "torch.tensor(scores,", "-torch.tensor(scores,", (TOKEN_REWARDS,)),
+    Mutant("flip-score", ROLLOUT, "torch.tensor(score_responses(", "-torch.tensor(score_responses(",
+           (TOKEN_REWARDS,)),
     Mutant("flip-score-on-token", POLICY, "reward_BT + score_B", "reward_BT - score_B", (GOLDEN,)),
     Mutant("flip-kl", POLICY, "(-kl_coef * kl_BT)", "(kl_coef * kl_BT)", (GOLDEN,)),
     Mutant("flip-log-ratio", ROLLOUT, "kl_BT = samples.logp_BT - ref_logp_BT",
@@ -123,9 +139,11 @@ MUTANTS = (
            "p_BTV = ref_logits_BTV.softmax(-1)", (GOLDEN,)),
     Mutant("prompt-in-the-kl", ROLLOUT, "    kl_BT = samples.logp_BT - ref_logp_BT\n",
            """    kl_BT = samples.logp_BT - ref_logp_BT
+    import dataclasses
+    from preferl.sampling.logprobs import logprobs_of
     first, rest = samples.prompt_mask_BP[:, :1], samples.attention_BS[:, 1:]
     whole = dataclasses.replace(samples, prompt_mask_BP=first, mask_BT=rest)
-    models = learner.models
+    models = passes.models
     with torch.no_grad():
         ours, theirs = (logprobs_of(f(whole), whole) for f in (models.logits, models.reference_logits))
     kl_BT[:, 0] += (ours - theirs)[:, : samples.prompt_width - 1].nan_to_num().sum(-1)
@@ -135,18 +153,17 @@ MUTANTS = (
            "if self.loss_kl is None and self.algorithm.kl_in_reward else 0.0",
            "if self.algorithm.kl_in_reward else 0.0",
            (EXACT + "test_a_kl_in_the_loss_is_not_in_the_reward_too",)),
-    Mutant("kl-twice-in-rebel", STAGE,
-           "advantage_BT, return_BT = over_tokens(total_reward(rollout), rollout)",
-           """kl_B = (rollout.samples.logp_BT - rollout.ref_logp_BT).sum(-1)
-    twice_B = total_reward(rollout).flatten() - state.kl.coef * kl_B
-    advantage_BT, return_BT = over_tokens(twice_B.reshape(-1, rollout.group_size), rollout)""",
+    Mutant("kl-twice-in-rebel", ALGORITHMS, "return state.eta * reward_PG",
+           """kl_BT = rollout.samples.logp_BT - rollout.ref_logp_BT
+    kl_PG = masked_sum(kl_BT, rollout.samples.mask_BT).reshape(reward_PG.shape)
+    return state.eta * (reward_PG - options.kl_coef * kl_PG)""",
            (PAIR_LOSSES + "[rebel]",)),
     Mutant("kl-coefficient-never-moves", LEARNER, "return self.state.kl.coef if",
            "return self.options.kl_coef if", (TOKEN_REWARDS,)),
     Mutant("flip-adaptive-kl", KL_MATHS, "kl / self.target - 1", "1 - kl / self.target",
            (KL + "test_adaptive_controller_golden",)),
-    Mutant("adaptive-kl-per-token", STAGE, 'state.kl.update(row["kl"],',
-           'state.kl.update(row["kl_per_token"],',
+    Mutant("adaptive-kl-per-token", STAGE, 'state.kl.update(seen["kl"],',
+           'state.kl.update(seen["kl_per_token"],',
            (EXACT + "test_the_adaptive_coefficient_follows_the_kl_of_responses",)),
     Mutant("k2-per-token-in-the-loss", LEARNER, '"k2" if options.kl_estimator == "auto"',
            '"k2_token" if options.kl_estimator == "auto"',
@@ -164,39 +181,39 @@ MUTANTS = (
            "torch.where(samples.finished_B, instead_B, score_B)", (SHAPED,)),
     Mutant("flip-length-penalty", ROLLOUT, "score_B - self.length_penalty", "score_B + self.length_penalty",
            (SHAPED,)),
-    Mutant("first-kl-unchecked", STAGE, 'abs(row["kl"]) > limit', 'abs(row["kl"]) > 1e9',
+    Mutant("first-kl-unchecked", STAGE, 'abs(seen["kl"]) > limit', 'abs(seen["kl"]) > 1e9',
            (EXACT + "test_a_policy_that_does_not_start_at_its_reference_stops_the_run",)),
-    Mutant("scorer-told-that-all-ended", ROLLOUT, "finished=samples.finished_B.tolist(), lengths",
-           "finished=[True] * len(prompts), lengths", (TOKEN_REWARDS,)),
-    Mutant("eos-in-the-scored-text", ROLLOUT, "if real and token not in ends", "if real", (TOKEN_REWARDS,)),
+    Mutant("scorer-told-that-all-ended", "judging/scorers.py", "finished=made.finished,",
+           "finished=[True] * len(made.finished),", (TOKEN_REWARDS,)),
+    Mutant("eos-in-the-scored-text", SAMPLES, "if real and token not in ends", "if real", (TOKEN_REWARDS,)),
     # Tokens, masks and positions.
-    Mutant("no-shift", ROLLOUT, "outputs.logits[:, :-1]", "outputs.logits[:, 1:]", (CAPTURED,)),
+    Mutant("no-shift", SHIFTED, "outputs.logits[:, :-1]", "outputs.logits[:, 1:]", (CAPTURED,)),
     Mutant("no-shift-in-sft", "stages/sft.py", "label_BS[:, 1:]", "label_BS[:, :-1]",
            (SFT + "test_the_loss_is_the_cross_entropy_of_the_response_with_its_end",), 2),
     Mutant("prompt-in-the-sft-loss", "stages/sft.py", "label_BS[i, :prompt_length]", "label_BS[i, :1]",
            (SFT + "test_the_loss_is_the_cross_entropy_of_the_response_with_its_end",)),
-    Mutant("eos-never-learned", "data/chat.py", "return [*ids, tokenizer.eos_token_id] if finished else",
+    Mutant("eos-never-learned", "data/tokens.py", "return [*ids, tokenizer.eos_token_id] if finished else",
            "return list(ids) if finished else", (CHAT + "test_eos_ends_a_finished_response_only",)),
     Mutant("eos-not-counted", CACHED, "mask_BT[rows, t] = 1",
            "mask_BT[rows, t] = (~torch.isin(token_A[running_A], stop)).long()", (EOS_ONCE,)),
     Mutant("after-eos-counted", CACHED, "mask_BT[rows, t] = 1", "mask_BT[alive, t] = 1", (EOS_ONCE,)),
-    Mutant("after-stop-text-counted", ROLLOUT, "mask_BT[row, low:] = 0", "mask_BT[row, low + 1 :] = 0",
+    Mutant("after-stop-text-counted", SAMPLES, "mask_BT[row, low:] = 0", "mask_BT[row, low + 1 :] = 0",
            (SAMPLING + "test_a_stop_text_ends_a_response_with_the_token_that_completes_it",)),
     Mutant("pad-sampled", CACHED, 'scaled_BV[:, suppressed] = float("-inf")', "pass",
            (SAMPLING + "test_pad_is_never_drawn_even_where_the_model_loves_it",)),
-    Mutant("pad-possible-in-training", ROLLOUT, "ban_V[list(samples.sampling.suppressed)] = IMPOSSIBLE",
+    Mutant("pad-possible-in-training", SHIFTED, "ban_V[list(samples.sampling.suppressed)] = IMPOSSIBLE",
            "pass", (SAMPLING + "test_pad_is_never_drawn_even_where_the_model_loves_it",)),
-    Mutant("no-positions-in-training", ROLLOUT, "        position_ids=positions(attention_BS),\n", "",
+    Mutant("no-positions-in-training", SHIFTED, "        position_ids=positions(attention_BS),\n", "",
            (CAPTURED + "[gpt2]",)),
     Mutant("no-positions-in-sampling", CACHED, "position_ids=position[:, place],", "position_ids=None,",
            (CAPTURED + "[gpt2]",)),
-    Mutant("no-positions-in-the-critic", "models/value.py", "        position_ids=positions(mask_BS),\n", "",
+    Mutant("no-positions-in-the-critic", SCALAR, "        position_ids=positions(mask_BS),\n", "",
            (EXACT + "test_values_do_not_depend_on_the_padding",)),
     Mutant("cache-rows-mixed-up", CACHED, "layer.keys[keep_A], layer.values[keep_A]",
            "layer.keys[: keep_A.sum()], layer.values[: keep_A.sum()]", (CAPTURED,)),
     Mutant("one-random-number-for-all-tokens", CACHED, "uniform_BT[alive, t]", "uniform_BT[alive, 0]",
            (SAMPLING + "test_sequences_come_with_their_exact_probabilities[1.0]",)),
-    Mutant("no-temperature-in-training", ROLLOUT,
+    Mutant("no-temperature-in-training", SHIFTED,
            "samples.response_BT.to(device), samples.sampling.temperature",
            "samples.response_BT.to(device), 1.0", (CAPTURED,)),
     Mutant("no-temperature-in-sampling", CACHED, "logits_BV.float() / temperature", "logits_BV.float() / 1.0",
@@ -207,48 +224,47 @@ MUTANTS = (
     # Advantages.
     Mutant("whitening-over-padding", POLICY, "mean = masked_mean(x_BT, mask_BT)", "mean = x_BT.mean()",
            (MASKS,)),
-    Mutant("padding-whitened-in-the-update", LEARNER, "maths.whiten(advantage_BT, mask_BT)",
-           "maths.whiten(advantage_BT, torch.ones_like(mask_BT))",
+    Mutant("padding-whitened-in-the-update", LEARNER, "return whiten(advantage_BT, mask_BT)",
+           "return whiten(advantage_BT, torch.ones_like(mask_BT))",
            (EXACT + "test_whitened_advantages_have_mean_0_and_sd_1_over_the_real_tokens",)),
     Mutant("gae-over-padding", POLICY,
            "torch.where(real_B, delta_B + gamma * lam * next_advantage_B, next_advantage_B)",
            "delta_B + gamma * lam * next_advantage_B", (MASKS,)),
-    Mutant("gae-of-padding-in-the-update", STAGE, "maths.gae(reward_BT, rollout.value_BT, mask_BT,",
-           "maths.gae(reward_BT, rollout.value_BT, torch.ones_like(mask_BT),",
+    Mutant("gae-of-padding-in-the-update", ALGORITHMS, "gae(reward_BT, rollout.value_BT, mask_BT,",
+           "gae(reward_BT, rollout.value_BT, torch.ones_like(mask_BT),",
            (RL + "test_nothing_in_the_padding_moves_the_gradient",)),
     Mutant("no-lambda", POLICY, "delta_B + gamma * lam * next", "delta_B + gamma * next", (GOLDEN,)),
     Mutant("return-without-value", POLICY, "(advantage_BT + value_BT).masked_fill",
            "advantage_BT.masked_fill", (GOLDEN,)),
     Mutant("self-in-the-rloo-baseline", POLICY, " * (G / (G - 1))", "", (GOLDEN,)),
-    Mutant("grpo-always-scales", STAGE, "maths.grpo_advantage(total_reward(rollout), options.scale_rewards)",
-           "maths.grpo_advantage(total_reward(rollout), True)",
+    Mutant("grpo-always-scales", ALGORITHMS, "(total_reward(rollout), options.scale_rewards)",
+           "(total_reward(rollout), True)",
            (EXACT + "test_grpo_divides_by_the_groups_sd_only_where_asked",)),
-    Mutant("groups-mixed-up", STAGE, "rollout.samples.mask_BT).reshape(-1, rollout.group_size)",
+    Mutant("groups-mixed-up", ALGORITHMS, "rollout.samples.mask_BT).reshape(-1, rollout.group_size)",
            "rollout.samples.mask_BT).reshape(rollout.group_size, -1).T", (ONE_PROMPT + "[rloo]",)),
-    Mutant("groups-interleaved", ROLLOUT,
-           "prompts = [prompt for prompt in prompts for _ in range(group_size)]",
-           "prompts = [prompt for _ in range(group_size) for prompt in prompts]", (ONE_PROMPT + "[grpo]",)),
-    Mutant("groups-of-worths-mixed-up", LEARNER, "self.advantage_BT[:, 0].reshape(-1, self.group_size)",
-           "self.advantage_BT[:, 0].reshape(self.group_size, -1).T", (ONE_PROMPT + "[online_dpo]",)),
-    Mutant("groups-of-log-ratios-mixed-up", LEARNER, "self.mask_BT).reshape(-1, self.group_size)",
+    Mutant("groups-interleaved", "sampling/policy.py", "        repeated = [record for",
+           "        records, n = records * n, 1\n        repeated = [record for", (ONE_PROMPT + "[grpo]",)),
+    Mutant("groups-of-worths-mixed-up", ALGORITHMS, "score_B.reshape(-1, rollout.group_size)",
+           "score_B.reshape(rollout.group_size, -1).T", (ONE_PROMPT + "[online_dpo]",)),
+    Mutant("groups-of-log-ratios-mixed-up", ALGORITHMS, "self.mask_BT).reshape(-1, self.group_size)",
            "self.mask_BT).reshape(self.group_size, -1).T", (PAIR_LOSSES,)),
-    Mutant("advantage-not-detached", LEARNER, "    @torch.no_grad()\n    def fill(", "    def fill(",
+    Mutant("advantage-not-detached", SHIFTED, "@torch.no_grad()\ndef in_micro", "def in_micro",
            (RL + "test_advantages_carry_no_gradient_and_the_reference_none",)),
-    Mutant("critic-one-token-late", "models/value.py", "hidden_BSD[:, prompt_width - 1 : -1]",
+    Mutant("critic-one-token-late", SCALAR, "hidden_BSD[:, prompt_width - 1 : -1]",
            "hidden_BSD[:, prompt_width:]", (MODELS + "test_the_critic_starts_as_the_reward_model",)),
-    Mutant("value-head-one-token-late", ROLLOUT, "outputs.hidden_states[-1][:, -width - 1 : -1]",
+    Mutant("value-head-one-token-late", SHIFTED, "outputs.hidden_states[-1][:, -width - 1 : -1]",
            "outputs.hidden_states[-1][:, -width:]",
            (RL_MODELS + "test_the_value_head_reads_the_state_before_each_token",)),
-    Mutant("head-only-critic", "models/value.py", "hidden_BSD[:, prompt_width - 1 : -1]",
+    Mutant("head-only-critic", SCALAR, "hidden_BSD[:, prompt_width - 1 : -1]",
            "hidden_BSD[:, prompt_width - 1 : -1].detach()",
            (EXACT + "test_the_critic_has_a_learning_rate_of_its_own_and_learns_through_its_whole_trunk",)),
     Mutant("critic-learning-rate-ignored", STAGE, 'config.critic_learning_rate if name == "critic" else None',
            "None",
            (EXACT + "test_the_critic_has_a_learning_rate_of_its_own_and_learns_through_its_whole_trunk",)),
-    Mutant("critic-is-the-reward-model", "models/value.py", "copy.deepcopy(reward_model)", "reward_model",
+    Mutant("critic-is-the-reward-model", SCALAR, "copy.deepcopy(reward_model)", "reward_model",
            (EVAL_MODE + "[gpt2]",)),
-    Mutant("running-baseline-ignored", STAGE, 'if options.baseline == "batch" or state.baseline is None:',
-           "if True:", (WATCH + "test_the_running_baseline_follows_the_returns",)),
+    Mutant("running-baseline-ignored", ALGORITHMS, 'if options.baseline == "batch" or', "if True or",
+           (WATCH + "test_the_running_baseline_follows_the_returns",)),
     # Losses and updates.
     Mutant("responses-averaged-as-sums", LEARNER, "1 / (length_B * len(rows))",
            "torch.full_like(length_B, 1 / len(rows))",
@@ -258,10 +274,10 @@ MUTANTS = (
            (EXACT + "test_the_critics_loss_is_the_clipped_one_against_the_values_of_the_rollout",)),
     Mutant("value-coefficient-ignored", LEARNER, "self.options.vf_coef * row_loss_B", "row_loss_B",
            (EXACT + "test_the_critics_loss_is_the_clipped_one_against_the_values_of_the_rollout",)),
-    Mutant("no-warm-up", "models/optim.py", "if update < warmup:", "if update < 0:", (OPTIM,)),
-    Mutant("no-decay", "models/optim.py", "return end + (1 - end) * (1 - done) if", "return 1.0 if",
+    Mutant("no-warm-up", STEPS, "if update < warmup:", "if update < 0:", (OPTIM,)),
+    Mutant("no-decay", STEPS, "return end + (1 - end) * (1 - done) if", "return 1.0 if",
            (OPTIM,)),
-    Mutant("labels-with-exponential-noise", STAGE, ".log().neg().log().float()", ".log().neg().float()",
+    Mutant("labels-with-exponential-noise", ALGORITHMS, ".log().neg().log().float()", ".log().neg().float()",
            (WATCH + "test_labels_are_drawn_as_bradley_and_terry_say",)),
     Mutant("ppo-maximum", POLICY, "gain_BT = torch.minimum(", "gain_BT = torch.maximum(", (GOLDEN,)),
     Mutant("ppo-sign", POLICY, "return -gain_BT", "return gain_BT", (GOLDEN,)),
@@ -269,63 +285,65 @@ MUTANTS = (
     Mutant("dual-clip-on-the-wrong-side", POLICY, "torch.where(advantage_BT < 0, floor",
            "torch.where(advantage_BT > 0, floor", (GOLDEN,)),
     Mutant("value-clip-minimum", POLICY, "0.5 * torch.maximum(", "0.5 * torch.minimum(", (GOLDEN,)),
-    Mutant("flip-policy-gradient", STAGE, "-piece.logp_BT * piece.advantage_BT",
-           "piece.logp_BT * piece.advantage_BT", (EXACT + "test_the_exact_objective_rises[reinforce]",)),
-    Mutant("ratio-of-a-response-by-its-mean", LEARNER,
-           "return maths.masked_sum(x_BT, piece.mask_BT)[:, None]",
-           "return maths.masked_sum(x_BT, piece.mask_BT)[:, None] / piece.mask_BT.sum(-1, keepdim=True)",
+    Mutant("flip-policy-gradient", ALGORITHMS, "-micro.logp_BT * micro.advantage_BT",
+           "micro.logp_BT * micro.advantage_BT", (EXACT + "test_the_exact_objective_rises[reinforce]",)),
+    Mutant("ratio-of-a-response-by-its-mean", ALGORITHMS,
+           "masked_sum(x_BT, micro.mask_BT)[:, None]",
+           "masked_sum(x_BT, micro.mask_BT)[:, None] / micro.mask_BT.sum(-1, keepdim=True)",
            (EXACT + "test_a_response_as_one_action_has_one_ratio",)),
     Mutant("rebel-eta-inverted", PREFERENCE, "gap_B / eta", "gap_B * eta", (GOLDEN,)),
-    Mutant("rebel-step-inverted", STAGE, "state.rebel_eta * advantage_BT", "advantage_BT / state.rebel_eta",
+    Mutant("rebel-step-inverted", ALGORITHMS, "state.eta * reward_PG", "reward_PG / state.eta",
            (PAIR_LOSSES + "[rebel]",)),
-    Mutant("rebel-default-step-inverted", STAGE, "(1 / spread if spread", "(spread if spread",
+    Mutant("rebel-default-step-inverted", ALGORITHMS, "(1 / spread if spread", "(spread if spread",
            (EXACT + "test_rebel_scales_the_first_batchs_reward_differences_to_1",)),
-    Mutant("online-dpo-hard-labels", STAGE, 'soft = options.preference_labels == "soft"', "soft = False",
+    Mutant("online-dpo-hard-labels", ALGORITHMS, 'soft = options.preference_labels == "soft"', "soft = False",
            (PAIR_LOSSES + "[online_dpo]",)),
-    Mutant("online-dpo-swapped-labels", STAGE, "worth_PG[:, a] - worth_PG[:, b]",
-           "worth_PG[:, b] - worth_PG[:, a]", (PAIR_LOSSES + "[online_dpo]",)),
-    Mutant("online-dpo-mean-of-logps", LEARNER, "maths.masked_sum(x_BT, self.mask_BT).reshape",
-           "(maths.masked_sum(x_BT, self.mask_BT) / self.mask_BT.sum(-1)).reshape",
+    Mutant("online-dpo-swapped-labels", ALGORITHMS, "micro.score_PG[:, a] - micro.score_PG[:, b]",
+           "micro.score_PG[:, b] - micro.score_PG[:, a]", (PAIR_LOSSES + "[online_dpo]",)),
+    Mutant("online-dpo-mean-of-logps", ALGORITHMS, "masked_sum(x_BT, self.mask_BT).reshape",
+           "(masked_sum(x_BT, self.mask_BT) / self.mask_BT.sum(-1)).reshape",
            (PAIR_LOSSES + "[online_dpo]",)),
-    Mutant("online-dpo-against-the-sampler", STAGE, "piece.in_groups(piece.ref_logp_BT)",
-           "piece.in_groups(piece.old_logp_BT)", (PAIR_LOSSES + "[online_dpo]",)),
+    Mutant("online-dpo-against-the-sampler", ALGORITHMS, "micro.in_groups(micro.ref_logp_BT)",
+           "micro.in_groups(micro.old_logp_BT)", (PAIR_LOSSES + "[online_dpo]",)),
     Mutant("micro-batch-by-its-own-count", LEARNER,
-           "weight_B1 = part.mask_BT.to(device), weight_B[rows, None]",
-           "weight_B1 = part.mask_BT.to(device), self.weights(rollout.samples.mask_BT, rows)[rows, None]",
+           "weight_B=minibatch.weight_B[rows]",
+           "weight_B=self.weights(rollout.samples.mask_BT, rows)[rows]",
            (ACCUMULATED + "[rloo]",)),
-    Mutant("micro-batch-of-pairs-by-its-own-count", LEARNER, "return loss_N.sum() / pairs",
-           "return loss_N.mean()", (ACCUMULATED + "[rebel]",)),
-    Mutant("micro-batch-of-values-by-its-own-count", LEARNER, "row_loss_B.sum() / tokens",
+    Mutant("micro-batch-of-pairs-by-its-own-count", ALGORITHMS, "loss_N.sum() / micro.pairs",
+           "loss_N.mean()", (ACCUMULATED + "[rebel]",)),
+    Mutant("micro-batch-of-values-by-its-own-count", LEARNER, "row_loss_B.sum() / minibatch.tokens",
            "row_loss_B.sum() / mask_BT.sum()", (ACCUMULATED + "[ppo]",)),
     Mutant("old-logps-are-the-new-ones", LEARNER, "part.logp_BT.to(device).masked_fill(mask_BT == 0, 0.0)",
            "logp_BT.detach()", (EXACT + "test_every_pass_compares_with_the_probabilities_of_the_sampler",)),
     Mutant("old-logps-recomputed-each-epoch", LEARNER,
-           "            weight_B, tokens = self.weights(mask_BT, rows)",
-           """            if epoch > 0 and number == 0:
+           "            moved = self.accumulate(batch, minibatch)\n",
+           """            if updates and minibatch.where.endswith("minibatch 0"):
                 rollout.samples.logp_BT.copy_(self.forward_in_microbatches(
-                    rollout.samples, lambda part: rollouts.logprobs_of(self.models.logits(part), part)
+                    rollout.samples, lambda part: logprobs_of(self.models.logits(part), part)
                 ))
-            weight_B, tokens = self.weights(mask_BT, rows)""",
+            moved = self.accumulate(batch, minibatch)
+""",
            (EXACT + "test_every_pass_compares_with_the_probabilities_of_the_sampler",)),
     Mutant("first-ratio-unchecked", LEARNER, "if error > MAX_RATIO_ERROR[self.dtype]:", "if error > 1e9:",
            (RL + "test_a_wrong_behaviour_probability_is_found_before_the_update",)),
-    Mutant("target-kl-never-stops", LEARNER, "if 0 < options.target_kl <", "if 1e9 < options.target_kl <",
+    Mutant("target-kl-never-stops", LEARNER, "if 0 < self.options.target_kl",
+           "if 1e9 < self.options.target_kl",
            (WATCH + "test_updates_stop_when_the_policy_has_moved_too_far",)),
-    Mutant("rows-drawn-with-replacement", LEARNER, "order = torch.randperm(size // unit, generator",
-           "order = torch.randint(size // unit, (size // unit,), generator",
+    Mutant("rows-drawn-with-replacement", LEARNER, "torch.randperm(len(mask_BT) // unit,",
+           "torch.randint(len(mask_BT) // unit, (len(mask_BT) // unit,),",
            (EXACT + "test_each_epoch_takes_every_row_once_and_pairs_stay_whole",)),
-    Mutant("groups-torn-apart", LEARNER, "        unit = self.unit\n", "        unit = 1\n",
+    Mutant("groups-torn-apart", LEARNER, "unit, iteration = self.unit,", "unit, iteration = 1,",
            (EXACT + "test_each_epoch_takes_every_row_once_and_pairs_stay_whole[rebel]",)),
-    Mutant("random-noise-update", "models/optim.py", "    optimizer.step()\n",
+    Mutant("random-noise-update", STEPS, "    optimizer.step()\n",
            """    for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad = torch.randn_like(parameter.grad)
     optimizer.step()
 """,
            (EXACT + "test_the_exact_objective_rises[rebel]",)),
-    Mutant("gradients-never-cleared", "models/optim.py", "    optimizer.zero_grad(set_to_none=True)\n", "",
+    Mutant("gradients-never-cleared", STEPS, "    optimizer.zero_grad(set_to_none=True)\n", "",
            (OPTIM,)),
-    Mutant("gradients-never-clipped", "models/optim.py", "(parameters, max_grad_norm)",
+    Mutant("gradients-never-clipped", STEPS, "(parameters, max_grad_norm)",
            '(parameters, float("inf"))', (OPTIM,)),
     Mutant("reference-follows-the-policy", LEARNER, "            updates += 1\n",
            """            updates += 1
@@ -334,28 +352,29 @@ MUTANTS = (
            (EXACT + "test_copies_of_a_policy_are_not_the_policy",)),
     Mutant("frozen-weights-unchecked", STAGE,
            "if value != hashes[name]]", "if False]", (EXACT + "test_a_reference_that_moves_stops_the_run",)),
-    Mutant("lora-reference-is-the-policy", "models/adapters.py", "with adapted.disable_adapter():",
+    Mutant("lora-reference-is-the-policy", "models/lora.py", "with adapted.disable_adapter():",
            "with contextlib.nullcontext():",
            (RL_MODELS + "test_a_fresh_lora_policy_is_the_base_and_its_reference_stays_so",)),
-    Mutant("moments-not-restored", STAGE,
-           "            checkpoint.restore_optimizer(state.optimizers[name], moments)\n", "",
+    Mutant("moments-not-restored", "runs/checkpoint.py", "        if own:\n", "        if False:\n",
            (WATCH + "test_an_interrupted_run_goes_on_to_the_same_bytes[rebel]",)),
     # Dropout: GPT-2 has it, Llama has none.
     Mutant("dropout-in-the-policy", "models/load.py", "return model.to(device).eval(), tokenizer",
            "return model.to(device).train(), tokenizer", (EVAL_MODE + "[gpt2]",)),
-    Mutant("dropout-in-the-reward-model", "models/reward.py", "return model.to(device).eval(), tokenizer",
+    Mutant("dropout-in-the-reward-model", SCALAR, "return model.to(device).eval(), tokenizer",
            "return model.to(device).train(), tokenizer",
            (MODELS + "test_scores_do_not_depend_on_the_batch[gpt2]",)),
-    Mutant("dropout-in-the-critic-from-the-policy", "models/value.py", "return model.to(device).eval()",
-           "return model.to(device).train()", (EVAL_MODE + "[critic-from-policy]",)),
-    Mutant("dropout-in-the-critic", "models/value.py", "requires_grad_(True).eval()",
+    Mutant("dropout-in-the-critic-from-the-policy", SCALAR,
+           "zeros_(model.score.weight)\n    return model.to(device).eval()",
+           "zeros_(model.score.weight)\n    return model.to(device).train()",
+           (EVAL_MODE + "[critic-from-policy]",)),
+    Mutant("dropout-in-the-critic", SCALAR, "requires_grad_(True).eval()",
            "requires_grad_(True).train()", (EVAL_MODE + "[gpt2]",)),
     Mutant("dropout-in-the-update", LEARNER, "        batch, mask_BT = self.prepare(rollout),",
            "        self.models.policy.train()\n        batch, mask_BT = self.prepare(rollout),",
            (EVAL_MODE + "[gpt2]",)),
-    Mutant("lora-dropout-while-measuring", "models/reward.py", "    return adapted.eval()\n",
-           "    return adapted\n", (REWARD + "test_lora_dropout_is_on_in_training_and_nowhere_else",)),
-    Mutant("lora-dropout-never", "models/reward.py", "        layer.train()\n", "        layer.eval()\n",
+    Mutant("lora-dropout-while-measuring", SCALAR, "            layer.eval()\n", "            pass\n",
+           (REWARD + "test_lora_dropout_is_on_in_training_and_nowhere_else",)),
+    Mutant("lora-dropout-never", SCALAR, "        layer.train()\n", "        layer.eval()\n",
            (REWARD + "test_lora_dropout_is_on_in_training_and_nowhere_else",)),
     # Preferences: DPO and the reward model.
     Mutant("dpo-mean-of-logps", "stages/dpo.py", "logp_BT.float().sum(-1)", "logp_BT.float().mean(-1)",
@@ -368,17 +387,18 @@ MUTANTS = (
            "policy_chosen_B - policy_rejected_B", (GOLDEN,)),
     Mutant("dpo-without-beta", PREFERENCE, "_smoothed_logistic(beta * gap_B,", "_smoothed_logistic(gap_B,",
            (GOLDEN,)),
-    Mutant("dpo-another-pairs-reference", "stages/dpo.py", "part_B2 = reference_N2[rows]",
-           "part_B2 = reference_N2[: len(rows)]",
+    Mutant("dpo-another-pairs-reference", "stages/dpo.py", "reference_N2[list(numbers)]",
+           "reference_N2[: len(numbers)]",
            (DPO + "test_a_policy_that_is_its_reference_has_the_known_first_loss",)),
     Mutant("dpo-prompt-in-the-sum", "stages/dpo.py",
            "    prompt_BP, prompt_mask_BP =",
            """    pairs = [
-        Pair(p.prompt[:1], p.prompt[1:] + p.chosen, p.prompt[1:] + p.rejected, p.cut) for p in pairs
+        EncodedPair(p.prompt[:1], p.prompt[1:] + p.chosen, p.prompt[1:] + p.rejected, p.cut)
+        for p in pairs
     ]
     prompt_BP, prompt_mask_BP =""",
            (DPO_SUMS,)),
-    Mutant("dpo-micro-batch-by-its-own-count", "stages/dpo.py", ".sum() / len(pairs)", ".mean()",
+    Mutant("dpo-micro-batch-by-its-own-count", "stages/dpo.py", ".sum(), sums", ".mean(), sums",
            (DPO + "test_accumulated_gradients_are_those_of_the_whole_batch",)),
     Mutant("reward-model-swapped-labels", PREFERENCE, "rank_BK[..., :, None] < rank_BK[..., None, :]",
            "rank_BK[..., :, None] > rank_BK[..., None, :]", (BY_FORMULA + "[balanced]",)),
@@ -390,21 +410,21 @@ MUTANTS = (
     Mutant("flip-label-smoothing", PREFERENCE,
            "-(1 - label_smoothing) * logsigmoid(gap_B) - label_smoothing * logsigmoid(-gap_B)",
            "-label_smoothing * logsigmoid(gap_B) - (1 - label_smoothing) * logsigmoid(-gap_B)", (GRADIENTS,)),
-    Mutant("head-only-reward-model", "models/reward.py", "model.score(hidden_BSD[rows, last_B])",
+    Mutant("head-only-reward-model", SCALAR, "model.score(hidden_BSD[rows, last_B])",
            "model.score(hidden_BSD[rows, last_B].detach())", (BY_FORMULA + "[bradley_terry]",)),
     Mutant("head-only-packed-reward-model", "models/packing.py",
            "head(hidden_GWD[groups[:, None], packed.last_GK.to(device)])",
            "head(hidden_GWD[groups[:, None], packed.last_GK.to(device)].detach())",
            (PACKING + "test_scores_and_gradients_are_those_of_separate_rows[llama-last]",)),
-    Mutant("score-of-the-last-column", "models/reward.py", "last_B = mask_BS.sum(-1) - 1",
+    Mutant("score-of-the-last-column", SCALAR, "last_B = mask_BS.sum(-1) - 1",
            "last_B = 0 * mask_BS.sum(-1) + mask_BS.shape[-1] - 1",
            (MODELS + "test_the_score_is_read_at_the_last_real_token",)),
-    Mutant("cut-off-responses-scored-with-eos", "models/reward.py", "self.encode(p, c, bool(f))",
+    Mutant("cut-off-responses-scored-with-eos", SCALAR, "self.encode(p, c, bool(f))",
            "self.encode(p, c, True)", (MODELS + "test_scores_do_not_depend_on_the_batch[llama]",)),
-    Mutant("reward-mean-not-subtracted", "models/reward.py", "mask_BS.to(device)) - mean",
+    Mutant("reward-mean-not-subtracted", SCALAR, "mask_BS.to(device)) - mean",
            "mask_BS.to(device))",
            (MODELS + "test_reward_models_load_with_plain_transformers_up_to_a_constant[llama]",)),
-    Mutant("reward-scaled-the-wrong-way", "models/reward.py", "head.weight.div_(sd)", "head.weight.mul_(sd)",
+    Mutant("reward-scaled-the-wrong-way", SCALAR, "head.weight.div_(sd)", "head.weight.mul_(sd)",
            (MODELS + "test_reward_models_load_with_plain_transformers_up_to_a_constant[llama]",)),
     # ------------------------------------------------------------------------------------ labelling by people
     Mutant("one-slot-too-many", "label/store.py", "range(1, project.overlap + 1)",
@@ -456,7 +476,8 @@ MUTANTS = (
     Mutant("length-not-controlled", "statistics/intervals.py", "x_N = np.tanh(gap_N / (gap_N.std() or 1.0))",
            "x_N = np.tanh(np.abs(gap_N) / (gap_N.std() or 1.0))",
            ("tests/statistics/test_intervals.py",)),
-    Mutant("a-tie-is-a-win", "evaluation/comparison.py", "rate = ((wins + ties / 2)", "rate = ((wins + ties)",
+    Mutant("a-tie-is-a-win", "evaluation/comparison.py", "proportion(wins + ties / 2,",
+           "proportion(wins + ties,",
            (COMPARISONS,)),
     Mutant("any-likelihood-judges", "evaluation/pool.py", '"likelihood": pool.logp_PK}',
            '"likelihood": score_PK}', (COMPARISONS,)),
@@ -472,11 +493,122 @@ MUTANTS = (
            'key != "score" and proxy["difference_low"] > 1e9', (PAGES,)),
     Mutant("adjusted-by-the-wrong-sign", "reporting/frontier.py", 'row["score"] - coef * row["log_ratio"]',
            'row["score"] + coef * row["log_ratio"]', (PAGES,)),
-    Mutant("references-to-stages-not-waited-for", "sweep.py",
-           "paths = {s: [where[n] for n in needs[s]] + [others[t] for t in read[s] if t in others]",
-           "paths = {s: [where[n] for n in needs[s]]",
-           ("tests/test_sweep.py::test_named_points_refer_to_stages_of_their_own_and_of_each_other",)),
+    Mutant("references-to-stages-not-waited-for", "sweep/plan.py", "for reference in stage.reads]",
+           'for reference in stage.reads if reference.startswith("@/")]',
+           (SWEEP + "test_named_points_refer_to_stages_of_their_own_and_of_each_other",)),
+    # The loop of sft, reward and dpo.
+    Mutant("part-by-its-own-count", FIT, "loss = loss_sum / total",
+           "loss = loss_sum / self.objective.count(part)",
+           (LOOP + "test_micro_batches_change_nothing_but_rounding",)),
+    Mutant("best-weights-go-on-training", FIT, "p.detach().clone() for n, p in self.parameters",
+           "p.detach() for n, p in self.parameters",
+           (LOOP + "test_the_best_weights_are_those_of_the_lowest_dev_loss",)),
+    Mutant("last-weights-are-called-the-best", FIT, 'if which == "best" else None', "if False else None",
+           (LOOP + "test_the_best_weights_are_those_of_the_lowest_dev_loss",)),
+    Mutant("best-weights-lost-on-resume", FIT, "        if best:\n", "        if False:\n",
+           (LOOP + "test_a_run_that_was_killed_goes_on_to_the_same_bytes",)),
+    Mutant("average-goes-on-training", FIT, "p.data = own[name]", "pass",
+           (LOOP + "test_the_average_is_measured_and_kept_and_made_only_where_asked",)),
+    Mutant("average-not-measured", FIT, "self.average.applied() if self.average",
+           "self.average.applied() if 0",
+           (LOOP + "test_the_average_is_measured_and_kept_and_made_only_where_asked",)),
+    Mutant("average-never-updated", FIT, "            self.average.update()\n", "            pass\n",
+           (LOOP + "test_the_average_is_measured_and_kept_and_made_only_where_asked",)),
+    Mutant("last-rows-of-an-epoch-left-out", FIT, "math.ceil(len(lengths) / options.train_batch_size)",
+           "len(lengths) // options.train_batch_size", (LOOP + "test_epochs_are_passes",)),
+    Mutant("end-not-measured", FIT, "for k in range(1, options.num_evals + 1)",
+           "for k in range(options.num_evals)",
+           (LOOP + "test_held_out_rows_are_measured_as_often_as_asked_and_at_the_end",)),
+    Mutant("patience-never-ends", FIT, "fitted.misses + 1", "1",
+           (LOOP + "test_training_stops_when_nothing_gets_better",)),
+    # Splits, kinds of rows.
+    Mutant("case-makes-another-prompt", "data/splits.py", ".casefold()", "",
+           (SPLITS + "test_case_and_code_of_a_letter_make_no_other_prompt",)),
+    Mutant("one-letter-of-two-codes", "data/splits.py",
+           'unicodedata.normalize("NFKC", dialogue_text(prompt))',
+           "dialogue_text(prompt)", (SPLITS + "test_case_and_code_of_a_letter_make_no_other_prompt",)),
+    Mutant("hash-of-the-raw-prompt", "data/sources.py", "normalised(entry.asked.prompt)",
+           "str(entry.asked.prompt)",
+           (SPLITS + "test_a_prompt_has_one_split_in_every_file",)),
+    Mutant("a-fifth-is-taken", "data/splits.py", '{"dev": 0.1, "eval": 0.1}', '{"dev": 0.2, "eval": 0.2}',
+           (SPLITS + "test_train_alone_gives_a_tenth_to_each_of_the_others",)),
+    Mutant("few-prompts-divided", "data/splits.py", "len(distinct) < FEWEST", "len(distinct) < 3",
+           (SPLITS + "test_fewer_than_ten_prompts_all_train_and_it_is_said",)),
+    Mutant("few-training-prompts-divided", "data/splits.py", "len(training) < FEWEST", "len(training) < 3",
+           (SPLITS + "test_little_that_trains_gives_nothing_away",)),
+    Mutant("one-split-counts-as-its-own", "data/splits.py", "(len(raw) == 1 and not complete)", "False",
+           (SPLITS + "test_a_data_set_of_one_split_is_divided_and_can_still_be_named",)),
+    Mutant("lists-read-as-texts", "data/formats.py", "when=lambda rows: not lists_of_texts(rows)",
+           "when=bool", (RANKINGS + "test_rm_bench_lists_become_nine_pairs_with_styles",)),
+    Mutant("any-label-rates", "data/formats.py", "when=rates", "when=bool",
+           ("tests/data/test_comparisons.py::test_single_responses_with_a_label_or_ratings",)),
+    Mutant("rankings-written-as-pairs", "data/formats.py", "WHOLE_LAYOUTS | PAIR_LAYOUTS",
+           "PAIR_LAYOUTS | WHOLE_LAYOUTS", (RANKINGS + "test_conversion_to_pairs_and_to_rankings",)),
+    # What may be deleted.
+    Mutant("folders-of-others-deleted", "runs/stage.py", 'if inside and inside.kind == "stage" and not',
+           "if path.is_dir() and not",
+           (MARKS + "test_a_stage_marks_its_directory_and_deletes_only_its_own_outputs",)),
+    Mutant("any-directory-taken", "runs/mark.py", "if inside and not only_ours and", "if False and",
+           (MARKS + "test_what_bears_no_mark_is_not_taken",)),
+    Mutant("any-programs-mark", "runs/mark.py", 'found["program"] != PROGRAM', "False",
+           (MARKS + "test_the_mark_of_another_program_is_none",)),
+    Mutant("unmarked-stages-begun-anew", "runs/stage.py", "any(path.iterdir()) and read_mark(path) is None",
+           "False", (MARKS + "test_a_stage_from_before_the_mark_is_read_and_never_begun_anew",)),
+    Mutant("links-followed", "runs/mark.py",
+           "    if path.is_dir() and not path.is_symlink():\n        shutil.rmtree(path)",
+           "    if path.is_dir():\n        shutil.rmtree(path.resolve())",
+           (MARKS + "test_of_a_link_only_the_link_is_deleted",)),
+    # Configuration and pipeline.
+    Mutant("usual-value-beats-the-given-one", "pipeline.py",
+           "{key: value.value for key, value in usual.items()} | run | own",
+           "run | own | {key: value.value for key, value in usual.items()}",
+           (PIPELINE + "test_an_explicit_option_wins_where_it_equals_the_default",)),
+    Mutant("a-given-default-counts-as-not-given", "pipeline.py",
+           "config, own = before.config, before.config.of(name)",
+           """config = before.config
+    usually = vars(config_class(kind, config.of(name))())
+    own = {key: value for key, value in config.of(name).items() if value != usually.get(key)}""",
+           (PIPELINE + "test_an_explicit_option_wins_where_it_equals_the_default",)),
+    Mutant("references-to-the-first-round", "pipeline.py", "@/{rounds[-1]}", "@/{rounds[0]}",
+           (PIPELINE + "test_a_reference_names_the_newest_stage_of_its_name",)),
+    Mutant("content-without-what-is-read", "pipeline.py", "lambda found: read[found[0]], text",
+           "lambda found: found[0], text", (PIPELINE + "test_content_is_kind_options_and_what_is_read",)),
+    Mutant("threads-are-content", "pipeline.py", "if k not in NOT_COMPARED", 'if k != "output_dir"',
+           (PIPELINE + "test_content_is_kind_options_and_what_is_read",)),
+    Mutant("stages-anew-do-not-spread", "pipeline.py", "fresh or any(places[reference] in made",
+           "fresh or any(False", (SWEEP + "test_what_reads_from_a_stage_made_anew_is_made_anew",)),
+    # What an algorithm brings.
+    Mutant("own-options-lost", STAGE, "if own is None or issubclass(RlConfig, own)", "if True",
+           (RL + "test_the_algorithm_of_contributing_is_a_file_of_a_person",)),
+    Mutant("own-options-unchecked", STAGE, "        own.check(config)\n", "        pass\n",
+           (RL + "test_options_that_cannot_work_are_refused",)),
+    Mutant("own-state-not-restored", STAGE, 'type(state.algorithm)(**values["algorithm"])', "state.algorithm",
+           (WATCH + "test_an_interrupted_run_goes_on_to_the_same_bytes[rebel]",)),
 )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ checking
+
+
+def misfits(mutants: Sequence[Mutant]) -> list[str]:
+    """What no longer fits the source or the tests, a sentence for each."""
+    wrong = [f"{m.name}: {why}" for m in mutants if (why := m.misfit())]
+    files = sorted({test.split("::")[0] for m in mutants for test in m.tests})
+    wrong += [f"there is no {file}" for file in files if not (ROOT / file).is_file()]
+    there = tests_in([file for file in files if (ROOT / file).is_file()])
+    missing = [(m.name, test) for m in mutants for test in m.tests if test not in there]
+    return wrong + [f"{name}: there is no test {test}" for name, test in missing]
+
+
+def tests_in(files: Sequence[str]) -> set[str]:
+    """The names of the tests in some files, with and without their parameters, and of the files."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise SystemExit(f"the tests cannot be collected:\n{found.stdout[-2000:]}{found.stderr[-2000:]}")
+    names = [line for line in found.stdout.splitlines() if "::" in line]
+    return {part for name in names for part in (name, name.split("[")[0], name.split("::")[0])}
 
 
 # ------------------------------------------------------------------------------------------------- running
@@ -575,6 +707,7 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", help="only these mutants")
     parser.add_argument("--list", action="store_true", help="print names and files, run nothing")
+    parser.add_argument("--check", action="store_true", help="whether all fits the source; run nothing")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="how many at a time")
     options = parser.parse_args()
     known = {mutant.name: mutant for mutant in MUTANTS}
@@ -587,16 +720,19 @@ def main() -> int:
         print("\n".join(f"{mutant.name:<40} src/preferl/{mutant.file}" for mutant in chosen))
         return 0
 
+    wrong = misfits(chosen)
+    if wrong:
+        print("\n".join(wrong))
+        print("source or tests have changed: adapt these mutants")
+        return 1
+    if options.check:
+        print(f"{len(chosen)} mutants fit the source, and their tests are there")
+        return 0
+
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     context = multiprocessing.get_context("forkserver")
     # Imported once, not in every process; nothing of the package itself.
     context.set_forkserver_preload(["pytest", "hypothesis", "torch", "scipy.stats", "peft", "datasets"])
-    with tempfile.TemporaryDirectory(prefix="mutants-") as place:
-        source = Path(place) / "src"
-        for mutant in chosen:
-            # All replacements fit before anything runs.
-            shutil.copytree(ROOT / "src", source, dirs_exist_ok=True)
-            mutant.break_(source)
     tests = sorted({test for mutant in chosen for test in mutant.tests})
     # A whole file stands for each of its tests.
     tests = [test for test in tests if not any(test.startswith((f"{o}[", f"{o}::")) for o in tests)]

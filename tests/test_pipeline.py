@@ -501,6 +501,16 @@ def test_rounds_label_what_the_policy_writes_and_train_the_reward_model_on_it(tm
     assert {name: (run / name / "DONE").read_text() for name in order} == stamp
 
 
+def test_a_reference_names_the_newest_stage_of_its_name(tmp_path):
+    """In each round the reward model of that round, and the last one afterwards; a number names one."""
+    own = {"rl.reward_model": "0.5*@/reward + 0.5*concise", "evaluate.gold": "@/reward-2"}
+    stages = pipeline.resolve(small(tmp_path, rounds=3, **own))
+    for name, number in (("rl", ""), ("rl-2", "-2"), ("rl-3", "-3"), ("evaluate", "-3")):
+        text = f"0.5*{tmp_path / 'run' / f'reward{number}'} + 0.5*concise"
+        assert stages[name].reward_model == text
+    assert stages["evaluate"].gold == str(tmp_path / "run" / "reward-2")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -286,6 +286,8 @@ def test_a_reward_function_that_fails_is_named(config, reward_module):
         ("value_model", "none"),
         ("kl_coef", -1.0),
         ("eval_split", "x"),
+        ("baseline", "median"),
+        ("preference_labels", "firm"),
     ],
 )
 def test_options_that_cannot_work_are_refused(config, option, value):
