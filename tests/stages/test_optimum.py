@@ -20,9 +20,9 @@ GATES = {
     "rloo k=2": (7_680, 0.97, 0.92),
     "rloo k=4": (7_680, 0.97, 0.92),
     "grpo, no sd scaling": (7_680, 0.97, 0.92),
-    "ppo": (5_120, 0.98, 0.96),
-    "ppo, response ratio": (5_120, 0.98, 0.96),
-    "rebel": (4_096, 0.98, 0.96),
+    "ppo": (5_120, 0.98, 0.95),
+    "ppo, response ratio": (5_120, 0.98, 0.95),
+    "rebel": (4_096, 0.98, 0.95),
     "online_dpo, soft labels": (6_144, 0.97, 0.92),
     "k2 of responses in the loss": (7_680, 0.97, 0.92),
 }

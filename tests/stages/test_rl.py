@@ -125,7 +125,8 @@ def test_the_reward_rises(config, algorithm):
         more = dataclasses.replace(
             config,
             algorithm=algorithm,
-            num_iterations=6 if algorithm in ("ppo", "rebel") else 16,
+            num_mini_batches=0,
+            num_iterations=8 if algorithm in ("ppo", "rebel") else 16,
             batch_size=32,
             micro_batch_size=32,
             response_length=8,
@@ -144,12 +145,19 @@ def test_the_reward_rises(config, algorithm):
         assert ("train/value_loss" in rows[0]) == (algorithm == "ppo")
         reward = [row["train/reward"] for row in rows]
         gains.append((sum(reward[-2:]) - sum(reward[:2])) / 2)
-    require_at_least(0.1, 0.0, gains)
+    require_at_least(0.2, 0.05, gains)
 
 
 def test_a_large_kl_coefficient_holds_the_policy(config):
     base = dataclasses.replace(
-        config, num_iterations=8, learning_rate=5e-3, eval_every=0, save_every=0, missing_eos_penalty=0.0
+        config,
+        algorithm="rloo",
+        num_mini_batches=0,
+        num_iterations=12,
+        learning_rate=1e-2,
+        eval_every=0,
+        save_every=0,
+        missing_eos_penalty=0.0,
     )
 
     def moved(coef: float, seed: int) -> float:
@@ -157,7 +165,7 @@ def test_a_large_kl_coefficient_holds_the_policy(config):
         run = rl.run(dataclasses.replace(base, kl_coef=coef, seed=seed, output_dir=out))
         return metrics(run)[-1]["train/kl_exact"]
 
-    require_at_most(0.5, 0.7, [moved(5.0, seed) / moved(0.0, seed) for seed in SEEDS])
+    require_at_most(0.65, 0.85, [moved(5.0, seed) / moved(0.0, seed) for seed in SEEDS])
 
 
 def build(config):

@@ -396,8 +396,8 @@ def test_the_exact_objective_rises(algorithm):
         early.append(curve.fraction[0])
         final.append(curve.final)
         assert not {"negative_kl", "above_best"} & set(curve.alarms)
-    require_at_least(0.2, 0.1, early)
-    require_at_least(0.5, 0.4, final)
+    require_at_least(0.15, 0.03, early)
+    require_at_least(0.35, 0.15, final)
     require_at_least(0.0, -0.1, [b - a for a, b in zip(early, final, strict=True)])
     assert max(final) < 1
 
