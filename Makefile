@@ -10,7 +10,7 @@ export PREFERL_DATA ?= $(abspath ../shared/data)
 endif
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test mutants check fmt bench docs clean
+.PHONY: demo test mutants instruction-sets check fmt bench docs clean
 
 demo: $(STAMP)  ## the whole pipeline on the embedded world; prints the report's path
 	$(BIN)/preferl demo
@@ -20,6 +20,9 @@ test: $(STAMP)  ## all tests
 
 mutants: $(STAMP)  ## break the package in one place at a time; a test must notice each
 	$(BIN)/python tests/mutants.py
+
+instruction-sets: $(STAMP)  ## the numeric tests natively, with AVX2 and with SSE
+	$(BIN)/python tests/instruction_sets.py
 
 check: $(STAMP)  ## lint, format, types, floors
 	$(BIN)/ruff check .

@@ -5,14 +5,18 @@ vocabulary 8, length 4, coefficient 0.3 (tests/exact.py). F = (J - J_ref) / (J* 
 Controls must fall short, or the table proves nothing.
 
 python benchmarks/optimum.py [--tier fast hard] [--seeds 3] [--only ppo rebel]
+python benchmarks/optimum.py --markdown --seeds 16 --jobs 2       the tables of docs/algorithms.md: F's spread
 """
 
 import argparse
 import copy
+import multiprocessing
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, quantiles
 
 import torch
 
@@ -33,6 +37,24 @@ def reached(found: list[Curve], level: float) -> str:
         return "never"
     missed = len(found) - len(counts)
     return f"{round(median(counts)):,}" + (f" ({missed} never)" if missed else "")
+
+
+HEAD = "| | samples | F: median | quartiles | worst | to .95 | to .99 |\n|---|---|---|---|---|---|---|"
+
+
+def markdown_row(label: str, samples: int, found: list[Curve]) -> str:
+    """A row of the tables in docs/algorithms.md."""
+    finals = [curve.final for curve in found]
+    low, middle, high = quantiles(finals, n=4, method="inclusive")
+    cells = [label, f"{samples:,}", f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{min(finals):.3f}"]
+    return "| " + " | ".join([*cells, reached(found, 0.95), reached(found, 0.99)]) + " |"
+
+
+def text_row(label: str, samples: int, found: list[Curve]) -> str:
+    """A row with F of every seed."""
+    final = " ".join(f"{curve.final:.3f}" for curve in found)
+    levels = "".join(f"{reached(found, level):>20}" for level in (0.95, 0.99))
+    return f"{label:34}{samples:>9,}{final:>32}{levels}"
 
 
 def outlier_table(seeds: range) -> None:
@@ -101,10 +123,24 @@ def gradient_table(seeds: range) -> None:
         print(f"{name:30}" + "".join(f"{f'{along:.3f}, {off:.3f}':>24}" for along, off in cells))
 
 
+def every_curve(tier: str, options: argparse.Namespace) -> Iterator[tuple[str, list[Curve]]]:
+    """Each setting of a tier with the curves of its seeds, in order; ``jobs`` processes share the runs."""
+    names = [name for name in TIERS[tier][0] if not options.only or name in options.only]
+    every = 1 if tier == "fast" else 2
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context, torch.set_num_threads, (1,)) as pool:
+        one = [range(seed, seed + 1) for seed in range(options.seeds)]
+        runs = {name: [pool.submit(curves, tier, name, seed, every) for seed in one] for name in names}
+        for name, futures in runs.items():
+            yield name, [curve for future in futures for curve in future.result()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--tier", nargs="+", default=list(TIERS), choices=list(TIERS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--markdown", action="store_true", help="the rows of docs/algorithms.md")
     parser.add_argument("--only", nargs="+", default=None, help="settings by name")
     parser.add_argument("--outlier", action="store_true", help="one reward of a million, and nothing else")
     parser.add_argument("--gradients", action="store_true", help="the KL's gradient by place and estimator")
@@ -116,15 +152,13 @@ def main() -> None:
         return outlier_table(range(options.seeds))
     for tier in options.tier:
         print(f"\n{tier} tier, {options.seeds} seeds")
-        print(f"{'':34}{'samples':>9}{'F (each seed)':>32}{'to .95':>20}{'to .99':>20}")
-        for name, setting in TIERS[tier][0].items():
-            if options.only and name not in options.only:
-                continue
-            found = curves(tier, name, range(options.seeds), every=1 if tier == "fast" else 2)
-            final = " ".join(f"{curve.final:.3f}" for curve in found)
+        text_head = f"{'':34}{'samples':>9}{'F (each seed)':>32}{'to .95':>20}{'to .99':>20}"
+        print(HEAD if options.markdown else text_head)
+        for name, found in every_curve(tier, options):
+            setting = TIERS[tier][0][name]
             label = name + (" (control)" if setting.control else "")
-            levels = "".join(f"{reached(found, level):>20}" for level in (0.95, 0.99))
-            print(f"{label:34}{setting.samples:>9,}{final:>32}{levels}", flush=True)
+            row = markdown_row if options.markdown else text_row
+            print(row(label, setting.samples, found), flush=True)
 
 
 if __name__ == "__main__":

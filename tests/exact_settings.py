@@ -34,7 +34,14 @@ def fast(
     return Setting(samples, options, control)
 
 
-PPO = {"critic_learning_rate": 0.1, "cliprange_value": 100.0, "num_ppo_epochs": 4}
+# Whitened advantages are as large at the optimum as anywhere. With sixteen updates a batch they push the best
+# response's probability so low in the first iterations that, on one seed of many, it is never drawn again.
+PPO = {
+    "critic_learning_rate": 0.1,
+    "cliprange_value": 100.0,
+    "num_ppo_epochs": 4,
+    "whiten_advantages": False,
+}
 IN_LOSS = {"algorithm": "reinforce", "kl_in": "loss"}
 FAST = {
     "reinforce": fast(20_480, 64, algorithm="reinforce"),
@@ -42,8 +49,8 @@ FAST = {
     "rloo k=2": fast(20_480, 64, algorithm="rloo", num_generations=2),
     "rloo k=4": fast(20_480, 64, algorithm="rloo"),
     "grpo, no sd scaling": fast(20_480, 64, algorithm="grpo", scale_rewards=False, loss_average="sum"),
-    "ppo": fast(20_480, 256, algorithm="ppo", **PPO),
-    "ppo, response ratio": fast(20_480, 256, algorithm="ppo", ratio_level="response", **PPO),
+    "ppo": fast(20_480, 256, 0.05, algorithm="ppo", **PPO),
+    "ppo, response ratio": fast(20_480, 256, 0.05, algorithm="ppo", ratio_level="response", **PPO),
     "rebel": fast(8_192, 64, algorithm="rebel"),
     "online_dpo, soft labels": fast(16_384, 128, algorithm="online_dpo"),
     "online_dpo, sampled labels": fast(40_960, 256, algorithm="online_dpo", preference_labels="sampled"),

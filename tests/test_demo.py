@@ -1,4 +1,8 @@
-"""The demo as a person runs it, held to loose bounds; benchmarks/seeds.py prints three seeds."""
+"""The demo as a person runs it, with less RL and fewer rows to measure on, so that it takes minutes.
+
+One run takes too long for several seeds: the bounds lie far outside the spread over seeds, which
+benchmarks/seeds.py prints for the whole demo.
+"""
 
 import subprocess
 import sys
@@ -7,11 +11,18 @@ import pytest
 
 from preferl.runs.record import StageRecord
 
+SHORTER = [
+    "--rl.num_iterations=25",
+    '--collect.pairs={"train": 5000, "dev": 500, "rl": 100, "eval": 1500}',
+    "--evaluate.max_eval_prompts=200",
+    "--evaluate.best_of_prompts=32",
+]
+
 
 @pytest.mark.slow
 def test_the_demo_reaches_what_it_promises(tmp_path):
     # Other tests run beside it, and threads that share a core wait for each other.
-    options = ["--output_dir", str(tmp_path / "demo"), "--num_threads", "1"]
+    options = ["--output_dir", str(tmp_path / "demo"), "--num_threads", "1", *SHORTER]
     command = [sys.executable, "-m", "preferl", "demo", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -21,12 +32,12 @@ def test_the_demo_reaches_what_it_promises(tmp_path):
         StageRecord(tmp_path / "demo" / name).summary for name in ("sft", "reward", "rl", "evaluate")
     )
     assert sft["dev/well_formed_rate"] > 0.9
-    assert reward["eval/pairs"] >= 4500
+    assert reward["eval/pairs"] >= 1350
     assert reward["eval/fraction_of_bayes"] > 0.91
-    assert rl["iterations"] == 50
+    assert rl["iterations"] == 25
     gold = evaluate["comparison"]["gold"]
     assert gold["difference_low"] > 0
-    assert gold["win_rate"] > 0.7
+    assert gold["win_rate"] > 0.6
     assert evaluate["policies"]["policy"]["eos_rate"] > 0.95
     assert 0 < evaluate["policies"]["policy"]["kl"] < 15
     assert max(s["peak_memory_mib"] for s in (sft, reward, rl, evaluate)) < 2048
