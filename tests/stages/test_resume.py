@@ -64,6 +64,7 @@ SAMPLING = {"response_length": 6, "sampling_batch_size": 8, **SMALL}
 LORA = {"lora_r": 2, "lora_dropout": 0.2}
 RL = {"num_iterations": 5, "save_every": 1, "batch_size": 8, "eval_prompts": 4, "missing_eos_penalty": 0.0}
 FEW = PairCounts(train=12, dev=4, rl=4, eval=4)
+ONE_SPLIT = PairCounts(train=24, dev=0, rl=0, eval=0)  # in several parts, whose generator goes on
 
 JUDGE = "judge:{judge}?mode=logprob&criteria=it is short"
 
@@ -76,7 +77,7 @@ CASES = {
     "dpo": (dpo, "pairs", {"check_samples": 4, "response_length": 6}),
     "rl, ppo": (rl, "pairs", {**RL, "kl_controller": "adaptive", "num_mini_batches": 2}),
     "rl, grpo with LoRA": (rl, "pairs", {**RL, "algorithm": "grpo", "lora_r": 2}),
-    "collect": (collect, "pairs", {"pairs": FEW}),
+    "collect": (collect, "pairs", {"pairs": ONE_SPLIT, "sampling_batch_size": 2}),
     "collect, rankings": (collect, "pairs", {"pairs": FEW, "layout": "rankings", "num_generations": 3}),
     "collect, by a judge": (collect, "pairs", {"pairs": FEW, "annotator": JUDGE}),
     "collect, rankings by a judge": (
