@@ -84,6 +84,10 @@ MASKS = "tests/maths/test_masks.py"
 KL = "tests/maths/test_kl.py::"
 OPTIM = "tests/learning/test_optim.py"
 LOOP = "tests/learning/test_fit.py::"
+KILLED = LOOP + "test_a_run_that_was_killed_goes_on_to_the_same_bytes"
+RESUME = "tests/stages/test_resume.py::"
+GOES_ON = RESUME + "test_killed_once_it_goes_on_to_the_same_bytes"
+API = "tests/test_api.py::"
 MODELS = "tests/models/test_models.py::"
 PACKING = "tests/models/test_packing.py::"
 SAMPLING = "tests/sampling/test_sampling.py::"
@@ -458,10 +462,12 @@ MUTANTS = (
            ("tests/statistics/test_agreement.py::test_the_posterior_is_bayes_rule_by_enumeration",)),
     Mutant("posterior-not-turned-back", "label/export.py", "fit.values_C * turn", "fit.values_C",
            (LABEL + "test_export.py::test_careless_annotators_are_outweighed",)),
-    Mutant("cross-site-posts", "label/security.py", 'return site not in ("same-origin", "none")', "return False",
+    Mutant("cross-site-posts", "label/security.py",
+           'return site not in ("same-origin", "none")', "return False",
            (LABEL + "test_pages.py::test_posts_from_other_sites_are_refused",)),
     Mutant("sessions-of-any-project", "label/dependencies.py",
-           'session.get("project") == service.project_id', "True", (LABEL + "test_pages.py::test_a_session_is_of_one_project",)),
+           'session.get("project") == service.project_id', "True",
+           (LABEL + "test_pages.py::test_a_session_is_of_one_project",)),
     Mutant("formulas-in-csv", "label/export.py", "value.startswith(FORMULA_STARTS)",
            'value.startswith("=")',
            (LABEL + "test_pages.py::test_no_cell_of_a_csv_is_a_formula",)),
@@ -582,6 +588,50 @@ MUTANTS = (
            (RL + "test_options_that_cannot_work_are_refused",)),
     Mutant("own-state-not-restored", STAGE, 'type(state.algorithm)(**values["algorithm"])', "state.algorithm",
            (WATCH + "test_an_interrupted_run_goes_on_to_the_same_bytes[rebel]",)),
+    # Going on after an interruption.
+    Mutant("schedule-not-restored", FIT,
+           '        restore_schedule(self.optimizer, self.scheduler, saved.values["scheduler"])\n', "",
+           (KILLED + "[how0-4]",)),
+    Mutant("average-not-restored", FIT,
+           '            self.average.restore(below("average/", saved.tensors))\n', "            pass\n",
+           (KILLED + "[how1-4]",)),
+    Mutant("best-weights-forgotten", FIT, "        if best:\n", "        if not best:\n",
+           (LOOP + "test_the_best_weights_of_before_an_interruption_are_kept",)),
+    Mutant("best-loss-forgotten", FIT, 'Fitted(**saved.values["fitted"])', "Fitted(step=saved.step)",
+           (LOOP + "test_the_best_weights_of_before_an_interruption_are_kept",)),
+    Mutant("dropout-of-no-step", FIT,
+           'derived_seed(self.seed, self.name, "update", step, distributed.rank())', "0",
+           (GOES_ON + "[reward with LoRA]",)),
+    Mutant("logged-twice", "runs/stage.py", "math.inf) <= step]", "math.inf) <= step + 1]",
+           (KILLED + "[how0-7]",)),
+    Mutant("samples-logged-twice", "runs/stage.py", ".get(key, math.inf) <= step]", ".get(key, 0) <= step]",
+           (GOES_ON + "[sft]",)),
+    Mutant("half-a-line-stays", "runs/stage.py", '''content[: content.rfind(b"\\n") + 1]''', "content",
+           (KILLED + "[how0-4]",)),
+    Mutant("parts-draw-anew", "stages/collect.py",
+           '                generator.set_state(tensors["generator"])\n',
+           "", (GOES_ON + "[collect]",)),
+    Mutant("count-of-own-rows", FIT, "self.objective.count(rows), Meter()",
+           "self.objective.count(distributed.shard(rows)), Meter()",
+           ("tests/stages/test_fit_parallel.py::test_sft_trains_as_one",)),
+    # preferl from Python.
+    Mutant("every-function-is-the-same", "api.py", "constants, code.co_names", "code.co_names",
+           (API + "test_another_function_is_another_reward",)),
+    Mutant("weights-of-rewards-ignored", "api.py", "as_scorer(rewards, device, weights)",
+           "as_scorer(rewards, device)", (API + "test_rewards_are_added_up_by_their_weights",)),
+    Mutant("temporary-directories-stay", "api.py",
+           "weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)", "pass",
+           (API + "test_five_lines_from_rows_to_a_policy",)),
+    Mutant("errors-speak-of-flags", "api.py", "lambda flag: ARGUMENTS.get(flag[1], flag[1])",
+           "lambda flag: flag[0]", (API + "test_the_same_call_again_is_finished",)),
+    Mutant("quiet-for-ever", "runs/progress.py", "        console.quiet = before\n", "        pass\n",
+           (API + "test_nothing_global_changes", API + "test_what_was_read_is_said")),
+    Mutant("transformers-stays-silent", "models/load.py", "        logging.set_verbosity(verbosity)\n",
+           "        pass\n", (API + "test_nothing_global_changes",)),
+    Mutant("every-data-set-is-the-same", "api.py", "_digest(table.rows)", '_digest("")',
+           (API + "test_the_same_call_again_is_finished",)),
+    Mutant("splits-in-memory-ignored", "data/files.py", "_object(value), split)", "_object(value), None)",
+           (API + "test_splits_however_they_are_given",)),
 )  # fmt: skip
 
 
