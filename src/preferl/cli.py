@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return COMMANDS[name](rest)
     except KeyboardInterrupt:
-        return fail("interrupted; the same command goes on at the unfinished stage", INTERRUPTED)
+        return fail("interrupted; the same command goes on inside the unfinished stage", INTERRUPTED)
     except StoppedElsewhere as error:
         return error.exit_code
     except (UsageError, DivergedError) as error:

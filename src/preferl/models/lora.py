@@ -45,32 +45,32 @@ def merged(adapted: Any) -> PreTrainedModel:
 @contextlib.contextmanager
 def using(adapted: Any, name: str) -> Iterator[None]:
     """Switches to the LoRA weights ``name`` for the length of the context."""
-    trainable, before = trainable_in(adapted), adapted.active_adapter
+    trainable, before = trainable_parameters(adapted), adapted.active_adapter
     adapted.set_adapter(name)
-    only(adapted, trainable)
+    set_trainable(adapted, trainable)
     try:
         yield
     finally:
         adapted.set_adapter(before)
-        only(adapted, trainable)
+        set_trainable(adapted, trainable)
 
 
 @contextlib.contextmanager
 def without(adapted: Any) -> Iterator[None]:
     """Switches all LoRA weights off for the length of the context: the base, bit for bit."""
-    trainable = trainable_in(adapted)
+    trainable = trainable_parameters(adapted)
     try:
         with adapted.disable_adapter():
             yield
     finally:
-        only(adapted, trainable)
+        set_trainable(adapted, trainable)
 
 
-def trainable_in(adapted: Any) -> set[int]:
+def trainable_parameters(adapted: Any) -> set[int]:
     return {id(p) for p in adapted.parameters() if p.requires_grad}
 
 
-def only(adapted: Any, trainable: set[int]) -> None:
+def set_trainable(adapted: Any, trainable: set[int]) -> None:
     """peft freezes what it switches away from; what was trainable stays so."""
     for parameter in adapted.parameters():
         parameter.requires_grad_(id(parameter) in trainable)

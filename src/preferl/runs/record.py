@@ -15,7 +15,7 @@ from preferl.runs.files import read_jsonl, write_atomically
 from preferl.runs.mark import claim, read_mark
 from preferl.runs.old_keys import renamed
 
-SHARED = "stages.json"  # of a run of a sweep: stage -> its directory, from the run's own
+PLACES = "stages.json"  # of a run of a sweep: stage -> its directory, from the run's own
 
 
 class StageRecord:
@@ -53,7 +53,7 @@ def stage_paths(run: Path) -> dict[str, Path]:
     Raises:
         UsageError: ``stages.json`` leads out of the sweep.
     """
-    shared = run / SHARED
+    shared = run / PLACES
     if not shared.exists():
         return {path.name: path for path in run.iterdir() if (path / "manifest.json").exists()}
     places = json.loads(shared.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from preferl.reporting.page import write_page
 from preferl.reporting.sections import sections
 from preferl.reporting.verdict import facts, overall, verdict
 from preferl.runs.errors import UsageError
-from preferl.runs.record import SHARED, stage_records
+from preferl.runs.record import PLACES, stage_records
 
 # What every page reads of an evaluation.
 NEEDED = ("policies", "comparison", "references", "signs", "training", "cost", "best_of", "num_generations")
@@ -33,7 +33,7 @@ def write(run: Path, path: Path | None = None) -> Path:
         UsageError: the directory holds no finished stage.
     """
     stages = finished_stages(run)
-    name = "/".join(run.resolve().parts[-2 if (run / SHARED).exists() else -1 :])
+    name = "/".join(run.resolve().parts[-2 if (run / PLACES).exists() else -1 :])
     return write_runs(
         path or run / "report.html",
         {name: stages},

@@ -20,7 +20,7 @@ from preferl import pipeline
 from preferl.pipeline import Planned, RunConfig, RunOptions, plain, replace_references
 from preferl.runs.errors import UsageError
 from preferl.runs.files import write_atomically
-from preferl.runs.record import SHARED
+from preferl.runs.record import PLACES
 
 CONTENTS = "contents.json"  # of a sweep: the hash of what a stage makes -> its directory
 BASE = "base"  # the name of the point that changes nothing
@@ -318,7 +318,7 @@ def write_places(root: Path, runs: Sequence[Run]) -> None:
     contents = made_before(root)
     for run in runs:
         places = {name: os.path.relpath(path, run.path) for name, path in run.where.items()}
-        write_atomically(run.path / SHARED, json.dumps(places, indent=2) + "\n")
+        write_atomically(run.path / PLACES, json.dumps(places, indent=2) + "\n")
         contents |= {stage.content: run.places[stage.reference] for stage in run.stages}
     relative = {content: os.path.relpath(path, root) for content, path in contents.items()}
     write_atomically(root / CONTENTS, json.dumps(relative, indent=2) + "\n")
