@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from preferl import cli
 
@@ -149,3 +150,21 @@ def test_doctor(capsys, monkeypatch, tmp_path):
     code, out, _ = call(capsys, "doctor")
     assert code == 1
     assert "no folder" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (MemoryError("cannot allocate"), 2, "out of memory; lower micro_batch_size"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 2, "out of memory; lower"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "out of memory; lower"),
+        (RuntimeError("an index"), 1, "a defect of preferl; --debug shows where"),
+    ],
+)
+def test_a_full_machine_is_no_defect(error, code, words, monkeypatch, capsys):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "sft", fail)
+    assert cli.main(["sft"]) == code
+    assert words in capsys.readouterr().err
