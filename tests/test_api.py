@@ -350,7 +350,7 @@ def test_a_result_is_saved_where_it_is_kept(scorer, tmp_path):
         ({"model": 3}, "model is a int; give a name, a Policy"),
         ({"data": 3}, "data is a int; give a name, rows"),
         ({"data": {"train": 3}}, "a dict whose values are no rows"),
-        ({"data": [3, 4]}, "row 1: is a int, not an object with columns"),
+        ({"data": [3, 4]}, "row 1: is of type int, not an object with columns"),
         ({"data": [{"promt": "a", "chosen": "b"}]}, "has the columns chosen, promt"),
         ({"data": "no/such/file.jsonl"}, "no file or folder here"),
         ({"learning_rte": 1.0}, "no option learning_rte; did you mean learning_rate"),

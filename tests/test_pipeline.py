@@ -545,7 +545,13 @@ def test_runs_are_compared_on_one_page(finished, tmp_path):
     text = " ".join(page.text)
     assert not page.fetches
     assert page.tags.count("svg") == page.tags.count("figcaption") >= 5
-    for words in ("Runs side by side", "gained", "At equal cost", "Cost side by side", "forward passes"):
+    for words in (
+        "Runs side by side",
+        "gained",
+        "At equal cost",
+        "Best-of-n against the trained policy",
+        "forward passes",
+    ):
         assert words in text
     (run.parent / "comparison.html").unlink()
 

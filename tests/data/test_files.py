@@ -41,7 +41,7 @@ def test_json_arrays_and_json_lines_named_json(tmp_path, ending):
     for name in (array, lines):
         assert [r.prompt for r in formats.load(name, "prompt")[0]] == ["p", "q"]
     bad = write(tmp_path / f"c{ending}", [{"prompt": "p"}, 3])
-    with pytest.raises(DataError, match=r"row 2: is a JSON int.*not_an_object"):
+    with pytest.raises(DataError, match=r"row 2: is of type int.*not_an_object"):
         formats.load(bad, "prompt")
 
 

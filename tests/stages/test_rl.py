@@ -126,7 +126,7 @@ def test_the_reward_rises(config, algorithm):
             config,
             algorithm=algorithm,
             num_mini_batches=0,
-            num_iterations=6 if algorithm in ("ppo", "rebel") else 16,
+            num_iterations={"ppo": 6, "rebel": 12}.get(algorithm, 16),
             batch_size=32,
             micro_batch_size=32,
             response_length=8,

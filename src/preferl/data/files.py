@@ -255,7 +255,7 @@ def _text_row(text: bytes) -> dict[str, Any] | RowError:
 
 def _object(value: Any) -> dict[str, Any] | RowError:
     if not isinstance(value, dict):
-        return RowError("not_an_object", f"is a {type(value).__name__}, not an object with columns")
+        return RowError("not_an_object", f"is of type {type(value).__name__}, not an object with columns")
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except UnicodeEncodeError:
