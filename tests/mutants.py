@@ -600,7 +600,7 @@ MUTANTS = (
     Mutant("best-loss-forgotten", FIT, 'Fitted(**saved.values["fitted"])', "Fitted(step=saved.step)",
            (LOOP + "test_the_best_weights_of_before_an_interruption_are_kept",)),
     Mutant("dropout-of-no-step", FIT,
-           'derived_seed(self.seed, self.name, "update", step, distributed.rank())', "0",
+           "torch.manual_seed(derived_seed(self.seed", "int(derived_seed(self.seed",
            (GOES_ON + "[reward with LoRA]",)),
     Mutant("logged-twice", "runs/stage.py", "math.inf) <= step]", "math.inf) <= step + 1]",
            (KILLED + "[how0-7]",)),
