@@ -45,8 +45,8 @@ def test_options_exist(page):
     ):
         known |= {f.name for f in fields(config)}
     known |= {f.name for f in fields(SweepOptions)} | NAMES.keys()
-    for benchmark in (ROOT / "benchmarks").glob("*.py"):
-        known |= set(re.findall(r'add_argument\("--([\w-]+)"', benchmark.read_text(encoding="utf-8")))
+    for program in (*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests").glob("*.py")):
+        known |= set(re.findall(r'add_argument\("--([\w-]+)"', program.read_text(encoding="utf-8")))
     text = page.read_text(encoding="utf-8")
     known |= set(re.findall(r"^    (\w+): \w+ = ", text, flags=re.M))  # of an algorithm written on the page
     for option in re.findall(r"--([a-z][\w-]*)", text):
