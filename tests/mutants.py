@@ -615,7 +615,7 @@ MUTANTS = (
            "self.objective.count(distributed.shard(rows)), Meter()",
            ("tests/stages/test_fit_parallel.py::test_sft_trains_as_one",)),
     # preferl from Python.
-    Mutant("every-function-is-the-same", "api.py", "constants, code.co_names", "code.co_names",
+    Mutant("every-function-is-the-same", "api.py", "return Hasher.hash(value)", 'return ""',
            (API + "test_another_function_is_another_reward",)),
     Mutant("weights-of-rewards-ignored", "api.py", "as_scorer(rewards, device, weights)",
            "as_scorer(rewards, device)", (API + "test_rewards_are_added_up_by_their_weights",)),

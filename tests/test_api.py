@@ -330,6 +330,30 @@ def test_another_function_is_another_reward(model, tmp_path):
         preferl.train_rl(model, ROWS, lambda completions, **_: [2.0] * len(completions), **usual)
 
 
+def test_what_a_function_refers_to_is_part_of_it(model, tmp_path):
+    def constant(value):
+        return lambda completions, **_: [value] * len(completions)
+
+    usual = RL | {"output_dir": tmp_path / "rl"}
+    preferl.train_rl(model, ROWS, constant(1.0), **usual)
+    preferl.train_rl(model, ROWS, constant(1.0), **usual)
+    with pytest.raises(preferl.UsageError, match=r"other options .*reward_model"):
+        preferl.train_rl(model, ROWS, constant(2.0), **usual)
+
+
+def test_a_function_without_a_fingerprint_is_never_the_same(model, tmp_path):
+    """It refers to what cannot be told from another, as a connection: it runs, and is not reused."""
+    numbers = (float(i) for i in range(1000))
+    usual = RL | {"output_dir": tmp_path / "rl"}
+
+    def counted(completions, **_):
+        return [next(numbers) for _ in completions]
+
+    preferl.train_rl(model, ROWS, counted, **usual)
+    with pytest.raises(preferl.UsageError, match=r"other options .*reward_model"):
+        preferl.train_rl(model, ROWS, counted, **usual)
+
+
 def test_a_result_is_saved_where_it_is_kept(scorer, tmp_path):
     kept = scorer.save(tmp_path / "kept")
     asked = (["What is 3 + 1?"], ["4."])

@@ -16,7 +16,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-import types
+import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -31,7 +31,7 @@ from preferl.data.files import Table
 from preferl.data.records import DataError, PromptRecord
 from preferl.data.sources import Part, Source
 from preferl.data.types import Scorer
-from preferl.judging.scorers import as_scorer, load_scorer, parts_of
+from preferl.judging.scorers import as_scorer, load_scorer
 from preferl.learning.algorithms import Algorithm
 from preferl.models import load
 from preferl.models.reward import RewardModel
@@ -509,8 +509,7 @@ class _Call(contextlib.ExitStack):
             return given
         if not isinstance(given, Algorithm):
             raise UsageError(f"algorithm is a {type(given).__name__}; give a name or an Algorithm")
-        fields = {f.name: _identity(getattr(given, f.name)) for f in dataclasses.fields(given)}
-        return self.name("algorithm", _digest(fields), given)
+        return self.name("algorithm", _identity(given), given)
 
 
 def _table(data: Any) -> Table:
@@ -541,23 +540,17 @@ def _digest(*values: Any) -> str:
     return hashlib.sha256(repr(values).encode("utf-8", "replace")).hexdigest()
 
 
-def _identity(value: Any) -> Any:
-    """What tells an object from another of its kind: weights of a model, the code of a function."""
-    if isinstance(value, str | int | float | bool | type(None) | type):
-        return value
+def _identity(value: Any) -> str:
+    """What tells an object from another of its kind: weights of a model, the code of a function with what it
+    refers to. What has no such fingerprint is never the same as before."""
+    from datasets.fingerprint import Hasher
+
     if isinstance(value, RewardModel):
         return load.weights_hash(value.model)
-    code = getattr(value, "__code__", None)
-    if code is not None:
-        return value.__qualname__, _code(code), repr(value.__defaults__)
-    inner = [(name, _identity(part)) for name, part in parts_of(value) if part is not value]
-    return inner or (type(value).__qualname__, repr(getattr(value, "__dict__", "")))
-
-
-def _code(code: types.CodeType) -> Any:
-    """A function's code without where it stands."""
-    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
-    return code.co_code, constants, code.co_names
+    try:
+        return Hasher.hash(value)
+    except Exception:  # noqa: BLE001 - an open connection, a lock: whatever the pickler of a fingerprint says
+        return uuid.uuid4().hex
 
 
 def _policy_loader(options: Mapping[str, Any]) -> Callable[[str], Policy]:
