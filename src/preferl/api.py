@@ -38,9 +38,10 @@ from preferl.models.reward import RewardModel
 from preferl.runs import devices, distributed, progress
 from preferl.runs.config import DataOptions, checked
 from preferl.runs.errors import DivergedError, UsageError
+from preferl.runs.inputs import hash_directory
 from preferl.runs.objects import PREFIX, named
 from preferl.runs.record import StageRecord
-from preferl.runs.stage import Callback, hash_directory
+from preferl.runs.stage import Callback
 from preferl.sampling.policy import Policy
 from preferl.stages import collect as collect_stage
 from preferl.stages import dpo, reward, rl, sft
@@ -56,6 +57,7 @@ ARGUMENTS = {
     "dataset_name": "data",
     "reward_model": "reward_funcs",
     "fresh": "fresh=True",
+    "keep_stale": "the command line's --keep_stale",
 }
 
 

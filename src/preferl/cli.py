@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from preferl import __version__
 from preferl.runs import distributed
@@ -39,7 +40,8 @@ sft, reward, dpo and rl also train with several processes: torchrun --nproc_per_
 
 `preferl COMMAND --help` lists a command's options. Options come from defaults, then YAML files
 (--config, several allowed), then flags; --print_config shows the result. The same command again goes on
-where it was interrupted; --fresh starts anew; --debug shows tracebacks.
+where it was interrupted; --fresh starts anew; --keep_stale takes a stage whose inputs have changed since
+as it is; --debug shows tracebacks.
 Exit codes: 0 done, 2 usage, 3 data, 4 diverged, 75 interrupted (run the same command again).
 """
 
@@ -158,18 +160,32 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
         module = importlib.import_module(f"preferl.stages.{name}")
         config_class = getattr(module, name.title().replace("_", "") + "Config")
         arguments, fresh = take_flag(arguments, "--fresh")
+        arguments, keep_stale = take_flag(arguments, "--keep_stale")
         with distributed.process_group():
             if name == "rl":  # an algorithm of a person's own brings options
                 algorithm = declared(arguments).get("algorithm", config_class.algorithm)
                 config_class = module.config_class(algorithm)
             parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip())
             config = instantiate(parser, config_class, parser.parse_args(arguments))
-            path = module.run(config, fresh=fresh)
+            stale = keep_stale and kept_though_stale(name, config)
+            path = Path(config.output_dir) if stale else module.run(config, fresh=fresh)
             if distributed.is_main():
                 print(path)
         return 0
 
     return command
+
+
+def kept_though_stale(name: str, config: Any) -> bool:
+    """Whether a stage is finished with these options, of other inputs than today's; that is said."""
+    from preferl.runs.inputs import identify
+    from preferl.runs.progress import say
+    from preferl.runs.stage import examine, plain_options
+
+    found = examine(Path(config.output_dir), name, identify(plain_options(config)))
+    if found.is_stale:
+        say(f"{name}: kept, though stale: {found.changes}")
+    return found.is_stale
 
 
 def run_command(arguments: list[str]) -> int:
@@ -191,6 +207,7 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
     from preferl.sweep.run import run as run_sweep
 
     arguments, fresh = take_flag(arguments, "--fresh")
+    arguments, keep_stale = take_flag(arguments, "--keep_stale")
     arguments, only_print = take_flag(arguments, "--print_config")
     arguments, count = take_option(arguments, "--seeds")
     if count is not None:
@@ -213,13 +230,13 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
         for stage in declared(arguments, files=False):  # a file may hold more stages than are run this time
             if stage in run_config.kinds and stage not in run_config.stages:
                 say(f"{name}: the options of {stage} are not used: it is no stage of this run")
-        pipeline.run(run_config, fresh=fresh)
+        pipeline.run(run_config, fresh, keep_stale)
         return 0
     config = SweepConfig(**given, sweep=varied)
     if only_print:
         print(pipeline.resolved_yaml(config.base) + config.varied_yaml(), end="")
         return 0
-    outcome = run_sweep(config, fresh=fresh)
+    outcome = run_sweep(config, fresh, keep_stale)
     if not outcome.errors:
         return 0
     return fail(

@@ -28,12 +28,14 @@ from typing import Any
 
 import yaml
 
+from preferl.runs import lock
 from preferl.runs.config import DataOptions, DeviceOptions, Parser, declared, field_texts, leaf_keys
 from preferl.runs.errors import UsageError
-from preferl.runs.mark import check_ours
+from preferl.runs.inputs import NAMING, NOT_COMPARED, changed_options, identify
+from preferl.runs.mark import check_ours, claim
 from preferl.runs.progress import clock, say
-from preferl.runs.record import write_run_files
-from preferl.runs.stage import NOT_COMPARED, is_finished
+from preferl.runs.record import Redo, write_run_files
+from preferl.runs.stage import examine, plain_options, stored_options
 from preferl.stages import audit, best_of, collect, dpo, evaluate, report, reward, rl, sft
 from preferl.stages.audit import AuditConfig
 from preferl.stages.best_of import BestOfConfig
@@ -496,23 +498,34 @@ def texts_of(options: Any) -> list[str]:
 # ------------------------------------------------------------------------------------------------- running
 
 
-def run(config: RunConfig, fresh: bool = False) -> Path:
+def run(config: RunConfig, fresh: bool = False, keep_stale: bool = False) -> Path:
     """Runs the stages that are not finished; returns the path of the report, or of the run directory.
 
+    Args:
+        config: the run.
+        fresh: all of them anew. An interrupted one goes on, with or without it.
+        keep_stale: a stage that was made of other inputs than today's is taken as it is.
+
     Raises:
-        UsageError: a configuration that cannot work, or a directory that holds something else.
+        UsageError: a configuration that cannot work, or a directory that is in use or holds something else.
     """
     started, root = time.monotonic(), Path(config.output_dir)
     stages = plan(config)
     places = places_of(config, stages)
     check_ours(root, "run", root.name)
-    unfinished(stages, places, fresh)
-    write_run_files(root, config.to_yaml())
-    made: set[Path] = set()
-    for stage in stages:
-        if not run_stage(stage, places, made, fresh):
-            say(f"{stage.name}: finished before in {places[stage.reference]}")
-    result = report.write(root) if "report" in config.stages else root
+    lock.refuse_if_held(root)
+    redo = Redo(root, config.to_yaml(), fresh)
+    check_stages(stages, places, redo.name)
+    claim(root, "run", root.resolve().name)
+    with lock.hold(root):
+        redo.begin()
+        write_run_files(root, config.to_yaml())
+        made: set[Path] = set()
+        for stage in stages:
+            if not run_stage(stage, places, made, redo.name, keep_stale):
+                say(f"{stage.name}: finished before in {places[stage.reference]}")
+        result = report.write(root) if "report" in config.stages else root
+        redo.end()
     if "evaluate" in config.stages:
         say(f"run: verdict: {report.verdict_of(root)}")
     say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
@@ -531,31 +544,71 @@ def resolve(config: RunConfig) -> dict[str, Any]:
     return {stage.name: stage.placed(places) for stage in stages}
 
 
-def unfinished(stages: Sequence[Planned], places: Mapping[str, Path], fresh: bool) -> set[Path]:
-    """Where something is to be done; what reads from such a stage is done again too.
+def check_stages(stages: Sequence[Planned], places: Mapping[str, Path], redo: str | None) -> None:
+    """Refuses, before anything runs, what no stage would do again.
 
     Raises:
-        UsageError: a stage that nothing would do again is finished with other options, or a directory holds
-            something else.
+        UsageError: a stage is finished with other options, or a directory holds something else.
     """
-    found: set[Path] = set()
+    open_ended: set[str] = set()  # made by this run: what reads from it is known when it is there
     for stage in stages:
-        redo = fresh or any(places[reference] in found for reference in stage.reads)
-        options = dataclasses.asdict(stage.placed(places))
-        if not is_finished(places[stage.reference], stage.kind, options, redo):
-            found.add(places[stage.reference])
-    return found
+        path, options = places[stage.reference], plain_options(stage.placed(places))
+        check_ours(path, "stage", stage.kind)
+        if redo is not None:
+            continue
+        if any(reference in open_ended for reference in stage.reads):
+            refuse_other_options(path, options)
+            open_ended.add(stage.reference)
+            continue
+        found = examine(path, stage.kind, identify(options))
+        if found.state != "finished" or found.is_stale or not found.is_this_finished(path):
+            open_ended.add(stage.reference)
 
 
-def run_stage(stage: Planned, places: Mapping[str, Path], made: set[Path], fresh: bool) -> bool:
-    """Runs one stage and adds it to what was ``made``, unless it is finished; says whether it ran. What reads
-    from a stage that was made anew is made anew too."""
+def refuse_other_options(path: Path, options: Mapping[str, Any]) -> None:
+    """Refuses a finished stage whose options are others, those that name what is yet to be made aside.
+
+    Raises:
+        UsageError: it is one.
+    """
+    stored = stored_options(path)
+    if stored is None:
+        return
+    before, now = ({k: v for k, v in given.items() if k not in NAMING} for given in (stored, options))
+    different = changed_options(before, now)
+    if different:
+        raise UsageError(
+            f"{path} was finished with other options ({', '.join(different)}); use --fresh to do the run "
+            f"again, or another --output_dir"
+        )
+
+
+def run_stage(
+    stage: Planned, places: Mapping[str, Path], made: set[Path], redo: str | None, keep_stale: bool = False
+) -> bool:
+    """Runs one stage and adds it to what was ``made``, unless it is finished; says whether it ran.
+
+    Args:
+        stage: what to run.
+        places: where the stages lie.
+        made: directories of the stages that ran.
+        redo: the redo that this is part of: what was finished before it is done again.
+        keep_stale: what was made of other inputs than today's is taken as it is.
+    """
     path, options = places[stage.reference], stage.placed(places)
-    again = fresh or any(places[reference] in made for reference in stage.reads)
-    redo = path not in made and again
-    if is_finished(path, stage.kind, dataclasses.asdict(options), redo):
+    found = examine(path, stage.kind, identify(plain_options(options)))
+    fresh: bool | str = False
+    if redo is not None and (found.redo != redo or found.state == "damaged"):
+        fresh = redo
+    elif found.is_stale and keep_stale:
+        say(f"{stage.name}: kept, though stale: {found.changes}")
         return False
-    KINDS[stage.kind][0].run(options, fresh=redo)
+    elif found.is_stale or (found.is_unfinished and found.changes.inputs and not found.changes.options):
+        say(f"{stage.name}: done again: {found.changes}")
+        fresh = True
+    elif found.is_this_finished(path):
+        return False
+    KINDS[stage.kind][0].run(options, fresh=fresh)
     made.add(path)
     return True
 

@@ -11,9 +11,11 @@ import yaml
 from preferl import cli
 from preferl.runs.config import DeviceOptions
 from preferl.runs.errors import UsageError
+from preferl.runs.lock import LOCK
 from preferl.runs.mark import MARK, check_ours, claim, read_mark
 from preferl.runs.record import stage_records
-from preferl.runs.stage import Stage, is_finished
+from preferl.runs.inputs import identify
+from preferl.runs.stage import Stage, examine
 
 STAGES = ("sft", "collect", "reward", "best_of", "audit", "dpo", "rl", "evaluate")
 # What each stage needs before it looks at its directory: nothing, or names that are not there.
@@ -78,14 +80,16 @@ def test_a_foreign_directory_is_left_as_it_is(project, name, fresh, capsys):
 @dataclass(kw_only=True)
 class Options(DeviceOptions):
     output_dir: str = ""
+    model_name_or_path: str | None = None
 
 
 def begin(
     path: Path, name: str = "sft", fresh: bool = False, done: bool = False, keep=None, model=None, seed=0
 ):
     """The stage of a command; it leaves a model."""
-    with Stage(name, Options(output_dir=str(path), seed=seed), fresh) as stage:
-        stage.begin({"model": model}, keep=keep)
+    options = Options(output_dir=str(path), seed=seed, model_name_or_path=model)
+    with Stage(name, options, fresh) as stage:
+        stage.begin(keep=keep)
         (path / "model").mkdir()
         (path / "model" / "model.safetensors").write_text("trained for a week")
         if done:
@@ -163,7 +167,7 @@ def test_a_stage_never_replaces_what_it_reads(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(stage.path)
     for path in (stage.path, link):
-        with pytest.raises(UsageError, match=r"is the model that sft reads.*nothing was changed"):
+        with pytest.raises(UsageError, match=r"is the model_name_or_path that sft reads.*nothing was changed"):
             begin(stage.path, fresh=True, model=str(path))
     assert (stage.path / "model" / "model.safetensors").exists()
 
@@ -184,7 +188,7 @@ def test_the_mark_is_the_first_file(tmp_path, kind, monkeypatch):
         monkeypatch.setattr("preferl.runs.stage.write_atomically", full)
         with pytest.raises(OSError, match="No space left"):
             begin(tmp_path / "new")
-        assert [p.name for p in (tmp_path / "new").iterdir()] == [MARK]
+        assert {p.name for p in (tmp_path / "new").iterdir()} == {MARK, LOCK}
         monkeypatch.undo()
         begin(tmp_path / "new")
 
@@ -212,6 +216,10 @@ def old_run(tmp_path):
     for name, done in (("sft", True), ("reward", False)):
         stage_at(run / name, name, done)
         (run / name / MARK).unlink()
+        (run / name / LOCK).unlink()
+        manifest = json.loads((run / name / "manifest.json").read_text())
+        del manifest["options"], manifest["chosen"]
+        (run / name / "manifest.json").write_text(json.dumps(manifest))
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "command.txt").write_text("preferl run\n")
     (run / "env.json").write_text("{}")
@@ -220,8 +228,8 @@ def old_run(tmp_path):
 
 def test_old_stages_are_read_and_never_deleted(old_run):
     before = content(old_run)
-    options = asdict(Options(output_dir=str(old_run / "sft")))
-    assert is_finished(old_run / "sft", "sft", options)
+    options = identify(asdict(Options(output_dir=str(old_run / "sft"))))
+    assert examine(old_run / "sft", "sft", options).is_this_finished(old_run / "sft")
     assert [name for name, record in stage_records(old_run) if record.done] == ["sft"]
     for name, fresh in (("sft", True), ("reward", False), ("reward", True)):
         with pytest.raises(

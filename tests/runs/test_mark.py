@@ -20,7 +20,7 @@ class Options(DeviceOptions):
 def begun(path, fresh=False, **options) -> None:
     """A stage that wrote its beginning, and a model."""
     with Stage("sft", Options(output_dir=str(path), device="cpu", **options), fresh) as stage:
-        stage.begin({})
+        stage.begin()
         stage.model.mkdir(exist_ok=True)
         (stage.model / "weights").write_text(f"{options}")
 

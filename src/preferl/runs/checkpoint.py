@@ -51,6 +51,11 @@ def parts_ready(directory: Path) -> int:
     return sum(1 for _ in directory.glob("part_*"))
 
 
+def has_work(directory: Path) -> bool:
+    """Whether ``state/`` keeps anything to go on from."""
+    return bool(_steps(directory)) or parts_ready(directory) > 0
+
+
 class Checkpoints:
     """When a training loop saves, and what is kept of it.
 

@@ -7,6 +7,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +74,12 @@ def chosen_dtype(dtype: str, device: str = "auto") -> torch.dtype:
     if dtype not in kinds:
         raise UsageError(f"dtype '{dtype}' is unknown; use auto, float32 or bfloat16")
     return kinds[dtype]
+
+
+def chosen(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What is computed with, as a manifest records it."""
+    kind = str(dtype).removeprefix("torch.")
+    return {"device": device.type, "dtype": kind, "num_threads": torch.get_num_threads()}
 
 
 def own_gpu() -> torch.device:

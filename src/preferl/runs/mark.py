@@ -82,12 +82,17 @@ def check_ours(path: Path, kind: str, name: str) -> None:
 def was_ours(path: Path, kind: str, name: str) -> bool:
     """Whether a directory without a mark is a run, a sweep or a stage from before there were marks."""
     if kind == "stage":
-        manifest = _mapping(path / "manifest.json")
-        return manifest.keys() >= UNMARKED_STAGE_KEYS and manifest["stage"] == name
+        return was_stage(path, name)
     config = _mapping(path / "config.yaml")
     if not all((path / file).is_file() for file in UNMARKED_RUN) or not config.keys() >= UNMARKED_RUN_KEYS:
         return False
     return (kind == "sweep") == ("sweep" in config)
+
+
+def was_stage(path: Path, name: str | None = None) -> bool:
+    """Whether a directory's manifest is that of a stage (of this name), marked or not."""
+    manifest = _mapping(path / "manifest.json")
+    return manifest.keys() >= UNMARKED_STAGE_KEYS and name in (None, manifest["stage"])
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,9 @@ from preferl.runs.errors import UsageError
 from preferl.runs.files import read_jsonl, write_atomically
 from preferl.runs.mark import claim, read_mark
 from preferl.runs.old_keys import renamed
+from preferl.runs.progress import say
 
+REDO = "redo.json"  # of a run or a sweep that was begun with --fresh, until it is done
 PLACES = "stages.json"  # of a run of a sweep: stage -> its directory, from the run's own
 
 
@@ -95,3 +98,42 @@ def write_run_files(run: Path, config_text: str, kind: str = "run") -> None:
     write_atomically(run / "config.yaml", config_text)
     write_atomically(run / "command.txt", " ".join(["preferl", *sys.argv[1:]]) + "\n")
     write_atomically(run / "env.json", json.dumps(environment(), indent=2) + "\n")
+
+
+class Redo:
+    """A run or a sweep that is done anew. It has a name, which its stages record: if it is interrupted, those
+    that bear the name are done, and the others are done again by the same command, with ``--fresh`` or
+    without.
+
+    Args:
+        root: the run's or sweep's directory.
+        config_text: its configuration; an interrupted redo of another one is not gone on with.
+        fresh: whether to begin one.
+    """
+
+    def __init__(self, root: Path, config_text: str, fresh: bool):
+        self.file = root / REDO
+        self.config_text = config_text
+        self.name = self._interrupted()
+        if self.name is not None:
+            say("goes on with the redo that was interrupted")
+        elif fresh:
+            self.name = time.strftime("%Y-%m-%dT%H:%M:%S")
+
+    def _interrupted(self) -> str | None:
+        try:
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+            return str(found["redo"]) if found["config"] == self.config_text else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def begin(self) -> None:
+        """Before the first stage."""
+        if self.name is not None:
+            write_atomically(
+                self.file, json.dumps({"redo": self.name, "config": self.config_text}, indent=2) + "\n"
+            )
+
+    def end(self) -> None:
+        """After the last one."""
+        self.file.unlink(missing_ok=True)

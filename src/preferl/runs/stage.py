@@ -1,37 +1,39 @@
 """One stage on disk: ``runs/<name>/<stage>/`` with its configuration, manifest, metrics, samples and DONE.
 
 A stage directory holds ``config.yaml manifest.json metrics.jsonl samples.jsonl model/ data/ state/ DONE``.
-DONE is written last, so a directory without it is unfinished work: the same command goes on there, from the
-last checkpoint or the last part in ``state/``. Nothing finished is overwritten unless ``--fresh`` is given.
-Only ``OUTPUTS`` are ever deleted, and only where a directory bears preferl's mark (``mark.py``).
+The manifest says what the stage is made of (``inputs.py``); DONE holds the hash of that and is written last.
+So a directory without DONE is unfinished work: the same command goes on there, from the last checkpoint or
+the last part in ``state/``; and one whose DONE is of other options or other inputs is not what was asked for.
+Nothing is overwritten unless ``--fresh`` is given. Only ``OUTPUTS`` are ever deleted, and only where a
+directory bears preferl's mark (``mark.py``). One command at a time works in a directory (``lock.py``).
 
     with Stage("dpo", config, fresh) as stage:
         if stage.is_finished:
             return stage.path
         ...                                   # load what cheap checks did not refuse
-        saved = stage.begin({"policy": config.model_name_or_path}, source.notes)
+        saved = stage.begin(source.notes)
         ...                                   # stage.log(step=1, **{"train/loss": loss})
         stage.finish(updates=updates)
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 
-from preferl.runs import checkpoint, devices, distributed
+from preferl.runs import checkpoint, devices, distributed, lock
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
 from preferl.runs.errors import UsageError
 from preferl.runs.files import plain, write_atomically
+from preferl.runs.inputs import Changes, Identity, changed_options, changes, hash_of, identify
 from preferl.runs.mark import check_ours, claim, read_mark, remove
 from preferl.runs.progress import say
 
@@ -41,8 +43,6 @@ OUTPUTS = (
     *("model", "value_model", "adapter", "data", "state"),
 )
 LOGS = {"metrics.jsonl": "step", "samples.jsonl": "iteration"}
-# Options that change where and how fast a stage runs, and nothing that it makes.
-NOT_COMPARED = ("output_dir", "device", "num_threads", "save_every")
 
 Callback = Callable[[int | None, dict[str, Any]], None]
 
@@ -53,21 +53,26 @@ class Stage:
     Args:
         name: the kind of stage, as ``reward``.
         config: its options, a dataclass with ``output_dir`` and those of ``DeviceOptions``.
-        fresh: do it anew, whatever is there.
+        fresh: do it anew, whatever is there; a redo that was interrupted goes on. A text names the redo that
+            this is part of: one that was begun under another name does not go on.
         callbacks: called with step and metrics of every logged row.
 
     Raises:
-        UsageError: the directory holds something that is not this stage, or this stage finished with other
-            options and ``fresh`` is not set.
+        UsageError: the directory is in use, holds something that is not this stage, or this stage with other
+            options or inputs, and ``fresh`` is not set; or what it reads is not finished.
     """
 
-    def __init__(self, name: str, config: Any, fresh: bool = False, callbacks: Sequence[Callback] = ()):
+    def __init__(self, name: str, config: Any, fresh: bool | str = False, callbacks: Sequence[Callback] = ()):
         self.name, self.config, self.fresh = name, config, fresh
         self.path = Path(config.output_dir)
-        self.options = yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))
+        self.options = plain_options(config)
         self.callbacks = list(callbacks)
         self.notes: list[str] = []
-        self.is_finished = is_finished(self.path, name, self.options, fresh)
+        lock.refuse_if_held(self.path)
+        self.identity = identify(self.options)
+        self.found = examine(self.path, name, self.identity)
+        self.is_finished = not fresh and self.found.is_this_finished(self.path)
+        self.goes_on = not self.is_finished and self._goes_on()
         self.started, self.cpu_started = time.time(), time.process_time()
         self._context = contextlib.ExitStack()
 
@@ -75,14 +80,39 @@ class Stage:
     data = property(lambda self: self.path / "data")
     state = property(lambda self: self.path / "state")
 
+    def _goes_on(self) -> bool:
+        """Whether what was interrupted here had these options and inputs, byte for byte.
+
+        Raises:
+            UsageError: it had others, and has work in it that would be lost.
+        """
+        found = self.found
+        if self.fresh:
+            refuse_unmarked(self.path)
+            redo = self.fresh if isinstance(self.fresh, str) else found.redo
+            return found.is_unfinished and not found.changes and redo is not None and found.redo == redo
+        if found.is_unfinished and found.changes and checkpoint.has_work(self.state):
+            raise UsageError(
+                f"{self.path} is unfinished and was begun with other options or inputs ({found.changes}): "
+                f"as it was begun it goes on; use --fresh to begin it anew, or another --output_dir"
+            )
+        return found.is_unfinished and not found.changes
+
     def __enter__(self) -> Self:
         """Joins the other processes, seeds, and chooses ``device`` and ``dtype``, as long as it lasts."""
         if self.is_finished:
             say(f"{self.name}: finished before in {self.path}")
             return self
-        options = self.config
         self._context.enter_context(distributed.process_group())
-        prepared = devices.prepared(options.seed, options.device, options.dtype, options.num_threads)
+        # What was chosen when it was begun is chosen again, on whatever machine it goes on.
+        chosen = self.found.chosen if self.goes_on else {}
+        dtype, threads = self.config.dtype, self.config.num_threads
+        prepared = devices.prepared(
+            self.config.seed,
+            self.config.device,
+            chosen.get("dtype", dtype) if dtype == "auto" else dtype,
+            threads or chosen.get("num_threads", 0),
+        )
         try:
             self.device, self.dtype = self._context.enter_context(prepared)
         except BaseException:
@@ -97,13 +127,11 @@ class Stage:
         """One line for the person who runs the stage."""
         say(f"{self.name}: {text}")
 
-    def begin(
-        self, parents: Mapping[str, str | None], notes: Iterable[str] = (), keep: str | None = None
-    ) -> Checkpoint | None:
-        """Goes on with what was interrupted here, or clears it and writes configuration and manifest.
+    def begin(self, notes: Iterable[str] = (), keep: str | None = None) -> Checkpoint | None:
+        """Goes on with what was interrupted here, or clears it and writes configuration and manifest. Until
+        the stage is left, no other command works in its directory.
 
         Args:
-            parents: role -> model or data set. The manifest keeps path and hash of local directories.
             notes: sentences about the data, which are said and kept.
             keep: stages inside this one whose names begin so stay (unless the stage is done afresh).
 
@@ -111,16 +139,18 @@ class Stage:
             The checkpoint to go on from, its later logs cut off; None to start at the beginning.
 
         Raises:
-            UsageError: the directory is not this stage's, or the stage would read what it deletes.
+            UsageError: the directory is not this stage's, or in use, or the stage would read what it deletes.
         """
-        self._refuse_own(parents)
+        self._refuse_own()
         claim(self.path, "stage", self.name)
         refuse_unmarked(self.path)
-        hashed = hash_parents(self.path, parents)
-        goes_on = not self.fresh and self.can_resume(hashed)
-        saved = checkpoint.latest(self.state) if goes_on else None
+        self.identity = identify(self.options)  # with the revisions of what came from the Hub meanwhile
+        self._lock()
+        saved = checkpoint.latest(self.state) if self.goes_on else None
         if saved is None:
-            self._clear(hashed, goes_on, None if self.fresh else keep)
+            if self.found.is_unfinished and not self.goes_on and not self.fresh:
+                self.say(f"begins anew, nothing had been kept: {self.found.changes}")
+            self._clear(keep if self.goes_on or not self.fresh else None)
             parts = checkpoint.parts_ready(self.state)
             if parts:
                 self.say(f"goes on after {parts} parts that are ready")
@@ -133,44 +163,49 @@ class Stage:
             self.say(note)
         return saved
 
-    def _refuse_own(self, parents: Mapping[str, str | None]) -> None:
-        own = [role for role, path in parents.items() if path and Path(path).resolve() == self.path.resolve()]
-        if own:
-            raise UsageError(
-                f"{self.path} is the {own[0]} that {self.name} reads and would be replaced by what it "
-                f"makes; choose another --output_dir (nothing was changed)"
-            )
+    def _lock(self) -> None:
+        """Keeps others out, and sees what they did until now."""
+        with distributed.sync_errors():
+            if distributed.rank() == 0:
+                self._context.enter_context(lock.hold(self.path))
+                if examine(self.path, self.name, self.identity).state != self.found.state:
+                    raise UsageError(
+                        f"{self.path} was changed by another command meanwhile; give this one again"
+                    )
 
-    def can_resume(self, hashed_parents: dict[str, dict[str, str]]) -> bool:
-        """Whether what was interrupted here had this configuration and these parents, byte for byte."""
-        stored_file, manifest_file = self.path / "config.yaml", self.path / "manifest.json"
-        if (self.path / "DONE").exists() or not (stored_file.exists() and manifest_file.exists()):
-            return False
-        stored = yaml.safe_load(stored_file.read_text(encoding="utf-8"))
-        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-        return not changed_options(stored, self.options) and manifest["parents"] == hashed_parents
+    def _refuse_own(self) -> None:
+        for role, found in self.identity.inputs.items():
+            if found.path is not None and found.path.resolve() == self.path.resolve():
+                raise UsageError(
+                    f"{self.path} is the {role} that {self.name} reads and would be replaced by what it "
+                    f"makes; choose another --output_dir (nothing was changed)"
+                )
 
     @distributed.main_writes
-    def _clear(self, hashed_parents: dict[str, dict[str, str]], goes_on: bool, keep: str | None) -> None:
+    def _clear(self, keep: str | None) -> None:
         """Removes what an earlier run left; where this one goes on, all but the parts that are ready."""
         for name in OUTPUTS:
-            if not (goes_on and name in ("state", "config.yaml", "manifest.json")):
+            if not (self.goes_on and name in ("state", "config.yaml", "manifest.json")):
                 remove(self.path / name)
         for path in sorted(self.path.iterdir()):
             inside = read_mark(path) if path.is_dir() and not path.is_symlink() else None
             if inside and inside.kind == "stage" and not (keep and path.name.startswith(keep)):
                 remove(path)
-        if goes_on:
+        if self.goes_on:
             return
         text = yaml.safe_dump(self.options, sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "config.yaml", text)
+        redo = self.fresh if isinstance(self.fresh, str) else time.strftime("%Y-%m-%dT%H:%M:%S")
         self.write_json(
             "manifest.json",
             {
                 "stage": self.name,
                 "seed": self.options.get("seed"),
+                **self.identity.recorded(self.path),
+                # What follows is only recorded: it makes nothing stale.
+                "chosen": devices.chosen(self.device, self.dtype),
                 "environment": environment(),
-                "parents": hashed_parents,
+                **({"redo": redo} if self.fresh else {}),
             },
         )
 
@@ -198,7 +233,9 @@ class Stage:
             "cpu_seconds": round(time.process_time() - self.cpu_started, 2),
         }
         self.write_json("summary.json", summary | took)
-        write_atomically(self.path / "DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
+        self.write_json(
+            "DONE", {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "made_of": self.identity.hash}
+        )
         remove(self.state)
 
     def log(self, **metrics: Any) -> None:
@@ -224,33 +261,99 @@ class Stage:
                 file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
 
 
-def is_finished(path: Path, name: str, options: dict[str, Any], fresh: bool = False) -> bool:
-    """Whether a directory holds this stage, finished with these options.
+# --------------------------------------------------------------------------------- what a directory holds
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a directory holds of a stage.
+
+    Args:
+        state: ``nothing``, ``unfinished``, ``finished`` or ``damaged``.
+        changes: how what it is made of differs from what would be read today.
+        chosen: device, dtype and threads with which it was begun.
+        redo: the name of the redo in which it was begun.
+    """
+
+    state: str
+    changes: Changes = dataclasses.field(default_factory=lambda: Changes([], []))
+    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    redo: str | None = None
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self.state == "unfinished"
+
+    @property
+    def is_stale(self) -> bool:
+        """Finished with the same options, of other inputs."""
+        return self.state == "finished" and bool(self.changes) and not self.changes.options
+
+    def is_this_finished(self, path: Path) -> bool:
+        """Whether it is what would be made today.
+
+        Raises:
+            UsageError: it is finished with other options or of other inputs, or its record is damaged.
+        """
+        if self.state == "damaged":
+            raise UsageError(f"{path}: {self.changes}; use --fresh to make it anew, or another --output_dir")
+        if self.state != "finished":
+            return False
+        if self.is_stale:
+            raise UsageError(
+                f"{path} is stale ({self.changes}); use --fresh to do it again, --keep_stale to take it as "
+                f"it is, or another --output_dir"
+            )
+        if self.changes:
+            raise UsageError(
+                f"{path} was finished with other options ({self.changes}); "
+                f"use --fresh to do it again, or another --output_dir"
+            )
+        return True
+
+
+def plain_options(config: Any) -> dict[str, Any]:
+    """A stage's options as they stand in its ``config.yaml``."""
+    return yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))
+
+
+def stored_options(path: Path) -> dict[str, Any] | None:
+    """The options with which a stage was finished; None where there is no finished one."""
+    if not (path / "DONE").exists() or not (path / "config.yaml").exists():
+        return None
+    stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    return stored if isinstance(stored, dict) else None
+
+
+def examine(path: Path, name: str, now: Identity) -> Found:
+    """What a directory holds of a stage, beside what would be made today.
 
     Raises:
-        UsageError: it is finished with other options and ``fresh`` is not set, or the directory holds
-            something that is not this stage.
+        UsageError: it holds something else.
     """
     check_ours(path, "stage", name)
-    options = yaml.safe_load(yaml.safe_dump(options))
-    if fresh or not (path / "DONE").exists():
+    finished, manifest_file, config_file = (path / file for file in ("DONE", "manifest.json", "config.yaml"))
+    if not finished.exists():
         refuse_unmarked(path)
-        return False
-    stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    changed = changed_options(stored, options)
-    if changed:
-        shown = ", ".join(f"{k}: {stored.get(k)!r} -> {options.get(k)!r}" for k in changed[:4])
-        raise UsageError(
-            f"{path} was finished with other options ({shown}); "
-            f"use --fresh to do it again, or another --output_dir"
-        )
-    return True
-
-
-def changed_options(stored: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
-    """The options that differ and decide what a stage makes."""
-    both = sorted(stored.keys() | options.keys())
-    return [key for key in both if key not in NOT_COMPARED and stored.get(key) != options.get(key)]
+        if not (config_file.exists() and manifest_file.exists()):
+            return Found("nothing")
+    try:
+        stored = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+        if finished.exists() and "options" in manifest:
+            content = {role: parent["hash"] for role, parent in manifest["parents"].items()}
+            made_of = json.loads(finished.read_text(encoding="utf-8"))["made_of"]
+            if made_of != hash_of(manifest["options"], content):
+                raise ValueError("DONE was written for another manifest.json")
+        if "options" in manifest:
+            found = changes(manifest, stored, now)
+        else:  # from before inputs were recorded: it is known by its options alone
+            found = Changes(changed_options(stored, now.given), [])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Found("damaged", Changes([], [f"the record of this stage is damaged ({reason})"]))
+    state = "finished" if finished.exists() else "unfinished"
+    return Found(state, found, manifest.get("chosen", {}), manifest.get("redo"))
 
 
 def refuse_unmarked(path: Path) -> None:
@@ -264,31 +367,3 @@ def refuse_unmarked(path: Path) -> None:
             f"{path} was made by a preferl that did not mark its directories yet, and nothing in it is "
             f"deleted: choose another --output_dir, or delete it yourself"
         )
-
-
-def hash_parents(stage: Path, parents: Mapping[str, str | None]) -> dict[str, dict[str, str]]:
-    """Path (from the stage's directory) and hash of every parent that is a local directory."""
-    return {
-        role: {"path": os.path.relpath(path, stage), "hash": hash_directory(Path(path))}
-        for role, path in parents.items()
-        if path and Path(path).is_dir()
-    }
-
-
-def hash_directory(path: Path) -> str:
-    """SHA-256 of what a stage made: its model's weights and its data, whichever are there."""
-    inside = path / "model" if (path / "model").is_dir() else path
-    files = [p for p in inside.glob("*") if p.suffix in (".safetensors", ".json")]
-    files += [p for p in (path / "data").glob("*") if p.is_file()]
-    return hash_files(files)
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """One SHA-256 over the names and bytes of files."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.name.encode() + b"\0")
-        with open(path, "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()

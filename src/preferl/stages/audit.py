@@ -49,7 +49,7 @@ class AuditConfig(DataOptions, DeviceOptions):
     """Most pairs that are scored, the first ones."""
 
 
-def run(config: AuditConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
+def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Scores all pairs and writes what they show; returns the stage's directory."""
     with Stage("audit", config, fresh, callbacks) as stage:
         if stage.is_finished:
@@ -62,8 +62,7 @@ def run(config: AuditConfig, fresh: bool = False, callbacks: Sequence[Callback] 
             training = sources.load_source(**config.source() | {"name": config.train_dataset_name})
             train_pairs = training.need("pairs", "train")
         scorer = load_scorer(config.reward_model, stage.device)
-        parents = {"reward": config.reward_model, "preferences": config.dataset_name}
-        stage.begin(parents, source.notes)
+        stage.begin(source.notes)
         audit(scorer, pairs, train_pairs, scale_of(config.reward_model), config, stage)
     return stage.path
 

@@ -93,7 +93,7 @@ class Kept:
         return float(self.row.score_N[self.numbers[0]])
 
 
-def run(config: BestOfConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
+def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Writes the chosen responses as demonstrations in two splits; returns the stage's directory."""
     check_options(config)
     with Stage("best_of", config, fresh, callbacks) as stage:
@@ -104,7 +104,7 @@ def run(config: BestOfConfig, fresh: bool = False, callbacks: Sequence[Callback]
         policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
         scorer = load_scorer(config.reward_model, stage.device)
         gold = load_scorer(config.gold, stage.device) if config.gold else None
-        stage.begin({"policy": config.model_name_or_path, "reward": config.reward_model}, notes)
+        stage.begin(notes)
         came_from = {"train": config.split or ("rl" if source["rl"].prompts else "train"), "dev": "dev"}
         choose_best(policy, scorer, gold, prompts, came_from, config, stage)
     return stage.path

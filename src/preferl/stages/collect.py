@@ -86,7 +86,7 @@ class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, DeviceOption
     """New comparisons (pairs, or rankings) in each split."""
 
 
-def run(config: CollectConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
+def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Writes labelled pairs in four splits; returns the stage's directory."""
     check_options(config)
     with Stage("collect", config, fresh, callbacks) as stage:
@@ -97,14 +97,13 @@ def run(config: CollectConfig, fresh: bool = False, callbacks: Sequence[Callback
         keep_replies(asked, Parts(stage.state))
         misled = load_scorer(config.adversarial, stage.device) if config.adversarial else None
         older = sources.load_source(config.add_to) if config.add_to else None
-        parents = {"reward": config.adversarial, "added to": config.add_to}
         if config.responses_file:
             candidates, note = read_candidates(Path(config.responses_file), config)
-            stage.begin(parents, [note])
+            stage.begin([note])
         elif config.model_name_or_path:
             policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
             source = sources.load_source(**config.source())
-            stage.begin(parents | {"policy": config.model_name_or_path}, source.notes)
+            stage.begin(source.notes)
             prompts = {split: source[split].prompts for split in SPLITS}
             candidates = sample_candidates(policy, prompts, config, stage)
         else:

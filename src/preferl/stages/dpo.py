@@ -104,7 +104,7 @@ class PairSplits:
     held_out: bool = True
 
 
-def run(config: DpoConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
+def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/``, writes metrics and samples; returns the stage's directory."""
     check_options(config)
     with Stage("dpo", config, fresh, callbacks) as stage:
@@ -115,12 +115,7 @@ def run(config: DpoConfig, fresh: bool = False, callbacks: Sequence[Callback] = 
         reference = Policy.load(config.ref_model or config.model_name_or_path, stage.device, stage.dtype)
         check_vocabulary(policy, reference, config)
         pairs = read_pairs(config, source, policy, reference)
-        parents = {
-            "policy": config.model_name_or_path,
-            "preferences": config.dataset_name,
-            "reference": config.ref_model or config.model_name_or_path,
-        }
-        saved = stage.begin(parents, [*source.notes, *notes_of(pairs.counts)])
+        saved = stage.begin([*source.notes, *notes_of(pairs.counts)])
         train(policy, reference, pairs, source.dev.prompts[: config.check_samples], config, stage, saved)
     return stage.path
 

@@ -75,7 +75,7 @@ class EvaluateConfig(SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     """Responses of the reference policy to each of them; by default as many as the largest N."""
 
 
-def run(config: EvaluateConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
+def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Samples, compares and writes ``summary.json`` and ``samples.jsonl``; returns the directory."""
     check_options(config)
     with Stage("evaluate", config, fresh, callbacks) as stage:
@@ -87,12 +87,7 @@ def run(config: EvaluateConfig, fresh: bool = False, callbacks: Sequence[Callbac
         reference = Policy.load(config.ref_model, stage.device, stage.dtype)
         named = {"score": config.reward_model, "gold": config.gold, "held_out": config.held_out_reward}
         scorers = {measure: load_scorer(name, stage.device) for measure, name in named.items() if name}
-        parents = {
-            "policy": config.model_name_or_path,
-            "reference": config.ref_model,
-            "reward": config.reward_model,
-        }
-        stage.begin(parents, [*source.notes, *trained_on_these(config)])
+        stage.begin([*source.notes, *trained_on_these(config)])
         evaluate(policy, reference, source, scorers, config, stage)
     return stage.path
 

@@ -181,7 +181,7 @@ LOSSES = {
 }
 
 
-def run(config: RewardConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
+def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, normalises, saves ``model/`` and reports; returns the stage's directory.
 
     With ``num_members`` each member is such a directory below this one, and this one holds what they say
@@ -194,10 +194,9 @@ def run(config: RewardConfig, fresh: bool = False, callbacks: Sequence[Callback]
         source = sources.load_source(**config.source()).training_on(config.split)
         source.need("pairs", "eval")
         source.need("comparisons", "train")
-        parents = {"model": config.model_name_or_path, "preferences": config.dataset_name}
-        saved = stage.begin(parents, source.notes, keep=MEMBER)
+        saved = stage.begin(source.notes, keep=MEMBER)
         if config.num_members > 1:
-            trained = train_members(config, stage, fresh)
+            trained = train_members(config, stage)
         else:
             model, tokenizer = load_reward_model(
                 config.model_name_or_path, stage.device, True, config.pooling
@@ -338,8 +337,9 @@ def report(trained: Trained, source: Source, config: RewardConfig, stage: Stage)
     )
 
 
-def train_members(config: RewardConfig, stage: Stage, fresh: bool) -> Trained:
-    """Trains each member in a directory of its own; the reward is their mean, whose sd is taken for 1."""
+def train_members(config: RewardConfig, stage: Stage) -> Trained:
+    """Trains each member in a directory of its own, where none is finished there; the reward is their mean,
+    whose sd is taken for 1."""
     for member in range(config.num_members):
         own = dataclasses.replace(
             config,
@@ -348,7 +348,7 @@ def train_members(config: RewardConfig, stage: Stage, fresh: bool) -> Trained:
             output_dir=str(stage.path / f"{MEMBER}{member}"),
         )
         stage.say(f"member {member + 1} of {config.num_members}")
-        run(own, fresh)
+        run(own)
     scorer = load_scorer(str(stage.path), stage.device)
     records = [StageRecord(stage.path / f"{MEMBER}{m}").summary for m in range(config.num_members)]
     # Unit-sd scores become log-odds again by the members' own scale.

@@ -146,7 +146,7 @@ def config_class(algorithm: str) -> type[RlConfig]:
     return dataclasses.make_dataclass("RlConfig", [], bases=(own, RlConfig), kw_only=True)
 
 
-def run(config: RlConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
+def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/`` and ``value_model/``, writes metrics; returns the stage's directory."""
     check_options(config)
     with Stage("rl", config, fresh, callbacks) as stage:
@@ -158,12 +158,7 @@ def run(config: RlConfig, fresh: bool = False, callbacks: Sequence[Callback] = (
         gold = load_scorer(config.gold, stage.device) if config.gold else None
         prompts = source.prompts or source.need("prompts", "train")
         held_out = source[config.eval_split].prompts[: config.eval_prompts]
-        parents = {
-            "policy": config.model_name_or_path,
-            "reference": config.ref_model,
-            "reward": config.reward_model,
-        }
-        saved = stage.begin(parents, source.notes)
+        saved = stage.begin(source.notes)
         engine = CachedEngine(models.policy, tokenizer.pad_token_id, config.sampling_batch_size, stage.dtype)
         policy = Policy(models.policy, tokenizer, stage.dtype, engine)
         trainer = Trainer(

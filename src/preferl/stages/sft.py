@@ -66,7 +66,7 @@ class SftConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOpt
     """Responses sampled afterwards, to see that they are well-formed and end with EOS."""
 
 
-def run(config: SftConfig, fresh: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
+def run(config: SftConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/`` and writes metrics and samples; returns the stage's directory."""
     check_options(config)
     with Stage("sft", config, fresh, callbacks) as stage:
@@ -74,7 +74,7 @@ def run(config: SftConfig, fresh: bool = False, callbacks: Sequence[Callback] = 
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
         policy = starting_policy(config, source, stage)
-        saved = stage.begin({"model": config.model_name_or_path}, source.notes)
+        saved = stage.begin(source.notes)
         train(policy, source, config, stage, saved)
     return stage.path
 

@@ -1,21 +1,22 @@
 """Runs what a sweep is missing, and writes its tables and its page."""
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from preferl.data.records import DataError
-from preferl.pipeline import run_stage, unfinished
+from preferl.pipeline import check_stages, run_stage
 from preferl.reporting import sweeps
+from preferl.runs import lock
 from preferl.runs.errors import DATA, UsageError
 from preferl.runs.files import write_atomically
 from preferl.runs.mark import check_ours, claim
 from preferl.runs.progress import say
-from preferl.runs.record import write_run_files
+from preferl.runs.record import Redo, write_run_files
 from preferl.stages import report
 from preferl.sweep.numbers import metrics_of, missing_metric, rows_of
-from preferl.sweep.plan import Run, SweepConfig, plan_all, points_of, write_places, written_config
+from preferl.sweep.plan import Point, Run, SweepConfig, plan_all, points_of, write_places, written_config
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,11 @@ class Outcome:
     exit_code: int
 
 
-def run(config: SweepConfig, fresh: bool = False) -> Outcome:
+def run(config: SweepConfig, fresh: bool = False, keep_stale: bool = False) -> Outcome:
     """Runs what is missing, then writes ``table.csv``, ``table.json`` and ``report.html``.
 
     A run that fails is recorded in its directory as ``error.txt`` and in the tables; the sweep goes on.
+    ``fresh`` and ``keep_stale`` are those of ``pipeline.run``.
 
     Raises:
         UsageError: a key, value, metric or directory cannot be used; found before anything runs, save for
@@ -42,9 +44,30 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
     runs = plan_all(root, points, seeds)
     metrics = metrics_of(config, runs)
     check_ours(root, "sweep", root.name)
+    lock.refuse_if_held(root)
+    redo = Redo(root, config.to_yaml(), fresh)
     for run_ in runs:
         check_ours(run_.path, "run", run_.path.name)
-        unfinished(run_.stages, run_.places, fresh)
+        check_stages(run_.stages, run_.places, redo.name)
+    claim(root, "sweep", root.resolve().name)
+    with lock.hold(root):
+        redo.begin()
+        outcome = run_all(config, points, runs, metrics, redo.name, keep_stale)
+        if not outcome.errors:
+            redo.end()
+    return outcome
+
+
+def run_all(
+    config: SweepConfig,
+    points: Sequence[Point],
+    runs: Sequence[Run],
+    metrics: Mapping[str, str],
+    redo: str | None,
+    keep_stale: bool,
+) -> Outcome:
+    """Every run of a sweep, in order, and after each of them the tables."""
+    root, seeds = config.root, config.options.seeds
     write_run_files(root, config.to_yaml(), "sweep")
     for run_ in runs:  # before any stage that another one shares lies in it
         claim(run_.path, "run", run_.path.name)
@@ -57,7 +80,7 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
         say(f"sweep: run {number}/{len(runs)}: {run_.point.name}, seed {run_.seed}")
         note = run_.path / "error.txt"
         try:
-            run_stages(run_, fresh, made, broken)
+            run_stages(run_, made, broken, redo, keep_stale)
             note.unlink(missing_ok=True)
         except Exception as error:  # noqa: BLE001 - recorded, shown in the table, said by the exit code
             errors[run_.point.name, run_.seed] = error
@@ -79,7 +102,9 @@ def run(config: SweepConfig, fresh: bool = False) -> Outcome:
     )
 
 
-def run_stages(run_: Run, fresh: bool, made: set[Path], broken: dict[Path, Exception]) -> None:
+def run_stages(
+    run_: Run, made: set[Path], broken: dict[Path, Exception], redo: str | None, keep_stale: bool
+) -> None:
     """Runs the stages of one run that no run before has made. A stage that failed is not tried again by the
     runs that share it."""
     write_run_files(run_.path, written_config(run_).to_yaml())
@@ -89,7 +114,7 @@ def run_stages(run_: Run, fresh: bool, made: set[Path], broken: dict[Path, Excep
             if needed in broken:
                 raise broken[needed]
         try:
-            run_stage(stage, run_.places, made, fresh)
+            run_stage(stage, run_.places, made, redo, keep_stale)
         except Exception as error:
             broken[path] = error
             raise
