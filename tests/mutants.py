@@ -94,7 +94,9 @@ SAMPLING = "tests/sampling/test_sampling.py::"
 CHAT = "tests/data/test_chat.py::"
 SPLITS = "tests/data/test_splits.py::"
 RANKINGS = "tests/data/test_rankings.py::"
-MARKS = "tests/runs/test_mark.py::"
+MARKS = "tests/runs/test_data_loss.py::"
+INPUTS = "tests/runs/test_inputs.py::"
+LOCKS = "tests/runs/test_lock.py::"
 PIPELINE, SWEEP = "tests/test_pipeline.py::", "tests/test_sweep.py::"
 LABEL = "tests/label/"
 FRONTIER, FRONTIERS = "statistics/frontier.py", "tests/statistics/test_frontier.py"
@@ -552,17 +554,38 @@ MUTANTS = (
     # What may be deleted.
     Mutant("folders-of-others-deleted", "runs/stage.py", 'if inside and inside.kind == "stage" and not',
            "if path.is_dir() and not",
-           (MARKS + "test_a_stage_marks_its_directory_and_deletes_only_its_own_outputs",)),
+           (MARKS + "test_members_of_an_ensemble_go_only_with_their_mark",)),
     Mutant("any-directory-taken", "runs/mark.py", "if inside and not only_ours and", "if False and",
-           (MARKS + "test_what_bears_no_mark_is_not_taken",)),
+           (MARKS + "test_a_foreign_directory_is_left_as_it_is",)),
     Mutant("any-programs-mark", "runs/mark.py", 'found["program"] != PROGRAM', "False",
            (MARKS + "test_the_mark_of_another_program_is_none",)),
-    Mutant("unmarked-stages-begun-anew", "runs/stage.py", "any(path.iterdir()) and read_mark(path) is None",
-           "False", (MARKS + "test_a_stage_from_before_the_mark_is_read_and_never_begun_anew",)),
+    Mutant("unmarked-stages-begun-anew", "runs/stage.py", "contents(path) and read_mark(path) is None",
+           "False", (MARKS + "test_old_stages_are_read_and_never_deleted",)),
     Mutant("links-followed", "runs/mark.py",
            "    if path.is_dir() and not path.is_symlink():\n        shutil.rmtree(path)",
            "    if path.is_dir():\n        shutil.rmtree(path.resolve())",
            (MARKS + "test_of_a_link_only_the_link_is_deleted",)),
+    # What makes a stage stale, and who works in a directory.
+    Mutant("stale-is-finished", "runs/inputs.py", 'if old is None or old["hash"] == new.content',
+           "if True", (INPUTS + "test_another_content_makes_stale",)),
+    Mutant("members-are-no-content", "runs/inputs.py", "yield from _files_in(inside)", "yield from ()",
+           (INPUTS + "test_another_content_makes_stale",)),
+    Mutant("unfinished-is-an-input", "runs/inputs.py", "        refuse_unfinished(path)\n", "",
+           (INPUTS + "test_what_is_not_finished_is_no_input",)),
+    Mutant("place-is-content", "runs/inputs.py",
+           'options[option] = options[option].replace(found.name, "@")', "pass",
+           (INPUTS + "test_a_run_that_was_moved_stays_finished",)),
+    Mutant("a-redo-is-forgotten", "runs/stage.py", "redo is not None and found.redo == redo", "False",
+           (INPUTS + "test_a_redo_that_was_interrupted_goes_on",)),
+    Mutant("work-is-lost-in-silence", "runs/stage.py",
+           "found.is_unfinished and found.changes and checkpoint.has_work(self.state)", "False",
+           (INPUTS + "test_an_unfinished_stage_is_not_begun_anew_in_silence",)),
+    Mutant("done-goes-last", "runs/stage.py", '*("DONE", "summary.json"', '*("summary.json"',
+           (INPUTS + "test_after_an_error_in_any_step_the_same_command_goes_on",)),
+    Mutant("nobody-is-locked-out", "runs/lock.py", "if holder is not None:", "if False:",
+           (LOCKS + "test_nor_does_a_command_work_inside_a_run_that_is_held",)),
+    Mutant("a-dead-host-holds-for-ever", "runs/lock.py", "st_mtime < STALE_S", "st_mtime < 1e12",
+           (LOCKS + "test_a_holder_on_another_host_counts_while_its_heart_beats",)),
     # Configuration and pipeline.
     Mutant("usual-value-beats-the-given-one", "pipeline.py",
            "usual_values | run | own", "run | own | usual_values",
@@ -579,9 +602,10 @@ MUTANTS = (
            "lambda found: found[0]", (PIPELINE + "test_content_is_kind_options_and_what_is_read",)),
     Mutant("threads-are-content", "pipeline.py", "if name not in NOT_COMPARED", 'if name != "output_dir"',
            (PIPELINE + "test_content_is_kind_options_and_what_is_read",)),
-    Mutant("stages-anew-do-not-spread", "pipeline.py", "fresh or any(places[reference] in made",
-           "fresh or any(False", (SWEEP + "test_what_reads_from_a_stage_made_anew_is_made_anew",)),
-    # What an algorithm brings.
+    Mutant("stages-anew-do-not-spread", "pipeline.py", "    elif found.is_stale or (", "    elif (",
+           ("tests/test_sweep.py::test_what_reads_from_a_stage_that_became_another_is_made_anew",)),
+    Mutant("redos-are-done-once-more", "pipeline.py", "found.redo != redo or", "True or",
+           ("tests/test_sweep.py::test_a_redo_that_was_interrupted_goes_on_as_one",)),
     Mutant("own-options-lost", STAGE, "if own is None or issubclass(RlConfig, own)", "if True",
            (RL + "test_the_algorithm_of_contributing_is_a_file_of_a_person",)),
     Mutant("own-options-unchecked", STAGE, "        own.check(config)\n", "        pass\n",

@@ -140,6 +140,21 @@ def test_validate_and_convert(capsys, tmp_path):
     assert call(capsys, "data")[0] == 2
 
 
+def test_convert_overwrites_nothing(capsys, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n")
+    (tmp_path / "preferences.jsonl").write_text("mine")
+    for command in ((source, tmp_path / "preferences.jsonl"), ("world", tmp_path)):
+        arguments = ["data", "convert", *map(str, command)]
+        code, _, err = call(capsys, *arguments)
+        assert code == 2
+        assert "preferences.jsonl is there already" in err
+        assert (tmp_path / "preferences.jsonl").read_text() == "mine"
+        assert call(capsys, *arguments, "--fresh")[0] == 0
+        assert (tmp_path / "preferences.jsonl").read_text() != "mine"
+        (tmp_path / "preferences.jsonl").write_text("mine")
+
+
 def test_doctor(capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("PREFERL_DATA", raising=False)
     code, out, _ = call(capsys, "doctor")

@@ -71,7 +71,7 @@ def test_every_stage_leaves_its_files(finished):
     }
     for name in ("config.yaml", "command.txt", "env.json", "report.html"):
         assert (run / name).exists()
-    parent = records["rl"].manifest["parents"]["policy"]
+    parent = records["rl"].manifest["parents"]["model_name_or_path"]
     assert parent["path"] == "../sft"
     assert len(parent["hash"]) == 64
 
@@ -315,7 +315,7 @@ def test_a_reward_model_can_start_from_a_language_model_of_its_own(tmp_path):
         "reward": 48,
     }
     assert sizes["reward"]["vocab_size"] == sizes["backbone"]["vocab_size"] < sizes["sft"]["vocab_size"]
-    assert StageRecord(run / "reward").manifest["parents"]["model"]["path"] == "../backbone"
+    assert StageRecord(run / "reward").manifest["parents"]["model_name_or_path"]["path"] == "../backbone"
     assert "backbone" not in RunConfig().stages
 
 
@@ -485,11 +485,11 @@ def test_rounds_label_what_the_policy_writes_and_train_the_reward_model_on_it(tm
     assert list(records) == order
     pairs = [records[name].summary["train_pairs"] for name in ("reward", "reward-2")]
     assert pairs[1] > 1.5 * pairs[0]
-    assert records["rl-2"].manifest["parents"]["policy"]["path"] == "../rl"
-    assert records["rl-2"].manifest["parents"]["reference"]["path"] == "../sft"
-    assert records["rl-2"].manifest["parents"]["reward"]["path"] == "../reward-2"
-    assert records["evaluate"].manifest["parents"]["policy"]["path"] == "../rl-2"
-    assert records["evaluate"].manifest["parents"]["reward"]["path"] == "../reward-2"
+    assert records["rl-2"].manifest["parents"]["model_name_or_path"]["path"] == "../rl"
+    assert records["rl-2"].manifest["parents"]["ref_model"]["path"] == "../sft"
+    assert records["rl-2"].manifest["parents"]["reward_model"]["path"] == "../reward-2"
+    assert records["evaluate"].manifest["parents"]["model_name_or_path"]["path"] == "../rl-2"
+    assert records["evaluate"].manifest["parents"]["reward_model"]["path"] == "../reward-2"
     last = [row for row in records["rl"].metrics if "dev/kl_exact" in row][-1]
     first = records["rl-2"].metrics[0]
     assert first["dev/kl_exact"] > 0.3 * last["dev/kl_exact"] > 0.01  # other draws of the same policy

@@ -372,7 +372,13 @@ def test_an_interrupt_stops_the_sweep_and_the_tables_are_there(reward_sweep, mon
 
 
 @pytest.fixture
-def recorded(monkeypatch):
+def made():
+    """What the stages of ``recorded`` put into their data."""
+    return [1]
+
+
+@pytest.fixture
+def recorded(monkeypatch, made):
     """Stages that only leave their files, and the list of those that ran."""
     ran = []
 
@@ -381,7 +387,9 @@ def recorded(monkeypatch):
             with Stage(name, options, fresh) as stage:
                 if not stage.is_finished:
                     ran.append("/".join(stage.path.parts[-3:]))
-                    stage.begin({})
+                    stage.begin()
+                    stage.data.mkdir()
+                    (stage.data / "rows.jsonl").write_text(f"{name}, made as number {made[0]}")
                     stage.finish(**{"eval/loss": 1.0, "eval/accuracy": 0.5})
             return stage.path
 
@@ -403,12 +411,47 @@ def test_fresh_makes_every_stage_again_once(tmp_path, recorded):
     assert recorded == first * 2
 
 
-def test_what_reads_from_a_stage_made_anew_is_made_anew(tmp_path, recorded):
+def test_a_redo_that_was_interrupted_goes_on_as_one(tmp_path, recorded, monkeypatch):
+    """With ``--fresh`` and without it, and what was done in it is not done once more."""
+    config = world_sweep(tmp_path / "s", grid={"reward.learning_rate": [1e-3, 1e-2]}, seeds=[0, 1])
+    run_sweep(config)
+    first = list(recorded)
+    for again in (True, False):
+        recorded.clear()
+        stop_at = len(first) // 2
+        finish = Stage.finish
+
+        def finish_or_stop(stage, stop_at=stop_at, finish=finish, **summary):
+            if len(recorded) == stop_at:
+                raise KeyboardInterrupt
+            finish(stage, **summary)
+
+        monkeypatch.setattr(Stage, "finish", finish_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(config, fresh=True)
+        monkeypatch.setattr(Stage, "finish", finish)
+        stopped = list(recorded)
+        recorded.clear()
+        run_sweep(config, fresh=again)
+        assert stopped[:-1] + recorded == first
+        recorded.clear()
+        run_sweep(config)
+        assert recorded == []
+
+
+def test_what_reads_from_a_stage_that_became_another_is_made_anew(tmp_path, recorded, made, capsys):
     config = world_sweep(tmp_path / "s", grid={"reward.learning_rate": [1e-3, 1e-2]}, seeds=[0, 1])
     run_sweep(config)
     recorded.clear()
+    # The same bytes again: nothing else has to be done.
     (tmp_path / "s/base/seed-0/collect/DONE").unlink()
     run_sweep(config)
+    assert recorded == ["base/seed-0/collect"]
+    recorded.clear()
+    (tmp_path / "s/base/seed-0/collect/DONE").unlink()
+    made[0] = 2
+    run_sweep(config)
+    assert "reward: done again: dataset_name: " in capsys.readouterr().out
     assert recorded == [
         "base/seed-0/collect",
         "reward.learning_rate=0.001/seed-0/reward",

@@ -4,7 +4,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +293,7 @@ usage: preferl report RUN [--output FILE]        one page of a run, by default R
 
 DATA_USAGE = """\
 usage: preferl data validate IN            check every row; says file, line and reason
-       preferl data convert IN OUT [LAYOUT]  write .jsonl, .jsonl.gz or .parquet
+       preferl data convert IN OUT [LAYOUT]  write .jsonl, .jsonl.gz or .parquet; --fresh overwrites OUT
 IN is a file, a folder or a Hub name (name, or name:folder of it).
 `data convert world OUT_FOLDER` writes the embedded world.
 LAYOUT of preferences: explicit (default; TRL's prompt, chosen, rejected), implicit, hh (hh-rlhf's dialogues),
@@ -308,6 +308,7 @@ def data_command(arguments: list[str]) -> int:
         return 0
     from preferl.data import formats, sources
 
+    arguments, fresh = take_flag(arguments, "--fresh")
     match arguments:
         case ["validate", name]:
             report = formats.validate(name)
@@ -318,14 +319,27 @@ def data_command(arguments: list[str]) -> int:
             print(report.summary())
             return DATA if report.left_out else 0
         case ["convert", "world", out]:
+            refuse_existing(sources.world_files(Path(out)), fresh)
             for path in sources.write_world(Path(out)):
                 print(path)
             return 0
         case ["convert", name, out, *layout] if len(layout) < 2:
+            refuse_existing([Path(out)], fresh)
             print(formats.convert(name, Path(out), *layout).summary())
             return 0
     print(DATA_USAGE, end="", file=sys.stderr)
     return USAGE
+
+
+def refuse_existing(outputs: Sequence[Path], fresh: bool) -> None:
+    """Refuses files that are there already.
+
+    Raises:
+        UsageError: one is, and ``fresh`` is not set.
+    """
+    there = [path for path in outputs if path.exists() or path.is_symlink()]
+    if there and not fresh:
+        raise UsageError(f"{there[0]} is there already; name another file, or overwrite it with --fresh")
 
 
 def label_command(arguments: list[str]) -> int:

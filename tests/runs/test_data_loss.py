@@ -11,10 +11,10 @@ import yaml
 from preferl import cli
 from preferl.runs.config import DeviceOptions
 from preferl.runs.errors import UsageError
-from preferl.runs.lock import LOCK
-from preferl.runs.mark import MARK, check_ours, claim, read_mark
-from preferl.runs.record import stage_records
 from preferl.runs.inputs import identify
+from preferl.runs.lock import LOCK
+from preferl.runs.mark import MARK, check_ours, claim, read_mark, remove
+from preferl.runs.record import stage_records
 from preferl.runs.stage import Stage, examine
 
 STAGES = ("sft", "collect", "reward", "best_of", "audit", "dpo", "rl", "evaluate")
@@ -167,7 +167,9 @@ def test_a_stage_never_replaces_what_it_reads(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(stage.path)
     for path in (stage.path, link):
-        with pytest.raises(UsageError, match=r"is the model_name_or_path that sft reads.*nothing was changed"):
+        with pytest.raises(
+            UsageError, match=r"is the model_name_or_path that sft reads.*nothing was changed"
+        ):
             begin(stage.path, fresh=True, model=str(path))
     assert (stage.path / "model" / "model.safetensors").exists()
 
@@ -203,6 +205,26 @@ def test_a_full_disk_at_the_mark_leaves_a_directory_that_can_be_used(tmp_path, m
     monkeypatch.undo()
     claim(tmp_path / "out", "stage", "sft")
     assert read_mark(tmp_path / "out")
+
+
+def test_the_mark_of_another_program_is_none(tmp_path):
+    claim(tmp_path / "a", "run", "a")
+    mark = json.loads((tmp_path / "a" / MARK).read_text())
+    (tmp_path / "a" / MARK).write_text(json.dumps(mark | {"program": "other"}))
+    assert read_mark(tmp_path / "a") is None
+
+
+def test_of_a_link_only_the_link_is_deleted(tmp_path):
+    foreign(tmp_path / "there")
+    before = content(tmp_path / "there")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "there", target_is_directory=True)
+    remove(link)
+    assert not link.is_symlink()
+    assert content(tmp_path / "there") == before
+    remove(tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+    remove(tmp_path / "there")  # what is not there is no error
 
 
 # ------------------------------------------------------------------------------------- from before the mark

@@ -504,9 +504,13 @@ def test_a_run_trains_the_sft_model_on_the_best_of_its_responses_and_evaluates_t
     assert records["best_of"].summary["forward_passes"] == {"policy": 160, "reward": 160}
     assert records["distil"].summary["demonstrations"] == train["kept"]["responses"]
     parents = {name: record.manifest["parents"] for name, record in records.items()}
-    assert parents["best_of"]["policy"]["path"] == parents["distil"]["model"]["path"] == "../sft"
-    assert parents["best_of"]["reward"]["path"] == "../reward"
-    assert parents["evaluate"]["policy"]["path"] == "../distil"
+    assert (
+        parents["best_of"]["model_name_or_path"]["path"]
+        == parents["distil"]["model_name_or_path"]["path"]
+        == "../sft"
+    )
+    assert parents["best_of"]["reward_model"]["path"] == "../reward"
+    assert parents["evaluate"]["model_name_or_path"]["path"] == "../distil"
     evaluated = {row["prompt"] for row in records["evaluate"].samples}
     trained = load_source(str(run / "best_of")).parts
     assert not evaluated & {prompt_text(d.prompt) for part in trained.values() for d in part.demonstrations}

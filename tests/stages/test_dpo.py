@@ -391,7 +391,7 @@ def test_a_run_writes_model_metrics_and_samples(config, policy_directory):
     trained, _ = load.load_policy(str(stage), CPU)
     assert load.weights_hash(trained) != load.weights_hash(base)
     manifest = json.loads((stage / "manifest.json").read_text())
-    assert manifest["parents"].keys() == {"policy", "reference"}
+    assert manifest["parents"].keys() == {"model_name_or_path", "dataset_name"}
     assert (stage / "DONE").exists()
 
 

@@ -475,11 +475,15 @@ def write_world(out: Path, seed: int = 0) -> list[Path]:
         for p, response in world.sft_corpus(seed, name):
             row = {"prompt": world_message(p.text), "completion": response, "family": p.family}
             demonstrations.append(row | {"split": name})
-    files = {"prompts": asked, "demonstrations": demonstrations, "preferences": list(_world_pairs(seed))}
-    paths = [out / f"{name}.jsonl" for name in files]
-    for path, rows in zip(paths, files.values(), strict=True):
+    paths = world_files(out)
+    for path, rows in zip(paths, (asked, demonstrations, list(_world_pairs(seed))), strict=True):
         write_rows(path, rows)
     return paths
+
+
+def world_files(out: Path) -> list[Path]:
+    """What ``write_world`` writes into a folder."""
+    return [out / f"{name}.jsonl" for name in ("prompts", "demonstrations", "preferences")]
 
 
 def _world_pairs(seed: int) -> Iterator[dict[str, object]]:

@@ -51,6 +51,11 @@ def read_mark(path: Path) -> Mark | None:
         return None
 
 
+def contents(path: Path) -> list[Path]:
+    """What lies in a directory, but for a mark that was being written when the disk was full."""
+    return [inside for inside in path.iterdir() if inside.name != f"{MARK}.tmp"]
+
+
 def check_ours(path: Path, kind: str, name: str) -> None:
     """Refuses a directory that holds anything but a preferl directory of this kind and name.
 
@@ -63,7 +68,7 @@ def check_ours(path: Path, kind: str, name: str) -> None:
         raise UsageError(f"{path} is not a directory; choose another --output_dir (nothing was changed)")
     mark = read_mark(path)
     if mark is None:
-        inside = list(path.iterdir())
+        inside = contents(path)
         # Stages that were made one by one may become a run: it deletes nothing but what they would.
         only_ours = kind != "stage" and all(map(read_mark, inside))
         if inside and not only_ours and not was_ours(path, kind, name):

@@ -34,7 +34,7 @@ from preferl.runs.environment import environment
 from preferl.runs.errors import UsageError
 from preferl.runs.files import plain, write_atomically
 from preferl.runs.inputs import Changes, Identity, changed_options, changes, hash_of, identify
-from preferl.runs.mark import check_ours, claim, read_mark, remove
+from preferl.runs.mark import check_ours, claim, contents, read_mark, remove
 from preferl.runs.progress import say
 
 # What a stage writes, and so may delete, in this order: without DONE what is left counts as unfinished.
@@ -101,7 +101,8 @@ class Stage:
     def __enter__(self) -> Self:
         """Joins the other processes, seeds, and chooses ``device`` and ``dtype``, as long as it lasts."""
         if self.is_finished:
-            say(f"{self.name}: finished before in {self.path}")
+            unknown = "" if self.found.has_inputs else ", by a preferl that did not record inputs yet"
+            self.say(f"finished before in {self.path}{unknown}")
             return self
         self._context.enter_context(distributed.process_group())
         # What was chosen when it was begun is chosen again, on whatever machine it goes on.
@@ -273,12 +274,14 @@ class Found:
         changes: how what it is made of differs from what would be read today.
         chosen: device, dtype and threads with which it was begun.
         redo: the name of the redo in which it was begun.
+        has_inputs: whether its inputs were recorded; they were not always.
     """
 
     state: str
     changes: Changes = dataclasses.field(default_factory=lambda: Changes([], []))
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     redo: str | None = None
+    has_inputs: bool = True
 
     @property
     def is_unfinished(self) -> bool:
@@ -346,14 +349,16 @@ def examine(path: Path, name: str, now: Identity) -> Found:
             if made_of != hash_of(manifest["options"], content):
                 raise ValueError("DONE was written for another manifest.json")
         if "options" in manifest:
-            found = changes(manifest, stored, now)
+            found = changes(path, manifest, stored, now)
         else:  # from before inputs were recorded: it is known by its options alone
             found = Changes(changed_options(stored, now.given), [])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Found("damaged", Changes([], [f"the record of this stage is damaged ({reason})"]))
     state = "finished" if finished.exists() else "unfinished"
-    return Found(state, found, manifest.get("chosen", {}), manifest.get("redo"))
+    return Found(
+        state, found, manifest.get("chosen", {}), manifest.get("redo"), has_inputs="options" in manifest
+    )
 
 
 def refuse_unmarked(path: Path) -> None:
@@ -362,7 +367,7 @@ def refuse_unmarked(path: Path) -> None:
     Raises:
         UsageError: the directory holds a stage from before there were marks.
     """
-    if path.is_dir() and any(path.iterdir()) and read_mark(path) is None:
+    if path.is_dir() and contents(path) and read_mark(path) is None:
         raise UsageError(
             f"{path} was made by a preferl that did not mark its directories yet, and nothing in it is "
             f"deleted: choose another --output_dir, or delete it yourself"
