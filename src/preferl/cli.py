@@ -8,8 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from preferl import __version__
-from preferl.runs import distributed
-from preferl.runs.errors import DATA, INTERRUPTED, USAGE, DivergedError, StoppedElsewhere, UsageError
+from preferl.runs import distributed, signals
+from preferl.runs.errors import (
+    DATA,
+    INTERRUPTED,
+    USAGE,
+    DivergedError,
+    Interrupted,
+    StoppedElsewhere,
+    UsageError,
+)
 
 HELP = f"""\
 preferl {__version__}: RLHF, from preferences to policy.
@@ -49,7 +57,13 @@ IN_PARALLEL = ("sft", "reward", "dpo", "rl")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
+    """Runs one command; returns the exit code. SIGINT, SIGTERM and SIGHUP end it with what is saved."""
+    with signals.handled():
+        return command_line(argv)
+
+
+def command_line(argv: list[str] | None) -> int:
+    """``main``, whoever handles the signals."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -74,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.path.insert(0, here)  # functions of a person's own, as module:function
     try:
         return COMMANDS[name](rest)
+    except Interrupted as error:
+        return fail(str(error), error.exit_code) if distributed.is_main() else error.exit_code
     except KeyboardInterrupt:
         return fail("interrupted; the same command goes on inside the unfinished stage", INTERRUPTED)
     except StoppedElsewhere as error:
@@ -319,7 +335,8 @@ def label_command(arguments: list[str]) -> int:
         raise UsageError(
             f"the labelling service needs {error.name}; install it: pip install 'preferl[label]'"
         ) from error
-    return commands.main(arguments)
+    with signals.released():  # the server ends in a way of its own
+        return commands.main(arguments)
 
 
 def design_command(arguments: list[str]) -> int:

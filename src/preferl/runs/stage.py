@@ -44,7 +44,12 @@ LOGS = {"metrics.jsonl": "step", "samples.jsonl": "iteration"}
 # Options that change where and how fast a stage runs, and nothing that it makes.
 NOT_COMPARED = ("output_dir", "device", "num_threads", "save_every")
 
+# Options by which a run becomes longer.
+LENGTHS = ("num_train_epochs", "num_iterations", "max_steps", "num_evals")
+
 Callback = Callable[[int | None, dict[str, Any]], None]
+WhyNot = Callable[[Mapping[str, Any], Mapping[str, Any]], str | None]
+"""Stored options, and today's -> why an unfinished stage cannot go on with today's, or None."""
 
 
 class Stage:
@@ -55,14 +60,24 @@ class Stage:
         config: its options, a dataclass with ``output_dir`` and those of ``DeviceOptions``.
         fresh: do it anew, whatever is there.
         callbacks: called with step and metrics of every logged row.
+        extendable: options that may change while the stage is unfinished, where nothing says why not.
 
     Raises:
         UsageError: the directory holds something that is not this stage, or this stage finished with other
             options and ``fresh`` is not set.
     """
 
-    def __init__(self, name: str, config: Any, fresh: bool = False, callbacks: Sequence[Callback] = ()):
+    def __init__(
+        self,
+        name: str,
+        config: Any,
+        fresh: bool = False,
+        callbacks: Sequence[Callback] = (),
+        extendable: Mapping[str, WhyNot] | None = None,
+    ):
         self.name, self.config, self.fresh = name, config, fresh
+        self.extendable = extendable or {}
+        self.owner = ""  # what checkpoints and parts belong to; known from ``begin`` on
         self.path = Path(config.output_dir)
         self.options = yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))
         self.callbacks = list(callbacks)
@@ -78,6 +93,7 @@ class Stage:
     def __enter__(self) -> Self:
         """Joins the other processes, seeds, and chooses ``device`` and ``dtype``, as long as it lasts."""
         if self.is_finished:
+            self._forget_state()  # killed between DONE and the end
             say(f"{self.name}: finished before in {self.path}")
             return self
         options = self.config
@@ -118,7 +134,10 @@ class Stage:
         refuse_unmarked(self.path)
         hashed = hash_parents(self.path, parents)
         goes_on = not self.fresh and self.can_resume(hashed)
-        saved = checkpoint.latest(self.state) if goes_on else None
+        self.owner = self._identity(hashed)
+        saved = checkpoint.latest(self.state, self.owner) if goes_on else None
+        if goes_on:
+            distributed.main_writes(self._write_config)()  # it may have been made longer
         if saved is None:
             self._clear(hashed, goes_on, None if self.fresh else keep)
             parts = checkpoint.parts_ready(self.state)
@@ -148,7 +167,43 @@ class Stage:
             return False
         stored = yaml.safe_load(stored_file.read_text(encoding="utf-8"))
         manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-        return not changed_options(stored, self.options) and manifest["parents"] == hashed_parents
+        changed = self.refuse_extension(stored, changed_options(stored, self.options))
+        return not changed and manifest["parents"] == hashed_parents
+
+    def refuse_extension(self, stored: Mapping[str, Any], changed: Sequence[str]) -> list[str]:
+        """Of the options that have changed since this stage was interrupted those that are no extension of
+        it.
+
+        Raises:
+            UsageError: no others have changed, and the schedule does not allow these.
+        """
+        others = [name for name in changed if name not in self.extendable]
+        if others:
+            return others
+        for name in changed:
+            reason = self.extendable[name](stored, self.options)
+            if reason:
+                raise UsageError(
+                    f"{self.path} is unfinished, and cannot go on with "
+                    f"{shown_changes(changed, stored, self.options)}: {reason}; give the old values to go "
+                    f"on, or --fresh to begin anew"
+                )
+        return []
+
+    def _identity(self, hashed_parents: Mapping[str, Mapping[str, str]]) -> str:
+        """SHA-256 of what decides which checkpoints are this run's: kind, options, content of the parents."""
+        left_out = {*NOT_COMPARED, *self.extendable}
+        options = {name: value for name, value in self.options.items() if name not in left_out}
+        content = {role: parent["hash"] for role, parent in hashed_parents.items()}
+        return hashlib.sha256(json.dumps([self.name, options, content], sort_keys=True).encode()).hexdigest()
+
+    def _write_config(self) -> None:
+        text = yaml.safe_dump(self.options, sort_keys=False, allow_unicode=True)
+        write_atomically(self.path / "config.yaml", text)
+
+    def _forget_state(self) -> None:
+        if distributed.is_main():
+            remove(self.state)
 
     @distributed.main_writes
     def _clear(self, hashed_parents: dict[str, dict[str, str]], goes_on: bool, keep: str | None) -> None:
@@ -162,8 +217,7 @@ class Stage:
                 remove(path)
         if goes_on:
             return
-        text = yaml.safe_dump(self.options, sort_keys=False, allow_unicode=True)
-        write_atomically(self.path / "config.yaml", text)
+        self._write_config()
         self.write_json(
             "manifest.json",
             {
@@ -239,12 +293,22 @@ def is_finished(path: Path, name: str, options: dict[str, Any], fresh: bool = Fa
     stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     changed = changed_options(stored, options)
     if changed:
-        shown = ", ".join(f"{k}: {stored.get(k)!r} -> {options.get(k)!r}" for k in changed[:4])
+        longer = (
+            f" (the optimiser's state of a finished stage is not kept: to train its model further, give "
+            f"--model_name_or_path {path} and another --output_dir)"
+            if set(changed) <= set(LENGTHS)
+            else ""
+        )
         raise UsageError(
-            f"{path} was finished with other options ({shown}); "
-            f"use --fresh to do it again, or another --output_dir"
+            f"{path} was finished with other options ({shown_changes(changed, stored, options)}); "
+            f"use --fresh to do it again, or another --output_dir{longer}"
         )
     return True
+
+
+def shown_changes(names: Sequence[str], stored: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Some options with their old and new values."""
+    return ", ".join(f"{name}: {stored.get(name)!r} -> {options.get(name)!r}" for name in names[:4])
 
 
 def changed_options(stored: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
