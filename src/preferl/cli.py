@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from preferl import __version__
-from preferl.runs import distributed
-from preferl.runs.errors import DATA, INTERRUPTED, USAGE, DivergedError, StoppedElsewhere, UsageError
+from preferl.runs import distributed, signals
+from preferl.runs.errors import (
+    DATA,
+    INTERRUPTED,
+    USAGE,
+    DivergedError,
+    Interrupted,
+    StoppedElsewhere,
+    UsageError,
+)
 
 HELP = f"""\
 preferl {__version__}: RLHF, from preferences to policy.
@@ -51,7 +59,13 @@ IN_PARALLEL = ("sft", "reward", "dpo", "rl")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
+    """Runs one command; returns the exit code. SIGINT, SIGTERM and SIGHUP end it with what is saved."""
+    with signals.handled():
+        return command_line(argv)
+
+
+def command_line(argv: list[str] | None) -> int:
+    """``main``, whoever handles the signals."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -76,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.path.insert(0, here)  # functions of a person's own, as module:function
     try:
         return COMMANDS[name](rest)
+    except Interrupted as error:
+        return fail(str(error), error.exit_code) if distributed.is_main() else error.exit_code
     except KeyboardInterrupt:
         return fail("interrupted; the same command goes on inside the unfinished stage", INTERRUPTED)
     except StoppedElsewhere as error:
@@ -178,9 +194,9 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
 
 def kept_though_stale(name: str, config: Any) -> bool:
     """Whether a stage is finished with these options, of other inputs than today's; that is said."""
+    from preferl.runs.found import examine, plain_options
     from preferl.runs.inputs import identify
     from preferl.runs.progress import say
-    from preferl.runs.stage import examine, plain_options
 
     found = examine(Path(config.output_dir), name, identify(plain_options(config)))
     if found.is_stale:
@@ -350,7 +366,8 @@ def label_command(arguments: list[str]) -> int:
         raise UsageError(
             f"the labelling service needs {error.name}; install it: pip install 'preferl[label]'"
         ) from error
-    return commands.main(arguments)
+    with signals.released():  # the server ends in a way of its own
+        return commands.main(arguments)
 
 
 def design_command(arguments: list[str]) -> int:

@@ -31,11 +31,11 @@ import yaml
 from preferl.runs import lock
 from preferl.runs.config import DataOptions, DeviceOptions, Parser, declared, field_texts, leaf_keys
 from preferl.runs.errors import UsageError
+from preferl.runs.found import examine, plain_options, stored_options
 from preferl.runs.inputs import NAMING, NOT_COMPARED, changed_options, identify
 from preferl.runs.mark import check_ours, claim
 from preferl.runs.progress import clock, say
 from preferl.runs.record import Redo, write_run_files
-from preferl.runs.stage import examine, plain_options, stored_options
 from preferl.stages import audit, best_of, collect, dpo, evaluate, report, reward, rl, sft
 from preferl.stages.audit import AuditConfig
 from preferl.stages.best_of import BestOfConfig
@@ -578,7 +578,7 @@ def refuse_other_options(path: Path, options: Mapping[str, Any]) -> None:
     different = changed_options(before, now)
     if different:
         raise UsageError(
-            f"{path} was finished with other options ({', '.join(different)}); use --fresh to do the run "
+            f"{path} was finished with other options ({different}); use --fresh to do the run "
             f"again, or another --output_dir"
         )
 

@@ -11,11 +11,12 @@ import yaml
 from preferl import cli
 from preferl.runs.config import DeviceOptions
 from preferl.runs.errors import UsageError
+from preferl.runs.found import examine
 from preferl.runs.inputs import identify
 from preferl.runs.lock import LOCK
 from preferl.runs.mark import MARK, check_ours, claim, read_mark, remove
 from preferl.runs.record import stage_records
-from preferl.runs.stage import Stage, examine
+from preferl.runs.stage import Stage
 
 STAGES = ("sft", "collect", "reward", "best_of", "audit", "dpo", "rl", "evaluate")
 # What each stage needs before it looks at its directory: nothing, or names that are not there.

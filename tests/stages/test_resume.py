@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_is_passed_over(damaged, goes_on, data, tmp_path, c
     with contextlib.suppress(Killed):
         second(sft)
     said = capsys.readouterr().out
-    assert said.count("is damaged, and is made again") == len(damaged)
+    assert said.count("is passed over, and made again") == len(damaged)
     assert ("goes on after" in said) == bool(goes_on)
     assert not goes_on or f"goes on after step {goes_on}" in said
     Run(config)(sft)
@@ -288,7 +288,7 @@ def test_a_damaged_part_is_made_again(data, tmp_path, capsys):
     damage(parts[1], "values.json")
     second = Run(config)
     second(best_of)
-    assert "part_train-16 is damaged" in capsys.readouterr().out
+    assert "part_train-16 is passed over, and made again" in capsys.readouterr().out
     equal_runs(second.path, whole.path)
     assert worked(second, "best_of") == 2
 

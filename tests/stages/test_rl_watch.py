@@ -439,7 +439,7 @@ def test_a_checkpoint_holds_no_pickle_and_appears_whole(tmp_path):
     assert found.values == {"x": 0.1 + 0.2, "none": None}
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in tensors.items())
     files = {path.name for path in (tmp_path / "state" / "step_7").iterdir()}
-    assert files == {"tensors.safetensors", "values.json"}
+    assert files == {"tensors.safetensors", "values.json", "contents.json"}
     assert {path.name for path in (tmp_path / "state").glob("step_*")} == {"step_5", "step_7"}
     assert checkpoint.latest(tmp_path / "none") is None
 

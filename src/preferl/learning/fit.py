@@ -19,8 +19,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from preferl.data.tokens import endless_buckets
 from preferl.learning.meter import Meter
-from preferl.learning.optim import adamw, clip_and_step, schedule
-from preferl.runs import distributed
+from preferl.learning.optim import adamw, clip_and_step, not_longer, other_rates, schedule
+from preferl.runs import distributed, signals
 from preferl.runs.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -33,7 +33,7 @@ from preferl.runs.config import OptimOptions, require_at_least
 from preferl.runs.devices import derived_seed
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps
-from preferl.runs.stage import Stage
+from preferl.runs.stage import Stage, WhyNot
 
 Sums = dict[str, tuple[float, float]]
 """Name -> a sum over rows and what it is divided by, as ``{"train/accuracy": (3, 4)}``."""
@@ -152,18 +152,19 @@ def fit(
     with Steps(stage.name, run.steps) as progress:
         progress.advance(run.fitted.step)
         for step in range(run.fitted.step + 1, run.steps + 1):
-            row = {"step": step, **run.update(batches[step - 1], step)}
-            run.fitted.step = step
-            if step in measured:
-                row |= run.measure()
-            stage.log(**row, learning_rate=run.scheduler.get_last_lr()[0])
-            shown = {"loss": row["train/loss"]}
-            progress.advance(**shown | ({"dev_loss": run.fitted.best_loss} if run.fitted.best else {}))
-            if patience is not None and run.fitted.misses >= patience:
-                stage.say(f"dev log-loss rose {run.fitted.misses} times; stopped at update {step}")
-                break
-            if run.checkpoints.due(step):
-                run.checkpoints.save(step, *run.snapshot())
+            with signals.patient():
+                row = {"step": step, **run.update(batches[step - 1], step)}
+                run.fitted.step = step
+                if step in measured:
+                    row |= run.measure()
+                stage.log(**row, learning_rate=run.scheduler.get_last_lr()[0])
+                shown = {"loss": row["train/loss"]}
+                progress.advance(**shown | ({"dev_loss": run.fitted.best_loss} if run.fitted.best else {}))
+                if patience is not None and run.fitted.misses >= patience:
+                    stage.say(f"dev log-loss rose {run.fitted.misses} times; stopped at update {step}")
+                    break
+                if run.checkpoints.due(step):
+                    run.checkpoints.save(step, *run.snapshot())
     run.keep(keep)
     return run.fitted
 
@@ -186,7 +187,7 @@ class _Run:
         self.steps = steps
         self.optimizer = adamw(self.parameters.values(), options)
         self.scheduler = schedule(self.optimizer, options, self.steps)
-        self.checkpoints = Checkpoints(stage.state, self.steps, options.save_every)
+        self.checkpoints = Checkpoints(stage.state, self.steps, options.save_every, stage.owner)
         self.fitted = Fitted()
         self.average: WeightAverage | None = None
         if weight_average:
@@ -304,6 +305,29 @@ class WeightAverage:
         finally:
             for name, p in self.parameters.items():
                 p.data = own[name]
+
+
+def why_not_longer(stored: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    """Why a run with other epochs or updates is no continuation of one that was interrupted; None where its
+    weights are those of a run that had been given so many from the start.
+
+    Args:
+        stored: the options of the one that was interrupted.
+        options: those of today.
+    """
+    return not_longer(_length(stored), _length(options)) or other_rates(
+        stored, stored["max_steps"], options["max_steps"]
+    )
+
+
+def _length(options: Mapping[str, Any]) -> tuple[str, float]:
+    if options["max_steps"] is not None:
+        return "max_steps", options["max_steps"]
+    return "num_train_epochs", options["num_train_epochs"]
+
+
+EXTENDABLE: Mapping[str, WhyNot] = {"num_train_epochs": why_not_longer, "max_steps": why_not_longer}
+"""What may grow in an unfinished stage that is nothing but ``fit``, and keeps its last weights."""
 
 
 def check_fit(options: FitOptions) -> None:

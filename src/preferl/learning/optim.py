@@ -1,7 +1,8 @@
 """AdamW and its learning-rate schedule, as every stage uses them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ def schedule(
     kind, end = options.lr_scheduler_type, options.lr_end_factor
     if kind not in ("cosine", "linear", "constant"):
         raise UsageError(f"lr_scheduler_type '{kind}' is unknown; use cosine, linear or constant")
-    warmup = round(options.warmup_ratio * total_updates)
+    warmup = _warmup(options.warmup_ratio, total_updates)
 
     def factor(update: int) -> float:
         if update < warmup:
@@ -47,6 +48,43 @@ def schedule(
         return end + (1 - end) * (1 - done) if kind == "linear" else 1.0
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def not_longer(before: tuple[str, float], after: tuple[str, float]) -> str | None:
+    """Why one length of a run (an option, and its value) is no longer than another; None where it is."""
+    if before[0] != after[0]:
+        return f"the length was given by {before[0]} ({before[1]}), and has to be by the same option again"
+    if after[1] < before[1]:
+        return f"{after[0]} can only grow"
+    return None
+
+
+def other_rates(options: Mapping[str, Any], before: int | None, after: int | None) -> str | None:
+    """Why the updates of a longer run would have had other learning rates than those of a shorter one; None
+    where they would not.
+
+    Args:
+        options: those of ``OptimOptions``, the same in both.
+        before: updates of the shorter run; None where that depends on the data.
+        after: of the longer one.
+    """
+    kind, share = options["lr_scheduler_type"], options["warmup_ratio"]
+    if kind != "constant":
+        return (
+            f"lr_scheduler_type {kind} ends where the run ends, so every update so far would have had "
+            f"another learning rate (only lr_scheduler_type constant can be extended)"
+        )
+    known = before is not None and after is not None
+    if share and not (known and _warmup(share, before) == _warmup(share, after)):
+        return (
+            f"warmup_ratio {share} is a share of all updates, so the warm-up would have been another (only "
+            f"warmup_ratio 0 can be extended)"
+        )
+    return None
+
+
+def _warmup(share: float, updates: int) -> int:
+    return round(share * updates)
 
 
 def clip_and_step(optimizer: torch.optim.Optimizer, max_grad_norm: float, where: str) -> float:

@@ -3,9 +3,12 @@ pickle.
 
 Two kinds. A training loop writes ``step_N/``, all of its state after step N (``Checkpoints``). A stage that
 samples or scores keeps ``part_NAME/``, each piece of work that is ready (``Parts``). Either appears whole or
-not at all. Numbers survive JSON exactly (Python writes the shortest text that reads back as the same float).
+not at all, with a ``contents.json`` that says whose it is and has the SHA-256 of every file: what is partial,
+changed, foreign or under another name is said and passed over. Numbers survive JSON exactly (Python writes
+the shortest text that reads back as the same float).
 """
 
+import hashlib
 import json
 import os
 import time
@@ -18,11 +21,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from preferl.runs import distributed
-from preferl.runs.mark import remove
+from preferl.runs import distributed, signals
+from preferl.runs.mark import PROGRAM, remove
 from preferl.runs.progress import say
 
-TENSORS, VALUES = "tensors.safetensors", "values.json"
+TENSORS, VALUES, CONTENTS = "tensors.safetensors", "values.json", "contents.json"
+FORMAT = 1  # of the three together
 KEPT = 2  # checkpoints: the one before the last is there if the last turns out to be damaged
 A_RUN = 10  # checkpoints of a run, unless the person says otherwise
 LARGEST_SHARE = 0.1  # of a run's time may go into writing them
@@ -37,10 +41,17 @@ class Checkpoint:
     values: dict[str, Any]
 
 
-def latest(directory: Path) -> Checkpoint | None:
-    """The last whole checkpoint, or None. A damaged one is said and passed over."""
+def latest(directory: Path, owner: str = "") -> Checkpoint | None:
+    """The last whole checkpoint of a run, or None. What cannot be gone on from is named and passed over.
+
+    Args:
+        directory: ``state/`` of the stage.
+        owner: what its checkpoints belong to, as they were written with.
+    """
+    for name in _strays(directory):
+        say(f"{directory / name} is passed over: it has no name of a checkpoint or of a part")
     for step in reversed(_steps(directory)):
-        found = _read_whole(directory / f"step_{step}")
+        found = _read_whole(directory / f"step_{step}", owner)
         if found is not None:
             return Checkpoint(step, *found)
     return None
@@ -64,16 +75,20 @@ class Checkpoints:
         steps: of the whole run.
         every: steps between checkpoints; None for about ten a run, fewer only where writing them would take
             over a tenth of its time; 0 for none.
+        owner: what they belong to (``Stage.owner``); another owner's are never gone on from.
     """
 
-    def __init__(self, directory: Path, steps: int, every: int | None):
-        self.directory, self.steps = directory, steps
+    def __init__(self, directory: Path, steps: int, every: int | None, owner: str = ""):
+        self.directory, self.steps, self.owner = directory, steps, owner
         self.chosen = every is not None
         self.every = max(1, steps // A_RUN) if every is None else every
         self.started, self.writing, self.last = time.monotonic(), 0.0, 0.0
 
     def due(self, step: int) -> bool:
-        """Whether to save after this step; the first process decides for all."""
+        """Whether to save after this step; the first process decides for all. A signal that asks to stop
+        makes it due."""
+        if signals.asked():
+            return bool(self.every)
         if not self.every or step % self.every or step >= self.steps:
             return False
         affordable = self.writing + self.last <= LARGEST_SHARE * (time.monotonic() - self.started)
@@ -85,10 +100,12 @@ class Checkpoints:
         self._write(step, tensors, values)
         self.last = time.monotonic() - began
         self.writing += self.last
+        if signals.pending():
+            say(f"saved after step {step} of {self.steps} in {self.directory}")
 
     @distributed.main_writes
     def _write(self, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        _write(self.directory / f"step_{step}", tensors, values)
+        _write(self.directory / f"step_{step}", tensors, values, self.owner)
         there = _steps(self.directory)
         kept = [other for other in there if other <= step][-KEPT:]  # a later one was found damaged
         for other in set(there) - set(kept):
@@ -96,46 +113,80 @@ class Checkpoints:
 
 
 class Parts:
-    """Pieces of work that are computed once: an interrupted stage reads those that are ready."""
+    """Pieces of work that are computed once: an interrupted stage reads those that are ready.
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    Args:
+        directory: ``state/`` of the stage.
+        owner: what they belong to (``Stage.owner``); another owner's are made again.
+    """
+
+    def __init__(self, directory: Path, owner: str = ""):
+        self.directory, self.owner = directory, owner
 
     def get(
         self, name: str, compute: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]]
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and plain values of the part ``name``, as ``compute`` gave them now or before."""
         path = self.directory / f"part_{name}"
-        found = _read_whole(path)
+        found = _read_whole(path, self.owner)
         if found is None:
-            _write(path, *compute())
-            found = _read(path)
+            with signals.patient():  # a signal that asks to stop waits until the part is kept
+                _write(path, *compute(), self.owner)
+            found = _read(path, self.owner)
         return found
 
 
 def _steps(directory: Path) -> list[int]:
-    """The steps of the whole checkpoints, in order."""
+    """The steps of the checkpoints that are there, in order."""
     names = [path.name.removeprefix("step_") for path in directory.glob("step_*")]
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def _read_whole(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """What is there, or None where there is nothing. What a power cut or a full disk has damaged is said, and
-    made again."""
+def _strays(directory: Path) -> list[str]:
+    """What lies in ``state/`` and was not put there by this file. A kill leaves names that begin with a
+    dot."""
+    if not directory.is_dir():
+        return []
+    ours = {f"step_{step}" for step in _steps(directory)}
+    names = sorted(path.name for path in directory.iterdir())
+    return [name for name in names if name not in ours and not name.startswith((".", "part_"))]
+
+
+def _read_whole(path: Path, owner: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """What is there, or None where there is nothing. What a power cut, a full disk or a person has changed is
+    said, and made again."""
     if not path.exists():
         return None
     try:
-        return _read(path)
-    except (FileNotFoundError, ValueError, SafetensorError) as error:
-        say(f"{path} is damaged, and is made again: {error}")
+        return _read(path, owner)
+    except (FileNotFoundError, NotADirectoryError, ValueError, SafetensorError) as error:
+        say(f"{path} is passed over, and made again: {error}")
         return None
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _read(path: Path, owner: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and values.
+
+    Raises:
+        ValueError: they are not those that were written here for this owner; says why.
+        FileNotFoundError: a file is missing.
+    """
+    contents = json.loads((path / CONTENTS).read_text(encoding="utf-8"))
+    if not isinstance(contents, dict) or contents.get("program") != PROGRAM:
+        raise ValueError(f"{PROGRAM} did not write it")
+    if contents.get("format") != FORMAT:
+        raise ValueError(f"its format is {contents.get('format')!r}; this {PROGRAM} reads {FORMAT}")
+    if contents.get("name") != path.name:
+        raise ValueError(f"it was written under another name, {contents.get('name')}")
+    if contents.get("owner") != owner:
+        raise ValueError("it is of another run: other options, or made from something else")
+    for name in (TENSORS, VALUES):
+        if contents.get(f"sha256 of {name}") != _sha256(path / name):
+            raise ValueError(f"{name} is not what was written: its SHA-256 has changed")
     return load_file(path / TENSORS), json.loads((path / VALUES).read_text(encoding="utf-8"))
 
 
-def _write(target: Path, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+def _write(target: Path, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], owner: str) -> None:
     temporary = target.with_name(f".{target.name}.tmp")
     remove(temporary)
     temporary.mkdir(parents=True)
@@ -143,11 +194,19 @@ def _write(target: Path, tensors: Mapping[str, torch.Tensor], values: Mapping[st
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(whole, temporary / TENSORS)
     (temporary / VALUES).write_text(json.dumps(values) + "\n", encoding="utf-8")
-    for name in (TENSORS, VALUES):
+    contents: dict[str, Any] = {"program": PROGRAM, "format": FORMAT, "name": target.name, "owner": owner}
+    contents |= {f"sha256 of {name}": _sha256(temporary / name) for name in (TENSORS, VALUES)}
+    (temporary / CONTENTS).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+    for name in (TENSORS, VALUES, CONTENTS):
         with open(temporary / name, "rb") as file:
             os.fsync(file.fileno())
     remove(target)
     os.replace(temporary, target)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------- models and optimisers by

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from preferl.runs.errors import StoppedElsewhere
+from preferl.runs.errors import Interrupted, StoppedElsewhere
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +89,9 @@ def process_group() -> Iterator[None]:
         barrier()
     except StoppedElsewhere:
         time.sleep(GRACE_S)  # torchrun ends this process as soon as the one that failed has ended
+        raise
+    except Interrupted:  # the others stop at the same update, or are told by this that one has ended
+        store.add("failed", 1)
         raise
     except BaseException as error:
         if store.add("failed", 1) > 1:

@@ -19,6 +19,13 @@ class DivergedError(Exception):
     exit_code = DIVERGED
 
 
+class Interrupted(BaseException):
+    """A signal asked the program to stop; what was begun is ended and saved. No ``Exception``: nothing that
+    goes on after errors goes on after this."""
+
+    exit_code = INTERRUPTED
+
+
 class StoppedElsewhere(Exception):
     """Another of several processes failed and says why; this one only ends with it."""
 

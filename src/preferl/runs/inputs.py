@@ -15,7 +15,7 @@ import re
 import sysconfig
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ NOT_COMPARED = ("output_dir", "device", "num_threads", "save_every")
 MADE = ("model", "value_model", "adapter", "data")
 # What stands between the names of a mixture, an ensemble or a judge: 0.7*runs/a + 0.3*min(runs/b, runs/c).
 BETWEEN = re.compile(r"\s+\+\s+|\s*[,*?()]\s*|judge:")
+MOST_SHOWN = 4  # changes, in a message
 LARGE = 16 << 20  # bytes; of larger files the hash is remembered
 SETTLED_S = 2.0  # a file that was written just now may be written again within one tick of its time
 
@@ -98,17 +99,19 @@ def hash_of(options: Mapping[str, Any], content: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Changes:
-    """How a stage that was made before differs from what would be made today, in words. What was asked for is
-    another thing with other ``options``, and the same one made of something else with other ``inputs``."""
+    """How a stage that was made before differs from what would be made today: option -> sentence. With other
+    ``options`` something else was asked for; with other ``inputs`` the same is made of something else."""
 
-    options: list[str]
-    inputs: list[str]
+    options: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.options or self.inputs)
 
     def __str__(self) -> str:
-        return ", ".join([*self.options, *self.inputs])
+        shown = [*self.options.values(), *self.inputs.values()]
+        more = len(shown) - MOST_SHOWN
+        return ", ".join(shown[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def identify(given: Mapping[str, Any]) -> Identity:
@@ -139,32 +142,36 @@ def changes(stage: Path, manifest: Mapping[str, Any], stored: Mapping[str, Any],
         stored: the options as they were given then.
         now: the identity that it would have today.
     """
-    found = Changes([], [])
+    found = Changes()
     before = manifest["options"]
     for key in sorted(before.keys() | now.options.keys()):
         if before.get(key) == now.options.get(key):
             continue
         if key in NAMING and stored.get(key) == now.given.get(key):
-            found.inputs.append(f"{key}: {stored[key]} is not what it was, or not there any more")
+            found.inputs[key] = f"{key}: {stored[key]} is not what it was, or not there any more"
         else:
-            found.options.append(f"{key}: {stored.get(key)!r} -> {now.given.get(key)!r}")
+            found.options[key] = f"{key}: {stored.get(key)!r} -> {now.given.get(key)!r}"
     for role, new in now.inputs.items():
         old = manifest["parents"].get(role)
         if old is None or old["hash"] == new.content:
             continue
         if new.name == old["name"] or new.seen_from(stage) == old.get("path"):
-            found.inputs.append(f"{role}: {new.name} is not what it was")
+            found.inputs[role] = f"{role}: {new.name} is not what it was"
         else:
-            found.options.append(f"{role}: {old['name']!r} -> {new.name!r}")
+            found.options[role] = f"{role}: {old['name']!r} -> {new.name!r}"
     return found
 
 
-def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The options that differ and decide what a stage makes, each with both values."""
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+    """The options that differ and decide what a stage makes."""
     both = [key for key in sorted(before.keys() | now.keys()) if key not in NOT_COMPARED]
-    return [
-        f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in both if before.get(key) != now.get(key)
-    ]
+    return Changes(
+        {
+            key: f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+            for key in both
+            if before.get(key) != now.get(key)
+        }
+    )
 
 
 # -------------------------------------------------------------------------------------------- what is named

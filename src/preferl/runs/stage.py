@@ -17,12 +17,10 @@ directory bears preferl's mark (``mark.py``). One command at a time works in a d
 """
 
 import contextlib
-import dataclasses
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,8 +31,9 @@ from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
 from preferl.runs.errors import UsageError
 from preferl.runs.files import plain, write_atomically
-from preferl.runs.inputs import Changes, Identity, changed_options, changes, hash_of, identify
-from preferl.runs.mark import check_ours, claim, contents, read_mark, remove
+from preferl.runs.found import examine, plain_options, refuse_unmarked
+from preferl.runs.inputs import hash_of, identify
+from preferl.runs.mark import claim, read_mark, remove
 from preferl.runs.progress import say
 
 # What a stage writes, and so may delete, in this order: without DONE what is left counts as unfinished.
@@ -45,6 +44,8 @@ OUTPUTS = (
 LOGS = {"metrics.jsonl": "step", "samples.jsonl": "iteration"}
 
 Callback = Callable[[int | None, dict[str, Any]], None]
+WhyNot = Callable[[Mapping[str, Any], Mapping[str, Any]], str | None]
+"""Stored options, and today's -> why an unfinished stage cannot go on with today's, or None."""
 
 
 class Stage:
@@ -56,14 +57,23 @@ class Stage:
         fresh: do it anew, whatever is there; a redo that was interrupted goes on. A text names the redo that
             this is part of: one that was begun under another name does not go on.
         callbacks: called with step and metrics of every logged row.
+        extendable: options that may change while the stage is unfinished, where nothing says why not.
 
     Raises:
         UsageError: the directory is in use, holds something that is not this stage, or this stage with other
             options or inputs, and ``fresh`` is not set; or what it reads is not finished.
     """
 
-    def __init__(self, name: str, config: Any, fresh: bool | str = False, callbacks: Sequence[Callback] = ()):
+    def __init__(
+        self,
+        name: str,
+        config: Any,
+        fresh: bool | str = False,
+        callbacks: Sequence[Callback] = (),
+        extendable: Mapping[str, WhyNot] | None = None,
+    ):
         self.name, self.config, self.fresh = name, config, fresh
+        self.extendable = extendable or {}
         self.path = Path(config.output_dir)
         self.options = plain_options(config)
         self.callbacks = list(callbacks)
@@ -87,20 +97,51 @@ class Stage:
             UsageError: it had others, and has work in it that would be lost.
         """
         found = self.found
+        same = found.is_unfinished and (not found.changes or self._extends())
         if self.fresh:
             refuse_unmarked(self.path)
             redo = self.fresh if isinstance(self.fresh, str) else found.redo
-            return found.is_unfinished and not found.changes and redo is not None and found.redo == redo
-        if found.is_unfinished and found.changes and checkpoint.has_work(self.state):
+            return same and redo is not None and found.redo == redo
+        if found.is_unfinished and not same and checkpoint.has_work(self.state):
             raise UsageError(
                 f"{self.path} is unfinished and was begun with other options or inputs ({found.changes}): "
                 f"as it was begun it goes on; use --fresh to begin it anew, or another --output_dir"
             )
-        return found.is_unfinished and not found.changes
+        return same
+
+    def _extends(self) -> bool:
+        """Whether nothing has changed since this stage was interrupted but that it is to be longer.
+
+        Raises:
+            UsageError: so it is, and the schedule does not allow it.
+        """
+        changes = self.found.changes
+        if changes.inputs or not changes.options.keys() <= self.extendable.keys():
+            return False
+        for option in changes.options:
+            reason = self.extendable[option](self.found.stored, self.options)
+            if reason and not self.fresh:
+                raise UsageError(
+                    f"{self.path} is unfinished, and cannot go on with {changes}: {reason}; give the old "
+                    f"values to go on, or --fresh to begin anew"
+                )
+            if reason:
+                return False
+        return True
+
+    @property
+    def owner(self) -> str:
+        """SHA-256 of what decides which checkpoints are this stage's: its kind, its inputs, and the options
+        that may not change while it is unfinished."""
+        options = {key: value for key, value in self.identity.options.items() if key not in self.extendable}
+        content = {role: found.content for role, found in self.identity.inputs.items()}
+        return hash_of({"stage": self.name} | options, content)
 
     def __enter__(self) -> Self:
         """Joins the other processes, seeds, and chooses ``device`` and ``dtype``, as long as it lasts."""
         if self.is_finished:
+            if distributed.is_main():
+                remove(self.state)  # it was killed between DONE and the end
             unknown = "" if self.found.has_inputs else ", by a preferl that did not record inputs yet"
             self.say(f"finished before in {self.path}{unknown}")
             return self
@@ -147,7 +188,10 @@ class Stage:
         refuse_unmarked(self.path)
         self.identity = identify(self.options)  # with the revisions of what came from the Hub meanwhile
         self._lock()
-        saved = checkpoint.latest(self.state) if self.goes_on else None
+        saved = checkpoint.latest(self.state, self.owner) if self.goes_on else None
+        if self.goes_on and self.found.changes:
+            self.say(f"is made longer: {self.found.changes}")
+            distributed.main_writes(self._write_record)()
         if saved is None:
             if self.found.is_unfinished and not self.goes_on and not self.fresh:
                 self.say(f"begins anew, nothing had been kept: {self.found.changes}")
@@ -192,21 +236,29 @@ class Stage:
             inside = read_mark(path) if path.is_dir() and not path.is_symlink() else None
             if inside and inside.kind == "stage" and not (keep and path.name.startswith(keep)):
                 remove(path)
-        if self.goes_on:
-            return
+        if not self.goes_on:
+            self._write_record()
+
+    @distributed.main_writes
+    def _write_record(self) -> None:
+        """What this stage is made of, in ``config.yaml`` and ``manifest.json``."""
         text = yaml.safe_dump(self.options, sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "config.yaml", text)
         redo = self.fresh if isinstance(self.fresh, str) else time.strftime("%Y-%m-%dT%H:%M:%S")
+        begun = {"redo": redo} if self.fresh else {}
+        # What was chosen for it is only recorded: it makes nothing stale.
+        chosen = devices.chosen(self.device, self.dtype)
+        if self.goes_on:
+            begun, chosen = ({"redo": self.found.redo} if self.found.redo else {}), self.found.chosen
         self.write_json(
             "manifest.json",
             {
                 "stage": self.name,
                 "seed": self.options.get("seed"),
                 **self.identity.recorded(self.path),
-                # What follows is only recorded: it makes nothing stale.
-                "chosen": devices.chosen(self.device, self.dtype),
+                **begun,
+                "chosen": chosen,
                 "environment": environment(),
-                **({"redo": redo} if self.fresh else {}),
             },
         )
 
@@ -260,115 +312,3 @@ class Stage:
         with open(self.path / name, "a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
-
-
-# --------------------------------------------------------------------------------- what a directory holds
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a directory holds of a stage.
-
-    Args:
-        state: ``nothing``, ``unfinished``, ``finished`` or ``damaged``.
-        changes: how what it is made of differs from what would be read today.
-        chosen: device, dtype and threads with which it was begun.
-        redo: the name of the redo in which it was begun.
-        has_inputs: whether its inputs were recorded; they were not always.
-    """
-
-    state: str
-    changes: Changes = dataclasses.field(default_factory=lambda: Changes([], []))
-    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    redo: str | None = None
-    has_inputs: bool = True
-
-    @property
-    def is_unfinished(self) -> bool:
-        return self.state == "unfinished"
-
-    @property
-    def is_stale(self) -> bool:
-        """Finished with the same options, of other inputs."""
-        return self.state == "finished" and bool(self.changes) and not self.changes.options
-
-    def is_this_finished(self, path: Path) -> bool:
-        """Whether it is what would be made today.
-
-        Raises:
-            UsageError: it is finished with other options or of other inputs, or its record is damaged.
-        """
-        if self.state == "damaged":
-            raise UsageError(f"{path}: {self.changes}; use --fresh to make it anew, or another --output_dir")
-        if self.state != "finished":
-            return False
-        if self.is_stale:
-            raise UsageError(
-                f"{path} is stale ({self.changes}); use --fresh to do it again, --keep_stale to take it as "
-                f"it is, or another --output_dir"
-            )
-        if self.changes:
-            raise UsageError(
-                f"{path} was finished with other options ({self.changes}); "
-                f"use --fresh to do it again, or another --output_dir"
-            )
-        return True
-
-
-def plain_options(config: Any) -> dict[str, Any]:
-    """A stage's options as they stand in its ``config.yaml``."""
-    return yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))
-
-
-def stored_options(path: Path) -> dict[str, Any] | None:
-    """The options with which a stage was finished; None where there is no finished one."""
-    if not (path / "DONE").exists() or not (path / "config.yaml").exists():
-        return None
-    stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    return stored if isinstance(stored, dict) else None
-
-
-def examine(path: Path, name: str, now: Identity) -> Found:
-    """What a directory holds of a stage, beside what would be made today.
-
-    Raises:
-        UsageError: it holds something else.
-    """
-    check_ours(path, "stage", name)
-    finished, manifest_file, config_file = (path / file for file in ("DONE", "manifest.json", "config.yaml"))
-    if not finished.exists():
-        refuse_unmarked(path)
-        if not (config_file.exists() and manifest_file.exists()):
-            return Found("nothing")
-    try:
-        stored = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-        if finished.exists() and "options" in manifest:
-            content = {role: parent["hash"] for role, parent in manifest["parents"].items()}
-            made_of = json.loads(finished.read_text(encoding="utf-8"))["made_of"]
-            if made_of != hash_of(manifest["options"], content):
-                raise ValueError("DONE was written for another manifest.json")
-        if "options" in manifest:
-            found = changes(path, manifest, stored, now)
-        else:  # from before inputs were recorded: it is known by its options alone
-            found = Changes(changed_options(stored, now.given), [])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return Found("damaged", Changes([], [f"the record of this stage is damaged ({reason})"]))
-    state = "finished" if finished.exists() else "unfinished"
-    return Found(
-        state, found, manifest.get("chosen", {}), manifest.get("redo"), has_inputs="options" in manifest
-    )
-
-
-def refuse_unmarked(path: Path) -> None:
-    """What bears no mark is not begun anew, because that deletes what is there.
-
-    Raises:
-        UsageError: the directory holds a stage from before there were marks.
-    """
-    if path.is_dir() and contents(path) and read_mark(path) is None:
-        raise UsageError(
-            f"{path} was made by a preferl that did not mark its directories yet, and nothing in it is "
-            f"deleted: choose another --output_dir, or delete it yourself"
-        )

@@ -1,11 +1,12 @@
 """What an engine returns: token ids, masks and the log-probabilities with which it drew them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 TENSORS = ("tokens_BS", "prompt_mask_BP", "mask_BT", "logp_BT", "finished_B")
 
@@ -86,6 +87,24 @@ def rows_of(samples: Samples, rows: torch.Tensor) -> Samples:
         sampling=samples.sampling,
         version=samples.version,
     )
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """The rows of several samples of one sampling, one after the other, padded to the widest of them."""
+    first = parts[0]
+    P = max(part.prompt_width for part in parts)
+    T = max(part.mask_BT.shape[1] for part in parts)
+    pad_id = first.sampling.suppressed[0]
+    columns: dict[str, list[torch.Tensor]] = {name: [] for name in TENSORS}
+    for part in parts:
+        before, after = P - part.prompt_width, T - part.mask_BT.shape[1]
+        columns["tokens_BS"].append(F.pad(part.tokens_BS, (before, after), value=pad_id))
+        columns["prompt_mask_BP"].append(F.pad(part.prompt_mask_BP, (before, 0)))
+        columns["mask_BT"].append(F.pad(part.mask_BT, (0, after)))
+        columns["logp_BT"].append(F.pad(part.logp_BT, (0, after)))
+        columns["finished_B"].append(part.finished_B)
+    whole = {name: torch.cat(tensors) for name, tensors in columns.items()}
+    return Samples(**whole, sampling=first.sampling, version=first.version)
 
 
 def cut_at_stop(samples: Samples, tokenizer: Any) -> Samples:

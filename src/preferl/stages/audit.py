@@ -85,7 +85,7 @@ def audit(
         config: the options.
         stage: where it is written.
     """
-    chosen_N, rejected_N = scores_in_parts(scorer, pairs, Parts(stage.state))
+    chosen_N, rejected_N = scores_in_parts(scorer, pairs, Parts(stage.state, stage.owner))
     scored = ScoredPairs(pairs, chosen_N * scale, rejected_N * scale)
     found = audit_scorer(scorer, scored, train_pairs, scale, config.seed, config.category)
     stage.write_json("audit.json", found)

@@ -220,7 +220,7 @@ def sample(
         UsageError: a scorer returned another number of scores than it was given, or a non-finite one.
     """
     N = config.num_generations
-    generator, parts = devices.generator(config.seed, "best_of", split), Parts(stage.state)
+    generator, parts = devices.generator(config.seed, "best_of", split), Parts(stage.state, stage.owner)
     chunk = max(1, 4 * config.sampling_batch_size // N)
     rows = []
     for start in range(0, len(prompts), chunk):

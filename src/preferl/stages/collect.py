@@ -93,8 +93,6 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
         if stage.is_finished:
             return stage.path
         annotator = load_annotator(config, config.seed, stage.device, config.layout == "pairs")
-        asked = annotator if isinstance(annotator, PairwiseJudge) else annotator.utility
-        keep_replies(asked, Parts(stage.state))
         misled = load_scorer(config.adversarial, stage.device) if config.adversarial else None
         older = sources.load_source(config.add_to) if config.add_to else None
         if config.responses_file:
@@ -108,6 +106,8 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
             candidates = sample_candidates(policy, prompts, config, stage)
         else:
             raise UsageError("collect needs --model_name_or_path (a policy) or --responses_file")
+        asked = annotator if isinstance(annotator, PairwiseJudge) else annotator.utility
+        keep_replies(asked, Parts(stage.state, stage.owner))
         compare(candidates, annotator, misled, older, config, stage)
     return stage.path
 
@@ -225,7 +225,7 @@ def sample_candidates(
         for split in SPLITS
     }
     out: dict[str, list[Candidates]] = {}
-    parts = Parts(stage.state)
+    parts = Parts(stage.state, stage.owner)
     with Steps("collect", sum(visits.values())) as steps:
         for split, due in visits.items():
             order = rounds(prompts[split], config.seed, split)

@@ -23,7 +23,7 @@ from preferl.data.records import DataError, Pair, PromptRecord, prompt_text
 from preferl.data.sources import Source
 from preferl.data.tokens import pad, prompt_ids, response_ids
 from preferl.evaluation.scored import accuracy_of
-from preferl.learning.fit import FitOptions, Objective, Sums, check_fit, fit, plan_batches
+from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, check_fit, fit, plan_batches
 from preferl.maths import preference
 from preferl.models import load
 from preferl.runs import devices, distributed
@@ -107,7 +107,7 @@ class PairSplits:
 def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/``, writes metrics and samples; returns the stage's directory."""
     check_options(config)
-    with Stage("dpo", config, fresh, callbacks) as stage:
+    with Stage("dpo", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)

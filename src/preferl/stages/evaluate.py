@@ -34,12 +34,13 @@ from preferl.runs.progress import Steps, say
 from preferl.runs.record import StageRecord
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy, Responses
-from preferl.sampling.samples import Samples
+from preferl.sampling.samples import Samples, joined
 from preferl.statistics import distinct_n, mean_interval, repetition
 from preferl.statistics.frontier import break_even_queries
 
 # KL coefficients whose optimum is estimated from the pool, beside the policy's own.
 FRONTIER_KL_COEFS = (3.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
+BATCHES = 8  # of the sampler between two writes
 EXAMPLES = 5  # of the SFT model's responses, from the lowest to the highest reward
 # Options of rl that make a reward of a score, in the order of ``Shaping``.
 SHAPING = ("reward_clip", "length_penalty", "missing_eos_penalty", "replace_missing_eos")
@@ -222,42 +223,57 @@ class Responder:
     """Samples from a policy and scores what comes out; what was ready before an interruption is read."""
 
     def __init__(self, config: EvaluateConfig, scorers: Mapping[str, Scorer], stage: Stage):
-        self.config, self.scorers, self.parts = config, scorers, Parts(stage.state)
+        self.config, self.scorers, self.parts = config, scorers, Parts(stage.state, stage.owner)
 
     def respond(
         self, name: str, policy: Policy, prompts: Sequence[PromptRecord], count: int
     ) -> ScoredResponses:
         """``count`` responses to each prompt, with every measure's values."""
+        generator = devices.generator(self.config.seed, "evaluate", name)
+        size = max(1, BATCHES * self.config.sampling_batch_size // count)
+        samples, completions, seconds_2 = [], [], np.zeros(2)
+        values: dict[str, list[np.ndarray]] = {measure: [] for measure in self.scorers}
+        for start in range(0, len(prompts), size):
+            asked = prompts[start : start + size]
 
-        def compute() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-            generator = devices.generator(self.config.seed, "evaluate", name)
-            started = time.process_time()
-            made = policy.respond(prompts, count, generator, self.config)
-            sampled = time.process_time()
-            values = {"score": score_responses(self.scorers["score"], made)}
-            scored = time.process_time()
-            for measure, scorer in self.scorers.items():
-                if measure != "score":
-                    values[measure] = score_responses(scorer, made)
-            n = len(made.completions)
-            tensors = {f"value/{measure}": torch.from_numpy(value_N) for measure, value_N in values.items()}
-            seconds = [(sampled - started) / n, (scored - sampled) / n]
-            return tensors | made.samples.tensors(), {"completions": made.completions, "seconds": seconds}
+            def compute(asked: Sequence[PromptRecord] = asked) -> tuple[dict[str, torch.Tensor], Any]:
+                return self.sample(policy, asked, count, generator)
 
-        tensors, plain = self.parts.get(name, compute)
-        samples = Samples.from_tensors(tensors, policy.sampling(self.config))
+            tensors, plain = self.parts.get(f"{name}-{start}", compute)
+            generator.set_state(tensors["generator"])
+            samples.append(Samples.from_tensors(tensors, policy.sampling(self.config)))
+            completions += plain["completions"]
+            seconds_2 += plain["seconds"]
+            for measure, value_N in below("value/", tensors).items():
+                values[measure].append(value_N.numpy())
+        whole = joined(samples)
         made = Responses(
             prompts=[record.prompt for record in prompts for _ in range(count)],
-            completions=plain["completions"],
-            finished=samples.finished_B.tolist(),
-            lengths=samples.mask_BT.sum(-1).tolist(),
-            samples=samples,
+            completions=completions,
+            finished=whole.finished_B.tolist(),
+            lengths=whole.mask_BT.sum(-1).tolist(),
+            samples=whole,
         )
-        values = {
-            name: value_N.numpy().reshape(-1, count) for name, value_N in below("value/", tensors).items()
-        }
-        ordered = {measure: values[measure] for measure in self.scorers}
-        return ScoredResponses(made, ordered, count, tuple(plain["seconds"]))
+        value_PG = {measure: np.concatenate(parts).reshape(-1, count) for measure, parts in values.items()}
+        sampling, scoring = (seconds_2 / len(completions)).tolist()
+        return ScoredResponses(made, value_PG, count, (sampling, scoring))
+
+    def sample(
+        self, policy: Policy, prompts: Sequence[PromptRecord], count: int, generator: torch.Generator
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Some of the responses, as ``Parts`` keeps them, with the seconds of sampling and of the reward."""
+        started = time.process_time()
+        made = policy.respond(prompts, count, generator, self.config)
+        sampled = time.process_time()
+        values = {"score": score_responses(self.scorers["score"], made)}
+        scored = time.process_time()
+        for measure, scorer in self.scorers.items():
+            if measure != "score":
+                values[measure] = score_responses(scorer, made)
+        tensors = {f"value/{measure}": torch.from_numpy(value_N) for measure, value_N in values.items()}
+        tensors |= made.samples.tensors() | {"generator": generator.get_state()}
+        seconds = [sampled - started, scored - sampled]
+        return tensors, {"completions": made.completions, "seconds": seconds}
 
 
 def log_probability(policy: Policy, samples: Samples) -> np.ndarray:
@@ -306,7 +322,7 @@ def judge_of(config: EvaluateConfig, stage: Stage) -> Any:
         return None
     name = config.judge
     judge = load_pairwise_judge(name, stage.device, JudgeConfig(seed=config.seed, unparsable="skip"))
-    keep_replies(judge, Parts(stage.state))
+    keep_replies(judge, Parts(stage.state, stage.owner))
 
     def win_rate(
         prompts: Sequence[Prompt], rl: ScoredResponses, others: Sequence[str], ended: Sequence[bool]

@@ -9,7 +9,7 @@ samples, and quality is reported on the eval split.
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from preferl.evaluation.baselines import fit_length
 from preferl.evaluation.scored import ScoredPairs, accuracy_of, quality_of, scores_of
 from preferl.judging.scorers import MEMBER, ShardedScorer, load_scorer
 from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, check_fit, fit, plan_batches
+from preferl.learning.fit import why_not_longer as fit_why_not_longer
 from preferl.maths import preference
 from preferl.models import load
 from preferl.models.packing import can_pack, flat_scores
@@ -188,7 +189,7 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
     together.
     """
     check_options(config)
-    with Stage("reward", config, fresh, callbacks) as stage:
+    with Stage("reward", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
@@ -216,6 +217,33 @@ class Trained:
     scorer: Scorer
     sd: float
     summary: dict[str, Any]
+
+
+def why_not_longer(stored: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    """Why more epochs or updates do not extend what was interrupted: the best weights of those measured are
+    kept, so a longer run must measure at the same updates; None where it does."""
+    why = fit_why_not_longer(stored, options)
+    if why:
+        return why
+    if options["weight_average"]:
+        return (
+            f"weight_average {options['weight_average']} is a share of all updates (only 0 can be extended)"
+        )
+    if options["num_members"] > 1:
+        return "members that are finished cannot be extended"
+    name = "num_train_epochs" if options["max_steps"] is None else "max_steps"
+    before, after = stored[name], options[name]
+    # Of part of an epoch the number of updates is rounded.
+    whole = float(before).is_integer() and float(after).is_integer()
+    if not whole or after * stored["num_evals"] != before * options["num_evals"]:
+        return (
+            f"the weights kept are the best of those measured, which {name} {after} would have measured at "
+            f"other updates; raise num_evals in the same proportion (from {stored['num_evals']})"
+        )
+    return None
+
+
+EXTENDABLE = dict.fromkeys(("num_train_epochs", "max_steps", "num_evals"), why_not_longer)
 
 
 def check_options(config: RewardConfig) -> None:

@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,11 @@ from preferl.learning.algorithms import (
 )
 from preferl.learning.learner import MAX_RATIO_ERROR, Learner, State
 from preferl.learning.models import ModelOptions, RlModels, load_models, memory
-from preferl.learning.optim import adamw, schedule
+from preferl.learning.optim import adamw, not_longer, other_rates, schedule
 from preferl.learning.rollout import Rollout, Shaping
 from preferl.maths.kl import AdaptiveKL, FixedKL
 from preferl.models import load
-from preferl.runs import devices, distributed
+from preferl.runs import devices, distributed, signals
 from preferl.runs.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -149,7 +149,7 @@ def config_class(algorithm: str) -> type[RlConfig]:
 def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/`` and ``value_model/``, writes metrics; returns the stage's directory."""
     check_options(config)
-    with Stage("rl", config, fresh, callbacks) as stage:
+    with Stage("rl", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
@@ -194,18 +194,19 @@ def train(
     else:
         trainer.restore(saved)
 
-    checkpoints = Checkpoints(stage.state, config.iterations, config.save_every)
+    checkpoints = Checkpoints(stage.state, config.iterations, config.save_every, stage.owner)
     with Steps("rl", config.iterations) as steps:
         steps.advance(trainer.state.iteration)
         for iteration in range(trainer.state.iteration + 1, config.iterations + 1):
-            row, sampled = trainer.iterate(iteration)
-            stage.log(step=iteration, **row)
-            # Some texts beside the numbers: a gamed reward shows there first.
-            if iteration in (1, config.iterations) or iteration % 10 == 0:
-                stage.log_samples(monitor.sample_rows(iteration, sampled, trainer.extra))
-            # After the log, so that a run that goes on from here finds the rows of this iteration written.
-            if checkpoints.due(iteration):
-                checkpoints.save(iteration, *trainer.snapshot())
+            with signals.patient():
+                row, sampled = trainer.iterate(iteration)
+                stage.log(step=iteration, **row)
+                # Some texts beside the numbers: a gamed reward shows there first.
+                if iteration in (1, config.iterations) or iteration % 10 == 0:
+                    stage.log_samples(monitor.sample_rows(iteration, sampled, trainer.extra))
+                # After the log: a run that goes on from here finds the rows of this iteration written.
+                if checkpoints.due(iteration):
+                    checkpoints.save(iteration, *trainer.snapshot())
             steps.advance(reward=row["train/reward"], kl=row["train/kl"], length=row["train/length"])
 
     changed = [name for name, value in frozen_hashes(models, scorer).items() if value != hashes[name]]
@@ -248,6 +249,20 @@ REFUSED_KL = {
     "loss": {"k1": "the expected gradient of k1 in the loss is 0: it does not regularise at all"},
 }
 KL_ESTIMATORS = {"reward": ("auto", "k1"), "loss": ("auto", "k2", "k2_token", "k3", "exact")}
+
+
+def why_not_longer(stored: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    """Why more iterations do not extend what was interrupted; None where it goes on to the same bytes as a
+    run that had been given so many from the start."""
+    before, after = (
+        given["num_iterations"] if given["max_steps"] is None else given["max_steps"]
+        for given in (stored, options)
+    )
+    why = not_longer(("num_iterations", before), ("num_iterations", after))
+    return why or other_rates(options, before, after)
+
+
+EXTENDABLE = dict.fromkeys(("num_iterations", "max_steps"), why_not_longer)
 
 
 def check_options(config: RlConfig) -> None:

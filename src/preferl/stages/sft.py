@@ -20,7 +20,7 @@ from preferl.data import sources
 from preferl.data.records import Demonstration, prompt_text
 from preferl.data.sources import Source
 from preferl.data.tokens import pad, prompt_ids, response_ids
-from preferl.learning.fit import FitOptions, Objective, Sums, check_fit, fit, plan_batches
+from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, check_fit, fit, plan_batches
 from preferl.models import load, tiny
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
@@ -69,7 +69,7 @@ class SftConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOpt
 def run(config: SftConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/`` and writes metrics and samples; returns the stage's directory."""
     check_options(config)
-    with Stage("sft", config, fresh, callbacks) as stage:
+    with Stage("sft", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)

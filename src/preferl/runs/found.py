@@ -1,0 +1,138 @@
+"""What a directory holds of a stage: nothing, unfinished work, a finished stage; of today's options and
+inputs, or of others."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from preferl.runs.errors import UsageError
+from preferl.runs.inputs import Changes, Identity, changed_options, changes, hash_of
+from preferl.runs.mark import check_ours, contents, read_mark
+
+# Options by which a stage becomes longer.
+LENGTHS = {"num_train_epochs", "num_iterations", "max_steps", "num_evals"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a directory holds of a stage.
+
+    Args:
+        state: ``nothing``, ``unfinished``, ``finished`` or ``damaged``.
+        stored: the options with which it was begun, as they were given.
+        changes: how what it is made of differs from what would be read today.
+        chosen: device, dtype and threads with which it was begun.
+        redo: the name of the redo in which it was begun.
+        has_inputs: whether its inputs were recorded; they were not always.
+    """
+
+    state: str
+    stored: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changes: Changes = dataclasses.field(default_factory=Changes)
+    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    redo: str | None = None
+    has_inputs: bool = True
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self.state == "unfinished"
+
+    @property
+    def is_stale(self) -> bool:
+        """Finished with the same options, of other inputs."""
+        return self.state == "finished" and bool(self.changes) and not self.changes.options
+
+    def is_this_finished(self, path: Path) -> bool:
+        """Whether it is what would be made today.
+
+        Raises:
+            UsageError: it is finished with other options or of other inputs, or its record is damaged.
+        """
+        if self.state == "damaged":
+            raise UsageError(f"{path}: {self.changes}; use --fresh to make it anew, or another --output_dir")
+        if self.state != "finished":
+            return False
+        if self.is_stale:
+            raise UsageError(
+                f"{path} is stale ({self.changes}); use --fresh to do it again, --keep_stale to take it as "
+                f"it is, or another --output_dir"
+            )
+        if self.changes:
+            longer = (
+                f" (the optimiser's state of a finished stage is not kept: to train its model further, give "
+                f"--model_name_or_path {path} and another --output_dir)"
+            )
+            raise UsageError(
+                f"{path} was finished with other options ({self.changes}); use --fresh to do it again, or "
+                f"another --output_dir{longer if self.changes.options.keys() <= LENGTHS else ''}"
+            )
+        return True
+
+
+def plain_options(config: Any) -> dict[str, Any]:
+    """A stage's options as they stand in its ``config.yaml``."""
+    return yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))
+
+
+def stored_options(path: Path) -> dict[str, Any] | None:
+    """The options with which a stage was finished; None where there is no finished one."""
+    if not (path / "DONE").exists() or not (path / "config.yaml").exists():
+        return None
+    stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    return stored if isinstance(stored, dict) else None
+
+
+def examine(path: Path, name: str, now: Identity) -> Found:
+    """What a directory holds of a stage, beside what would be made today.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    check_ours(path, "stage", name)
+    finished, manifest_file, config_file = (path / file for file in ("DONE", "manifest.json", "config.yaml"))
+    if not finished.exists():
+        refuse_unmarked(path)
+        if not (config_file.exists() and manifest_file.exists()):
+            return Found("nothing")
+    try:
+        stored = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+        if finished.exists() and "options" in manifest:
+            content = {role: parent["hash"] for role, parent in manifest["parents"].items()}
+            made_of = json.loads(finished.read_text(encoding="utf-8"))["made_of"]
+            if made_of != hash_of(manifest["options"], content):
+                raise ValueError("DONE was written for another manifest.json")
+        if "options" in manifest:
+            found = changes(path, manifest, stored, now)
+        else:  # from before inputs were recorded: it is known by its options alone
+            found = changed_options(stored, now.given)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Found("damaged", {}, Changes(inputs={"": f"the record of this stage is damaged ({reason})"}))
+    state = "finished" if finished.exists() else "unfinished"
+    return Found(
+        state,
+        stored,
+        found,
+        manifest.get("chosen", {}),
+        manifest.get("redo"),
+        has_inputs="options" in manifest,
+    )
+
+
+def refuse_unmarked(path: Path) -> None:
+    """What bears no mark is not begun anew, because that deletes what is there.
+
+    Raises:
+        UsageError: the directory holds a stage from before there were marks.
+    """
+    if path.is_dir() and contents(path) and read_mark(path) is None:
+        raise UsageError(
+            f"{path} was made by a preferl that did not mark its directories yet, and nothing in it is "
+            f"deleted: choose another --output_dir, or delete it yourself"
+        )
