@@ -63,7 +63,7 @@ def check_ours(path: Path, kind: str, name: str) -> None:
         raise UsageError(f"{path} is not a directory; choose another --output_dir (nothing was changed)")
     mark = read_mark(path)
     if mark is None:
-        inside = list(path.iterdir())
+        inside = contents(path)
         # Stages that were made one by one may become a run: it deletes nothing but what they would.
         only_ours = kind != "stage" and all(map(read_mark, inside))
         if inside and not only_ours and not was_ours(path, kind, name):
@@ -77,6 +77,11 @@ def check_ours(path: Path, kind: str, name: str) -> None:
         raise UsageError(
             f"{path} holds {held}, not {wanted}; choose another --output_dir (nothing was changed)"
         )
+
+
+def contents(path: Path) -> list[Path]:
+    """What a directory holds, but for a mark that was being written when the program was killed."""
+    return [inside for inside in path.iterdir() if inside.name != f"{MARK}.tmp"]
 
 
 def was_ours(path: Path, kind: str, name: str) -> bool:

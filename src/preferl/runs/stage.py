@@ -32,7 +32,7 @@ from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
 from preferl.runs.errors import UsageError
 from preferl.runs.files import plain, write_atomically
-from preferl.runs.mark import check_ours, claim, read_mark, remove
+from preferl.runs.mark import check_ours, claim, contents, read_mark, remove
 from preferl.runs.progress import say
 
 # What a stage writes, and so may delete, in this order: without DONE what is left counts as unfinished.
@@ -323,7 +323,7 @@ def refuse_unmarked(path: Path) -> None:
     Raises:
         UsageError: the directory holds a stage from before there were marks.
     """
-    if path.is_dir() and any(path.iterdir()) and read_mark(path) is None:
+    if path.is_dir() and contents(path) and read_mark(path) is None:
         raise UsageError(
             f"{path} was made by a preferl that did not mark its directories yet, and nothing in it is "
             f"deleted: choose another --output_dir, or delete it yourself"
