@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+import signal
 from collections import Counter
 from dataclasses import dataclass
 
@@ -379,7 +380,7 @@ def test_a_signal_in_the_last_update_loses_nothing(tmp_path, monkeypatch, capsys
 
     def asked_in_the_last(numbers):
         if next(updates) == len(rows):
-            monkeypatch.setattr(signals, "_asked", signals._Asked(number=15, patience=1))
+            monkeypatch.setattr(signals._asked, "number", signal.SIGTERM)
         return usual.step(numbers)
 
     batches = plan_batches([1] * len(X), config, random.Random(0))

@@ -231,3 +231,48 @@ def test_the_first_second_of_a_command(tmp_path):
     assert running.returncode == 75
     assert said == ["preferl: interrupted by SIGINT; the same command goes on from what is saved"]
     assert not (tmp_path / "out").exists()
+
+
+PROCESSES = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from preferl.runs import distributed, signals
+from preferl.runs.checkpoint import Checkpoints
+from preferl.runs.errors import Interrupted
+
+step = 0
+try:
+    with signals.handled(), distributed.process_group():
+        checkpoints = Checkpoints(Path("state"), 200, 50)
+        for step in range(1, 200):
+            with signals.patient():
+                if step == 5 and distributed.rank() == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05 * (1 + distributed.rank()))
+                if checkpoints.due(step):
+                    checkpoints.save(step, {"x": torch.ones(2)}, {})
+except Interrupted as error:
+    Path(f"rank-{os.environ['RANK']}").write_text(f"{step}: {error}")
+    sys.exit(error.exit_code)
+"""
+
+
+def test_processes_stop_after_the_same_update(tmp_path):
+    """Only one of them was asked to."""
+    (tmp_path / "program.py").write_text(PROCESSES)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    began = time.monotonic()
+    ended = subprocess.run(
+        [*launcher, "program.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert time.monotonic() - began < 60
+    assert ended.returncode == 1  # torchrun's own, whatever a process ended with
+    assert "exitcode  : 75" in ended.stderr
+    said = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
+    assert (
+        said[0]
+        == "5: interrupted by a signal to another process; the same command goes on from what is saved"
+    )
+    assert said[1] == "5: interrupted by SIGTERM; the same command goes on from what is saved"
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step_5"]
