@@ -86,6 +86,7 @@ OPTIM = "tests/learning/test_optim.py"
 LOOP = "tests/learning/test_fit.py::"
 KILLED = LOOP + "test_a_run_that_was_killed_goes_on_to_the_same_bytes"
 RESUME = "tests/stages/test_resume.py::"
+DAMAGED, SIGNALS = "tests/runs/test_checkpoint.py::test_", "tests/runs/test_signals.py::test_"
 GOES_ON = RESUME + "test_killed_once_it_goes_on_to_the_same_bytes"
 API = "tests/test_api.py::"
 MODELS = "tests/models/test_models.py::"
@@ -126,6 +127,7 @@ DPO_SUMS = DPO + "test_logprobs_are_sums_over_the_response_at_the_sampling_tempe
 POLICY, PREFERENCE, KL_MATHS = "maths/policy.py", "maths/preference.py", "maths/kl.py"
 SAMPLES, SHIFTED, CACHED = "sampling/samples.py", "sampling/logprobs.py", "sampling/cached.py"
 ALGORITHMS, ROLLOUT = "learning/algorithms.py", "learning/rollout.py"
+CHECKPOINT = "runs/checkpoint.py"
 LEARNER, FIT, STEPS = "learning/learner.py", "learning/fit.py", "learning/optim.py"
 SCALAR, STAGE = "models/reward.py", "stages/rl.py"
 
@@ -628,6 +630,21 @@ MUTANTS = (
     Mutant("dropout-of-no-step", FIT,
            "torch.manual_seed(derived_seed(self.seed", "int(derived_seed(self.seed",
            (GOES_ON + "[reward with LoRA]",)),
+    Mutant("changed-checkpoints-taken", CHECKPOINT,
+           'if contents.get(f"sha256 of {name}") != _sha256(path / name)', "if False",
+           (DAMAGED + "what_cannot_be_gone_on_from_is_named_and_the_one_before_is_taken",)),
+    Mutant("checkpoints-of-others-taken", CHECKPOINT, 'contents.get("owner") != owner', "False",
+           (DAMAGED + "a_whole_folder_of_another_run_is_not_gone_on_from",)),
+    Mutant("signal-saves-nothing", CHECKPOINT, "            return bool(self.every)\n",
+           "            return False\n", (LOOP + "test_a_signal_in_the_last_update_loses_nothing",)),
+    Mutant("second-signal-waits", "runs/signals.py", "if not hangs_up and", "if False and",
+           (SIGNALS + "twice_means_now",)),
+    Mutant("ignored-signals-taken", "runs/signals.py", "is not signal.SIG_IGN", "is not None",
+           (SIGNALS + "what_was_ignored_at_the_start_stays_ignored",)),
+    Mutant("signals-wait-for-ever", "runs/signals.py", "if left > 0 else 0", "if left > 0 else first",
+           (SIGNALS + "what_takes_too_long_is_left",)),
+    Mutant("other-rates-extended", STEPS, 'if kind != "constant":', "if False:",
+           (LOOP + "test_a_longer_run_that_would_have_been_another_is_refused",)),
     Mutant("logged-twice", "runs/stage.py", "math.inf) <= step]", "math.inf) <= step + 1]",
            (KILLED + "[how0-7]",)),
     Mutant("samples-logged-twice", "runs/stage.py", ".get(key, math.inf) <= step]", ".get(key, 0) <= step]",

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+import signal
 from collections import Counter
 from dataclasses import dataclass
 
@@ -14,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preferl.learning import fit as loop
-from preferl.learning.fit import FitOptions, Objective, check_fit, fit, plan_batches
-from preferl.runs import checkpoint
+from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, check_fit, fit, plan_batches
+from preferl.runs import checkpoint, signals
 from preferl.runs.config import DeviceOptions
-from preferl.runs.errors import DivergedError, UsageError
+from preferl.runs.errors import DivergedError, Interrupted, UsageError
+from preferl.runs.found import examine
+from preferl.runs.inputs import identify
 from preferl.runs.stage import Stage
 
 
@@ -305,6 +308,94 @@ def test_the_best_weights_of_before_an_interruption_are_kept(tmp_path):
     model, again, _ = train(tmp_path / "parts", config, keep="best")
     assert torch.equal(flat(model), flat(whole))
     assert again.best_step == fitted.best_step
+
+
+# ----------------------------------------------------------------------------------------- longer than before
+
+CONSTANT = {"lr_scheduler_type": "constant", "warmup_ratio": 0.0, "save_every": 2}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"max_steps": 8}, {"max_steps": 14}),
+        ({"num_train_epochs": 2.5}, {"num_train_epochs": 4.0}),
+        ({"max_steps": 8, "warmup_ratio": 0.25}, {"max_steps": 9, "warmup_ratio": 0.25}),
+    ],
+)
+def test_more_updates_extend_a_run_to_the_same_weights(tmp_path, before, after, capsys):
+    whole, _, rows = train(tmp_path / "whole", options(tmp_path / "whole", **CONSTANT | after))
+    path = tmp_path / "parts"
+    interrupted(options(path, **CONSTANT | before), 5)
+    config, model = options(path, **CONSTANT | after), Line()
+    batches = plan_batches([1] * len(X), config, random.Random(0))
+    with Stage("sft", config, extendable=EXTENDABLE) as stage:
+        saved = stage.begin({})
+        fit(objective(model), batches, config, stage, saved)
+        stage.finish()
+    assert "goes on after step 4" in capsys.readouterr().out
+    assert torch.equal(flat(model), flat(whole))
+    trained = [{k: v for k, v in row.items() if not k.startswith("dev/")} for row in rows]
+    assert [{k: v for k, v in row.items() if not k.startswith("dev/")} for row in rows_of(path)] == trained
+    assert examine(path, "sft", identify(dataclasses.asdict(config))).is_this_finished(path)
+    with pytest.raises(UsageError, match=r"state of a finished stage is not kept.*--model_name_or_path"):
+        Stage("sft", dataclasses.replace(config, max_steps=30), extendable=EXTENDABLE)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ({}, {"max_steps": 14, "lr_scheduler_type": "cosine"}, "lr_scheduler_type cosine ends where the run"),
+        ({}, {"max_steps": 14, "lr_scheduler_type": "linear"}, "lr_scheduler_type linear ends where the run"),
+        ({}, {"max_steps": 30, "warmup_ratio": 0.25}, "warmup_ratio 0.25 is a share of all updates"),
+        ({}, {"max_steps": 7}, "max_steps can only grow"),
+        ({}, {"max_steps": None, "num_train_epochs": 9.0}, "the length was given by max_steps"),
+        ({"max_steps": None}, {"max_steps": None, "num_train_epochs": 3.0}, "num_train_epochs can only grow"),
+        (
+            {"max_steps": None},
+            {"max_steps": None, "num_train_epochs": 9.0, "warmup_ratio": 0.25},
+            "warmup_ratio 0.25 is a share",
+        ),
+    ],
+)
+def test_a_longer_run_that_would_have_been_another_is_refused(tmp_path, before, after, reason):
+    own = {name: value for name, value in after.items() if name not in ("max_steps", "num_train_epochs")}
+    started = options(tmp_path, **CONSTANT | {"max_steps": 8} | own | before)
+    interrupted(started, 5)
+    kept = sorted(path for path in tmp_path.rglob("*"))
+    config = options(tmp_path, **CONSTANT | after)
+    with (
+        Stage("sft", config, extendable=EXTENDABLE) as stage,
+        pytest.raises(UsageError, match=f"is unfinished, and cannot go on with .*{reason}.*--fresh to begin"),
+    ):
+        stage.begin({})
+    assert sorted(path for path in tmp_path.rglob("*")) == kept
+    with Stage("sft", started, extendable=EXTENDABLE) as stage:
+        assert stage.begin({}).step == 4
+
+
+def test_a_signal_in_the_last_update_loses_nothing(tmp_path, monkeypatch, capsys):
+    """It is saved after the last one too, from which only the end is left to do."""
+    whole, fitted, rows = train(tmp_path / "whole", options(tmp_path / "whole"))
+    config = options(tmp_path / "stopped")
+    usual, updates = objective(Line()), itertools.count(1)
+
+    def asked_in_the_last(numbers):
+        if next(updates) == len(rows):
+            monkeypatch.setattr(signals._asked, "number", signal.SIGTERM)
+        return usual.step(numbers)
+
+    batches = plan_batches([1] * len(X), config, random.Random(0))
+    with Stage("sft", config) as stage:
+        stage.begin({})
+        with pytest.raises(Interrupted, match="interrupted by SIGTERM"):
+            fit(dataclasses.replace(usual, step=asked_in_the_last), batches, config, stage)
+    monkeypatch.undo()
+    assert f"saved after step {len(rows)} of {len(rows)}" in capsys.readouterr().out
+    model, again, seen = train(tmp_path / "stopped", config)
+    assert torch.equal(flat(model), flat(whole))
+    assert seen == rows
+    assert again.plain() == fitted.plain()
 
 
 def test_checkpoints_are_keyed_by_parameter_names(tmp_path):

@@ -1,9 +1,11 @@
 """Checkpoints and parts: what is partial, changed, foreign or stray is named, and the one before is taken."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,3 +115,25 @@ def test_a_part_that_is_not_what_was_kept_is_made_again(tmp_path, kind, capsys):
     assert reason in said
     parts.get("train-0", compute)
     assert calls == [1, 1]
+
+
+def test_a_function_that_draws_goes_on_where_it_was(tmp_path):
+    """A reward of a person's own may draw from the generators that every program has."""
+
+    def draw() -> list[float]:
+        return [random.random(), random.gauss(0, 1), float(np.random.normal()), float(torch.rand(()))]
+
+    def compute():
+        return {}, {"drawn": draw()}
+
+    def both(parts):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        return [parts.get(name, compute)[1]["drawn"] for name in ("a", "b")]
+
+    whole = both(Parts(tmp_path / "whole"))
+    half = Parts(tmp_path / "half")
+    assert both(half) == whole
+    shutil.rmtree(tmp_path / "half" / "part_b")
+    assert both(half) == whole

@@ -412,3 +412,28 @@ def test_the_length_baseline_takes_its_side_from_the_training_pairs():
     short, long = Pair("p", "a", "bbb"), Pair("p", "aaa", "b")
     assert reward.length_baseline([short, short, long], [short, long, long]) == pytest.approx(1 / 3)
     assert reward.length_baseline([long], [short, long, long]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ({}, {"max_steps": 20, "num_evals": 20}, None),
+        ({"max_steps": None}, {"max_steps": None, "num_train_epochs": 3.0, "num_evals": 30}, None),
+        ({}, {"max_steps": 20}, "raise num_evals in the same proportion"),
+        ({}, {"max_steps": 20, "num_evals": 20, "weight_average": 0.1}, "weight_average 0.1 is a share"),
+        ({}, {"max_steps": 20, "num_evals": 20, "num_members": 2}, "members that are finished"),
+        ({}, {"max_steps": 20, "num_evals": 20, "lr_scheduler_type": "linear"}, "ends where the run ends"),
+        (
+            {"max_steps": None},
+            {"max_steps": None, "num_train_epochs": 1.5, "num_evals": 15},
+            "raise num_evals in the same proportion",
+        ),
+    ],
+)
+def test_a_longer_run_must_have_measured_at_the_same_updates(before, after, reason):
+    """The best of the measured weights are kept."""
+    usual = {"max_steps": 10, "lr_scheduler_type": "constant", "warmup_ratio": 0.0, "weight_average": 0.0}
+    stored, options = (dataclasses.asdict(reward.RewardConfig(**usual | given)) for given in (before, after))
+    stored |= {name: options[name] for name in ("weight_average", "num_members", "lr_scheduler_type")}
+    why = reward.why_not_longer(stored, options)
+    assert why is None if reason is None else reason in why

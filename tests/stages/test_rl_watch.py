@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from equal_runs import equal_runs
 from exact import PAD, tabular_task, train, trainer_for, with_outlier
 from exact_settings import FAST
 from preferl.learning import algorithms, monitor
@@ -421,6 +422,29 @@ def test_other_options_or_another_parent_start_anew(config, tmp_path, policy_dir
     assert (tmp_path / "rl" / "state").exists()
     path = rl.run(dataclasses.replace(base, learning_rate=1e-3))
     assert [row["step"] for row in metrics(path)] == list(range(7))
+
+
+def test_more_iterations_extend_a_run_to_the_same_bytes(config, tmp_path):
+    base = dataclasses.replace(
+        config,
+        reward_model="watch_rewards:stops_once",
+        lr_scheduler_type="constant",
+        warmup_ratio=0.0,
+        num_iterations=6,
+        save_every=2,
+    )
+    longer = dataclasses.replace(base, num_iterations=8)
+    (tmp_path / "calls").write_text("x" * 100)
+    whole = rl.run(dataclasses.replace(longer, output_dir="whole"))
+    (tmp_path / "calls").write_text("")
+    with pytest.raises(KeyboardInterrupt):
+        rl.run(dataclasses.replace(base, output_dir="parts"))
+    linear = dataclasses.replace(longer, output_dir="parts", lr_scheduler_type="linear")
+    stored = dataclasses.asdict(base)
+    assert "ends where the run ends" in rl.why_not_longer(stored, dataclasses.asdict(linear))
+    assert "can only grow" in rl.why_not_longer(stored, stored | {"max_steps": 5})
+    parts = rl.run(dataclasses.replace(longer, output_dir="parts"))
+    equal_runs(parts, whole)
 
 
 def clean(rows):

@@ -11,12 +11,14 @@ the shortest text that reads back as the same float).
 import hashlib
 import json
 import os
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,6 +29,7 @@ from preferl.runs.progress import say
 
 TENSORS, VALUES, CONTENTS = "tensors.safetensors", "values.json", "contents.json"
 FORMAT = 1  # of the three together
+TORCH, RANDOM = "random/torch", "random"  # states of generators beside what a part holds
 KEPT = 2  # checkpoints: the one before the last is there if the last turns out to be damaged
 A_RUN = 10  # checkpoints of a run, unless the person says otherwise
 LARGEST_SHARE = 0.1  # of a run's time may go into writing them
@@ -131,9 +134,15 @@ class Parts:
         found = _read_whole(path, self.owner)
         if found is None:
             with signals.patient():  # a signal that asks to stop waits until the part is kept
-                _write(path, *compute(), self.owner)
+                tensors, values = compute()
+                state = random_state()
+                _write(path, tensors | {TORCH: torch.get_rng_state()}, values | {RANDOM: state}, self.owner)
             found = _read(path, self.owner)
-        return found
+        tensors, values = found
+        # What a function of a person's own draws next is what it would have drawn.
+        torch.set_rng_state(tensors.pop(TORCH))
+        restore_random_state(values.pop(RANDOM))
+        return tensors, values
 
 
 def _steps(directory: Path) -> list[int]:
@@ -209,8 +218,24 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ------------------------------------------------------------------------------- models and optimisers by
-# name
+# ------------------------------------------------------------------------------- generators of random numbers
+
+
+def random_state() -> list[Any]:
+    """The states of Python's and of numpy's own generator, as JSON can hold them."""
+    of_numpy: Any = np.random.get_state(legacy=True)
+    kind, keys, *rest = of_numpy
+    return [random.getstate(), [kind, keys.tolist(), *rest]]
+
+
+def restore_random_state(state: list[Any]) -> None:
+    """Puts ``random_state`` back."""
+    (version, numbers, gauss), of_numpy = state
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(of_numpy))
+
+
+# ---------------------------------------------------------------------- models and optimisers by their names
 
 
 def named_state(

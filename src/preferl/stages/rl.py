@@ -49,7 +49,9 @@ from preferl.runs.checkpoint import (
     Checkpoints,
     below,
     named_state,
+    random_state,
     restore_named_state,
+    restore_random_state,
     restore_schedule,
 )
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, require_at_least
@@ -583,6 +585,7 @@ class Trainer:
             own = named_state(parameters, state.optimizers[name])
             tensors |= {f"{name}/{key}": tensor for key, tensor in own.items()}
         values = {
+            "random": random_state(),
             "drawn": state.drawn,
             "kl": state.kl.state_dict(),
             "schedulers": {name: s.state_dict() for name, s in state.schedulers.items()},
@@ -599,6 +602,7 @@ class Trainer:
         state.iteration = saved.step
         state.generator.set_state(saved.tensors["generator"])
         torch.set_rng_state(saved.tensors["torch"])
+        restore_random_state(values["random"])
         for name, parameters in state.models.trained().items():
             restore_named_state(parameters, state.optimizers[name], below(f"{name}/", saved.tensors))
             restore_schedule(state.optimizers[name], state.schedulers[name], values["schedulers"][name])
