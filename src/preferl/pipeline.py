@@ -32,6 +32,7 @@ from preferl.runs.config import DataOptions, DeviceOptions, Parser, declared, fi
 from preferl.runs.errors import UsageError
 from preferl.runs.mark import check_ours
 from preferl.runs.progress import clock, say
+from preferl.runs.ranges import Count, Positive
 from preferl.runs.record import write_run_files
 from preferl.runs.stage import NOT_COMPARED, is_finished
 from preferl.stages import audit, best_of, collect, dpo, evaluate, report, reward, rl, sft
@@ -75,15 +76,15 @@ class RunOptions(DataOptions, DeviceOptions):
     language model of the reward model's own; ``best_of`` and ``distil`` train the SFT model on the best of
     its own responses; ``dpo`` trains it on the pairs; ``audit`` measures a reward. A stage of another name
     says what it is: ``NAME.kind``."""
-    rounds: int = 1
+    rounds: Count = 1
     """How often collect, reward and rl are done: each further round labels samples of the last policy, adds
     them to the pairs, trains the reward model anew and goes on from the policy (``collect-2``, ``reward-2``,
     ``rl-2``, …)."""
     model_name_or_path: str | None = None
     """Base model of the first stage that needs one; without it a small one is made."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Sampling temperature of every stage."""
-    response_length: int = 48
+    response_length: Count = 48
     """Most tokens of a response, EOS included, in every stage."""
     stop_sequences: list[str] = field(default_factory=list)
     """Texts that end a response, as EOS does, in every stage."""
@@ -124,8 +125,7 @@ class RunConfig:
                 raise UsageError(f"{name}.kind is {kind!r}, but {name} is a stage of kind {NAMES[name]}")
         if len(set(self.stages)) < len(self.stages):
             raise UsageError(f"stages is {self.stages}; a stage stands there twice")
-        if self.rounds < 1:
-            raise UsageError(f"rounds is {self.rounds}; it must be at least 1")
+        RunOptions(**{name: value for name, value in given.items() if name in options})  # their ranges
         if self.rounds > 1 and not set(IN_ROUNDS) <= set(self.stages):
             raise UsageError("a run in rounds needs the stages collect, reward and rl")
 
@@ -254,6 +254,7 @@ def plan(config: RunConfig, others: Mapping[str, Planned] | None = None) -> list
         options, keys = with_defaults(name, kind, number, Before(config, done))
         # 2. References stay texts, made exact: `@/rl` is the newest rl that comes before, `@/rl-2` perhaps.
         options, reads = with_references(options, functools.partial(resolved, done=done, others=others))
+        KINDS[kind][0].check_options(options)  # before the first stage is begun
         # 3. A key that decides what a parent makes decides what this stage makes too.
         known = {stage.reference: stage for stage in done.values()} | dict(others or {})
         keys = keys.union(*(known[reference].keys for reference in reads))

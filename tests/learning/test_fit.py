@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preferl.learning import fit as loop
-from preferl.learning.fit import FitOptions, Objective, check_fit, fit, plan_batches
+from preferl.learning.fit import FitOptions, Objective, fit, plan_batches
 from preferl.runs import checkpoint
 from preferl.runs.config import DeviceOptions
 from preferl.runs.errors import DivergedError, UsageError
@@ -365,4 +365,4 @@ def test_by_default_about_ten_are_written_and_fewer_where_writing_is_slow(tmp_pa
 )
 def test_options_that_cannot_work_are_refused(option, value):
     with pytest.raises(UsageError, match=option):
-        check_fit(FitOptions(**{option: value}))
+        FitOptions(**{option: value})

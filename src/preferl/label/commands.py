@@ -8,7 +8,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from preferl.label import export
@@ -20,6 +20,7 @@ from preferl.label.store import Store
 from preferl.runs.config import instantiate, parser_for
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
+from preferl.runs.ranges import Range, RangedOptions, Seed
 
 USAGE = """\
 usage: preferl label --items F [--db URL] [options]   serve the labelling pages
@@ -42,7 +43,7 @@ KEEP_ALIVE_SECONDS = 75  # people read for a while between two requests
 
 
 @dataclass(kw_only=True)
-class ServeConfig:
+class ServeConfig(RangedOptions):
     """Options of the labelling pages. Those of the project are remembered: a later start needs only --db."""
 
     items: str | None = None
@@ -53,7 +54,7 @@ class ServeConfig:
     """A file (SQLite), or a postgresql:// URL."""
     host: str = "127.0.0.1"
     """Address to listen at. Others than this machine's own ask everybody for a password."""
-    port: int = 8000
+    port: Annotated[int, Range(0, 65535)] = 8000
     """Port to listen at; 0 takes a free one."""
     public_url: str | None = None
     """Address under which people reach the pages where that is another one, such as a proxy's with TLS."""
@@ -83,7 +84,7 @@ class ServeConfig:
     """``random`` (default) or ``informative``: what ``preferl label refit`` finds most uncertain first."""
     random_share: float | None = None
     """With ``informative``: share chosen at random all the same (default 0.2)."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Of the order of items and responses (default 0); fixed once there are items."""
 
 

@@ -27,11 +27,11 @@ from typing import Any, Self
 
 import yaml
 
-from preferl.runs import checkpoint, devices, distributed
+from preferl.runs import checkpoint, devices, disks, distributed
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
 from preferl.runs.errors import UsageError
-from preferl.runs.files import plain, write_atomically
+from preferl.runs.files import parsed_lines, plain, read_json, read_yaml, write_atomically
 from preferl.runs.mark import check_ours, claim, read_mark, remove
 from preferl.runs.progress import say
 
@@ -81,6 +81,7 @@ class Stage:
             say(f"{self.name}: finished before in {self.path}")
             return self
         options = self.config
+        self._context.enter_context(disks.watched(self.path))
         self._context.enter_context(distributed.process_group())
         prepared = devices.prepared(options.seed, options.device, options.dtype, options.num_threads)
         try:
@@ -146,8 +147,7 @@ class Stage:
         stored_file, manifest_file = self.path / "config.yaml", self.path / "manifest.json"
         if (self.path / "DONE").exists() or not (stored_file.exists() and manifest_file.exists()):
             return False
-        stored = yaml.safe_load(stored_file.read_text(encoding="utf-8"))
-        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+        stored, manifest = read_yaml(stored_file), read_json(manifest_file)
         return not changed_options(stored, self.options) and manifest["parents"] == hashed_parents
 
     @distributed.main_writes
@@ -183,8 +183,8 @@ class Stage:
             if path.exists():
                 content = path.read_bytes()
                 # A line that was being written when the run was killed has no end.
-                lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
-                kept = [line for line in lines if json.loads(line).get(key, math.inf) <= step]
+                whole = content[: content.rfind(b"\n") + 1]
+                kept = [line for row, line in parsed_lines(path, whole) if row.get(key, math.inf) <= step]
                 write_atomically(path, b"".join(kept).decode())
 
     @distributed.main_writes
@@ -236,7 +236,7 @@ def is_finished(path: Path, name: str, options: dict[str, Any], fresh: bool = Fa
     if fresh or not (path / "DONE").exists():
         refuse_unmarked(path)
         return False
-    stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    stored = read_yaml(path / "config.yaml")
     changed = changed_options(stored, options)
     if changed:
         shown = ", ".join(f"{k}: {stored.get(k)!r} -> {options.get(k)!r}" for k in changed[:4])
