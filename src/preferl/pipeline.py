@@ -114,6 +114,8 @@ class RunConfig:
             known = [*options, *NAMES]
             raise UsageError(f"a run has no option '{wrong[0]}'{nearest(wrong[0], known)}")
         for name, kind in self.kinds.items():
+            if not re.fullmatch(r"\w+(-\w+)*", name):  # it becomes the name of a directory
+                raise UsageError(f"'{name}' is no name of a stage; take letters, digits, _ and -")
             if not kind:
                 raise UsageError(
                     f"'{name}' is no stage{nearest(name, list(NAMES))}; the usual ones are "

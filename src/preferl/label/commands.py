@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+from sqlalchemy.exc import OperationalError
+
 from preferl.label import export
 from preferl.label.accounts import Account, Accounts, install_secret
 from preferl.label.items import read_gold, read_items
@@ -58,6 +60,9 @@ class ServeConfig(RangedOptions):
     """Port to listen at; 0 takes a free one."""
     public_url: str | None = None
     """Address under which people reach the pages where that is another one, such as a proxy's with TLS."""
+    proxy: str | None = None
+    """Address of a proxy in front of the pages, whose word about who asks (X-Forwarded-For) is taken; without
+    it the limit of sign-ins counts the address that connects."""
     lead: str = "lead"
     """Name of the lead, who is added at the first start."""
     title: str | None = None
@@ -116,7 +121,22 @@ class ExportConfig:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one of the commands; returns the exit code."""
+    """Runs one of the commands; returns the exit code.
+
+    Raises:
+        UsageError: the database went away while it was used.
+    """
+    try:
+        return run_command(arguments)
+    except OperationalError as error:
+        reason = (str(error.orig).strip().splitlines() or ["no reason given"])[0]
+        raise UsageError(
+            f"the database does not answer any more: {reason}; what was stored before is safe: see that it "
+            f"runs and has room, and run the same command again"
+        ) from error
+
+
+def run_command(arguments: list[str]) -> int:
     match arguments:
         case ["user", name, *rest] if not name.startswith("-"):
             return user(name, rest)
@@ -252,6 +272,9 @@ def listen(store: Store, accounts: Accounts, lead: Account, config: ServeConfig,
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            # Anybody can write X-Forwarded-For, and so be somebody else at each wrong password.
+            proxy_headers=config.proxy is not None,
+            forwarded_allow_ips=config.proxy or "",
         )
     )
     # Having shut down in order, the server raises the interrupt that made it stop.

@@ -38,20 +38,32 @@ def watched(directory: Path) -> Iterator[None]:
     Raises:
         DiskError: the body failed because of the disk.
     """
-    directory_was_there = directory.is_dir()
     try:
         yield
     except Exception as error:
-        directory_was_there = directory_was_there or _inside(error, directory)
-        if directory_was_there and not directory.is_dir() and isinstance(error, OSError):
-            raise DiskError(
-                f"{directory} was there and is gone: its disk was taken away, or somebody deleted it; bring "
-                f"it back, or run the same command again, which then begins anew"
-            ) from error
         wrong = what_is_wrong(error)
-        if wrong is None:
-            raise
-        raise DiskError(f"{wrong}; {survivors(directory)}; {REMEDY}") from error
+        if wrong is not None:
+            raise DiskError(f"{wrong}; {survivors(directory)}; {REMEDY}") from error
+        if isinstance(error, FileNotFoundError) and _inside(error, directory) and not directory.is_dir():
+            raise gone(directory) from error
+        raise
+
+
+def check_still_there(directory: Path, file: str) -> None:
+    """Before a stage is called finished: what it wrote first must still be there.
+
+    Raises:
+        DiskError: the directory was taken away meanwhile, and what lies there now is not all of it.
+    """
+    if not (directory / file).exists():
+        raise gone(directory)
+
+
+def gone(directory: Path) -> DiskError:
+    return DiskError(
+        f"{directory} is gone, or some of it: its disk was taken away, or somebody deleted it; bring it "
+        f"back, or run the same command with --fresh"
+    )
 
 
 def what_is_wrong(error: BaseException) -> str | None:

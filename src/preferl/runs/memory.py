@@ -1,12 +1,17 @@
 """How much memory this machine has, and whether its kernel has ended a process for want of it."""
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
+from preferl.runs import distributed
 from preferl.runs.errors import UsageError
+from preferl.runs.files import write_atomically
 
 CGROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, VMSTAT = Path("/proc/meminfo"), Path("/proc/vmstat")
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 GIB = 2**30
 
 
@@ -58,12 +63,49 @@ def refuse_too_large(bytes_needed: float, what: str) -> None:
         )
 
 
-def kills_for_memory() -> int | None:
-    """How many processes of this control group the kernel has ended because memory ran out; None where it
-    does not say."""
+# -------------------------------------------------------------------------- who ended the last try of a stage
+
+STARTED = "started.json"  # in ``state/``, as long as a process works there: only a kill leaves it behind
+
+
+@distributed.main_writes
+def note_start(state: Path) -> None:
+    """Keeps how many processes the kernel has ended for want of memory until now."""
+    write_atomically(state / STARTED, json.dumps(_kills()) + "\n")
+
+
+def forget_start(state: Path) -> None:
+    """This process ends by itself, with or without an error."""
+    (state / STARTED).unlink(missing_ok=True)
+
+
+def ended_by_kernel(state: Path) -> str | None:
+    """A sentence where the last try in ``state`` was probably ended by the kernel's out-of-memory killer: it
+    was killed, and the kernel has ended processes of this control group since it began."""
     try:
-        lines = (own_cgroup() / "memory.events").read_text(encoding="ascii").splitlines()
-    except OSError:
+        before = json.loads((state / STARTED).read_text(encoding="utf-8"))
+        now = _kills()
+        killed = before["boot"] == now["boot"] and before["group"] == now["group"]
+        killed = killed and before["kills"] < now["kills"]
+    except (OSError, ValueError, KeyError, TypeError):  # no last try, or a system that counts nothing
         return None
-    counts = dict(line.split() for line in lines if len(line.split()) == 2)
-    return int(counts["oom_kill"]) if "oom_kill" in counts else None
+    if not killed:
+        return None
+    return (
+        "the last try was probably ended by the kernel's out-of-memory killer; lower micro_batch_size, "
+        "sampling_batch_size or max_length, or take a smaller model"
+    )
+
+
+def _kills() -> dict[str, Any]:
+    """The kernel's count of processes that it ended because memory ran out, and since when and of which
+    control group; None where it does not say."""
+    found: dict[str, Any] = {"boot": None, "group": str(own_cgroup()), "kills": None}
+    events = own_cgroup() / "memory.events"  # of cgroup v2; the machine's own count where there is none
+    try:
+        found["boot"] = BOOT.read_text(encoding="ascii").strip()
+        lines = (events if events.exists() else VMSTAT).read_text(encoding="ascii").splitlines()
+    except OSError:
+        return found
+    counts = dict(line.split() for line in lines)
+    return found | {"kills": int(counts["oom_kill"])} if "oom_kill" in counts else found

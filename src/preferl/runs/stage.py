@@ -27,7 +27,7 @@ from typing import Any, Self
 
 import yaml
 
-from preferl.runs import checkpoint, devices, disks, distributed
+from preferl.runs import checkpoint, devices, disks, distributed, memory
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
 from preferl.runs.errors import UsageError
@@ -117,6 +117,7 @@ class Stage:
         self._refuse_own(parents)
         claim(self.path, "stage", self.name)
         refuse_unmarked(self.path)
+        killed = memory.ended_by_kernel(self.state)
         hashed = hash_parents(self.path, parents)
         goes_on = not self.fresh and self.can_resume(hashed)
         saved = checkpoint.latest(self.state) if goes_on else None
@@ -128,6 +129,10 @@ class Stage:
         else:
             self.truncate_logs(saved.step)
             self.say(f"goes on after step {saved.step}")
+        memory.note_start(self.state)
+        self._context.callback(memory.forget_start, self.state)
+        if killed:
+            self.say(killed)
         self.started, self.cpu_started = time.time(), time.process_time()
         self.notes = list(notes)
         for note in self.notes:
@@ -191,6 +196,7 @@ class Stage:
     def finish(self, **summary: Any) -> None:
         """Writes ``summary.json`` with the notes, peak memory, and the seconds by the clock and of all this
         process's threads; then DONE, and last of all removes what only an interruption needed."""
+        disks.check_still_there(self.path, "manifest.json")
         took = {
             "peak_memory_mib": devices.peak_memory_mib(self.device),
             "notes": self.notes,

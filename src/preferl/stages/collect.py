@@ -193,8 +193,6 @@ def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> 
 
 def check_options(config: CollectConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    if not (config.model_name_or_path or config.responses_file):
-        raise UsageError("collect needs --model_name_or_path (a policy) or --responses_file")
     if config.annotator.startswith(JUDGE):
         parse_judge(config.annotator)
     if config.layout not in ("pairs", "rankings"):
@@ -211,6 +209,8 @@ def check_options(config: CollectConfig) -> None:
         raise UsageError(
             "tie_policy skip is for --layout pairs; a ranking keeps ties (tie) or breaks them (coin)"
         )
+    if not (config.model_name_or_path or config.responses_file):
+        raise UsageError("collect needs --model_name_or_path (a policy) or --responses_file")
 
 
 def sample_candidates(
