@@ -80,7 +80,12 @@ DISKS = [
         both(tmpfs("40m"), remounted("ro")),
         mend=remounted("rw"),
     ),
-    Fault("vanished in the middle: best_of", f"{BEST_OF} --reward_model rewards:gone --response_length 24", USAGE, "is gone"),
+    Fault(
+        "vanished in the middle: best_of",
+        f"{BEST_OF} --reward_model rewards:gone --response_length 24",
+        USAGE,
+        "is gone",
+    ),
     Fault("vanished in the middle: evaluate", f"{EVALUATE} --reward_model rewards:gone", USAGE, "is gone"),
     Fault(
         "a file for a directory",
@@ -259,7 +264,6 @@ BAD_DATA = [
         DATA,
         "bad.jsonl:21",
         rows(*20 * [GOOD_RATING], GOOD_RATING.replace("true", '"good"')),
-    ),
     ),
     Fault(
         "messages: a turn without a role",

@@ -42,9 +42,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--group", choices=GROUPS, action="append", help="only these rows")
-    parser.add_argument("--only", default="", help="only rows whose name holds this")
+    parser.add_argument("--only", action="append", help="only rows whose name holds this, or another such")
     options = parser.parse_args()
-    faults = [f for group in options.group or GROUPS for f in GROUPS[group] if options.only in f.name]
+    faults = [fault for group in options.group or GROUPS for fault in GROUPS[group]]
+    if options.only:
+        faults = [fault for fault in faults if any(part in fault.name for part in options.only)]
     started, broken = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="preferl-faults-") as folder:
         world = small_world(Path(folder))
