@@ -514,7 +514,7 @@ def test_a_reference_names_the_newest_stage_of_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rounds": 0}, "at least 1"),
+        ({"rounds": 0}, "1 or more"),
         ({"rounds": 2, "stages": ["sft", "collect", "reward"]}, "needs the stages"),
     ],
 )

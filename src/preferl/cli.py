@@ -10,6 +10,7 @@ from typing import Any
 
 from preferl import __version__
 from preferl.runs import distributed, signals
+from preferl.runs.disks import REMEDY, what_is_wrong
 from preferl.runs.errors import (
     DATA,
     INTERRUPTED,
@@ -108,10 +109,11 @@ def command_line(argv: list[str] | None) -> int:
             traceback.print_exc()
         if is_data_error(error):
             return fail(str(error), DATA)
+        wrong = what_is_wrong(error)
+        if wrong:
+            return fail(f"{wrong}; what was there before is whole; {REMEDY}", USAGE)
         if isinstance(error, OSError):
-            return fail(
-                f"{error.strerror or error}: {error.filename or ''}; check path, rights and space", USAGE
-            )
+            return fail(f"{error.strerror or error}: {error.filename or ''}; check path and rights", USAGE)
         if is_out_of_memory(error):
             return fail(
                 f"{error}: out of memory; lower micro_batch_size, sampling_batch_size or max_length, or "
@@ -128,7 +130,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def fail(message: str, code: int) -> int:
-    print(f"preferl: error: {message}", file=sys.stderr)
+    """Says what is wrong, in one line that no name in it can break or colour; returns the exit code."""
+    from preferl.runs.progress import printable
+
+    print(f"preferl: error: {printable(message.replace(chr(10), ' '))}", file=sys.stderr)
     return code
 
 
@@ -323,6 +328,7 @@ def data_command(arguments: list[str]) -> int:
         print(DATA_USAGE, end="")
         return 0
     from preferl.data import formats, sources
+    from preferl.runs.progress import printable
 
     arguments, fresh = take_flag(arguments, "--fresh")
     match arguments:
@@ -331,8 +337,8 @@ def data_command(arguments: list[str]) -> int:
             for kind, count in sorted(report.left_out.items()):
                 print(f"{kind}: {count}")
                 for example in report.examples[kind]:
-                    print(f"  {example}")
-            print(report.summary())
+                    print(f"  {printable(example)}")
+            print(printable(report.summary()))
             return DATA if report.left_out else 0
         case ["convert", "world", out]:
             refuse_existing(sources.world_files(Path(out)), fresh)
@@ -341,7 +347,7 @@ def data_command(arguments: list[str]) -> int:
             return 0
         case ["convert", name, out, *layout] if len(layout) < 2:
             refuse_existing([Path(out)], fresh)
-            print(formats.convert(name, Path(out), *layout).summary())
+            print(printable(formats.convert(name, Path(out), *layout).summary()))
             return 0
     print(DATA_USAGE, end="", file=sys.stderr)
     return USAGE

@@ -35,6 +35,7 @@ from preferl.runs.found import examine, plain_options, stored_options
 from preferl.runs.inputs import NAMING, NOT_COMPARED, changed_options, identify
 from preferl.runs.mark import check_ours, claim
 from preferl.runs.progress import clock, say
+from preferl.runs.ranges import Count, Positive
 from preferl.runs.record import Redo, write_run_files
 from preferl.stages import audit, best_of, collect, dpo, evaluate, report, reward, rl, sft
 from preferl.stages.audit import AuditConfig
@@ -77,15 +78,15 @@ class RunOptions(DataOptions, DeviceOptions):
     language model of the reward model's own; ``best_of`` and ``distil`` train the SFT model on the best of
     its own responses; ``dpo`` trains it on the pairs; ``audit`` measures a reward. A stage of another name
     says what it is: ``NAME.kind``."""
-    rounds: int = 1
+    rounds: Count = 1
     """How often collect, reward and rl are done: each further round labels samples of the last policy, adds
     them to the pairs, trains the reward model anew and goes on from the policy (``collect-2``, ``reward-2``,
     ``rl-2``, …)."""
     model_name_or_path: str | None = None
     """Base model of the first stage that needs one; without it a small one is made."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Sampling temperature of every stage."""
-    response_length: int = 48
+    response_length: Count = 48
     """Most tokens of a response, EOS included, in every stage."""
     stop_sequences: list[str] = field(default_factory=list)
     """Texts that end a response, as EOS does, in every stage."""
@@ -115,6 +116,8 @@ class RunConfig:
             known = [*options, *NAMES]
             raise UsageError(f"a run has no option '{wrong[0]}'{nearest(wrong[0], known)}")
         for name, kind in self.kinds.items():
+            if not re.fullmatch(r"\w+(-\w+)*", name):  # it becomes the name of a directory
+                raise UsageError(f"'{name}' is no name of a stage; take letters, digits, _ and -")
             if not kind:
                 raise UsageError(
                     f"'{name}' is no stage{nearest(name, list(NAMES))}; the usual ones are "
@@ -126,8 +129,7 @@ class RunConfig:
                 raise UsageError(f"{name}.kind is {kind!r}, but {name} is a stage of kind {NAMES[name]}")
         if len(set(self.stages)) < len(self.stages):
             raise UsageError(f"stages is {self.stages}; a stage stands there twice")
-        if self.rounds < 1:
-            raise UsageError(f"rounds is {self.rounds}; it must be at least 1")
+        RunOptions(**{name: value for name, value in given.items() if name in options})  # their ranges
         if self.rounds > 1 and not set(IN_ROUNDS) <= set(self.stages):
             raise UsageError("a run in rounds needs the stages collect, reward and rl")
 
@@ -256,6 +258,7 @@ def plan(config: RunConfig, others: Mapping[str, Planned] | None = None) -> list
         options, keys = with_defaults(name, kind, number, Before(config, done))
         # 2. References stay texts, made exact: `@/rl` is the newest rl that comes before, `@/rl-2` perhaps.
         options, reads = with_references(options, functools.partial(resolved, done=done, others=others))
+        KINDS[kind][0].check_options(options)  # before the first stage is begun
         # 3. A key that decides what a parent makes decides what this stage makes too.
         known = {stage.reference: stage for stage in done.values()} | dict(others or {})
         keys = keys.union(*(known[reference].keys for reference in reads))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preferl.learning import fit as loop
-from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, check_fit, fit, plan_batches
+from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, fit, plan_batches
 from preferl.runs import checkpoint, signals
 from preferl.runs.config import DeviceOptions
 from preferl.runs.errors import DivergedError, Interrupted, UsageError
@@ -456,4 +456,4 @@ def test_by_default_about_ten_are_written_and_fewer_where_writing_is_slow(tmp_pa
 )
 def test_options_that_cannot_work_are_refused(option, value):
     with pytest.raises(UsageError, match=option):
-        check_fit(FitOptions(**{option: value}))
+        FitOptions(**{option: value})

@@ -161,7 +161,7 @@ def test_rows_that_are_no_candidates_are_named(tmp_path, line):
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="needs 2 or more"):
+    with pytest.raises(UsageError, match="between 2 and 9"):
         collect.run(CollectConfig(output_dir=str(tmp_path / "a"), num_generations=1))
     with pytest.raises(UsageError, match="layout 'groups' is unknown"):
         collect.run(CollectConfig(output_dir=str(tmp_path / "a"), layout="groups"))

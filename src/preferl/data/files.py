@@ -5,6 +5,7 @@ Nothing that is read is executed: no pickle, no scripts of data sets. Rows come 
 line), and what cannot be read as a row comes as a ``RowError``, so that the reader's policy decides about it.
 """
 
+import contextlib
 import gzip
 import json
 import os
@@ -24,6 +25,7 @@ OFFLINE = {
     "roneneldan/TinyStories": "lm/tinystories_5k.jsonl.gz",
 }
 BYTE_ORDER_MARK, END_OF_TEXT = b"\xef\xbb\xbf", b"<|endoftext|>"
+LONGEST_LINE = 8 * 2**20  # bytes: a row is a prompt and some responses
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
 
 
@@ -140,7 +142,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
     if name.endswith(".parquet"):
         yield from _parquet_rows(path)
     elif name.endswith(".jsonl"):
-        yield from _json_lines(path)
+        yield from json_lines(path)
     elif name.endswith(".json"):
         yield from _json_file(path)
     elif name.endswith(".txt"):
@@ -174,17 +176,35 @@ def _table_rows(batch: Any) -> Iterator[dict[str, Any] | RowError]:
                 yield from _table_rows(batch.slice(i, 1))
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """Lines as bytes, so that one line in a wrong encoding does not take the others with it."""
+def _lines(path: Path, longest: int = -1) -> Iterator[bytes]:
+    """Lines as bytes, so that one line in a wrong encoding does not take the others with it.
+
+    Raises:
+        DataError: a line has more than ``longest`` bytes, which is found before it is read, or the file is no
+            whole gzip file.
+    """
     try:
         with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
-            yield from file
+            number = 0
+            while line := file.readline(longest + 1 if longest >= 0 else -1):
+                number += 1
+                if 0 <= longest < len(line):
+                    raise DataError(
+                        f"{path}:{number}: the line has more than {longest // 2**20} MiB, the most that a "
+                        f"row can have; is this the right file, with one row a line?"
+                    )
+                yield line
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"'{path}' is no whole gzip file: {error}; fetch it again") from error
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), 1):
+def json_lines(path: Path) -> Iterator[Row]:
+    """The rows of a JSON Lines file.
+
+    Raises:
+        DataError: a line is too long to be a row.
+    """
+    for number, line in enumerate(_lines(path, LONGEST_LINE), 1):
         if number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
         if line.strip():
@@ -206,7 +226,7 @@ def _json_file(path: Path) -> Iterator[Row]:
     """An array of rows; many a .json file is JSON Lines, and is read as that."""
     text = b"".join(_lines(path)).removeprefix(BYTE_ORDER_MARK)
     if text.lstrip()[:1] == b"{" and not _is_one_value(text):
-        yield from _json_lines(path)
+        yield from json_lines(path)
         return
     try:
         value = json.loads(text.decode("utf-8"))
@@ -232,7 +252,7 @@ def _paragraphs(path: Path) -> Iterator[Row]:
     The first is how TinyStories comes (its stories hold empty lines), the second fits plays, poems and books.
     One text a line would cut both into fragments.
     """
-    lines = [line.replace(b"\r\n", b"\n") for line in _lines(path)]
+    lines = [line.replace(b"\r\n", b"\n") for line in _lines(path, LONGEST_LINE)]
     separator = END_OF_TEXT if any(line.strip() == END_OF_TEXT for line in lines) else b""
     start, block = 1, []
     for number, line in enumerate([*lines, separator], 1):
@@ -284,9 +304,15 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             _write_parquet(temporary, rows, path)
         else:
             _write_json_lines(temporary, rows, path)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk says only that it is full
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _write_json_lines(temporary: Path, rows: Sequence[dict[str, Any]], path: Path) -> None:

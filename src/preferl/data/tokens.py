@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from preferl.data.records import Prompt
+from preferl.data.records import DataError, Messages, Prompt, dialogue_text
 
 # Used where a tokenizer brings no template. The newline after the role keeps the first word of the answer
 # a token of its own in byte-level vocabularies; an answer ends with EOS, as in training, wherever it stands.
@@ -31,21 +31,43 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     """
     if isinstance(prompt, str):
         return list(tokenizer(prompt, split_special_tokens=True)["input_ids"])
-    template = tokenizer.chat_template or PLAIN_TEMPLATE
-    options = {"chat_template": template, "tokenize": False, "add_generation_prompt": True}
     specials = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
     if not any(token in message["content"] for message in prompt for token in specials):
-        text = tokenizer.apply_chat_template(prompt, **options)
+        text = in_template(tokenizer, prompt)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     # Rare path: template and contents are tokenised apart, so that only the template makes special ids.
     marks = [f"\ue000{i}\ue001" for i in range(len(prompt))]
     shell = [{**message, "content": mark} for message, mark in zip(prompt, marks, strict=True)]
-    rest, ids = tokenizer.apply_chat_template(shell, **options), []
+    rest, ids = in_template(tokenizer, shell), []
     for message, mark in zip(prompt, marks, strict=True):
+        if mark not in rest:
+            raise DataError(
+                f"the chat template of '{tokenizer.name_or_path}' leaves a message out or changes its text, "
+                f"and a message here holds one of its special tokens; mend chat_template, or that row"
+            )
         before, rest = rest.split(mark, 1)
         ids += tokenizer(before, add_special_tokens=False)["input_ids"]
         ids += tokenizer(message["content"], add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids + list(tokenizer(rest, add_special_tokens=False)["input_ids"])
+
+
+def in_template(tokenizer: Any, messages: Messages) -> str:
+    """A dialogue as the model's chat template writes it, up to where the response begins. Templates are
+    programs that a model brings; transformers runs them in a sandbox.
+
+    Raises:
+        DataError: the template fails, or does what the sandbox forbids.
+    """
+    template = tokenizer.chat_template or PLAIN_TEMPLATE
+    try:
+        return tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:
+        raise DataError(
+            f"the chat template of '{tokenizer.name_or_path}' fails on {dialogue_text(messages)[:80]!r}: "
+            f"{type(error).__name__}: {error}; mend chat_template in the model's directory, or that row"
+        ) from error
 
 
 def response_ids(tokenizer: Any, response: str, finished: bool = True) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from preferl.data.records import Pair, Prompt, known_probability, prompt_key
 from preferl.data.types import Measures, Scorer
+from preferl.judging.scorers import scored
 from preferl.statistics import bayes_accuracy, expected_calibration_error, wilson_interval
 from preferl.statistics.calibration import clustered_proportion
 from preferl.statistics.intervals import Estimate
@@ -61,7 +62,11 @@ class ScoredPairs:
 
 
 def scores_of(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the chosen and of the rejected responses; equal responses are scored once."""
+    """Scores of the chosen and of the rejected responses; equal responses are scored once.
+
+    Raises:
+        UsageError, DivergedError: as of ``judging.scorers.scored``.
+    """
     # A response is known by its prompt, its text and whether it is finished. Chosen and rejected of a pair
     # stand one after the other, so that the scores fold back into two columns.
     keys: list[tuple[str, str, Any]] = []
@@ -73,7 +78,8 @@ def scores_of(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.nda
         keys += [chosen, rejected]
         prompt_of |= {chosen: p.prompt, rejected: p.prompt}
     distinct = list(prompt_of)
-    scores = scorer(
+    scores = scored(
+        scorer,
         [prompt_of[key] for key in distinct],
         [text for _, text, _ in distinct],
         finished=[finished for _, _, finished in distinct],

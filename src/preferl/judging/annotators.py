@@ -14,29 +14,30 @@ from preferl.data.records import Prompt
 from preferl.data.types import Judgement, Scorer
 from preferl.judging.backends import JudgeConfig
 from preferl.judging.judges import PairwiseJudge, load_pairwise_judge
-from preferl.judging.scorers import JUDGE, load_scorer
-from preferl.runs.errors import UsageError
+from preferl.judging.scorers import JUDGE, load_scorer, scored
+from preferl.runs.errors import DivergedError, UsageError
+from preferl.runs.ranges import ErrorRate, Finite, NonNegative, RangedOptions, check_ranges
 
 TIE_POLICIES = ("coin", "tie", "skip")
 
 
 @dataclass(kw_only=True)
-class AnnotatorOptions:
+class AnnotatorOptions(RangedOptions):
     annotator: str = "world"
     """``world``, ``sentiment``, ``length``, ``keyword:<words>``, ``judge:<model>``, a reward model,
     ``module:function`` or a mixture of them."""
     label_mode: str = "stochastic"
     """``stochastic``: Bradley-Terry on the annotator's utility; ``deterministic``: the larger one wins."""
-    label_scale: float = 1.0
+    label_scale: NonNegative = 1.0
     """Multiplies utilities before Bradley-Terry: larger means fewer errors."""
-    error_rate: float = 0.0
+    error_rate: ErrorRate = 0.0
     """Probability, 0 to 0.5, that a label is turned round by mistake."""
-    position_bias: float = 0.0
+    position_bias: Finite = 0.0
     """Added to the utility of the response that is shown first."""
     tie_policy: str = "coin"
     """Responses within ``tie_width``: a ``coin`` decides, they share a place (``tie``), or they are left out
     (``skip``)."""
-    tie_width: float = 0.0
+    tie_width: NonNegative = 0.0
     """Largest difference of utilities that the annotator cannot tell."""
 
 
@@ -53,23 +54,20 @@ class Annotator:
     name: str
     utility: Scorer
     mode: str = "stochastic"
-    scale: float = 1.0
-    error_rate: float = 0.0
-    position_bias: float = 0.0
+    scale: NonNegative = 1.0
+    error_rate: ErrorRate = 0.0
+    position_bias: Finite = 0.0
     tie_policy: str = "coin"
-    tie_width: float = 0.0
+    tie_width: NonNegative = 0.0
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         for name, value, known in (
             ("label mode", self.mode, ("stochastic", "deterministic")),
             ("tie policy", self.tie_policy, TIE_POLICIES),
         ):
             if value not in known:
                 raise UsageError(f"{name} '{value}' is unknown; use {' or '.join(known)}")
-        if not 0 <= self.error_rate <= 0.5:
-            raise UsageError(f"error_rate is {self.error_rate}; it must lie between 0 and 0.5")
-        if not self.tie_width >= 0:
-            raise UsageError(f"tie_width is {self.tie_width}; it must be 0 or more")
 
     def __call__(
         self,
@@ -85,8 +83,8 @@ class Annotator:
         ``position_bias`` adds to the first response's utility, ``error_rate`` turns a label round;
         ``probability_N`` is what an annotator without either would say.
         """
-        a = np.asarray(self.utility(prompts, responses_a, finished=finished_a), dtype=np.float64)
-        b = np.asarray(self.utility(prompts, responses_b, finished=finished_b), dtype=np.float64)
+        a = self.utilities(prompts, responses_a, finished_a)
+        b = self.utilities(prompts, responses_b, finished_b)
         coin, slip = rng.random((2, len(a)))
         first_wins = coin < self.probability(a + self.position_bias, b)
         slipped = slip < self.error_rate
@@ -97,6 +95,19 @@ class Annotator:
             utility_b_N=b,
             tied_N=self.tied(a, b),
         )
+
+    def utilities(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], finished: Sequence[bool] | None = None
+    ) -> np.ndarray:
+        """``utility_N`` of responses, finite.
+
+        Raises:
+            UsageError, DivergedError: as of ``scorers.scored``, with the annotator's name.
+        """
+        try:
+            return scored(self.utility, prompts, responses, finished=finished)
+        except DivergedError as error:
+            raise DivergedError(f"the annotator '{self.name}': {error}") from error
 
     def probability(self, a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
         """P(first is preferred) from two utilities."""

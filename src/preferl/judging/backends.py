@@ -20,7 +20,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from preferl.models.load import freeze, load_policy, max_positions
 from preferl.runs.checkpoint import Parts
 from preferl.runs.devices import derived_seed
 from preferl.runs.errors import UsageError
+from preferl.runs.ranges import Count, Natural, NonNegative, Range, Seed, check_ranges
 
 PREFIX = "judge:"
 CUT_OFF = "\n[cut off]"  # ends a reply that reached its limit: half a reply holds no verdict
@@ -74,28 +75,29 @@ class JudgeConfig:
     """Worst score of pointwise judging."""
     scale_high: int = 10
     """Best score of pointwise judging."""
-    max_tokens: int = 512
+    max_tokens: Count = 512
     """Longest reply; one that reaches it is unparsable."""
-    temperature: float = 0.0
+    temperature: NonNegative = 0.0
     """Of the reply; 0 is greedy."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Makes the delimiters' codes (and draws of a local model) repeatable; None: fresh codes."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Rows of one forward pass of a local judge."""
     api_key_env: str | None = None
     """Environment variable that holds the endpoint's key; None: no key is sent."""
-    timeout: float = 60.0
+    timeout: Annotated[float, Range(1e-3)] = 60.0
     """Seconds without a byte from the endpoint before an attempt counts as failed."""
-    retries: int = 4
+    retries: Natural = 4
     """Further attempts after status 408, 429, 5xx or a broken connection."""
-    backoff: float = 1.0
+    backoff: NonNegative = 1.0
     """Seconds before the second attempt; then doubled, or what the server asks for, 60 at most."""
-    parallel: int = 8
+    parallel: Count = 8
     """Requests to the endpoint at a time."""
     token_limit_field: str = "max_tokens"
     """The endpoint's name of the reply limit; OpenAI's newer models want ``max_completion_tokens``."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.criteria is None and self.aspect not in ASPECTS:
             raise UsageError(
                 f"judge: aspect '{self.aspect}' has no stock criteria; use {', '.join(ASPECTS)}, or say in "
@@ -109,17 +111,10 @@ class JudgeConfig:
         for name, allowed in words.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"judge: {name} is '{getattr(self, name)}'; use {' or '.join(allowed)}")
-        lowest = {
-            "max_tokens": 1,
-            "temperature": 0,
-            "batch_size": 1,
-            "retries": 0,
-            "backoff": 0,
-            "parallel": 1,
-        }
-        for name, least in {**lowest, "timeout": 1e-3, "scale_high": self.scale_low + 1}.items():
-            if not least <= getattr(self, name) < math.inf:  # written so that NaN fails too
-                raise UsageError(f"judge: {name} is {getattr(self, name)}; it must be at least {least}")
+        if self.scale_high <= self.scale_low:
+            raise UsageError(
+                f"judge: scale_high is {self.scale_high}; it must be above scale_low, {self.scale_low}"
+            )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ is written as
     0.7*runs/helpful + 0.3*concise            a weighted sum; " + " with spaces
 """
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from preferl.judging.utilities import NAMED, named_utility
 from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs import distributed
-from preferl.runs.errors import UsageError
+from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.objects import object_of
 from preferl.sampling.policy import Responses
 
@@ -281,10 +282,11 @@ def score_responses(scorer: Scorer, responses: Responses, **more: Any) -> np.nda
     how many tokens each has and which, and the other columns of their prompts' rows.
 
     Raises:
-        UsageError: the scorer returned another number of scores than it was given, or a non-finite one.
+        UsageError, DivergedError: as of ``scored``.
     """
     check_columns(responses.columns)
-    scores = scorer(
+    return scored(
+        scorer,
         responses.prompts,
         responses.completions,
         finished=responses.finished,
@@ -293,16 +295,19 @@ def score_responses(scorer: Scorer, responses: Responses, **more: Any) -> np.nda
         **more,
         **responses.columns,
     )
-    check_scores(scores, responses.completions)
-    return np.array(scores, dtype=np.float64)
 
 
-def check_scores(scores: Sequence[float | None], completions: Sequence[str]) -> None:
-    """A score is a finite number for every response, or the run stops: never a silent 0.
+def scored(
+    scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
+) -> np.ndarray:
+    """``score_B`` (float64) of texts. A score is a finite number for every response, or the run stops: never
+    a silent 0.
 
     Raises:
-        UsageError: there is another number of scores, or one is None or not finite; the row is named.
+        UsageError: there is another number of scores, or one is None; the row is named.
+        DivergedError: one is NaN or infinite; the scorer and the row are named.
     """
+    scores = scorer(prompts, completions, **columns)
     if len(scores) != len(completions):
         raise UsageError(
             f"the reward function returned {len(scores)} scores for {len(completions)} responses; "
@@ -314,8 +319,19 @@ def check_scores(scores: Sequence[float | None], completions: Sequence[str]) -> 
                 f"no reward function has a score for row {row}, the response {completion[:80]!r}: all of "
                 f"them returned None; at least one must return a number"
             )
-        if not abs(float(score)) < float("inf"):
-            raise UsageError(
-                f"the reward function returned {score!r} for row {row}, the response {completion[:80]!r}; "
-                f"it must return a finite number"
+        if not math.isfinite(score):
+            raise DivergedError(
+                f"{culprit(scorer, row)} returned {float(score)} for row {row}, the response "
+                f"{completion[:80]!r}; it must return a finite number"
             )
+    return np.array(scores, dtype=np.float64)
+
+
+def culprit(scorer: Scorer, row: int) -> str:
+    """Which part of a scorer gave a row a number that is none, as messages name it."""
+    for name, scores in getattr(scorer, "last_parts", {}).items():
+        if scores[row] is not None and not math.isfinite(scores[row]):
+            return f"the reward '{name}'"
+    inner = scorer.scorer if isinstance(scorer, ShardedScorer) else scorer
+    name = getattr(inner, "name", None) or getattr(inner, "__name__", type(inner).__name__)
+    return f"the reward '{name}'"

@@ -5,9 +5,11 @@ life that keeps an item's lease. What the pages do is in ``routers``, what they 
 """
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -17,7 +19,7 @@ from preferl import __version__
 from preferl.data.records import DataError
 from preferl.label.accounts import Accounts
 from preferl.label.answers import Refused
-from preferl.label.dependencies import ConsentNeeded, Options, Service, SignInNeeded, see_other
+from preferl.label.dependencies import ConsentNeeded, Options, Service, SignedIn, SignInNeeded, see_other
 from preferl.label.routers import annotating, leading, sign_in
 from preferl.label.security import Guard
 from preferl.label.store import Store
@@ -36,11 +38,18 @@ def create_app(store: Store, accounts: Accounts, options: Options) -> FastAPI:
         version=__version__,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # below, for those who are signed in
         exception_handlers=ERROR_PAGES,
     )
     app.state.service = Service(project_id, store, accounts, Pages(project_id), options)
     for area in (sign_in, annotating, leading):
         app.include_router(area.router)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def description(account: SignedIn) -> dict[str, Any]:
+        """What the pages take, for programs."""
+        return app.openapi()
+
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     # A request passes through the layers from the last to the first.
     app.add_middleware(
@@ -89,7 +98,18 @@ def http_error(request: Request, error: HTTPException) -> Response:
     return error_page(request, error.status_code, str(error.detail))
 
 
+def away(request: Request, error: Exception) -> Response:
+    return error_page(
+        request,
+        503,
+        "The database does not answer just now, and this request stored nothing. Please try again in a "
+        "minute; what was stored before is safe.",
+    )
+
+
 ERROR_PAGES = {
+    DBAPIError: away,
+    TimeoutError: away,
     SignInNeeded: sign_in_first,
     ConsentNeeded: consent_first,
     Refused: refused,

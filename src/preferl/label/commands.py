@@ -8,8 +8,10 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
+
+from sqlalchemy.exc import OperationalError
 
 from preferl.label import export
 from preferl.label.accounts import Account, Accounts, install_secret
@@ -20,6 +22,7 @@ from preferl.label.store import Store
 from preferl.runs.config import instantiate, parser_for
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
+from preferl.runs.ranges import Range, RangedOptions, Seed
 
 USAGE = """\
 usage: preferl label --items F [--db URL] [options]   serve the labelling pages
@@ -42,7 +45,7 @@ KEEP_ALIVE_SECONDS = 75  # people read for a while between two requests
 
 
 @dataclass(kw_only=True)
-class ServeConfig:
+class ServeConfig(RangedOptions):
     """Options of the labelling pages. Those of the project are remembered: a later start needs only --db."""
 
     items: str | None = None
@@ -53,10 +56,13 @@ class ServeConfig:
     """A file (SQLite), or a postgresql:// URL."""
     host: str = "127.0.0.1"
     """Address to listen at. Others than this machine's own ask everybody for a password."""
-    port: int = 8000
+    port: Annotated[int, Range(0, 65535)] = 8000
     """Port to listen at; 0 takes a free one."""
     public_url: str | None = None
     """Address under which people reach the pages where that is another one, such as a proxy's with TLS."""
+    proxy: str | None = None
+    """Address of a proxy in front of the pages, whose word about who asks (X-Forwarded-For) is taken; without
+    it the limit of sign-ins counts the address that connects."""
     lead: str = "lead"
     """Name of the lead, who is added at the first start."""
     title: str | None = None
@@ -83,7 +89,7 @@ class ServeConfig:
     """``random`` (default) or ``informative``: what ``preferl label refit`` finds most uncertain first."""
     random_share: float | None = None
     """With ``informative``: share chosen at random all the same (default 0.2)."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Of the order of items and responses (default 0); fixed once there are items."""
 
 
@@ -115,7 +121,22 @@ class ExportConfig:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one of the commands; returns the exit code."""
+    """Runs one of the commands; returns the exit code.
+
+    Raises:
+        UsageError: the database went away while it was used.
+    """
+    try:
+        return run_command(arguments)
+    except OperationalError as error:
+        reason = (str(error.orig).strip().splitlines() or ["no reason given"])[0]
+        raise UsageError(
+            f"the database does not answer any more: {reason}; what was stored before is safe: see that it "
+            f"runs and has room, and run the same command again"
+        ) from error
+
+
+def run_command(arguments: list[str]) -> int:
     match arguments:
         case ["user", name, *rest] if not name.startswith("-"):
             return user(name, rest)
@@ -251,6 +272,9 @@ def listen(store: Store, accounts: Accounts, lead: Account, config: ServeConfig,
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            # Anybody can write X-Forwarded-For, and so be somebody else at each wrong password.
+            proxy_headers=config.proxy is not None,
+            forwarded_allow_ips=config.proxy or "",
         )
     )
     # Having shut down in order, the server raises the interrupt that made it stop.

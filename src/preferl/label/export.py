@@ -22,6 +22,7 @@ from preferl.data.rows import STRENGTHS, provenance
 from preferl.label.judgements import Item, StoredJudgement, labels, read_items, read_judgements, table_of
 from preferl.label.store import Store
 from preferl.runs.errors import UsageError
+from preferl.runs.files import write_atomically
 from preferl.statistics import agreement
 
 FORMATS = (*formats.PAIR_LAYOUTS, *formats.WHOLE_LAYOUTS, "csv")
@@ -217,7 +218,7 @@ def write(store: Store, path: Path, layout: str, aggregate: str = "none", kind: 
         raise UsageError("there is no judgement to export yet")
     if layout == "csv":
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(csv_text(rows), encoding="utf-8-sig", newline="")
+        write_atomically(path, csv_text(rows), encoding="utf-8-sig", newline="")
     else:
         write_rows(path, rows)
     return len(rows)

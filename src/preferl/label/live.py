@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from preferl.data.records import Comparison, PromptRecord
 from preferl.data.rows import MOST_RESPONSES, ranking_row
 from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
 from preferl.judging.judges import JudgedPairs, PairwiseJudge
-from preferl.judging.scorers import Ensemble, load_scorer
+from preferl.judging.scorers import Ensemble, load_scorer, scored
 from preferl.label import export
 from preferl.label.accounts import Account, Accounts
 from preferl.label.answers import Answer
@@ -33,9 +33,10 @@ from preferl.label.queue import order_for
 from preferl.label.schema import DATABASE, assignments, items
 from preferl.label.store import Store
 from preferl.runs import devices
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, require_at_least
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
+from preferl.runs.ranges import Count, Natural, Range, Several
 from preferl.sampling.policy import Policy
 from preferl.stages import collect, reward
 
@@ -54,7 +55,7 @@ class SimulateConfig(AnnotatorOptions, DeviceOptions):
     """The project's database."""
     name: str = "simulated"
     """Name of the simulated annotator; the same name goes on where it stopped."""
-    count: int = 0
+    count: Natural = 0
     """Judge at most so many items; 0 for all."""
 
 
@@ -68,11 +69,11 @@ class FeedConfig(SamplingOptions, DataOptions, DeviceOptions):
     """Policy that writes the responses; loaded anew when its files change."""
     split: str | None = None
     """Which prompts of the data set to take."""
-    num_generations: int = 2
+    num_generations: Annotated[int, Range(2, MOST_RESPONSES)] = 2
     """Responses to each prompt."""
-    ahead: int = 50
+    ahead: Count = 50
     """Items without any judgement to keep in store."""
-    batch: int = 16
+    batch: Count = 16
     """Prompts to sample at once."""
     once: bool = False
     """Fill up once and stop."""
@@ -86,9 +87,9 @@ class RefitConfig(reward.RewardConfig):
     """The project's database."""
     output_dir: str = "runs/label"
     """Each training has a folder of its own in it, named after the number of judgements."""
-    num_members: int = 4
+    num_members: Several = 4
     """Members of the ensemble: items on which they disagree come first."""
-    every: int = 50
+    every: Count = 50
     """Train again after so many new judgements."""
     once: bool = False
     """Train once and stop."""
@@ -167,8 +168,7 @@ def judge_pairs(
 
 
 def rank(annotator: Annotator, item: Item, rng: np.random.Generator) -> list[int]:
-    utility_K = annotator.utility([item.prompt] * len(item.responses), item.responses, finished=None)
-    return annotator.rank(np.asarray(utility_K, dtype=np.float64), rng)
+    return annotator.rank(annotator.utilities([item.prompt] * len(item.responses), item.responses), rng)
 
 
 # ---------------------------------------------------------------------------------------------------- feeding
@@ -176,9 +176,6 @@ def rank(annotator: Annotator, item: Item, rng: np.random.Generator) -> list[int
 
 def feed(config: FeedConfig, store: Store) -> None:
     """Keeps ``ahead`` items in store that nobody has judged, sampled from the policy as it is now."""
-    require_at_least(config, 1, "ahead", "batch")
-    if not 2 <= config.num_generations <= MOST_RESPONSES:
-        raise UsageError(f"num_generations is {config.num_generations}; an item has 2 to {MOST_RESPONSES}")
     with devices.prepared(config.seed, config.device, config.dtype, config.num_threads) as (device, dtype):
         _feed(config, store, device, dtype)
 
@@ -246,8 +243,6 @@ def sample_items(
 
 def refit(config: RefitConfig, store: Store) -> None:
     """Trains an ensemble whenever ``every`` new judgements are there, and scores what is left by it."""
-    require_at_least(config, 2, "num_members")
-    require_at_least(config, 1, "every")
     device = devices.chosen_device(config.device)
     before = 0
     while True:
@@ -298,7 +293,7 @@ def disagreement(ensemble: Ensemble, found: Sequence[Item]) -> dict[int, float]:
     if not found:
         return {}
     prompts = [item.prompt for item in found for _ in item.responses]
-    ensemble(prompts, [text for item in found for text in item.responses])
+    scored(ensemble, prompts, [text for item in found for text in item.responses])
     score_MN = np.array(list(ensemble.last_parts.values()), dtype=np.float64)
     scores, at = {}, 0
     for item in found:

@@ -1,11 +1,13 @@
 """How a project is labelled: the settings that every page goes by, kept in the database."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from sqlalchemy import Connection, select
 
 from preferl.label.schema import settings
 from preferl.runs.errors import UsageError
+from preferl.runs.ranges import Count, Natural, Range, Seed, Share, check_ranges
 
 PROJECT_ID = "id"  # beside the settings
 SELECTIONS = ("random", "informative")
@@ -21,37 +23,30 @@ class Project:
     """
 
     title: str = "Which response is better?"
-    overlap: int = 1
+    overlap: Count = 1
     """Judgements of each item, by different people."""
-    gold_share: float = 0.1
+    gold_share: Share = 0.1
     """Share of an annotator's items with a known answer, while there are any they have not seen."""
-    repeat_share: float = 0.05
+    repeat_share: Share = 0.05
     """Share of an annotator's items that they have judged before, now turned round."""
-    repeat_gap: int = 10
+    repeat_gap: Natural = 10
     """Items between a judgement and its repeat, at least."""
-    lease_seconds: float = 900.0
+    lease_seconds: Annotated[float, Range(1)] = 900.0
     """After so long without a sign of life an item is given to somebody else."""
-    idle_seconds: float = 300.0
+    idle_seconds: Annotated[float, Range(1)] = 300.0
     """Longest time on an item that statistics count."""
     selection: str = "random"
     """``random``, or ``informative``: where a reward-model ensemble disagrees most."""
-    random_share: float = 0.2
+    random_share: Share = 0.2
     """With ``informative``: share of items that are chosen at random all the same, for comparison."""
     markdown: bool = False
     """Show responses as (sanitised) Markdown."""
     guidelines: str = ""
     consent: str = ""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("gold_share", "repeat_share", "random_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
-        for name in ("overlap", "lease_seconds", "idle_seconds"):
-            if not getattr(self, name) >= 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if not self.repeat_gap >= 0:
-            raise UsageError(f"repeat_gap is {self.repeat_gap}; it must be 0 or more")
+        check_ranges(self)
         if self.selection not in SELECTIONS:
             raise UsageError(f"selection '{self.selection}' is unknown; use {' or '.join(SELECTIONS)}")
 

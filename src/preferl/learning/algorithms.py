@@ -34,6 +34,7 @@ from preferl.runs.config import OptimOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.objects import object_of
 from preferl.runs.plugins import load_object
+from preferl.runs.ranges import Bound, Count, Natural, NonNegative, RangedOptions, Share
 
 
 @dataclass(kw_only=True)
@@ -43,15 +44,15 @@ class UpdateOptions(OptimOptions):
     algorithm: str = "ppo"
     """``ppo``, ``reinforce``, ``rloo``, ``grpo``, ``rebel``, ``online_dpo``, or ``module:row`` of your
     own."""
-    num_generations: int = 0
+    num_generations: Natural = 0
     """Responses to each prompt: k of RLOO, G of GRPO (usually 4), 2 or more for REBEL and online DPO."""
-    num_ppo_epochs: int = 0
+    num_ppo_epochs: Natural = 0
     """Passes over each batch (usually ppo 2, rebel 4, online_dpo 2, others 1)."""
-    num_mini_batches: int = 0
+    num_mini_batches: Natural = 0
     """Minibatches, and so updates, in each pass (usually ppo 4, others 1)."""
-    micro_batch_size: int = 128
+    micro_batch_size: Count = 128
     """Sequences in one forward and backward pass; a smaller one saves memory and changes nothing."""
-    kl_coef: float = 0.1
+    kl_coef: NonNegative = 0.1
     """Weight of the KL to the reference (the beta of online DPO)."""
     kl_in: str = "reward"
     """``reward``: k1 of every token is subtracted from the reward, an unbiased gradient. ``loss``: an
@@ -59,20 +60,20 @@ class UpdateOptions(OptimOptions):
     kl_estimator: str = "auto"
     """In the reward ``k1``. In the loss ``k2`` of whole responses (unbiased), or per token ``k2_token``,
     ``k3`` or ``exact`` over the vocabulary (biased by a few per cent: docs/algorithms.md)."""
-    cliprange: float = 0.2
+    cliprange: Bound = 0.2
     """Clip of the probability ratio."""
-    dual_clip: float = 0.0
+    dual_clip: NonNegative = 0.0
     """PPO's second clip, of the ratio where the advantage is negative (3 is usual); 0 for none."""
     ratio_level: str = "token"
     """``token``, or ``response``: one ratio, one clip and one advantage for each response."""
-    target_kl: float = 0.0
+    target_kl: NonNegative = 0.0
     """Stop a batch's updates when the policy has moved this far from the one that sampled (nats per token,
     0.01 to 0.05 is usual); 0 for never."""
-    cliprange_value: float = 0.2
+    cliprange_value: Bound = 0.2
     """Clip of the value's change."""
-    vf_coef: float = 0.5
+    vf_coef: NonNegative = 0.5
     """Weight of the value loss."""
-    gamma: float = 1.0
+    gamma: Share = 1.0
     """Discount."""
     whiten_advantages: bool | None = None
     """Normalise advantages over the batch to mean 0, sd 1; unset: ppo does, with the KL in the reward."""
@@ -276,8 +277,8 @@ def clipped_loss(micro: MicroBatch, options: Options) -> torch.Tensor:
 
 
 @dataclass(kw_only=True)
-class PpoOptions:
-    lam: float = 0.95
+class PpoOptions(RangedOptions):
+    lam: Share = 0.95
     """PPO: GAE's lambda."""
     whiten_rewards: bool = False
     """PPO: scale token rewards to sd 1 over the batch, their mean kept (TRL's meaning)."""
@@ -294,10 +295,10 @@ def gae_advantage(rollout: Rollout, options: Options, state: NoState, generator:
 
 
 @dataclass(kw_only=True)
-class ReinforceOptions:
+class ReinforceOptions(RangedOptions):
     baseline: str = "batch"
     """REINFORCE: the mean return of the ``batch``, or a ``running`` mean of the batches before."""
-    baseline_decay: float = 0.9
+    baseline_decay: Share = 0.9
     """REINFORCE: decay of the running mean."""
 
     def check(self) -> None:
@@ -359,8 +360,8 @@ def pairs_of_group(size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @dataclass(kw_only=True)
-class RebelOptions:
-    rebel_eta: float = 0.0
+class RebelOptions(RangedOptions):
+    rebel_eta: NonNegative = 0.0
     """REBEL: the step; 0 for 1 / sd of the difference of two rewards, as the first batch has it."""
 
 

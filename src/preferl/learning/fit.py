@@ -29,10 +29,11 @@ from preferl.runs.checkpoint import (
     restore_named_state,
     restore_schedule,
 )
-from preferl.runs.config import OptimOptions, require_at_least
+from preferl.runs.config import OptimOptions
 from preferl.runs.devices import derived_seed
-from preferl.runs.errors import DivergedError, UsageError
+from preferl.runs.errors import DivergedError
 from preferl.runs.progress import Steps
+from preferl.runs.ranges import Count, Natural, Positive
 from preferl.runs.stage import Stage, WhyNot
 
 Sums = dict[str, tuple[float, float]]
@@ -41,17 +42,17 @@ Sums = dict[str, tuple[float, float]]
 
 @dataclass(kw_only=True)
 class FitOptions(OptimOptions):
-    num_train_epochs: float = 1.0
+    num_train_epochs: Positive = 1.0
     """Passes over the training rows."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """Stop after so many updates, whatever the epochs say; the schedule of the learning rate ends there."""
-    train_batch_size: int = 32
+    train_batch_size: Count = 32
     """Rows in one update."""
-    micro_batch_size: int = 64
+    micro_batch_size: Count = 64
     """Rows in one forward and backward pass; a smaller one saves memory and changes nothing."""
-    num_evals: int = 10
+    num_evals: Count = 10
     """How often held-out rows are measured, the last time at the end."""
-    save_every: int | None = None
+    save_every: Natural | None = None
     """Updates between checkpoints, from which the same command goes on if interrupted; by default about ten
     a run, fewer where writing them would take over a tenth of its time; 0 for none."""
 
@@ -328,18 +329,3 @@ def _length(options: Mapping[str, Any]) -> tuple[str, float]:
 
 EXTENDABLE: Mapping[str, WhyNot] = {"num_train_epochs": why_not_longer, "max_steps": why_not_longer}
 """What may grow in an unfinished stage that is nothing but ``fit``, and keeps its last weights."""
-
-
-def check_fit(options: FitOptions) -> None:
-    """Refuses what cannot work, before anything is loaded.
-
-    Raises:
-        UsageError: names the first option.
-    """
-    if not 0 < options.num_train_epochs < math.inf:
-        raise UsageError(f"num_train_epochs is {options.num_train_epochs}; it must be above 0")
-    require_at_least(options, 1, "train_batch_size", "micro_batch_size", "num_evals")
-    if options.max_steps is not None:
-        require_at_least(options, 1, "max_steps")
-    if options.save_every is not None:
-        require_at_least(options, 0, "save_every")

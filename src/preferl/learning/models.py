@@ -23,7 +23,9 @@ from preferl.models.load import freeze
 from preferl.models.reward import RewardModel, critic_from_policy, critic_from_reward_model, token_values
 from preferl.runs import distributed
 from preferl.runs.errors import UsageError
+from preferl.runs.files import whole_directory
 from preferl.runs.progress import say
+from preferl.runs.ranges import Natural, Positive, RangedOptions
 from preferl.sampling.logprobs import response_logits, response_outputs
 from preferl.sampling.samples import Samples
 
@@ -31,7 +33,7 @@ VALUE_MODELS = ("auto", "reward", "policy", "head")
 
 
 @dataclass(kw_only=True)
-class ModelOptions:
+class ModelOptions(RangedOptions):
     """Which models play which part."""
 
     model_name_or_path: str = "runs/sft"
@@ -43,10 +45,10 @@ class ModelOptions:
     value_model: str = "auto"
     """The critic of ppo: a copy of the ``reward`` model, a copy of the ``policy`` with a new head, or a
     ``head`` on the policy's own trunk. ``auto``: the reward model where it can, else the policy."""
-    lora_r: int = 0
+    lora_r: Natural = 0
     """Train LoRA weights of this rank instead of the whole policy; the reference is then the policy without
     them, and costs no memory. 0 for none."""
-    lora_alpha: float = 16.0
+    lora_alpha: Positive = 16.0
     """LoRA's scale is alpha / r."""
     share_base: bool = False
     """Policy, reward model and critic as LoRA weights on one frozen base (a reward model trained with
@@ -140,9 +142,10 @@ class RlModels:
         """Writes ``model/`` and, where there is a critic of its own, ``value_model/``."""
         policy = self.policy
         if hasattr(policy, "peft_config"):
-            policy.save_pretrained(
-                str(path / "adapter"), selected_adapters=[adapters.POLICY], save_embedding_layers=False
-            )
+            with whole_directory(path / "adapter") as directory:
+                policy.save_pretrained(
+                    str(directory), selected_adapters=[adapters.POLICY], save_embedding_layers=False
+                )
             policy = adapters.merged(policy)
         load.save(policy, tokenizer, path / "model")
         if isinstance(self.critic, PreTrainedModel):

@@ -17,7 +17,6 @@ from preferl.learning.learner import Learner
 from preferl.learning.rollout import Rollout
 from preferl.maths.kl import best_objective, kl_estimate
 from preferl.maths.policy import masked_sum
-from preferl.runs.errors import DivergedError
 from preferl.sampling.policy import Responses
 from preferl.sampling.samples import rows_of
 from preferl.statistics import wilson_interval
@@ -28,20 +27,8 @@ ALARM_STANDARD_ERRORS = 3.0  # standard errors that an alarm takes for noise
 
 
 def describe(rollout: Rollout, learner: Learner, gold: Scorer | None, kl_coef: float) -> dict[str, float]:
-    """Reward, KL, length and EOS of a batch, before the update.
-
-    Raises:
-        DivergedError: a log-probability is not finite; the sample is named.
-    """
+    """Reward, KL, length and EOS of a batch, before the update."""
     samples = rollout.samples
-    log_ratio_BT = samples.logp_BT - rollout.ref_logp_BT
-    broken = (~log_ratio_BT.isfinite()).any(-1).nonzero()
-    if len(broken):
-        row = int(broken[0])
-        raise DivergedError(
-            f"rl: the log-probabilities of a response are not finite; stopped before the update. Prompt "
-            f"{prompt_text(rollout.prompts[row])[-80:]!r}, response {rollout.completions[row][:80]!r}"
-        )
     mask_BT, n = samples.mask_BT, len(samples.mask_BT)
     length_B = mask_BT.sum(-1).float()
     # Three looks at one number: k1 is unbiased and noisy, k3 is never negative, and the exact sum does not

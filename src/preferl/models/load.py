@@ -1,4 +1,9 @@
-"""Language models in and out: any causal LM that transformers loads, from safetensors only."""
+"""Language models in and out: any causal LM that transformers loads, from safetensors only.
+
+A model is data and never a program: code that it brings is not run (``trust_remote_code`` False in every
+call, or the library asks on the terminal), what cannot fit this machine is not built, and weights that are no
+numbers are not used.
+"""
 
 import contextlib
 import hashlib
@@ -7,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from preferl.data.tokens import PLAIN_TEMPLATE
-from preferl.runs.errors import UsageError
+from preferl.runs.errors import DivergedError, UsageError
+from preferl.runs.files import whole_directory
+from preferl.runs.memory import refuse_too_large
 from preferl.runs.objects import object_of
 
 PAD = "<|pad|>"
@@ -28,13 +36,11 @@ def model_directory(name_or_path: str) -> str:
 def load_tokenizer(name_or_path: str) -> Any:
     """The tokenizer of a model directory or Hub name; one without a chat template gets a plain one."""
     source = model_directory(name_or_path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"no tokenizer could be loaded from '{name_or_path}': {_first_line(error)}; "
-            f"give a directory written by save_pretrained, a stage directory or a Hub name"
-        ) from error
+    with named_failures(
+        f"no tokenizer could be loaded from '{name_or_path}'",
+        "give a directory written by save_pretrained, a stage directory or a Hub name",
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.eos_token_id is None and tokenizer.cls_token_id is None:
         raise UsageError(f"the tokenizer of '{name_or_path}' has no EOS token; add one to it first")
     if tokenizer.chat_template is None:
@@ -48,20 +54,29 @@ def load_pretrained(
     """``from_pretrained`` in float32 from safetensors; returns the model and the weights it had to make up.
 
     Raises:
-        UsageError: nothing could be loaded, or weights outside ``new_parts`` (first names of parameters) are
-            missing and would silently be random.
+        UsageError: nothing could be loaded, it cannot fit this machine, or weights outside ``new_parts``
+            (first names of parameters) are missing and would silently be random.
+        DivergedError: a weight is NaN or infinite.
     """
     source = model_directory(name_or_path)
-    try:
-        with quiet_transformers():  # what its reports warn about is checked below
-            model, info = auto_class.from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-            )
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"no model could be loaded from '{name_or_path}': {_first_line(error)}; "
-            f"give a directory written by save_pretrained (safetensors), a stage directory or a Hub name"
-        ) from error
+    with (
+        named_failures(
+            f"no model could be loaded from '{name_or_path}'",
+            "give a directory written by save_pretrained (safetensors), a stage directory or a Hub name",
+        ),
+        quiet_transformers(),  # what its reports warn about is checked below
+    ):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        refuse_more_layers_than_weights(config, Path(source))
+        refuse_too_large(4 * least_parameters(config), f"'{name_or_path}'")
+        model, info = auto_class.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **options,
+        )
     missing = sorted(info["missing_keys"])
     stray = [key for key in missing if key.split(".")[0] not in new_parts]
     if stray:
@@ -70,7 +85,87 @@ def load_pretrained(
             f"{', '.join(stray[:3])} {'is' if len(stray) == 1 else 'are'} not in its weights and would be "
             f"random; give the directory of the right kind of model"
         )
+    refuse_nonfinite(model, name_or_path)
     return model, missing
+
+
+@contextlib.contextmanager
+def named_failures(what: str, fix: str) -> Iterator[None]:
+    """Whatever a library finds wrong with a model's files becomes one sentence about them.
+
+    Raises:
+        UsageError: the body failed, for want of memory aside.
+    """
+    try:
+        yield
+    except (UsageError, DivergedError, MemoryError):
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UsageError(
+                f"{what}: it brings code of its own (auto_map in its configuration), and preferl runs no "
+                f"code that a model brings; take a model of an architecture that transformers has"
+            ) from error
+        if "ignore_mismatched_sizes" in str(error):
+            raise UsageError(f"{what}: its weights have other sizes than its configuration; {fix}") from error
+        raise UsageError(f"{what}: {type(error).__name__}: {_first_line(error)}; {fix}") from error
+
+
+def refuse_more_layers_than_weights(config: Any, source: Path) -> None:
+    """A configuration may name any number of layers, and building them takes for ever; weights are there.
+
+    Raises:
+        UsageError: it names more layers than there are tensors in the files beside it.
+    """
+    files = list(source.glob("*.safetensors"))
+    if not files:  # a Hub name: transformers says what is missing
+        return
+    count = 0
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            count += len(weights.keys())
+    layers = _sizes(config)[0]
+    if layers > count:
+        raise UsageError(
+            f"the configuration of '{source}' names {layers:,} layers, and its weights are {count:,} "
+            f"tensors; one of them is of another model"
+        )
+
+
+def least_parameters(config: Any) -> float:
+    """Parameters that a transformer of this configuration has at the very least: one square matrix in every
+    layer, and the embeddings."""
+    layers, width, vocabulary = _sizes(config)
+    return layers * width**2 + vocabulary * width
+
+
+def _sizes(config: Any) -> tuple[int, int, int]:
+    """Layers, width and vocabulary; 0 where a configuration has none, or something that is no number."""
+    text = config.get_text_config()
+    found = [getattr(text, name, 0) for name in ("num_hidden_layers", "hidden_size", "vocab_size")]
+    layers, width, vocabulary = (size if isinstance(size, int) else 0 for size in found)
+    return layers, width, vocabulary
+
+
+def refuse_nonfinite(model: torch.nn.Module, name: str) -> None:
+    """Weights that are no numbers make every result that comes of them none either.
+
+    Raises:
+        DivergedError: a weight is NaN or infinite; names the model and the tensor.
+    """
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel():
+            # The extremes pass NaN on, and take a fifteenth of the time of asking every weight.
+            ends = torch.stack(torch.aminmax(tensor))
+            if not bool(ends.isfinite().all()):
+                raise DivergedError(
+                    f"'{name}' has weights that are not finite numbers ({key} has {_worst(ends)}): its "
+                    f"training diverged, or the file is damaged; take another model or an earlier checkpoint"
+                )
+
+
+def _worst(ends: torch.Tensor) -> str:
+    return "NaN" if bool(ends.isnan().any()) else "infinity"
 
 
 @contextlib.contextmanager
@@ -120,10 +215,11 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, tokenizer: Any, path: Path) -> None:
-    """Writes safetensors, configuration, tokenizer and chat template."""
-    with quiet_transformers():
-        model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    """Writes safetensors, configuration, tokenizer and chat template; all of them or none."""
+    with whole_directory(path) as directory:
+        with quiet_transformers():
+            model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
 
 
 def weights_hash(model: torch.nn.Module) -> str:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from preferl.models.load import model_directory
+from preferl.models.load import model_directory, refuse_nonfinite
 from preferl.models.reward import ADAPTER_FILE, ADAPTER_NOTES, quiet_peft
 from preferl.runs.errors import UsageError
 
@@ -159,4 +159,6 @@ def on_one_base(
         parameter.requires_grad_(f".{POLICY}." in key or ".critic." in key)
     reward, critic = heads
     reward.score.requires_grad_(False)
+    for part in (adapted, reward.score):
+        refuse_nonfinite(part, reward_directory)
     return adapted.eval(), reward, critic

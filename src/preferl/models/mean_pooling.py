@@ -45,7 +45,9 @@ class MeanPooledRewardModel(PreTrainedModel):
 
     def __init__(self, config: MeanPooledConfig, trunk: PreTrainedModel | None = None):
         super().__init__(config)
-        self.model = AutoModel.from_config(config.trunk_config()) if trunk is None else trunk
+        self.model = (
+            AutoModel.from_config(config.trunk_config(), trust_remote_code=False) if trunk is None else trunk
+        )
         self.score = torch.nn.Linear(self.model.config.hidden_size, 1, bias=False)
         self.post_init()
 

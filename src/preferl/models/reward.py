@@ -24,10 +24,13 @@ from preferl.models.load import (
     load_tokenizer,
     max_positions,
     model_directory,
+    named_failures,
+    refuse_nonfinite,
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
 from preferl.runs import devices
 from preferl.runs.errors import UsageError
+from preferl.runs.files import whole_directory
 
 HEADS = ("score", "classifier")
 POOLINGS = ("last", "mean")
@@ -77,7 +80,10 @@ def _saved_pooling(source: Path) -> str | None:
     """How a saved reward model pools; None for a language model, an encoder's trunk or a Hub name."""
     if not (source / "config.json").exists():
         return None
-    config = json.loads((source / "config.json").read_text())
+    try:
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    except ValueError:  # whoever loads the model says what is wrong with it
+        return None
     if config.get("model_type") == MeanPooledRewardModel.config_class.model_type:
         return "mean"
     architectures = config.get("architectures") or [""]
@@ -88,11 +94,14 @@ def _load_adapter(source: Path, device: torch.device) -> tuple[PreTrainedModel, 
     """The base model of a directory of LoRA weights with them merged in, and its mean score."""
     from peft import PeftConfig, PeftModel
 
-    base = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
-    notes = json.loads((source / ADAPTER_NOTES).read_text())
-    model, tokenizer = load_reward_model(str(base), device, True, notes["pooling"])
-    with quiet_peft():
+    fix = "give a directory that preferl reward --lora_r wrote"
+    with named_failures(f"no LoRA weights could be loaded from '{source}'", fix):
+        base = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
+        notes = json.loads((source / ADAPTER_NOTES).read_text(encoding="utf-8"))
+        model, tokenizer = load_reward_model(str(base), device, True, notes["pooling"])
+    with named_failures(f"no LoRA weights could be loaded from '{source}'", fix), quiet_peft():
         merged = PeftModel.from_pretrained(model, str(source)).merge_and_unload()
+    refuse_nonfinite(merged, str(source))
     merged.config.reward_mean = notes["reward_mean"]
     return merged.to(device).eval(), tokenizer
 
@@ -140,10 +149,11 @@ def lora_dropout(model: torch.nn.Module) -> Iterator[None]:
 
 def save_adapter(adapted: Any, path: Path, pooling: str) -> None:
     """Writes LoRA weights and head, and beside them what ``load_reward_model`` needs to put them together."""
-    # Embeddings are those of the base; without a word peft would ask the Hub whether they are.
-    adapted.save_pretrained(str(path), save_embedding_layers=False)
     notes = {"pooling": pooling, "reward_mean": reward_mean(adapted)}
-    (path / ADAPTER_NOTES).write_text(json.dumps(notes) + "\n", encoding="utf-8")
+    with whole_directory(path) as directory:
+        # Embeddings are those of the base; without a word peft would ask the Hub whether they are.
+        adapted.save_pretrained(str(directory), save_embedding_layers=False)
+        (directory / ADAPTER_NOTES).write_text(json.dumps(notes) + "\n", encoding="utf-8")
 
 
 def scalar_head(model: PreTrainedModel) -> torch.nn.Linear:
@@ -229,6 +239,11 @@ class RewardModel:
             UsageError: there is no such reward model or device.
         """
         return cls(*load_reward_model(name_or_path, devices.chosen_device(device)))
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages: where it came from."""
+        return str(getattr(self.model, "name_or_path", "") or "reward model")
 
     def encode(self, prompt: Prompt, completion: str, finished: bool = True) -> list[int]:
         return scored_ids(self.tokenizer, prompt, completion, finished, self.max_length)

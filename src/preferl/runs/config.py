@@ -21,41 +21,54 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from preferl.runs import distributed
 from preferl.runs.errors import UsageError
 from preferl.runs.objects import object_of
+from preferl.runs.progress import printable
+from preferl.runs.ranges import (
+    Bound,
+    Count,
+    Decay,
+    Natural,
+    NonNegative,
+    Positive,
+    RangedOptions,
+    Seed,
+    Share,
+    without_ranges,
+)
 
 Config = TypeVar("Config")
 
 
 @dataclass(kw_only=True)
-class DeviceOptions:
-    seed: int = 0
+class DeviceOptions(RangedOptions):
+    seed: Seed = 0
     """Seed of everything random in this stage."""
     device: str = "auto"
     """``auto`` (CUDA when there is one, else CPU), ``cpu`` or ``cuda[:n]``."""
     dtype: str = "auto"
     """``auto`` (bfloat16 on a GPU that has it, else float32), ``float32`` or ``bfloat16``."""
-    num_threads: int = 0
+    num_threads: Natural = 0
     """CPU threads; 0 leaves torch's own choice. Results repeat bit for bit at one thread count."""
 
 
 @dataclass(kw_only=True)
-class DataOptions:
+class DataOptions(RangedOptions):
     dataset_name: str = "world"
     """``world``, a Hub name (``name`` or ``name:config``), or local files: JSONL(.gz), parquet, a folder."""
     dataset_format: str = "auto"
     """``auto``, or how to read the rows: ``preference``, ``demonstration``, ``text``, ``prompt``."""
-    max_rows: int | None = None
+    max_rows: Count | None = None
     """Read at most this many rows of the data set."""
-    opening_words: int = 12
+    opening_words: Count = 12
     """Plain-text corpora: the first so many words of a text are its prompt, the rest its response."""
-    max_response_words: int | None = None
+    max_response_words: Count | None = None
     """Plain-text corpora: the response ends with the last sentence within so many words."""
-    max_prompt_words: int | None = None
+    max_prompt_words: Count | None = None
     """Leave out prompts longer than this (counted in the report)."""
     as_dialogue: bool = False
     """Read a plain-text prompt as the user's turn of a dialogue, for models with a chat template."""
     bad_rows: str = "default"
     """``default`` (each kind of defect has its own policy), ``skip`` (leave them out) or ``error``."""
-    split_shares: list[float] = field(default_factory=lambda: [0.8, 0.1, 0.1])
+    split_shares: list[Share] = field(default_factory=lambda: [0.8, 0.1, 0.1])
     """Shares of train, dev and eval of a data set without splits of its own."""
     split_by: str = "prompt"
     """What the hash that divides such a data set is of: the ``prompt``, or the whole ``row``."""
@@ -75,34 +88,34 @@ class SplitOption:
 
 
 @dataclass(kw_only=True)
-class OptimOptions:
-    learning_rate: float = 1e-4
+class OptimOptions(RangedOptions):
+    learning_rate: NonNegative = 1e-4
     """Peak learning rate of AdamW."""
     lr_scheduler_type: str = "cosine"
     """``cosine``, ``linear`` or ``constant``, after the warm-up."""
-    lr_end_factor: float = 0.1
+    lr_end_factor: NonNegative = 0.1
     """The learning rate decays to this fraction of its peak."""
-    warmup_ratio: float = 0.05
+    warmup_ratio: Share = 0.05
     """Fraction of the updates during which the learning rate rises from 0."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """AdamW's decoupled weight decay."""
-    adam_beta2: float = 0.999
+    adam_beta2: Decay = 0.999
     """Decay of AdamW's second moment."""
-    adam_epsilon: float = 1e-8
+    adam_epsilon: Positive = 1e-8
     """AdamW's epsilon."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Bound = 1.0
     """Gradients are clipped to this norm."""
 
 
 @dataclass(kw_only=True)
-class SamplingOptions:
-    temperature: float = 1.0
+class SamplingOptions(RangedOptions):
+    temperature: Positive = 1.0
     """Sampling temperature; log-probabilities and KL carry it too."""
-    response_length: int = 48
+    response_length: Count = 48
     """Most tokens of a response, EOS included."""
     stop_sequences: list[str] = field(default_factory=list)
     """Texts that end a response, as EOS does; they stay in it."""
-    sampling_batch_size: int = 256
+    sampling_batch_size: Count = 256
     """Sequences decoded at once."""
 
 
@@ -112,17 +125,26 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         text = str(message).strip()
         hint = ""
+        typed = re.match(r'Parser key "([\w.]+)":', text)
+        value = re.search(r"(?:Got|Given) value: (.*)", text)
         unknown = re.search(r"unrecognized arguments?: --([\w.]+)|[Oo]ption '([\w.]+)'|Key '([\w.]+)'", text)
         if unknown:
             key = next(group for group in unknown.groups() if group)
             near = difflib.get_close_matches(key, self.keys(), n=1, cutoff=0.5)
             text = f"unknown option '{key}'"
             hint = f"; did you mean '{near[0]}'?" if near else f"; see `{self.prog} --help`"
+        elif typed and value:
+            text = f"{typed[1]} is {value[1]!r}; its type is {self.type_of(typed[1])}"
         else:
             text = text.split("\n")[0] if len(text) > 400 else text
         distributed.let_main_speak()
-        print(f"{self.prog}: error: {text}{hint}", file=sys.stderr)
+        print(printable(f"{self.prog}: error: {text}{hint}".replace("\n", " ")), file=sys.stderr)
         raise SystemExit(2)
+
+    def type_of(self, key: str) -> str:
+        """The type of an option, as messages name it."""
+        hints = [getattr(action, "_typehint", None) for action in self._actions if action.dest == key]
+        return without_ranges(hints[0]) if hints else "another"
 
     def keys(self) -> list[str]:
         """Every dotted option name of this parser."""
@@ -174,8 +196,7 @@ def checked(config_class: type[Config], options: Mapping[str, Any]) -> Config:
         name = found[1].split(".")[0] if found else ""
         if name not in options:
             raise UsageError(f"the options cannot be read: {error}") from error
-        kind = known[name].type
-        wanted = kind.__name__ if type(kind) is type else kind
+        wanted = without_ranges(known[name].type)
         raise UsageError(f"{name} is {options[name]!r}; its type is {wanted}") from error
     return instantiate(parser, config_class, namespace)
 
@@ -244,15 +265,3 @@ def instantiate(parser: ArgumentParser, config_class: type[Config], namespace: A
     fields = {f.name for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     # Not vars(): a key that is called like one of the namespace's methods is kept under another name there.
     return config_class(**{name: built[name] for name in fields if name in built})
-
-
-def require_at_least(config: Any, least: float, *names: str) -> None:
-    """Refuses options below ``least``, and NaN.
-
-    Raises:
-        UsageError: names the first one.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if not value >= least:
-            raise UsageError(f"{name} is {value}; it must be {least} or more")

@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
+import math
 import random
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -111,8 +111,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak resident memory of this process, or of the GPU where one is used, in MiB."""
+    """Peak resident memory of this process, or of the GPU where one is used, in MiB; NaN where the system
+    does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource  # not on Windows
+    except ModuleNotFoundError:
+        return math.nan
     scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping
 
 from rich.console import Console
@@ -11,6 +12,8 @@ from preferl.runs import distributed
 
 console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_main())
 PLAIN_INTERVAL_S = 10.0
+# Unicode's control, format (bidirectional among them), surrogate, line and paragraph separators.
+UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 @contextlib.contextmanager
@@ -25,7 +28,21 @@ def quiet() -> Iterator[None]:
 
 def say(text: str) -> None:
     """One line for the person who runs the program."""
-    console.print(text, markup=False)
+    console.print(printable(text), markup=False)
+
+
+def printable(text: str) -> str:
+    """A text that does nothing to a terminal: control characters, and those that turn the direction of
+    writing, stand there as Python writes them (``\\x1b``). Names and rows come from others.
+
+    Example:
+        >>> printable("evil\\x1b[2J\\rname")
+        'evil\\\\x1b[2J\\\\rname'
+    """
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in UNPRINTABLE else char
+        for char in text
+    )
 
 
 class Steps:

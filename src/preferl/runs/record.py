@@ -8,11 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from preferl.runs.environment import environment
 from preferl.runs.errors import UsageError
-from preferl.runs.files import read_jsonl, write_atomically
+from preferl.runs.files import damaged, read_json, read_jsonl, read_yaml, write_atomically
 from preferl.runs.mark import claim, read_mark
 from preferl.runs.old_keys import renamed
 from preferl.runs.progress import say
@@ -26,10 +24,10 @@ class StageRecord:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self.config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        self.manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        self.config = read_yaml(path / "config.yaml")
+        self.manifest = read_json(path / "manifest.json")
         summary = path / "summary.json"
-        self.summary = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+        self.summary = read_json(summary) if summary.exists() else {}
         self.metrics = read_jsonl(path / "metrics.jsonl")
         self.samples = read_jsonl(path / "samples.jsonl")
         self.done = (path / "DONE").exists()
@@ -40,13 +38,15 @@ class StageRecord:
     @property
     def kind(self) -> str:
         """The kind of stage: ``sft``, ``reward``, …"""
+        if "stage" not in self.manifest:
+            raise damaged(self.path / "manifest.json", "it does not say which stage it is of")
         return self.manifest["stage"]
 
     @cached_property
     def audit(self) -> dict[str, Any] | None:
         """The reward stage's ``audit.json``, where it wrote one."""
         path = self.path / "audit.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
 
 def stage_paths(run: Path) -> dict[str, Path]:
@@ -59,7 +59,7 @@ def stage_paths(run: Path) -> dict[str, Path]:
     shared = run / PLACES
     if not shared.exists():
         return {path.name: path for path in run.iterdir() if (path / "manifest.json").exists()}
-    places = json.loads(shared.read_text(encoding="utf-8"))
+    places = read_json(shared)
     sweep = run.resolve().parent.parent
     outside = [place for place in places.values() if not (run / place).resolve().is_relative_to(sweep)]
     if outside:
@@ -84,8 +84,7 @@ def is_sweep(root: Path) -> bool:
     if mark is not None:
         return mark.kind == "sweep"
     stored = root / "config.yaml"
-    content = yaml.safe_load(stored.read_text(encoding="utf-8")) if stored.is_file() else None
-    return isinstance(content, dict) and "sweep" in content
+    return stored.is_file() and "sweep" in read_yaml(stored)
 
 
 def write_run_files(run: Path, config_text: str, kind: str = "run") -> None:

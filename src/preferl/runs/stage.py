@@ -26,11 +26,11 @@ from typing import Any, Self
 
 import yaml
 
-from preferl.runs import checkpoint, devices, distributed, lock
+from preferl.runs import checkpoint, devices, disks, distributed, lock, memory
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
 from preferl.runs.errors import UsageError
-from preferl.runs.files import plain, write_atomically
+from preferl.runs.files import parsed_lines, plain, write_atomically
 from preferl.runs.found import examine, plain_options, refuse_unmarked
 from preferl.runs.inputs import hash_of, identify
 from preferl.runs.mark import claim, read_mark, remove
@@ -145,6 +145,7 @@ class Stage:
             unknown = "" if self.found.has_inputs else ", by a preferl that did not record inputs yet"
             self.say(f"finished before in {self.path}{unknown}")
             return self
+        self._context.enter_context(disks.watched(self.path))
         self._context.enter_context(distributed.process_group())
         # What was chosen when it was begun is chosen again, on whatever machine it goes on.
         chosen = self.found.chosen if self.goes_on else {}
@@ -186,6 +187,7 @@ class Stage:
         self._refuse_own()
         claim(self.path, "stage", self.name)
         refuse_unmarked(self.path)
+        killed = memory.ended_by_kernel(self.state)
         self.identity = identify(self.options)  # with the revisions of what came from the Hub meanwhile
         self._lock()
         saved = checkpoint.latest(self.state, self.owner) if self.goes_on else None
@@ -202,6 +204,10 @@ class Stage:
         else:
             self.truncate_logs(saved.step)
             self.say(f"goes on after step {saved.step}")
+        memory.note_start(self.state)
+        self._context.callback(memory.forget_start, self.state)
+        if killed:
+            self.say(killed)
         self.started, self.cpu_started = time.time(), time.process_time()
         self.notes = list(notes)
         for note in self.notes:
@@ -271,14 +277,15 @@ class Stage:
             if path.exists():
                 content = path.read_bytes()
                 # A line that was being written when the run was killed has no end.
-                lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
-                kept = [line for line in lines if json.loads(line).get(key, math.inf) <= step]
+                whole = content[: content.rfind(b"\n") + 1]
+                kept = [line for row, line in parsed_lines(path, whole) if row.get(key, math.inf) <= step]
                 write_atomically(path, b"".join(kept).decode())
 
     @distributed.main_writes
     def finish(self, **summary: Any) -> None:
         """Writes ``summary.json`` with the notes, peak memory, and the seconds by the clock and of all this
         process's threads; then DONE, and last of all removes what only an interruption needed."""
+        disks.check_still_there(self.path, "manifest.json")
         took = {
             "peak_memory_mib": devices.peak_memory_mib(self.device),
             "notes": self.notes,

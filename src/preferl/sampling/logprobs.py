@@ -9,6 +9,7 @@ from preferl.data.tokens import positions
 from preferl.maths.policy import response_logprobs
 from preferl.runs import distributed
 from preferl.runs.devices import autocast
+from preferl.runs.errors import DivergedError
 from preferl.sampling.samples import Samples, rows_of
 
 # Stands for log 0 where a number has to stay finite through a gradient.
@@ -82,6 +83,9 @@ def in_microbatches(
 
     Returns:
         ``out_BT`` (float32), 0 outside the mask.
+
+    Raises:
+        DivergedError: a number is NaN or infinite.
     """
     out_BT = torch.zeros(samples.mask_BT.shape)
     length_B = samples.mask_BT.sum(-1) if length_B is None else length_B
@@ -91,4 +95,10 @@ def in_microbatches(
         with autocast(device, dtype):
             value_BT = compute(part).float().cpu() * part.mask_BT
         out_BT[rows, : value_BT.shape[1]] = value_BT
-    return distributed.all_reduce(out_BT)
+    distributed.all_reduce(out_BT)
+    if not bool(out_BT.isfinite().all()):
+        raise DivergedError(
+            "a model's log-probabilities or values of responses are not finite numbers: its weights have "
+            "grown until its activations overflow; lower the learning rate, or take an earlier model"
+        )
+    return out_BT

@@ -13,7 +13,7 @@ from preferl.data.tokens import prompt_ids
 from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.config import SamplingOptions
-from preferl.runs.errors import UsageError
+from preferl.runs.errors import DivergedError, UsageError
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.engine import SamplingEngine
 from preferl.sampling.logprobs import in_microbatches, policy_logprobs
@@ -107,14 +107,10 @@ class Policy:
         """How tokens are drawn with these options: pad never, EOS ends a response.
 
         Raises:
-            UsageError: temperature or length make no sense.
+            UsageError: a stop text makes no sense.
         """
-        if not options.temperature > 0:
-            raise UsageError(f"temperature is {options.temperature}; it must be above 0")
         if "" in options.stop_sequences:
             raise UsageError("stop_sequences holds an empty text, which would end every response at once")
-        if options.response_length < 1:
-            raise UsageError(f"response_length is {options.response_length}; it must be at least 1")
         return Sampling(
             temperature=options.temperature,
             response_length=options.response_length,
@@ -160,6 +156,7 @@ class Policy:
 
         Raises:
             UsageError: an option makes no sense, or the model has no room for so long a response.
+            DivergedError: a token's probability is no number.
         """
         options = replace(options or SamplingOptions(), **changes)
         sampling = self.sampling(options)
@@ -169,6 +166,12 @@ class Policy:
         tokens = self.prompt_tokens([record.prompt for record in records], options.response_length)
         asked, asked_tokens = repeated(records, n), repeated(tokens, n)
         samples = self.sampler(options).sample(asked_tokens, sampling, generator)
+        if not bool(samples.logp_BT.isfinite().all()):
+            raise DivergedError(
+                f"the policy '{self.model.name_or_path}' gives tokens probabilities that are not finite "
+                f"numbers: its weights have grown until its activations overflow; lower the learning rate, "
+                f"or take an earlier model"
+            )
         samples = cut_at_stop(samples, self.tokenizer)
         return Responses(
             prompts=[record.prompt for record in asked],

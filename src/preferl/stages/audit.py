@@ -17,11 +17,13 @@ from preferl.data.records import Pair, prompt_text
 from preferl.data.types import Scorer
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.scored import ScoredPairs, quality_of, scores_of
-from preferl.judging.scorers import load_scorer, reward_models
+from preferl.judging.backends import parse_judge
+from preferl.judging.scorers import JUDGE, load_scorer, reward_models
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
+from preferl.runs.ranges import Count
 from preferl.runs.record import StageRecord
 from preferl.runs.stage import Callback, Stage
 from preferl.statistics.intervals import Estimate
@@ -45,12 +47,13 @@ class AuditConfig(DataOptions, DeviceOptions):
     """The column to count by; without it ``subset``, ``category``, … where there is one."""
     train_dataset_name: str | None = None
     """Pairs from which the baselines (length, bag of words) learn and on which calibration is seen."""
-    max_pairs: int = 100_000
+    max_pairs: Count = 100_000
     """Most pairs that are scored, the first ones."""
 
 
 def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Scores all pairs and writes what they show; returns the stage's directory."""
+    check_options(config)
     with Stage("audit", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
@@ -65,6 +68,12 @@ def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Call
         stage.begin(source.notes)
         audit(scorer, pairs, train_pairs, scale_of(config.reward_model), config, stage)
     return stage.path
+
+
+def check_options(config: AuditConfig) -> None:
+    """Refuses what cannot work, before anything is loaded."""
+    if config.reward_model.startswith(JUDGE):
+        parse_judge(config.reward_model)
 
 
 def audit(

@@ -17,7 +17,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
+from preferl.runs.ranges import Count, Finite, Natural, Range
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
 from preferl.statistics import mean_interval
@@ -51,17 +52,17 @@ class BestOfConfig(SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     """The reward that chooses: a reward model's directory, ``module:function``, or a mixture."""
     gold: str | None = None
     """An annotator's utility that is only watched, never chosen by (``world``, ``sentiment``, …)."""
-    num_generations: int = 16
+    num_generations: Count = 16
     """Responses to each prompt: the N of best-of-N."""
-    keep: int = 1
+    keep: Count = 1
     """Most responses kept of each prompt: the best ones, all different."""
-    min_score: float | None = None
+    min_score: Finite | None = None
     """Responses with a lower reward are rejected, and with them prompts that have no other."""
-    top_fraction: float = 1.0
+    top_fraction: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Of the prompts keep this share, those whose best response has the highest reward (1 keeps all)."""
-    max_prompts: int | None = None
+    max_prompts: Count | None = None
     """Most prompts to train on, drawn by the seed; by default all of them."""
-    dev_prompts: int = 64
+    dev_prompts: Natural = 64
     """Most prompts of the split ``dev``, for the held-out loss of what is trained on this."""
 
 
@@ -156,22 +157,11 @@ def choose_best(
 
 def check_options(config: BestOfConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    if config.num_generations < 1:
-        raise UsageError(f"num_generations is {config.num_generations}; it must be at least 1")
-    if not 1 <= config.keep <= config.num_generations:
+    if config.keep > config.num_generations:
         raise UsageError(
             f"keep is {config.keep}; it must lie between 1 and the num_generations of "
             f"{config.num_generations}"
         )
-    if config.min_score is not None and not math.isfinite(config.min_score):
-        raise UsageError(f"min_score is {config.min_score}; it must be a finite number, or null for none")
-    # Written so that NaN fails too.
-    if not 0 < config.top_fraction <= 1:
-        raise UsageError(f"top_fraction is {config.top_fraction}; it must lie above 0 and at most at 1")
-    if config.max_prompts is not None and config.max_prompts < 1:
-        raise UsageError(f"max_prompts is {config.max_prompts}; it must be at least 1, or null for all")
-    if config.dev_prompts < 0:
-        raise UsageError(f"dev_prompts is {config.dev_prompts}; it must be 0 or more")
 
 
 def prompts_to_answer(

@@ -6,17 +6,17 @@ them who labelled, what sampled, the true utilities and P(chosen is preferred) w
 
 import dataclasses
 import itertools
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 from preferl.data import formats, sources
+from preferl.data.files import RowError, json_lines
 from preferl.data.records import (
     SPLITS,
     Candidates,
@@ -32,13 +32,15 @@ from preferl.data.splits import counts, divide, normalised
 from preferl.data.types import Scorer
 from preferl.evaluation.selection import matched, most_contradictory
 from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
+from preferl.judging.backends import parse_judge
 from preferl.judging.judges import JudgedPairs, PairwiseJudge, keep_replies
-from preferl.judging.scorers import JUDGE, load_scorer
+from preferl.judging.scorers import JUDGE, load_scorer, scored
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps
+from preferl.runs.ranges import Count, Natural, Range, RangedOptions
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
 
@@ -47,16 +49,16 @@ MOST_VISITS = 20
 
 
 @dataclass(kw_only=True)
-class PairCounts:
+class PairCounts(RangedOptions):
     """Comparisons to collect in each split of the prompts."""
 
-    train: int = 5000
+    train: Count = 5000
     """Pairs that train the reward model."""
-    dev: int = 1000
+    dev: Natural = 1000
     """Pairs for early stopping."""
-    rl: int = 500
+    rl: Natural = 500
     """Pairs on the prompts of RL, to watch the reward model there."""
-    eval: int = 5000
+    eval: Natural = 5000
     """Pairs on which the reward model is reported."""
 
 
@@ -73,7 +75,7 @@ class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, DeviceOption
     layout: str = "pairs"
     """``pairs``: every two responses are compared by themselves (a pair has no place for a ``tie``);
     ``rankings``: all K are ranked at once (none is left out by ``skip``)."""
-    num_generations: int = 2
+    num_generations: Annotated[int, Range(2, MOST_RESPONSES)] = 2
     """Responses to each prompt, K >= 2."""
     matched: bool = False
     """Compare only responses of one length (within a tenth) and form (lists, headings, bold, code)."""
@@ -98,14 +100,13 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
         if config.responses_file:
             candidates, note = read_candidates(Path(config.responses_file), config)
             stage.begin([note])
-        elif config.model_name_or_path:
+        else:
+            assert config.model_name_or_path
             policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
             source = sources.load_source(**config.source())
             stage.begin(source.notes)
             prompts = {split: source[split].prompts for split in SPLITS}
             candidates = sample_candidates(policy, prompts, config, stage)
-        else:
-            raise UsageError("collect needs --model_name_or_path (a policy) or --responses_file")
         asked = annotator if isinstance(annotator, PairwiseJudge) else annotator.utility
         keep_replies(asked, Parts(stage.state, stage.owner))
         compare(candidates, annotator, misled, older, config, stage)
@@ -191,11 +192,8 @@ def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> 
 
 def check_options(config: CollectConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    if not 2 <= config.num_generations <= MOST_RESPONSES:
-        raise UsageError(
-            f"num_generations is {config.num_generations}; a comparison needs 2 or more responses and has "
-            f"at most {MOST_RESPONSES}"
-        )
+    if config.annotator.startswith(JUDGE):
+        parse_judge(config.annotator)
     if config.layout not in ("pairs", "rankings"):
         raise UsageError(f"layout '{config.layout}' is unknown; use pairs or rankings")
     if config.layout == "rankings" and (config.matched or config.adversarial):
@@ -210,6 +208,8 @@ def check_options(config: CollectConfig) -> None:
         raise UsageError(
             "tie_policy skip is for --layout pairs; a ranking keeps ties (tie) or breaks them (coin)"
         )
+    if not (config.model_name_or_path or config.responses_file):
+        raise UsageError("collect needs --model_name_or_path (a policy) or --responses_file")
 
 
 def sample_candidates(
@@ -288,21 +288,18 @@ def read_candidates(path: Path, config: CollectConfig) -> tuple[dict[str, list[C
         raise DataError(f"responses_file '{path}' is not a file")
     rows: list[Candidates] = []
     own: list[str | None] = []
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                prompt, responses = row["prompt"], row["responses"]
-                fine = isinstance(responses, list) and len(responses) > 1
-                fine = fine and all(isinstance(r, str) for r in responses) and prompt
-            except (json.JSONDecodeError, KeyError, TypeError):
-                fine = False
-            if not fine:
-                raise DataError(
-                    f'{path}:{number}: a row must be {{"prompt": …, "responses": [two or more texts]}}'
-                )
-            rows.append(Candidates(prompt, responses, [True] * len(responses)))
-            own.append(row.get("split"))
+    for line in json_lines(path):
+        row = line.value if isinstance(line.value, dict) else {}
+        responses = row.get("responses")
+        fine = isinstance(responses, list) and len(responses) > 1
+        try:
+            prompt = formats.KINDS["prompt"].read(row).prompt
+        except RowError:
+            fine = False
+        if not (fine and all(isinstance(text, str) for text in responses)):
+            raise DataError(f'{line.where}: a row must be {{"prompt": …, "responses": [two or more texts]}}')
+        rows.append(Candidates(prompt, responses, [True] * len(responses)))
+        own.append(row.get("split"))
     splits = divide([normalised(row.prompt) for row in rows], own, config.split_shares)
     out: dict[str, list[Candidates]] = {split: [] for split in SPLITS}
     for row, split in zip(rows, splits.names, strict=True):
@@ -350,10 +347,8 @@ def excess_of(rows: Sequence[Candidates], reward: Scorer, annotator: Annotator) 
     prompts = [row.prompt for row in rows for _ in row.responses]
     texts = [text for row in rows for text in row.responses]
     finished = [done for row in rows for done in row.finished]
-    score_N, utility_N = (
-        np.array(value(prompts, texts, finished=finished), dtype=np.float64)
-        for value in (reward, annotator.utility)
-    )
+    score_N = scored(reward, prompts, texts, finished=finished)
+    utility_N = annotator.utilities(prompts, texts, finished)
     excess_N = score_N / (score_N.std() or 1) - utility_N / (utility_N.std() or 1)
     return np.split(excess_N, np.cumsum([len(row.responses) for row in rows])[:-1])
 
@@ -421,10 +416,10 @@ def rank(
             different.append(Candidates(row.prompt, texts, finished))
     # All at once: a utility may be a model.
     utilities = iter(
-        annotator.utility(
+        annotator.utilities(
             [row.prompt for row in different for _ in row.responses],
             [text for row in different for text in row.responses],
-            finished=[done for row in different for done in row.finished],
+            [done for row in different for done in row.finished],
         )
     )
     rankings = []

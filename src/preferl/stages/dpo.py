@@ -23,13 +23,14 @@ from preferl.data.records import DataError, Pair, PromptRecord, prompt_text
 from preferl.data.sources import Source
 from preferl.data.tokens import pad, prompt_ids, response_ids
 from preferl.evaluation.scored import accuracy_of
-from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, check_fit, fit, plan_batches
+from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
 from preferl.maths import preference
 from preferl.models import load
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, require_at_least
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import DivergedError, UsageError
+from preferl.runs.ranges import Count, ErrorRate, Natural, NonNegative, Positive, Several
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.logprobs import policy_logprobs
 from preferl.sampling.policy import Policy
@@ -56,24 +57,24 @@ class DpoConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOpt
     """Preferences: a collect stage, a Hub name (``name`` or ``name:config``), or local files."""
     loss_type: str = "sigmoid"
     """``sigmoid`` (DPO) or ``ipo`` (Azar et al. 2023)."""
-    beta: float = 0.1
+    beta: Positive = 0.1
     """Strength of the KL penalty to the reference: the implicit reward is beta times the log-ratio; ``ipo``
     drives log-ratios 1 / (2 beta) nats apart."""
-    label_smoothing: float = 0.0
+    label_smoothing: ErrorRate = 0.0
     """Probability that a label is wrong, 0 to 0.5 (with ``sigmoid`` this is cDPO)."""
-    max_length: int = 512
+    max_length: Several = 512
     """Longest (prompt + response) in tokens; what is too long loses the oldest half of the room from its
     prompt, then the end of its responses."""
-    micro_batch_size: int = 32
+    micro_batch_size: Count = 32
     """Pairs (two sequences each) in one forward and backward pass; a smaller one saves memory and changes
     nothing."""
-    learning_rate: float = 3e-4
+    learning_rate: NonNegative = 3e-4
     """Peak learning rate of AdamW (5e-7 to 5e-6 suits a pretrained model)."""
     lr_scheduler_type: str = "linear"
     """``cosine``, ``linear`` or ``constant``, after the warm-up."""
-    eval_pairs: int = 512
+    eval_pairs: Natural = 512
     """Most dev pairs of such a measurement."""
-    check_samples: int = 256
+    check_samples: Natural = 256
     """Responses sampled afterwards to dev prompts: how far the policy went, and whether they end with EOS."""
 
 
@@ -146,8 +147,6 @@ def train(
     reference_N2 = torch.zeros((len(pairs.train), 2))
     reference_N2[read] = pair_logprobs(reference, [pairs.train[i] for i in read], config)
     reference_dev_N2 = pair_logprobs(reference, pairs.dev, config)
-    if not bool(reference_N2.isfinite().all()):
-        raise DivergedError("dpo: the reference's log-probabilities are not finite; look at its weights")
     unchecked = same_start and saved is None
 
     def step(numbers: Sequence[int]) -> tuple[torch.Tensor, Sums]:
@@ -198,17 +197,8 @@ def save(policy: Policy, stage: Stage) -> None:
 
 def check_options(config: DpoConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    check_fit(config)
     if config.loss_type not in LOSSES:
         raise UsageError(f"loss_type '{config.loss_type}' is unknown; use {' or '.join(LOSSES)}")
-    if not 0 < config.beta < math.inf:
-        raise UsageError(f"beta is {config.beta}; it must be above 0, or the loss says nothing about a pair")
-    if not 0 <= config.label_smoothing <= 0.5:
-        raise UsageError(f"label_smoothing is {config.label_smoothing}; it must lie between 0 and 0.5")
-    if not config.temperature > 0:
-        raise UsageError(f"temperature is {config.temperature}; it must be above 0")
-    require_at_least(config, 0, "eval_pairs", "check_samples")
-    require_at_least(config, 2, "max_length")
 
 
 def check_vocabulary(policy: Policy, reference: Policy, config: DpoConfig) -> None:

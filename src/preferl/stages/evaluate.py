@@ -22,15 +22,16 @@ from preferl.data.types import Scorer
 from preferl.evaluation import comparison, pool
 from preferl.evaluation.comparison import KL_DRIFT_PER_TOKEN
 from preferl.evaluation.pool import Pool
-from preferl.judging.backends import JudgeConfig
+from preferl.judging.backends import JudgeConfig, parse_judge
 from preferl.judging.judges import keep_replies, load_pairwise_judge
-from preferl.judging.scorers import check_scores, load_scorer, reward_models, score_responses
+from preferl.judging.scorers import load_scorer, reward_models, score_responses, scored
 from preferl.learning.rollout import Shaping
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts, below
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, require_at_least
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import Steps, say
+from preferl.runs.ranges import Count, Several
 from preferl.runs.record import StageRecord
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy, Responses
@@ -64,15 +65,15 @@ class EvaluateConfig(SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     """A second reward, such as a model of other pairs or another seed, that nothing was trained against."""
     judge: str | None = None
     """A language model that compares the policies' responses: ``judge:<model>``, ``judge:<url>#<model>``."""
-    max_eval_prompts: int = 512
+    max_eval_prompts: Several = 512
     """Most eval prompts."""
-    num_generations: int = 1
+    num_generations: Count = 1
     """Responses of each policy to each prompt."""
-    best_of: list[int] = field(default_factory=lambda: [4, 16])
+    best_of: list[Count] = field(default_factory=lambda: [4, 16])
     """N of best-of-N from the reference policy, picked by the reward."""
-    best_of_prompts: int = 128
+    best_of_prompts: Several = 128
     """Eval prompts of the pool, on which best-of-N and the optimum are measured."""
-    pool_size: int | None = None
+    pool_size: Count | None = None
     """Responses of the reference policy to each of them; by default as many as the largest N."""
 
 
@@ -173,10 +174,8 @@ def evaluate(
 
 def check_options(config: EvaluateConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    require_at_least(config, 1, "num_generations")
-    require_at_least(config, 2, "max_eval_prompts", "best_of_prompts")
-    if any(n < 1 for n in config.best_of):
-        raise UsageError(f"best_of is {config.best_of}; every N must be at least 1")
+    if config.judge:
+        parse_judge(config.judge)
     size = config.pool_size
     if size is not None and size < max([1, *config.best_of]):
         raise UsageError(f"pool_size is {size}; best_of {config.best_of} needs at least its largest N")
@@ -357,11 +356,9 @@ def against_references(
     found: dict[str, Any] = {"prompts": len(known)}
     for measure, scorer in scorers.items():
         try:
-            values = scorer(asked, texts, finished=[True] * len(texts))
+            value_P1 = scored(scorer, asked, texts, finished=[True] * len(texts))[:, None]
         except UsageError:
             continue  # a reward of tokens has nothing to say about texts that were not sampled
-        check_scores(values, texts)
-        value_P1 = np.array(values, dtype=np.float64)[:, None]
         mean = mean_interval(value_P1[:, 0]).named("mean")
         found[measure] = comparison.compare(rl[measure][known], value_P1) | mean
     if judged is not None:

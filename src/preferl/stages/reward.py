@@ -31,8 +31,8 @@ from preferl.data.types import Scorer
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.baselines import fit_length
 from preferl.evaluation.scored import ScoredPairs, accuracy_of, quality_of, scores_of
-from preferl.judging.scorers import MEMBER, ShardedScorer, load_scorer
-from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, check_fit, fit, plan_batches
+from preferl.judging.scorers import MEMBER, ShardedScorer, load_scorer, scored
+from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, fit, plan_batches
 from preferl.learning.fit import why_not_longer as fit_why_not_longer
 from preferl.maths import preference
 from preferl.models import load
@@ -51,6 +51,17 @@ from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import UsageError
+from preferl.runs.ranges import (
+    Count,
+    Decay,
+    ErrorRate,
+    Finite,
+    Natural,
+    NonNegative,
+    Positive,
+    Several,
+    Share,
+)
 from preferl.runs.record import StageRecord
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
@@ -73,51 +84,51 @@ class RewardConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, Device
     """``bradley_terry`` (every pair for itself), ``balanced`` (all pairs of a ranking together, their mean),
     ``margin`` (balanced, minus margins), ``plackett_luce`` or ``rao_kupper`` (with ties). ``auto``: balanced
     where there are rankings of three or more, else bradley_terry."""
-    margin_scale: float = 1.0
+    margin_scale: Finite = 1.0
     """``margin``: multiplies the margins of the data; 0 is the binarised comparison."""
-    tie_margin: float = 0.5
+    tie_margin: Positive = 0.5
     """``rao_kupper``: the difference of scores (nats) within which a tie is likely."""
-    label_smoothing: float = 0.0
+    label_smoothing: ErrorRate = 0.0
     """Probability that a label is wrong, 0 to 0.5 (``bradley_terry``, ``balanced``, ``margin``)."""
-    center_rewards_coefficient: float = 0.0
+    center_rewards_coefficient: NonNegative = 0.0
     """Weight of the squared sum of a pair's scores, which holds them near 0 (TRL's name; 0.01 is usual)."""
     pooling: str = "last"
     """What a new head reads: the ``last`` real token, or the ``mean`` of all of them."""
-    lora_r: int = 0
+    lora_r: Natural = 0
     """Rank of LoRA weights to train instead of the whole trunk; 0 for none."""
-    lora_alpha: float = 16.0
+    lora_alpha: Positive = 16.0
     """LoRA's scale is alpha / r."""
-    lora_dropout: float = 0.0
+    lora_dropout: Decay = 0.0
     """Dropout before LoRA's weights."""
-    num_members: int = 1
+    num_members: Count = 1
     """Members of an ensemble, each with a seed of its own, in ``member-0/``, ``member-1/``, …"""
-    member_share: float = 1.0
+    member_share: Share = 1.0
     """Share of the training prompts that each member of an ensemble sees."""
-    max_length: int = 512
+    max_length: Several = 512
     """Longest (prompt + response) in tokens; a prompt loses its oldest tokens first."""
-    train_batch_size: int = 16
+    train_batch_size: Count = 16
     """Comparisons in one update."""
-    learning_rate: float = 1e-3
+    learning_rate: NonNegative = 1e-3
     """Peak learning rate of AdamW (1e-5 suits a pretrained model)."""
-    adam_beta2: float = 0.99
+    adam_beta2: Decay = 0.99
     """Decay of AdamW's second moment."""
     lr_scheduler_type: str = "linear"
     """``cosine``, ``linear`` or ``constant``, after the warm-up."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """AdamW's decoupled weight decay."""
-    weight_average: float = 0.15
+    weight_average: Share = 0.15
     """Share of the updates over which the weights that are evaluated and kept are averaged; 0 for none."""
     train_embeddings: bool = True
     """Train the input embeddings too; without, a small model remembers less of a small data set."""
-    patience: int = 4
+    patience: Count = 4
     """Stop after so many measurements without a lower dev log-loss."""
-    max_train_comparisons: int | None = None
+    max_train_comparisons: Count | None = None
     """Use at most so many training comparisons, the first ones of a seeded order."""
     audit: bool = True
     """Write ``audit.json``: intervals, calibration, biases, baselines, disagreements."""
-    max_eval_pairs: int = 10_000
+    max_eval_pairs: Count = 10_000
     """Most pairs of the eval split that are scored."""
-    normalise_samples: int = 1024
+    normalise_samples: Several = 1024
     """Most reference samples for mean and standard deviation."""
 
 
@@ -248,23 +259,10 @@ EXTENDABLE = dict.fromkeys(("num_train_epochs", "max_steps", "num_evals"), why_n
 
 def check_options(config: RewardConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    check_fit(config)
     if config.loss not in ("auto", *LOSSES):
         raise UsageError(f"loss '{config.loss}' is unknown; use auto, {', '.join(LOSSES)}")
-    for name, low, high in (("weight_average", 0, 1), ("label_smoothing", 0, 0.5), ("member_share", 0, 1)):
-        value = getattr(config, name)
-        if not low <= value <= high:
-            raise UsageError(f"{name} is {value}; it must lie between {low} and {high}")
     if config.label_smoothing and config.loss in ("plackett_luce", "rao_kupper"):
         raise UsageError(f"label_smoothing is of the pairwise losses; {config.loss} has none")
-    if not config.tie_margin > 0:
-        raise UsageError(f"tie_margin is {config.tie_margin}; it must be above 0, or a tie cannot happen")
-    if config.max_train_comparisons is not None and config.max_train_comparisons < 1:
-        raise UsageError(f"max_train_comparisons is {config.max_train_comparisons}; it starts at 1")
-    if config.num_members < 1 or config.lora_r < 0:
-        raise UsageError(
-            f"num_members is {config.num_members} and lora_r {config.lora_r}; they start at 1 and at 0"
-        )
 
 
 def train(
@@ -536,7 +534,7 @@ def reference_scores(
         prompts = source.need("prompts", "train")[:count]
         seed = devices.generator(config.seed, "reward", "reference")
         made = reference.respond(prompts, 1, seed, config)
-        scores = np.array(scorer(made.prompts, made.completions, made.finished))
+        scores = scored(scorer, made.prompts, made.completions, finished=made.finished)
     else:
         scores = np.concatenate(scores_of(scorer, source.train.pairs[: count // 2]))
     return float(scores.mean()), float(scores.std())

@@ -54,9 +54,10 @@ from preferl.runs.checkpoint import (
     restore_random_state,
     restore_schedule,
 )
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, require_at_least
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps, say
+from preferl.runs.ranges import Count, Finite, Natural, NonNegative, Positive, Share
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.policy import Policy, Responses
@@ -85,48 +86,48 @@ class RlConfig(
     """Where the stage is written."""
     gold: str | None = None
     """An annotator's utility that is only watched, never trained on (``world``, ``sentiment``, …)."""
-    num_iterations: int = 50
+    num_iterations: Count = 50
     """Iterations: one batch of episodes each."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Episodes (responses) in one iteration."""
     kl_controller: str = "fixed"
     """``fixed``, or ``adaptive`` (Ziegler et al. 2019) towards ``kl_target``."""
-    kl_target: float = 6.0
+    kl_target: Positive = 6.0
     """Adaptive KL: nats per response to aim at."""
-    kl_horizon: float = 10_000
+    kl_horizon: Positive = 10_000
     """Adaptive KL: episodes over which the coefficient reacts."""
-    reward_clip: float = 10.0
+    reward_clip: NonNegative = 10.0
     """Scores are clipped to plus and minus this (in standard deviations of a reward model); 0 for none."""
-    length_penalty: float = 0.0
+    length_penalty: NonNegative = 0.0
     """Subtracted from the score for every token of the response."""
-    missing_eos_penalty: float = 1.0
+    missing_eos_penalty: Finite = 1.0
     """Subtracted from the score of a response that did not end with EOS."""
     replace_missing_eos: bool = False
     """Such a response gets minus the penalty as its score instead, whatever the reward says."""
-    learning_rate: float = 5e-4
+    learning_rate: NonNegative = 5e-4
     """Peak learning rate of the policy (1e-6 to 1e-5 suits a pretrained model)."""
-    critic_learning_rate: float | None = None
+    critic_learning_rate: NonNegative | None = None
     """Peak learning rate of the critic; by default the policy's."""
     lr_scheduler_type: str = "linear"
     """``cosine``, ``linear`` or ``constant``, after the warm-up."""
-    warmup_ratio: float = 0.02
+    warmup_ratio: Share = 0.02
     """Fraction of the updates during which the learning rate rises from 0."""
-    adam_epsilon: float = 1e-5
+    adam_epsilon: Positive = 1e-5
     """AdamW's epsilon."""
-    eval_every: int = 1
+    eval_every: Natural = 1
     """Iterations between measurements on held-out prompts; 0 for none."""
-    eval_prompts: int = 64
+    eval_prompts: Natural = 64
     """Held-out prompts of such a measurement."""
     eval_split: str = "dev"
     """The split they come from: ``dev`` or ``eval``."""
-    check_reward_every: int = 10
+    check_reward_every: Natural = 10
     """With ``gold``: iterations between checks of the reward's accuracy on fresh pairs; 0 for none."""
-    check_reward_pairs: int = 128
+    check_reward_pairs: Count = 128
     """Pairs of such a check."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """Stop after so many iterations, whatever ``num_iterations`` says; the learning rate's schedule ends
     there."""
-    save_every: int | None = None
+    save_every: Natural | None = None
     """Iterations between checkpoints, from which the same command goes on if interrupted; by default about
     ten a run, fewer where writing them would take over a tenth of its time; 0 for none."""
 
@@ -280,12 +281,6 @@ def check_options(config: RlConfig) -> None:
     for name, known in choices.items():
         if getattr(config, name) not in known:
             raise UsageError(f"{name} '{getattr(config, name)}' is unknown; use {', '.join(known)}")
-    require_at_least(config, 0, "kl_coef", "num_generations", "num_ppo_epochs", "num_mini_batches")
-    require_at_least(config, 0, "dual_clip", "reward_clip", "target_kl", "length_penalty")
-    require_at_least(config, 1, "micro_batch_size", "batch_size", "num_iterations")
-    for name in ("max_steps", "save_every"):
-        if getattr(config, name) is not None:
-            require_at_least(config, 1 if name == "max_steps" else 0, name)
     for own in (base for base in type(config).__mro__ if "check" in vars(base)):
         own.check(config)
     if config.dual_clip and config.dual_clip <= 1:

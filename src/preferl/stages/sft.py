@@ -20,12 +20,14 @@ from preferl.data import sources
 from preferl.data.records import Demonstration, prompt_text
 from preferl.data.sources import Source
 from preferl.data.tokens import pad, prompt_ids, response_ids
-from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, check_fit, fit, plan_batches
+from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
 from preferl.models import load, tiny
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import UsageError
+from preferl.runs.memory import refuse_too_large
+from preferl.runs.ranges import Count, Decay, Natural, NonNegative, Positive, Several
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
 
@@ -40,29 +42,29 @@ class SftConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOpt
     """Where the stage is written."""
     model_name_or_path: str | None = None
     """Model to fine-tune; without it a small one is made from the sizes below."""
-    vocab_size: int = 2048
+    vocab_size: Count = 2048
     """Tokens of the vocabulary of a new tokenizer."""
-    hidden_size: int = 160
+    hidden_size: Count = 160
     """Width of a new model."""
-    num_layers: int = 2
+    num_layers: Count = 2
     """Layers of a new model."""
-    num_heads: int = 8
+    num_heads: Count = 8
     """Attention heads of a new model."""
-    max_length: int = 512
+    max_length: Several = 512
     """Longest (prompt + response) in tokens; longer responses are cut, and then end without EOS."""
-    learning_rate: float = 4e-3
+    learning_rate: NonNegative = 4e-3
     """Peak learning rate of AdamW (1e-5 to 5e-5 suits a pretrained model)."""
-    lr_end_factor: float = 0.05
+    lr_end_factor: NonNegative = 0.05
     """The learning rate decays to this fraction of its peak."""
-    adam_beta2: float = 0.99
+    adam_beta2: Decay = 0.99
     """Decay of AdamW's second moment."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """AdamW's decoupled weight decay."""
-    num_train_epochs: float = 5.0
+    num_train_epochs: Positive = 5.0
     """Passes over the training demonstrations."""
-    eval_rows: int = 256
+    eval_rows: Natural = 256
     """Held-out demonstrations for the loss."""
-    check_samples: int = 256
+    check_samples: Natural = 256
     """Responses sampled afterwards, to see that they are well-formed and end with EOS."""
 
 
@@ -81,9 +83,12 @@ def run(config: SftConfig, fresh: bool | str = False, callbacks: Sequence[Callba
 
 def check_options(config: SftConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    check_fit(config)
-    if not config.model_name_or_path and config.hidden_size % config.num_heads:
+    if config.model_name_or_path:
+        return
+    if config.hidden_size % config.num_heads:
         raise UsageError(f"hidden_size {config.hidden_size} is no multiple of num_heads {config.num_heads}")
+    least = config.num_layers * config.hidden_size**2 + config.vocab_size * config.hidden_size
+    refuse_too_large(4 * least, "a model of these vocab_size, hidden_size and num_layers")
 
 
 def starting_policy(config: SftConfig, source: Source, stage: Stage) -> Policy:

@@ -20,6 +20,7 @@ from preferl import pipeline
 from preferl.pipeline import Planned, RunConfig, RunOptions, plain, replace_references
 from preferl.runs.errors import UsageError
 from preferl.runs.files import write_atomically
+from preferl.runs.ranges import RangedOptions, Seed
 from preferl.runs.record import PLACES
 
 CONTENTS = "contents.json"  # of a sweep: the hash of what a stage makes -> its directory
@@ -28,7 +29,7 @@ MISPLACED = "directories follow from the points; give one output_dir for the swe
 
 
 @dataclass(kw_only=True)
-class SweepOptions:
+class SweepOptions(RangedOptions):
     """What varies and what is read off."""
 
     grid: dict[str, list[Any]] = field(default_factory=dict)
@@ -36,7 +37,7 @@ class SweepOptions:
     points: list[dict[str, Any]] = field(default_factory=list)
     """Further points, each with the keys it sets and, under ``name``, what it is called; {} is the base. In a
     text ``@other name/reward`` stands for the directory of that stage of a point named before."""
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[Seed] = field(default_factory=lambda: [0])
     """Every point is run with each of these seeds."""
     metrics: dict[str, str] = field(default_factory=dict)
     """Name -> stage and path in its summary.json, as reward.eval/accuracy; by default those of the stages."""
