@@ -51,6 +51,7 @@ sft, reward, dpo and rl also train with several processes: torchrun --nproc_per_
 (--config, several allowed), then flags; --print_config shows the result. The same command again goes on
 where it was interrupted; --fresh starts anew; --keep_stale takes a stage whose inputs have changed since
 as it is; --debug shows tracebacks.
+Ctrl+C, SIGTERM and SIGHUP end and save what was begun first, within ten seconds; twice means now.
 Exit codes: 0 done, 2 usage, 3 data, 4 diverged, 75 interrupted (run the same command again).
 """
 

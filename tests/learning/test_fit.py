@@ -79,7 +79,7 @@ def train(path, config=None, saved=None, model=None, weighted=False, measured=Tr
     """A whole run in a directory; returns the model, what fit says of it, and the rows that were logged."""
     config, model = config or options(path), model or Line()
     batches = plan_batches([1] * len(X), config, random.Random(0))
-    with Stage("sft", config) as stage:
+    with Stage("sft", config, extendable=EXTENDABLE) as stage:
         saved = stage.begin({}) if saved is None else saved
         fitted = fit(objective(model, weighted, measured), batches, config, stage, saved, **how)
     return model, fitted, rows_of(path)
@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     model = Line()
     broken = dataclasses.replace(objective(model), step=lambda rows: (model.w.sum() * math.inf, {}))
     config = options(tmp_path)
-    with Stage("sft", config) as stage:
+    with Stage("sft", config, extendable=EXTENDABLE) as stage:
         stage.begin({})
         with pytest.raises(DivergedError, match="sft update 1: the loss is inf; stopped before the update"):
             fit(broken, [[0, 1]], config, stage)
@@ -270,7 +270,7 @@ def interrupted(config, at, **how) -> None:
         return usual.step(numbers)
 
     batches = plan_batches([1] * len(X), config, random.Random(0))
-    with Stage("sft", config) as stage:
+    with Stage("sft", config, extendable=EXTENDABLE) as stage:
         assert stage.begin({}) is None
         with pytest.raises(Killed):
             fit(dataclasses.replace(usual, step=killed), batches, config, stage, **how)
@@ -289,7 +289,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, at, how):
     kept = sorted(p.name for p in (path / "state").iterdir()) if (path / "state").exists() else []
     assert len(kept) <= 2
     batches = plan_batches([1] * len(X), config, random.Random(0))
-    with Stage("sft", config) as stage:
+    with Stage("sft", config, extendable=EXTENDABLE) as stage:
         saved = stage.begin({})
         assert (saved.step if saved else 0) == at // 2 * 2
         again = fit(objective(model), batches, config, stage, saved, **how)
@@ -364,11 +364,10 @@ def test_a_longer_run_that_would_have_been_another_is_refused(tmp_path, before, 
     interrupted(started, 5)
     kept = sorted(path for path in tmp_path.rglob("*"))
     config = options(tmp_path, **CONSTANT | after)
-    with (
-        Stage("sft", config, extendable=EXTENDABLE) as stage,
-        pytest.raises(UsageError, match=f"is unfinished, and cannot go on with .*{reason}.*--fresh to begin"),
+    with pytest.raises(
+        UsageError, match=f"is unfinished, and cannot go on with .*{reason}.*--fresh to begin"
     ):
-        stage.begin({})
+        Stage("sft", config, extendable=EXTENDABLE)
     assert sorted(path for path in tmp_path.rglob("*")) == kept
     with Stage("sft", started, extendable=EXTENDABLE) as stage:
         assert stage.begin({}).step == 4
@@ -386,7 +385,7 @@ def test_a_signal_in_the_last_update_loses_nothing(tmp_path, monkeypatch, capsys
         return usual.step(numbers)
 
     batches = plan_batches([1] * len(X), config, random.Random(0))
-    with Stage("sft", config) as stage:
+    with Stage("sft", config, extendable=EXTENDABLE) as stage:
         stage.begin({})
         with pytest.raises(Interrupted, match="interrupted by SIGTERM"):
             fit(dataclasses.replace(usual, step=asked_in_the_last), batches, config, stage)
@@ -400,10 +399,10 @@ def test_a_signal_in_the_last_update_loses_nothing(tmp_path, monkeypatch, capsys
 
 def test_checkpoints_are_keyed_by_parameter_names(tmp_path):
     config = options(tmp_path, save_every=4)
-    with Stage("sft", config) as stage:
+    with Stage("sft", config, extendable=EXTENDABLE) as stage:
         stage.begin({})
         fit(objective(Line()), plan_batches([1] * 24, config, random.Random(0)), config, stage)
-        saved = checkpoint.latest(stage.state)
+        saved = checkpoint.latest(stage.state, stage.owner)
     assert saved is not None
     assert {name for name in saved.tensors if name.startswith("weights/")} == {"weights/w", "weights/b"}
     assert "moments/w/exp_avg" in saved.tensors
@@ -413,7 +412,7 @@ def test_checkpoints_are_keyed_by_parameter_names(tmp_path):
 @pytest.mark.parametrize(("every", "kept"), [(0, []), (5, [5, 10]), (12, []), (1, [10, 11])])
 def test_save_every_says_when(tmp_path, every, kept):
     config = options(tmp_path, save_every=every)
-    with Stage("sft", config) as stage:
+    with Stage("sft", config, extendable=EXTENDABLE) as stage:
         stage.begin({})
         fit(objective(Line()), plan_batches([1] * 24, config, random.Random(0)), config, stage)
         state = stage.state

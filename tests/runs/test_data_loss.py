@@ -10,6 +10,7 @@ import yaml
 
 from preferl import cli
 from preferl.runs.config import DeviceOptions
+from preferl.runs.disks import DiskError
 from preferl.runs.errors import UsageError
 from preferl.runs.found import examine
 from preferl.runs.inputs import identify
@@ -189,7 +190,7 @@ def test_the_mark_is_the_first_file(tmp_path, kind, monkeypatch):
     assert [p.name for p in (tmp_path / "out").iterdir()] == [MARK]
     if kind == "stage":
         monkeypatch.setattr("preferl.runs.stage.write_atomically", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(DiskError, match="the disk is full"):
             begin(tmp_path / "new")
         assert {p.name for p in (tmp_path / "new").iterdir()} == {MARK, LOCK}
         monkeypatch.undo()

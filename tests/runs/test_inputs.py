@@ -15,6 +15,7 @@ from preferl import cli
 from preferl.pipeline import KINDS
 from preferl.runs import inputs
 from preferl.runs.config import DeviceOptions
+from preferl.runs.disks import DiskError
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import NAMING, file_hash, hash_directory, identify
 from preferl.runs.mark import MARK
@@ -304,7 +305,7 @@ def test_after_an_error_in_any_step_the_same_command_goes_on(tmp_path, audit_hoo
         try:
             make(path, fresh=fresh, weights="new")
             failed = False
-        except (Killed, OSError):
+        except (Killed, DiskError):
             failed = True
         finally:
             bomb.update(under=None)
