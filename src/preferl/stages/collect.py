@@ -1,7 +1,8 @@
 """collect: samples responses from a policy (or reads them), lets an annotator compare them, writes pairs.
 
 ``data/train.jsonl``, ``dev``, ``rl`` and ``eval`` carry TRL's columns (prompt, chosen, rejected) and beside
-them who labelled, what sampled, the true utilities and P(chosen is preferred) where the annotator has them.
+them who labelled, what sampled, and where the annotator has them the true utilities and P(the label prefers
+chosen), with its errors and its bias for a place.
 """
 
 import dataclasses
@@ -378,13 +379,16 @@ def label(
         [p.finished[1] for p in pairs],
     )
     kept_N = judged.kept_N if isinstance(judged, JudgedPairs) else np.ones(len(pairs), bool)
+    p_first_N = judged.probability_N
+    if isinstance(annotator, Annotator):
+        p_first_N = annotator.label_probability(judged.utility_a_N, judged.utility_b_N)
     records = []
     for i, pair in enumerate(pairs):
         if not kept_N[i] or (judged.tied_N[i] and config.tie_policy == "skip"):
             continue
         won = 0 if judged.first_wins_N[i] else 1
         utility = (float(judged.utility_a_N[i]), float(judged.utility_b_N[i]))
-        p_first = float(judged.probability_N[i])
+        p_first = float(p_first_N[i])
         columns = {
             "split": split,
             "annotator": annotator.name,
@@ -438,12 +442,23 @@ def rank(
             "finished": row.finished,
             "gold": utility_K.tolist(),
         }
-        if annotator.mode == "stochastic":
-            columns["label_scale"] = annotator.scale
+        columns |= how_labelled(annotator, len(row.responses))
         ranks = annotator.rank(utility_K, rng)
         each = ("finished", "gold")
         rankings.append(Comparison(row.prompt, row.responses, ranks, None, columns, each))
     return rankings, left_out
+
+
+def how_labelled(annotator: Annotator, shown: int) -> dict[str, Any]:
+    """What `known_probability` needs to know of a ranking's labels, as columns; what is not there is 0."""
+    deterministic = annotator.mode == "deterministic"
+    columns: dict[str, Any] = {"label_mode": annotator.mode} if deterministic else {}
+    columns |= {} if deterministic else {"label_scale": annotator.scale}
+    columns |= {"label_error_rate": annotator.error_rate} if annotator.error_rate else {}
+    columns |= {"label_coin_width": annotator.coin_width} if annotator.coin_width else {}
+    if annotator.position_bias:
+        columns |= {"label_position_bias": annotator.position_bias, "label_shown": shown}
+    return columns
 
 
 def selection_of(config: CollectConfig) -> str:
