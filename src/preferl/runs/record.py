@@ -26,7 +26,8 @@ class StageRecord:
         self.config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         self.manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         summary = path / "summary.json"
-        self.summary = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+        text = summary.read_text(encoding="utf-8") if summary.exists() else "{}"
+        self.summary = with_infinite_ends(json.loads(text))
         self.metrics = read_jsonl(path / "metrics.jsonl")
         self.samples = read_jsonl(path / "samples.jsonl")
         self.done = (path / "DONE").exists()
@@ -44,6 +45,19 @@ class StageRecord:
         """The reward stage's ``audit.json``, where it wrote one."""
         path = self.path / "audit.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def with_infinite_ends(tree: Any) -> Any:
+    """Infinite ends of intervals and errors, which JSON holds as text, as numbers again."""
+    if isinstance(tree, list):
+        return [with_infinite_ends(value) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    found = {}
+    for key, value in tree.items():
+        infinite = key.endswith(("_low", "_high", "_se")) and value in ("inf", "-inf")
+        found[key] = float(value) if infinite else with_infinite_ends(value)
+    return found
 
 
 def stage_paths(run: Path) -> dict[str, Path]:
