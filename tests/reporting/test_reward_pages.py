@@ -48,8 +48,8 @@ def test_the_page_has_loss_curves_and_mean_scores(record):
     assert f"lowest, {r['dev/loss']:.3f}, at update {r['best_update']}" in loss.reading
     assert f"ended at {r['dev/final_loss']:.3f}" in loss.reading
     assert f"{100 * r['dev/final_accuracy']:.1f}\u00a0% with the last" in loss.reading
-    assert ">training<" in loss.svg
-    assert ">held out<" in loss.svg
+    assert ">training batches<" in loss.svg
+    assert ">held-out pairs<" in loss.svg
     scores = rewards.reward_scores_plot(stages)
     last = measured[-1]
     assert f"score {last['dev/score_chosen']:.2f}".replace("-", "−") in scores.reading

@@ -61,6 +61,7 @@ def test_a_reward_model_learns_from_a_few_pairs(rows, start):
     assert found["eval/pairs"] == (rows if rows < 10 else 1)
     # All right of n has Wilson's interval: of 1 from 21 %, of 3 from 44 %, of 6 from 61 % on.
     n = found["eval/pairs"]
+    assert found["eval/share_trained_on"] == found["dev/share_trained_on"] == (rows < 10)
     assert found["eval/accuracy"] == 1
     assert found["eval/accuracy_low"] == pytest.approx(n / (n + 1.96**2), abs=1e-3)
     several = [*lm, "--num_members", "2", "--member_share", "0.5", "--loss", "plackett_luce"]
@@ -90,7 +91,7 @@ def test_a_policy_is_trained_and_evaluated_on_a_few_prompts(rows, start):
         "{out}/evaluate",
     )  # fmt: skip
     one = rows != 3  # of ten prompts one is eval's
-    assert found["prompts"] == (1 if one else 3)
+    assert (found["prompts"], found["trained_on"]) == (1 if one else 3, rows < 10)
     compared = found["comparison"]["score"]
     assert compared["difference_low"] == "-inf" if one else is_wide(compared, "difference", 0.0)
     assert is_wide(compared, "win_rate", 0.6)
@@ -110,6 +111,9 @@ def test_a_run_on_a_few_pairs_has_a_page_without_numbers_that_are_none(rows, sta
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     shown = re.sub(r"<[^>]*>", " ", re.sub(r"<(style|script|pre)\b.*?</\1>", " ", page, flags=re.S))
     assert "Reward model: loss" in shown
+    assert "agreement with its training labels" in shown
+    assert "held-out labels" not in shown
+    assert f"On {rows} training prompts" in shown
     assert not re.search(r"\b(nan|NaN|inf|None)\b", shown)
     if rows == 1:
         assert "[…,\u00a0…]" in shown
@@ -122,6 +126,16 @@ def test_responses_of_a_person_to_one_prompt_are_labelled(tmp_path):
     assert cli.main(["collect", *words, *QUICK]) == 0
     summary = json.loads((tmp_path / "c" / "summary.json").read_text())
     assert summary["splits"]["eval"]["pairs"] == 1
+
+
+def test_responses_of_which_none_trains_are_refused_by_their_column(tmp_path, capsys):
+    file = tmp_path / "responses.jsonl"
+    row = {"prompt": "Why?", "responses": ["Because.", "Because it is so."]}
+    rows = [row | {"prompt": f"Why {i}?", "split": "rl" if i else "test"} for i in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--responses_file", str(file), "--annotator", "length", "--output_dir", str(tmp_path / "c")]
+    assert cli.main(["collect", *words, *QUICK]) == 3
+    assert "3 rl, 1 eval (its own)). Mark some as train in a column `split`" in capsys.readouterr().err
 
 
 def test_a_split_that_is_missing_is_named_with_what_makes_one(tmp_path, policy_directory, capsys):

@@ -179,6 +179,15 @@ def test_intervals_of_very_few_cover_the_truth(n):
     assert (covered / 1000 >= [0.935, 0.90, 0.935]).all()
 
 
+def test_a_few_equal_values_say_nothing_of_the_spread():
+    """Student's interval would have no width, and a gain of 1 on three prompts would be certain."""
+    unknown = (1.0, -np.inf, np.inf)
+    assert paired_bootstrap([2.0] * 3, [1.0] * 3) == unknown
+    assert paired_hierarchical_bootstrap([[2.0]] * 3, [[1.0]] * 3) == unknown
+    assert cluster_bootstrap([1.0] * 4, [0, 0, 1, 2]) == unknown
+    assert paired_bootstrap([2.0] * FEW, [1.0] * FEW) == (1.0, 1.0, 1.0)
+
+
 @pytest.mark.parametrize("prompts", [2, 3, 6, 10])
 def test_shares_of_very_few_prompts_count_a_prompt_once(prompts):
     """Whether a prompt is easy decides all of its comparisons: as many as one likes say no more than one."""

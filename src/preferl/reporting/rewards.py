@@ -1,5 +1,6 @@
 """How good the reward model is: its curves, its audit, what it likes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from preferl.reporting.formats import cut_text, estimate, format_2f, percent, signed_percent, with_interval
@@ -43,7 +44,11 @@ def reward_plot(stages: Stages) -> Plot | None:
     reading += f"length alone reaches {percent(length)}"
     reading += f", a bag of words {percent(words)}" if words is not None else ""
     reading += f", and nothing could expect more than {percent(bayes)}" if bayes else ""
-    return Plot("Reward model: held-out accuracy", draw(marks, "update", "accuracy"), reading + ".")
+    return Plot(
+        f"Reward model: accuracy on {unseen(record, 'dev')} pairs",
+        draw(marks, "update", "accuracy"),
+        reading + ".",
+    )
 
 
 def level_at(y: float, name: str, colour: str, style: str) -> Mark:
@@ -51,11 +56,16 @@ def level_at(y: float, name: str, colour: str, style: str) -> Mark:
     return lambda axes: axes.axhline(y, label=name, color=colour, linestyle=style)
 
 
+def unseen(record: StageRecord, split: str) -> str:
+    """What to call the pairs of a split: a data set that is too small to divide holds none out."""
+    return "its training" if record.summary.get(f"{split}/share_trained_on") == 1 else "held-out"
+
+
 @of_one_run("reward")
 def reward_loss_plot(stages: Stages) -> Plot | None:
     """Training and held-out loss over the updates: where the second rises, the labels are being learnt by
     heart."""
-    trained = trained_in(stages)
+    trained, where = trained_in(stages), unseen(stages["reward"], "dev")
     marks: list[Mark] = []
     readings = []
     for (name, part), (colour, marker) in zip(trained.items(), styles(len(trained)), strict=True):
@@ -67,11 +77,18 @@ def reward_loss_plot(stages: Stages) -> Plot | None:
         held_out = ORANGE if one else colour
         marks += [
             curve(step, loss, color=colour, alpha=0.25, linewidth=0.8),
-            curve(step, smooth(loss), "training" if one else None, color=colour, linewidth=1),
+            curve(
+                step,
+                smooth(loss),
+                "training batches" if one else None,
+                color=colour,
+                linewidth=1,
+                marker=dot(step),
+            ),
             curve(
                 dev_step,
                 dev_loss,
-                "held out" if one else f"{name}, held out",
+                f"{where} pairs" if one else f"{name}, {where} pairs",
                 color=held_out,
                 marker=marker,
                 markersize=3,
@@ -81,13 +98,18 @@ def reward_loss_plot(stages: Stages) -> Plot | None:
         at = min(range(len(dev_loss)), key=dev_loss.__getitem__)
         readings.append(
             f"{'The' if one else name + ': the'} training loss went from {loss[0]:.3f} to "
-            f"{smooth(loss)[-1]:.3f}; the held-out loss was lowest, {dev_loss[at]:.3f}, at update "
+            f"{smooth(loss)[-1]:.3f}; the loss on {where} pairs was lowest, {dev_loss[at]:.3f}, at update "
             f"{dev_step[at]}, whose weights are kept, and ended at {dev_loss[-1]:.3f}{last_accuracy(part)}."
         )
     name = next(iter(trained.values())).summary.get("loss_name", "bradley_terry")
     if name != "bradley_terry":
-        readings.append(f"The training loss is {name}, the held-out one Bradley–Terry’s of every pair.")
+        readings.append(f"The training loss is {name}, the other Bradley–Terry’s of every pair.")
     return Plot("Reward model: loss", draw(marks, "update", "loss (nats)"), " ".join(readings))
+
+
+def dot(step: Sequence[float]) -> str | None:
+    """The marker of a line, without which a single point could not be seen."""
+    return "x" if len(step) == 1 else None
 
 
 def last_accuracy(record: StageRecord) -> str:
@@ -103,27 +125,34 @@ def last_accuracy(record: StageRecord) -> str:
 def reward_scores_plot(stages: Stages) -> Plot | None:
     """Mean scores of preferred and of rejected responses over the updates, of training and of held-out
     pairs."""
-    trained = trained_in(stages)
+    trained, where = trained_in(stages), unseen(stages["reward"], "dev")
     marks: list[Mark] = []
     readings = []
     for name, part in trained.items():
         ends = []
         for side, word, colour in (("chosen", "preferred", BLUE), ("rejected", "rejected", ORANGE)):
             step, seen = series(part, f"train/score_{side}")
-            dev_step, unseen = series(part, f"dev/score_{side}")
-            if not (seen and unseen):
+            dev_step, measured = series(part, f"dev/score_{side}")
+            if not (seen and measured):
                 return None
             label = f"{word}, " if not readings else None
             marks += [
-                curve(step, smooth(seen), label and f"{label}training", color=colour, linestyle=":"),
-                curve(dev_step, unseen, label and f"{label}held out", color=colour, marker="o", ms=3),
+                curve(
+                    step,
+                    smooth(seen),
+                    label and f"{label}training batches",
+                    color=colour,
+                    linestyle=":",
+                    marker=dot(step),
+                ),
+                curve(dev_step, measured, label and f"{label}{where} pairs", color=colour, marker="o", ms=3),
             ]
-            ends.append((smooth(seen)[-1], unseen[-1]))
+            ends.append((smooth(seen)[-1], measured[-1]))
         (chosen, dev_chosen), (rejected, dev_rejected) = ends
         readings.append(
             f"{'At the end' if len(trained) == 1 else name + ': at the end'} preferred responses score "
-            f"{format_2f(dev_chosen)} and rejected ones {format_2f(dev_rejected)} on held-out pairs, a "
-            f"margin of {format_2f(dev_chosen - dev_rejected)}; on training pairs it is "
+            f"{format_2f(dev_chosen)} and rejected ones {format_2f(dev_rejected)} on {where} pairs, a margin "
+            f"of {format_2f(dev_chosen - dev_rejected)}; on training batches it is "
             f"{format_2f(chosen - rejected)}."
         )
     readings.append("Scores are as trained, before they are normalised.")
@@ -177,7 +206,8 @@ def calibration_plot(stages: Stages) -> Plot | None:
 @of_one_run("reward")
 def reward_table(stages: Stages) -> Table | None:
     r = stages["reward"].summary
-    rows = [["agreement with held-out labels", with_interval(r, "eval/accuracy", percent)]]
+    where = unseen(stages["reward"], "eval")
+    rows = [[f"agreement with {where} labels", with_interval(r, "eval/accuracy", percent)]]
     for name, key in (("length alone", "length"), ("a bag of words", "bag_of_words")):
         found = f"eval/{key}_baseline_accuracy"
         if f"{found}_low" in r:
@@ -239,13 +269,16 @@ def audit_table(stages: Stages) -> Table | None:
     found = audit_in(stages)
     if found is None:
         return None
+    record = stages.get("reward")
+    where = unseen(record, "eval") if record is not None else "held-out"
+    parts = {f"{where} pairs": "unseen", "training pairs": "seen"}
     rows = [
-        accuracy_row(f"{name} pairs", found["calibration"][part])
-        for name, part in (("held-out", "unseen"), ("training", "seen"))
+        accuracy_row(name, found["calibration"][part])
+        for name, part in parts.items()
         if found["calibration"][part] is not None
     ]
     rows += [
-        {"pairs": f"held-out, {category}", "accuracy": accuracy, MARGIN: margin}
+        {"pairs": f"{where}, {category}", "accuracy": accuracy, MARGIN: margin}
         for category, accuracy, margin in category_rows(found)
     ]
     rows += [
@@ -260,7 +293,7 @@ def audit_table(stages: Stages) -> Table | None:
     if members is not None:
         for name, part in (("all members agree", "unanimous"), ("members differ", "divided")):
             group = members[part]
-            label = f"held-out, {name} ({group['pairs']:,} pairs)"
+            label = f"{where}, {name} ({group['pairs']:,} pairs)"
             rows.append({"pairs": label, "accuracy": estimate(group["accuracy"], percent)})
     for name, part in (("its six demonstration pairs", "seen"), ("four more", "unseen")):
         if found["demonstration"][part] is not None:

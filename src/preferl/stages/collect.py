@@ -105,6 +105,7 @@ def run(config: CollectConfig, fresh: bool = False, callbacks: Sequence[Callback
         elif config.model_name_or_path:
             policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
             source = sources.load_source(**config.source())
+            source.need("prompts", "train")
             stage.begin(parents | {"policy": config.model_name_or_path}, source.notes)
             prompts = {split: source[split].prompts for split in SPLITS}
             candidates = sample_candidates(policy, prompts, config, stage)
@@ -284,7 +285,8 @@ def read_candidates(path: Path, config: CollectConfig) -> tuple[dict[str, list[C
     """Responses from a file, split by prompt, and what was read, in a sentence.
 
     Raises:
-        DataError: the file is not there, or a row is not {"prompt", "responses": [two or more texts]}.
+        DataError: the file is not there, a row is not {"prompt", "responses": [two or more texts]}, or none
+            trains.
     """
     if not path.is_file():
         raise DataError(f"responses_file '{path}' is not a file")
@@ -312,6 +314,11 @@ def read_candidates(path: Path, config: CollectConfig) -> tuple[dict[str, list[C
     for split in splits.on_train:
         out[split] = out["train"]
     note = f"{path}: {len(rows)} rows used; split: {counts(splits)} ({splits.how})"
+    if not out["train"]:
+        raise DataError(
+            f"no row trains ({note}). Mark some as train in a column `split`, or leave the column out and let "
+            f"--split_shares divide them"
+        )
     return {split: out[split] for split in SPLITS}, note
 
 

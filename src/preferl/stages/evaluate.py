@@ -164,6 +164,7 @@ def evaluate(
     say_result(policies, against)
     stage.finish(
         prompts=len(prompts),
+        trained_on=source.eval is source.train,
         num_generations=config.num_generations,
         temperature=config.temperature,
         policies=policies,

@@ -345,12 +345,20 @@ def report(trained: Trained, source: Source, config: RewardConfig, stage: Stage)
         }
         for pair, chosen, rejected in list(zip(eval_pairs, chosen_N, rejected_N, strict=True))[:200]
     )
-    say_quality(quality, stage, source)
+    trained_on = {split: trained_on_too(source, split) for split in ("dev", "eval")}
+    say_quality(quality, stage, trained_on["eval"] == len(source.eval.pairs))
     stage.finish(
         train_pairs=len(train_pairs),
         **trained.summary,
         **{f"eval/{name}": value for name, value in quality.items()},
+        **{f"{split}/share_trained_on": n / len(source[split].pairs) for split, n in trained_on.items()},
     )
+
+
+def trained_on_too(source: Source, split: str) -> int:
+    """How many pairs of a split are training pairs: all of them where a data set is too small to divide."""
+    known = {(prompt_key(p.prompt), p.chosen, p.rejected) for p in source.train.pairs}
+    return sum((prompt_key(p.prompt), p.chosen, p.rejected) in known for p in source[split].pairs)
 
 
 def train_members(config: RewardConfig, stage: Stage, fresh: bool) -> Trained:
@@ -544,10 +552,10 @@ def reference_scores(
     return float(scores.mean()), float(scores.std())
 
 
-def say_quality(quality: dict[str, Any], stage: Stage, source: Source) -> None:
+def say_quality(quality: dict[str, Any], stage: Stage, trained_on: bool) -> None:
     words = quality["bag_of_words_baseline_accuracy"]
     words = "unknown" if words is None else f"{words:.1%}"
-    which = "held-out accuracy" if source.own("eval").comparisons else "accuracy where it trained"
+    which = "accuracy where it trained" if trained_on else "held-out accuracy"
     line = (
         f"{which} {Estimate.read(quality, 'accuracy').text('.1%')} on {quality['pairs']} pairs; "
         f"length alone {quality['length_baseline_accuracy']:.1%}, a bag of words {words}"

@@ -55,7 +55,8 @@ def cluster_bootstrap(
     """Mean with a percentile bootstrap interval that resamples whole clusters (Davison & Hinkley 1997, 3.8).
 
     Returns (mean, low, high). The mean is over values, so a large cluster weighs more. Fewer than ``FEW``
-    clusters have Student's interval with the variance over clusters (Cochran 1977, 6.5), one (-inf, inf).
+    clusters have Student's interval with the variance over clusters (Cochran 1977, 6.5), and (-inf, inf)
+    where all values are equal, as one is.
 
     Raises:
         ValueError: rows are empty, of different length or not finite, ``level`` is not in (0, 1), or there
@@ -67,7 +68,7 @@ def cluster_bootstrap(
         raise ValueError(f"resamples is {resamples}; it must be at least 1")
     sum_C, count_C = np.bincount(cluster_N, weights=value_N), np.bincount(cluster_N)
     mean, n = float(value_N.mean()), len(count_C)
-    if n == 1:
+    if n == 1 or (n < FEW and np.ptp(value_N) == 0):
         return Estimate(mean, -np.inf, np.inf)
     if n < FEW:
         from scipy import stats

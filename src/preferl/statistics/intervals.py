@@ -140,7 +140,8 @@ def paired_bootstrap(
     """Mean of a - b over the same items with a percentile bootstrap interval (Efron 1979): (mean, low, high).
 
     Items are resampled, so that what makes an item hard for both cancels. Fewer than ``FEW`` have Student's
-    interval, of which one item is (-inf, inf). Equal arguments give equal intervals.
+    interval, and (-inf, inf) where all differences are equal: one, or several, say nothing of the spread
+    then. Equal arguments give equal intervals.
 
     Raises:
         ValueError: the rows are empty, of different length or not finite, ``level`` is not in (0, 1), or
@@ -153,7 +154,7 @@ def paired_bootstrap(
     gap_N = a_N - b_N
     mean, n = float(gap_N.mean()), len(gap_N)
     if n < FEW:
-        return mean_interval(gap_N, level)
+        return _mean_of_few(gap_N, level)
     rng = np.random.default_rng(seed)
     # In blocks, so that many items do not make a huge table of indices.
     block = max(1, 2_000_000 // n)
@@ -172,8 +173,8 @@ def paired_hierarchical_bootstrap(
     drawn prompt the responses of either model, all with replacement (Davison & Hinkley 1997, 3.8). With one
     response each this is ``paired_bootstrap``. With more it errs on the wide side: a prompt's mean carries
     the luck of its responses already, which drawing them again adds once more (at most sqrt(2) times the
-    width, where responses differ much more than prompts). Fewer than ``FEW`` prompts have Student's interval
-    of their means, of which one prompt is (-inf, inf).
+    width, where responses differ much more than prompts). Fewer than ``FEW`` prompts have the interval
+    that ``paired_bootstrap`` gives few items.
 
     Raises:
         ValueError: the tables are empty, not finite or of different numbers of prompts, ``level`` is not in
@@ -190,7 +191,7 @@ def paired_hierarchical_bootstrap(
     gap_P = a_PA.mean(-1) - b_PB.mean(-1)
     if len(gap_P) < FEW:
         _require_resamples(resamples)
-        return mean_interval(gap_P, level)
+        return _mean_of_few(gap_P, level)
     low, high = _hierarchical_interval(mean_gap, sizes, level, resamples, seed)
     return Estimate(float(gap_P.mean()), low, high)
 
@@ -303,6 +304,13 @@ def length_controlled_win_rate(
         length_effect=(effect, effect - half * effect_error, effect + half * effect_error),
         reason=None,
     )
+
+
+def _mean_of_few(gap_N: np.ndarray, level: float) -> Estimate:
+    """Student's interval, unbounded where the values are equal: it would have no width."""
+    if np.ptp(gap_N) == 0:
+        return Estimate(float(gap_N.mean()), -np.inf, np.inf)
+    return mean_interval(gap_N, level)
 
 
 def _require_resamples(resamples: int) -> None:
