@@ -316,8 +316,8 @@ def read_candidates(path: Path, config: CollectConfig) -> tuple[dict[str, list[C
     note = f"{path}: {len(rows)} rows used; split: {counts(splits)} ({splits.how})"
     if not out["train"]:
         raise DataError(
-            f"no row trains ({note}). Mark some as train in a column `split`, or leave the column out and let "
-            f"--split_shares divide them"
+            f"no row trains ({note}). Mark some as train in a column `split`, or leave the column out "
+            f"and let --split_shares divide them"
         )
     return {split: out[split] for split in SPLITS}, note
 
