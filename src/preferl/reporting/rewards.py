@@ -345,7 +345,7 @@ def analysis_table(stages: Stages) -> Table | None:
     note = (
         f"In brackets the scores. In order: {estimate(ten, percent)} of the ten about helpfulness, safety "
         f"and accuracy, {estimate(four, percent)} of the four others ({', '.join(shares)}). "
-        f"{trained or 'None'} of these pairs {'was' if trained < 2 else 'were'} trained on."
+        f"Of these pairs {trained or 'none'} {'was' if trained < 2 else 'were'} trained on."
     )
     return table("Reward model on pairs of preferl’s own", rows, note)
 
