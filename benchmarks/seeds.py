@@ -9,17 +9,33 @@ from pathlib import Path
 from preferl import pipeline
 from preferl.runs.record import StageRecord
 
-FIGURES = ("seconds", "well-formed", "of Bayes", "gold gain", "low", "win rate", "KL", "EOS")
+FIGURES = (
+    "seconds",
+    "well-formed",
+    "agreement",
+    "words",
+    "length",
+    "of Bayes",
+    "gold gain",
+    "low",
+    "win rate",
+    "KL",
+    "EOS",
+)
 
 
 def figures(run: Path) -> list[float]:
-    """The figures of a finished run, in the order of FIGURES."""
+    """The figures of a finished run, in the order of FIGURES. Beside the reward model's agreement with
+    held-out labels stands that of a bag of words and of length alone."""
     sft, reward, evaluate = (StageRecord(run / name).summary for name in ("sft", "reward", "evaluate"))
     stages = ("sft", "collect", "reward", "rl", "evaluate")
     gold, policy = evaluate["comparison"]["gold"], evaluate["policies"]["policy"]
     return [
         sum(StageRecord(run / name).summary["seconds"] for name in stages),
         sft["dev/well_formed_rate"],
+        reward["eval/accuracy"],
+        reward["eval/bag_of_words_baseline_accuracy"],
+        reward["eval/length_baseline_accuracy"],
         reward["eval/fraction_of_bayes"],
         gold["difference"],
         gold["difference_low"],

@@ -288,11 +288,13 @@ def test_one_seed_shows_its_interval(reward_sweep):
     }
     assert summary["updates"] == 6
     assert "fraction_of_bayes_mean" in (config.root / "table.csv").read_text()
+    # It is varied for how long is trained: the last weights stand beside the best checkpoint's.
+    for metric, key in (("last_dev_loss", "final_loss"), ("last_dev_accuracy", "final_accuracy")):
+        assert rows[1]["metrics"][metric]["mean"] == summary[f"dev/{key}"]
     page = Page(config.root / "report.html")
     assert "95 % intervals of one seed" in page.text
-    assert (
-        page.tags.count("svg") == 3
-    )  # people's labels: nobody knows the best possible, and no plot claims it
+    # People's labels: nobody knows the best possible, and no plot claims it.
+    assert page.tags.count("svg") == 7
 
 
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(reward_sweep, tmp_path, capsys):

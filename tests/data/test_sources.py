@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from preferl.data.files import Table
 from preferl.data.records import DataError, Demonstration, prompt_key
 from preferl.data.sources import load_source, opening, passages
 from preferl.world import FAMILIES
@@ -50,7 +51,7 @@ def test_splits_share_no_prompt_and_lose_none(tmp_path):
     short = load_source(str(path), max_rows=10)
     assert sum(len(part.pairs) for part in short.parts.values()) == 10
     none = load_source(str(path), max_prompt_words=1)
-    with pytest.raises(DataError, match="no prompts in the split 'train'"):
+    with pytest.raises(DataError, match=r"has no prompts: it has no rows .*left out 180"):
         none.need("prompts", "train")
 
 
@@ -92,3 +93,43 @@ def test_real_stories_become_openings(real_data):
         assert len(d.prompt.split()) == 12
         assert len(d.response.split()) <= 33
         assert d.response.rstrip()[-1] in ".!?\"')"
+
+
+@pytest.mark.parametrize(("name", "trained"), [("world:demonstration", 6), ("world:analysis", 10)])
+def test_preferls_own_pairs_are_a_data_set(name, trained):
+    """One set trains, the four unseen pairs are measured; no prompt is in both."""
+    source = load_source(name)
+    assert [len(source[split].pairs) for split in ("train", "dev", "eval")] == [trained, 4, 4]
+    assert source.own("eval").pairs == source.own("dev").pairs == source.eval.pairs
+    keys = [{prompt_key(pair.prompt) for pair in source[split].pairs} for split in ("train", "eval")]
+    assert not keys[0] & keys[1]
+    assert source.category(source.train.pairs[0].prompt) == source.train.pairs[0].columns["category"]
+    with pytest.raises(DataError, match="world:demonstration, world:analysis"):
+        load_source("world:nothing")
+
+
+def test_a_second_data_set_adds_its_training_comparisons_alone():
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(4)]
+    few = load_source(Table(rows))
+    both = few.also_training_on(load_source("world:analysis"))
+    assert len(both.train.comparisons) == 14
+    # Few rows are all trained and measured on; that is still so, and still said.
+    assert not both.own("eval").comparisons
+    assert both.train.prompts == few.train.prompts
+    split = [row | {"split": name} for row, name in zip(rows, ("train", "train", "dev", "eval"), strict=True)]
+    both = load_source(Table(split)).also_training_on(load_source("world:demonstration"))
+    assert [len(both[name].comparisons) for name in ("train", "dev", "eval")] == [8, 1, 1]
+
+
+def test_a_split_without_rows_is_an_error_that_says_what_to_do():
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(40)]
+    source = load_source(Table(rows), split_shares=[0.9, 0.1, 0.0])
+    with pytest.raises(DataError) as caught:
+        source.need("pairs", "eval")
+    for words in ("no pairs in the split 'eval', only in train and dev", "column `split`", "--split_shares"):
+        assert words in str(caught.value)
+    assert "--split_by" in str(caught.value)
+    assert str(caught.value).endswith("--split")
+    with pytest.raises(DataError, match="has no pairs: it has prompts and demonstrations") as caught:
+        load_source(Table([{"prompt": f"p{i}", "completion": "a"} for i in range(40)])).need("pairs", "train")
+    assert "--split_shares" not in str(caught.value)

@@ -114,6 +114,20 @@ def test_ties_lie_within_the_width_unless_a_coin_decides():
     assert not Annotator("mine", utility_of({}), tie_width=0.25).tied(a, b).any()
 
 
+@pytest.mark.parametrize("mode", ["stochastic", "deterministic"])
+def test_a_coin_decides_what_lies_within_the_width(mode):
+    """Of pairs and of rankings alike; what lies beyond is decided as ever."""
+    near, far = {"mode": mode, "tie_width": 0.8}, {"mode": mode, "tie_width": 0.6}
+    assert first_wins(**near) == pytest.approx(0.5, abs=0.015)
+    assert first_wins(**near, position_bias=3.0) == pytest.approx(0.5, abs=0.015)
+    assert first_wins(**far) == pytest.approx(first_wins(mode=mode), abs=0.015)
+    rng, utility = np.random.default_rng(0), np.array([1.0, 0.3, -9.0])
+    orders = [tuple(Annotator("mine", utility_of({}), **near).rank(utility, rng)) for _ in range(4000)]
+    share = np.mean([ranks[0] < ranks[1] for ranks in orders])
+    assert share == pytest.approx(0.5, abs=0.04)
+    assert {tuple(sorted(ranks)) for ranks in orders} == {(1, 2, 3)}
+
+
 def test_stochastic_rankings_are_plackett_luce():
     """Every order of three against the product of softmaxes, 40,000 draws: chi-squared with 5 degrees."""
     utility, draws = np.array([0.9, 0.0, -0.4]), 40_000

@@ -93,6 +93,34 @@ def test_the_probability_of_a_ranked_pair_is_that_of_its_utilities():
         assert known_probability(pair) == pytest.approx(1 / (1 + np.exp(-0.4 * gap)))
 
 
+@pytest.mark.parametrize("layout", ["pairs", "rankings"])
+@pytest.mark.parametrize("mode", ["stochastic", "deterministic"])
+def test_the_best_possible_accuracy_counts_errors_and_the_bias_for_a_place(layout, mode):
+    """What the annotator's own utility reaches on its labels is what is said to be reachable."""
+    rng = np.random.default_rng(0)
+    options = {"error_rate": 0.2, "position_bias": 1.0}
+    annotator = Annotator(
+        "mine", lambda p, completions, **c: [len(t) / 9 for t in completions], mode, **options
+    )
+    rows = []
+    for number in range(3000):
+        texts = ["x" * int(n) for n in rng.choice(np.arange(1, 25), 2 if layout == "pairs" else 3, False)]
+        rows.append(Candidates(f"p{number}", texts, [True] * len(texts)))
+    config = CollectConfig(label_mode=mode, layout=layout, **options)
+    if layout == "pairs":
+        records = collect.label(rows, annotator, rng, "train", config)
+    else:
+        rankings, _ = collect.rank(rows, annotator, rng, "train", config)
+        records = [pair for ranking in rankings for pair in ranking.pairs()]
+    best = collect.describe(records, rows)["bayes_accuracy"]
+    right = np.mean([len(record.chosen) > len(record.rejected) for record in records])
+    assert right == pytest.approx(best, abs=0.03)
+    plain = Annotator("mine", annotator.utility, mode).label_probability(
+        *np.array([[record.columns[f"gold_{side}"] for record in records] for side in ("chosen", "rejected")])
+    )
+    assert best < np.maximum(plain, 1 - plain).mean() - 0.08  # what errors take away is not small
+
+
 def test_rankings_from_a_file_are_collected_and_read_back(tmp_path):
     rows = [{"prompt": f"Number {i}", "responses": ["short", "rather long", "longer"]} for i in range(40)]
     (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from preferl.data.records import SPLITS, Comparison, DataError, Pair
+from preferl.data.records import SPLITS, Comparison, DataError, Pair, PromptRecord
 from preferl.data.sources import Part, Source
 from preferl.evaluation.scored import quality_of
 from preferl.judging.scorers import load_scorer
@@ -17,6 +17,7 @@ from preferl.learning import fit
 from preferl.models import load
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs.errors import UsageError
+from preferl.sampling.policy import Policy
 from preferl.stages import reward
 
 CPU = torch.device("cpu")
@@ -115,7 +116,7 @@ def test_every_loss_is_its_formula_and_reaches_the_whole_trunk(name, policy_dire
                 sum(softplus(s[j] - s[i] + float(margin[i, j])) for i, j in ordered) / len(ordered)
             )
     assert loss.item() == pytest.approx(sum(by_hand) + 0.1 * sum(centre), abs=1e-5)
-    assert sums == {"train/accuracy": (sum(right), len(right))}
+    assert sums["train/accuracy"] == (sum(right), len(right))
     loss.backward()
     still = [n for n, p in scorer.model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not still
@@ -408,12 +409,6 @@ def test_calibration_is_that_of_scores_that_are_log_odds():
     assert quality_of(3 * gap, records, seed=0)["ece"] > 0.05
 
 
-def test_the_length_baseline_takes_its_side_from_the_training_pairs():
-    short, long = Pair("p", "a", "bbb"), Pair("p", "aaa", "b")
-    assert reward.length_baseline([short, short, long], [short, long, long]) == pytest.approx(1 / 3)
-    assert reward.length_baseline([long], [short, long, long]) == pytest.approx(2 / 3)
-
-
 @pytest.mark.parametrize(
     ("before", "after", "reason"),
     [
@@ -437,3 +432,118 @@ def test_a_longer_run_must_have_measured_at_the_same_updates(before, after, reas
     stored |= {name: options[name] for name in ("weight_average", "num_members", "lr_scheduler_type")}
     why = reward.why_not_longer(stored, options)
     assert why is None if reason is None else reason in why
+
+
+def test_the_last_weights_are_measured_beside_the_kept_ones(config):
+    config.learning_rate, config.lr_scheduler_type = 0.3, "constant"
+    config.num_train_epochs, config.num_evals, config.patience = 10, 50, 2
+    stage = reward.run(config)
+    summary = json.loads((stage / "summary.json").read_text())
+    measured = {row["step"]: row for row in metrics(stage) if "dev/loss" in row}
+    best, last = measured[summary["best_update"]], measured[max(measured)]
+    assert summary["best_update"] < max(measured)
+    for name in ("loss", "accuracy"):
+        assert summary[f"dev/{name}"] == best[f"dev/{name}"]
+        assert summary[f"dev/final_{name}"] == last[f"dev/{name}"]
+    assert summary["dev/final_loss"] > summary["dev/loss"]
+
+
+def test_how_often_is_measured_changes_nothing_that_trains(config, tmp_path):
+    config.num_evals = 1
+    seldom = [(row["train/loss"], row["grad_norm"]) for row in metrics(reward.run(config))]
+    often = dataclasses.replace(config, num_evals=10, output_dir=str(tmp_path / "often"))
+    assert [(row["train/loss"], row["grad_norm"]) for row in metrics(reward.run(often))] == seldom
+
+
+def test_mean_scores_of_preferred_and_rejected_are_logged(config, pairs_file):
+    """Of held-out pairs by the saved model, its normalisation undone."""
+    config.num_evals, config.weight_average = 1, 0.0
+    stage = reward.run(config)
+    summary, last = json.loads((stage / "summary.json").read_text()), metrics(stage)[-1]
+    scorer = load_scorer(str(stage), CPU)
+    dev = [pair(i, "dev") for i in range(160, 180)]
+    for side in ("chosen", "rejected"):
+        scores = scorer(
+            [row["prompt"] for row in dev], [row[side] for row in dev], finished=[True] * len(dev)
+        )
+        raw = np.mean(scores) * summary["reference_sd"] + summary["reference_mean"]
+        assert last[f"dev/score_{side}"] == pytest.approx(raw, abs=1e-4)
+    gaps = [row["train/score_chosen"] - row["train/score_rejected"] for row in metrics(stage)]
+    assert gaps[-1] > gaps[0]
+
+
+def test_training_scores_are_means_over_ordered_pairs():
+    """Of 3 > 1 = 1 (two ordered pairs) and 0 > -2 (one), with what stands in the padding left out."""
+    scored = reward.Scored(
+        torch.tensor([[3.0, 1.0, 0.5], [0.0, -2.0, 99.0]]),
+        torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        torch.tensor([[1, 2, 2], [1, 2, 0]]),
+        torch.zeros(2, 3, 3),
+    )
+    _, sums = reward.batch_loss("balanced", scored, reward.RewardConfig())
+    assert sums["train/accuracy"] == (3, 3)
+    assert sums["train/score_chosen"] == (pytest.approx(3 + 3 + 0), 3)
+    assert sums["train/score_rejected"] == (pytest.approx(1 + 0.5 - 2), 3)
+
+
+def test_preferls_own_pairs_are_trained_on_by_one_option(config, tmp_path):
+    """All audits score them; which of them were trained on is known from the training pairs."""
+    config.max_length = 64
+    alone = json.loads((reward.run(config) / "audit.json").read_text())
+    assert not any(row["trained_on"] for row in alone["analysis"]["rows"])
+    more = dataclasses.replace(config, also_train_on="world:analysis", output_dir=str(tmp_path / "more"))
+    stage = reward.run(more)
+    summary = json.loads((stage / "summary.json").read_text())
+    assert (summary["comparisons"], summary["train_pairs"], summary["eval/pairs"]) == (170, 170, 50)
+    assert any("10 comparisons of world:analysis" in note for note in summary["notes"])
+    rows = json.loads((stage / "audit.json").read_text())["analysis"]["rows"]
+    assert [row["trained_on"] for row in rows] == [True] * 10 + [False] * 4
+    own = dataclasses.replace(
+        config,
+        dataset_name="world:demonstration",
+        num_train_epochs=30,
+        train_batch_size=6,
+        output_dir=str(tmp_path / "own"),
+    )
+    summary = json.loads((reward.run(own) / "summary.json").read_text())
+    assert (summary["comparisons"], summary["eval/pairs"]) == (6, 4)
+    assert metrics(tmp_path / "own")[-1]["train/accuracy"] == 1
+
+
+def test_simple_rules_stand_beside_the_accuracy_with_and_without_an_audit(config, tmp_path):
+    with_audit = json.loads((reward.run(config) / "summary.json").read_text())
+    bare = dataclasses.replace(config, audit=False, output_dir=str(tmp_path / "bare"))
+    without = json.loads((reward.run(bare) / "summary.json").read_text())
+    for name in ("length", "bag_of_words"):
+        for end in ("", "_low", "_high"):
+            key = f"eval/{name}_baseline_accuracy{end}"
+            assert with_audit[key] == without[key]
+    # The friendly answer is told by its words in all 50 held-out pairs, by its length in none but by chance.
+    assert with_audit["eval/bag_of_words_baseline_accuracy"] == 1
+    assert 0.9 < with_audit["eval/bag_of_words_baseline_accuracy_low"] < 1
+
+
+def test_a_member_of_few_prompts_has_one_at_least():
+    rankings = [Pair(f"p{i}", "a", "b").comparison() for i in range(2)]
+    source = Source("mine", {split: Part(comparisons=rankings) for split in SPLITS})
+    for seed in range(20):
+        config = reward.RewardConfig(member_share=0.05, seed=seed)
+        assert 1 <= len(reward.comparisons_for(config, source)[1]) <= 2
+
+
+@pytest.mark.parametrize(("prompts", "samples"), [(1, 32), (3, 33), (32, 32), (40, 40)])
+def test_few_prompts_are_answered_several_times_to_normalise(prompts, samples, policy_directory):
+    """The mean and sd of scores are over 32 samples at least; a single one would have no sd."""
+    asked = [PromptRecord(f"What is {i}?") for i in range(prompts)]
+    source = Source("mine", {split: Part(prompts=asked) for split in SPLITS})
+    seen = []
+
+    def length(prompts, completions, finished):
+        seen.extend(completions)
+        return [float(len(text)) for text in completions]
+
+    config = reward.RewardConfig(response_length=6)
+    mean, sd = reward.reference_scores(config, length, source, Policy.load(str(policy_directory), CPU))
+    assert len(seen) == samples
+    assert (mean, sd) == pytest.approx((np.mean([len(t) for t in seen]), np.std([len(t) for t in seen])))
+    assert sd > 0

@@ -58,7 +58,7 @@ def test_cluster_bootstrap_is_wide_by_the_spread_of_cluster_means():
 def test_cluster_bootstrap_weighs_values_not_clusters():
     assert cluster_bootstrap([1.0, 1.0, 1.0, 5.0], [0, 0, 0, 1])[0] == 2
     # Whatever prompts are drawn, the mean of ones is one.
-    assert cluster_bootstrap(np.ones(6), [0, 0, 0, 0, 1, 2]) == (1, 1, 1)
+    assert cluster_bootstrap(np.ones(33), [0, 0, 0, *range(30)]) == (1, 1, 1)
     assert cluster_bootstrap([1.0, 2.0], ["a", "a"]) == (1.5, -np.inf, np.inf)
     with pytest.raises(ValueError, match="resamples is 0"):
         cluster_bootstrap([1.0, 2.0], [0, 1], resamples=0)

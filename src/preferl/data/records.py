@@ -5,10 +5,11 @@ along in ``columns``.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from preferl.statistics.labels import label_probability
 
 Messages = list[dict[str, str]]
 Prompt = str | Messages
@@ -170,20 +171,33 @@ class Candidates:
 
 
 def known_probability(pair: Pair) -> float | None:
-    """P(chosen is preferred) by the annotator's true utility, or None where it is not known.
+    """P(the label prefers what it did) by the annotator's true utility and its errors, or None where that is
+    not known.
 
-    The column ``p_chosen``, else Bradley-Terry on ``gold_chosen`` and ``gold_rejected`` times
-    ``label_scale``.
+    The column ``p_chosen``, else what ``gold_chosen`` and ``gold_rejected`` give with ``label_scale`` (or
+    ``label_mode`` deterministic), ``label_error_rate``, ``label_position_bias`` with ``label_shown``, and
+    ``label_coin_width`` (`preferl.statistics.labels.label_probability`).
     """
-    own = pair.columns.get("p_chosen")
+    columns = pair.columns
+    own = columns.get("p_chosen")
     if isinstance(own, float):
         return own
-    numbers = [pair.columns.get(k) for k in ("gold_chosen", "gold_rejected", "label_scale")]
+    deterministic = columns.get("label_mode") == "deterministic"
+    scale = 1.0 if deterministic else columns.get("label_scale")
+    numbers = [columns.get("gold_chosen"), columns.get("gold_rejected"), scale]
     if not all(isinstance(x, int | float) for x in numbers):
         return None
     better, worse, scale = map(float, numbers)  # type: ignore[arg-type]
-    gap = scale * (better - worse)
-    return 1 / (1 + math.exp(-gap)) if gap >= 0 else 1 - 1 / (1 + math.exp(gap))
+    p = label_probability(
+        better - worse,
+        scale,
+        deterministic,
+        coin_width=columns.get("label_coin_width", 0.0),
+        error_rate=columns.get("label_error_rate", 0.0),
+        position_bias=columns.get("label_position_bias", 0.0),
+        shown=columns.get("label_shown", 2),
+    )
+    return float(p)
 
 
 def ranks_of_scores(scores: Sequence[float]) -> list[int]:

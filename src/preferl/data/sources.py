@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from preferl import world
 from preferl.data import formats
 from preferl.data.files import Row, Table, write_rows
+from preferl.data.own_pairs import own_pairs
 from preferl.data.records import (
     SPLITS,
     Comparison,
@@ -36,6 +37,11 @@ from preferl.data.splits import SHARES, Splits, check_shares, counts, divide, me
 # Columns that name what kind of prompt a row has; the first that tells the rows apart is taken.
 PROMPT_CATEGORIES = ("category", "subset", "family", "task")
 MOST_CATEGORIES = 40
+# Data sets of preferl's own pairs, by the set that trains.
+OWN_PAIRS = {"world:demonstration": "demonstration", "world:analysis": "analysis"}
+
+# What the rows of a part are, by their attributes there.
+KINDS = ("prompts", "demonstrations", "comparisons", "rated")
 
 Record = TypeVar("Record", Demonstration, Comparison, Rated, PromptRecord)
 
@@ -123,11 +129,23 @@ class Source:
         """
         found = getattr(self[split], kind)
         if not found:
-            raise DataError(
-                f"data set '{self.name}' has no {kind} in the split '{split}' "
-                f"({'; '.join(self.notes)}); give more rows, or a data set that has them"
-            )
+            raise DataError(self.missing(kind, split))
         return found
+
+    def missing(self, kind: str, split: str) -> str:
+        """Says that a split has no records of a kind, and what to do."""
+        there = [name for name, part in self.parts.items() if getattr(part, kind)]
+        text = f"data set '{self.name}' has no {kind}"
+        if not there:
+            kinds = [k for k in KINDS if any(getattr(part, k) for part in self.parts.values())]
+            has = f"it has {' and '.join(kinds)}" if kinds else "it has no rows"
+            return f"{text}: {has} ({'; '.join(self.notes)}). Give a data set with {kind}, see docs/data.md"
+        return (
+            f"{text} in the split '{split}', only in {' and '.join(there)} ({'; '.join(self.notes)}). Mark "
+            f"rows as {split} in a column `split`, let --split_shares give {split} a share of a data set "
+            f"without such a column (--split_by row where few prompts have many rows), or take other rows "
+            f"with --split"
+        )
 
     def training_on(self, split: str | None) -> "Source":
         """The same where a split that was asked for (``all`` for every row) is what trains.
@@ -144,6 +162,19 @@ class Source:
         return dataclasses.replace(
             self, parts=self.parts | {"train": chosen, "rl": Part()}, notes=[*self.notes, note]
         )
+
+    def also_training_on(self, other: "Source") -> "Source":
+        """The same with the comparisons that another data set trains on behind its own.
+
+        Raises:
+            DataError: there are none.
+        """
+        more = other.need("comparisons", "train")
+        train = dataclasses.replace(self.train, comparisons=[*self.train.comparisons, *more])
+        note = f"trains on {len(more):,} comparisons of {other.name} too"
+        # What is measured on the rows that train is so still.
+        parts = {name: train if part is self.train else part for name, part in self.parts.items()}
+        return dataclasses.replace(self, parts=parts, notes=[*self.notes, note])
 
     def measured_on(self, split: str | None) -> "Source":
         """The same where a split that was asked for (``all`` for every row) is what is measured.
@@ -198,8 +229,9 @@ def load_source(
     """Reads a data set and splits it.
 
     Args:
-        name: ``world``, a stage's directory (its ``data/``), a Hub name, a file, a folder, or rows in
-            memory. A source that was loaded before is it already.
+        name: ``world``, ``world:demonstration`` or ``world:analysis`` (preferl's own pairs), a stage's
+            directory (its ``data/``), a Hub name, a file, a folder, or rows in memory. A source that was
+            loaded before is it already.
         dataset_format: ``auto``, or one of ``formats.KINDS``.
         max_rows: read at most this many rows.
         opening_words: a plain text is cut into prompt and response after so many words.
@@ -218,6 +250,9 @@ def load_source(
         return name
     if name == "world":
         return world_source(seed)
+    if isinstance(name, str) and name.startswith("world:"):
+        check_choice("dataset_name", name, ("world", *OWN_PAIRS))
+        return own_pairs_source(name)
     check_choice("dataset_format", dataset_format, ("auto", *formats.KINDS))
     check_choice("bad_rows", bad_rows, ("default", "skip", "error"))
     check_choice("split_by", split_by, ("prompt", "row"))
@@ -461,6 +496,23 @@ def world_source(seed: int = 0) -> Source:
         return whole
 
     return Source("world", parts, [note], categories, world.well_formed, {"all": everything})
+
+
+def own_pairs_source(name: str) -> Source:
+    """Pairs of preferl's own: a set that trains, and the four unseen ones as dev and as eval."""
+    pairs = {"train": own_pairs(OWN_PAIRS[name])} | dict.fromkeys(("dev", "eval"), own_pairs("unseen"))
+    parts = {"rl": Part()}
+    for split, rows in pairs.items():
+        parts[split] = Part(
+            prompts=[PromptRecord(pair.prompt) for pair in rows],
+            demonstrations=[Demonstration(pair.prompt, pair.chosen, {}) for pair in rows],
+            comparisons=[pair.comparison() for pair in rows],
+        )
+    note = (
+        f"pairs of preferl's own: {len(pairs['train'])} train, {len(pairs['eval'])} others are dev and eval"
+    )
+    categories = {prompt_key(p.prompt): p.columns["category"] for rows in pairs.values() for p in rows}
+    return Source(name, parts, [note], categories)
 
 
 def write_world(out: Path, seed: int = 0) -> list[Path]:

@@ -12,6 +12,7 @@ from preferl.statistics.calibration import (
     cluster_bootstrap,
     clustered_proportion,
 )
+from preferl.statistics.intervals import FEW
 
 CATEGORY_COLUMNS = ("subset", "category", "family", "aspect", "selection", "source")
 REWARDBENCH_SECTIONS = {
@@ -30,12 +31,12 @@ def accuracy_with_interval(
     """Share of pairs whose chosen response scores higher (a tie counts half), and log-loss, with intervals.
 
     Log-loss is -log sigma(gap), which at the scale of the loss is what training minimises. Accuracy's
-    interval is Wilson's where every prompt has one pair and resamples prompts elsewhere.
+    interval is Wilson's where every prompt has one pair or prompts are few, and resamples prompts elsewhere.
     """
     prompt_N, correct_N = scored.prompt_N, scored.correct_N
     prompts = int(prompt_N.max()) + 1
-    # Where all pairs agree, resampling would give an interval of no width.
-    resampled = prompts < len(correct_N) and 0 < correct_N.mean() < 1
+    # Where all pairs agree, resampling would give an interval of no width; of few prompts one too narrow.
+    resampled = FEW <= prompts < len(correct_N) and 0 < correct_N.mean() < 1
     if resampled:
         accuracy = cluster_bootstrap(correct_N, prompt_N, level, resamples, seed)
     else:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from preferl.data.records import Pair, Prompt, dialogue_text, prompt_text
+from preferl.data.splits import normalised
 from preferl.data.types import Measures, Scorer
 from preferl.evaluation.accuracy import (
     CATEGORY_COLUMNS,
@@ -125,13 +126,16 @@ def audit_scorer(
         }
     found = audit(unseen, train_pairs, seen, category_column=category_column, seed=seed, **of_members)
     return found | {
-        "demonstration": score_pairs(scorer),
-        "analysis": score_pairs(scorer, ANALYSIS_PAIRS + UNSEEN_PAIRS),
+        "demonstration": score_pairs(scorer, train_pairs=train_pairs),
+        "analysis": score_pairs(scorer, ANALYSIS_PAIRS + UNSEEN_PAIRS, train_pairs=train_pairs),
     }
 
 
 def score_pairs(
-    scorer: Scorer, pairs: Sequence[Pair] = DEMONSTRATION_PAIRS + UNSEEN_PAIRS, level: float = 0.95
+    scorer: Scorer,
+    pairs: Sequence[Pair] = DEMONSTRATION_PAIRS + UNSEEN_PAIRS,
+    level: float = 0.95,
+    train_pairs: Sequence[Pair] = (),
 ) -> Measures:
     """Mean score of preferred and of rejected responses, margin and accuracy, for seen and unseen pairs.
 
@@ -140,7 +144,8 @@ def score_pairs(
         {'value': 1.0, 'low': 0.5101091635454027, 'high': 1.0}
 
     Returns:
-        ``seen`` and ``unseen`` (None where there are no such pairs), ``by_category`` and ``rows``.
+        ``seen`` and ``unseen`` by the pairs' own column (None where there are no such pairs),
+        ``by_category`` and ``rows``, of which ``trained_on`` says whether ``train_pairs`` hold them.
     """
     # Chosen and rejected of a pair stand one after the other, so that the scores fold back into two columns.
     prompts: list[Prompt] = []
@@ -154,6 +159,7 @@ def score_pairs(
     score_N2 = np.asarray(scores, dtype=np.float64).reshape(-1, 2)
     scored = ScoredPairs(pairs, score_N2[:, 0], score_N2[:, 1])
     seen_N = np.array([bool(pair.columns.get("seen")) for pair in pairs])
+    trained = {(normalised(p.prompt), p.chosen, p.rejected) for p in train_pairs}
     rows = []
     for pair, score_2 in zip(pairs, score_N2, strict=True):
         row = {
@@ -162,6 +168,7 @@ def score_pairs(
             "rejected": pair.rejected,
             "category": pair.columns.get("category"),
             "seen": bool(pair.columns.get("seen")),
+            "trained_on": (normalised(pair.prompt), pair.chosen, pair.rejected) in trained,
             "score_chosen": float(score_2[0]),
             "score_rejected": float(score_2[1]),
         }

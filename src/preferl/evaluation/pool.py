@@ -10,6 +10,7 @@ from preferl.data.types import Measures
 from preferl.evaluation.comparison import outcomes
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.statistics import frontier, mean_interval
+from preferl.statistics.intervals import mean_share
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def best_of(
         row |= mean_interval(lead_P).named(f"lead_{name}")
     if against_PB is not None:
         won_PK = outcomes(pool.value_PK["gold"], against_PB).mean(-1)
-        row |= mean_interval((weight_PK * won_PK).sum(-1)).named("win_rate")
+        row |= mean_share((weight_PK * won_PK).sum(-1).clip(0, 1)).named("win_rate")
     return row
 
 
@@ -96,7 +97,7 @@ def verification(pool: Pool) -> Measures | None:
         return None
     differs_PKK = gold_PK[:, :, None] > gold_PK[:, None, :]
     pairs_P = differs_PKK.sum((1, 2))
-    if (pairs_P > 0).sum() < 2:
+    if not pairs_P.any():
         return None
     judges = {"reward": score_PK, "likelihood": pool.logp_PK}
     judges["likelihood_per_token"] = pool.logp_PK / pool.length_PK
@@ -104,7 +105,7 @@ def verification(pool: Pool) -> Measures | None:
     for name, x_PK in judges.items():
         right_P = (outcomes(x_PK, x_PK) * differs_PKK).sum((1, 2))
         share_P = right_P[pairs_P > 0] / pairs_P[pairs_P > 0]
-        row |= mean_interval(share_P).named(f"accuracy_{name}")
+        row |= mean_share(share_P).named(f"accuracy_{name}")
     # Best-of-K with all K drawn: the gold reward of the response that scores highest, ties shared.
     chosen_P = (frontier.best_of_n_weights(score_PK, pool.size) * gold_PK).sum(-1)
     row |= mean_interval(gold_PK.mean(-1)).named("one_sample")

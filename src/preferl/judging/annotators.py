@@ -17,6 +17,7 @@ from preferl.judging.judges import PairwiseJudge, load_pairwise_judge
 from preferl.judging.scorers import JUDGE, load_scorer, scored
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.ranges import ErrorRate, Finite, NonNegative, RangedOptions, check_ranges
+from preferl.statistics.labels import label_probability, preference_probability
 
 TIE_POLICIES = ("coin", "tie", "skip")
 
@@ -81,12 +82,12 @@ class Annotator:
         """z ~ Bernoulli(sigma(scale * (r*(a) - r*(b)))), or z = [r*(a) > r*(b)] with ties by a fair coin.
 
         ``position_bias`` adds to the first response's utility, ``error_rate`` turns a label round;
-        ``probability_N`` is what an annotator without either would say.
+        ``probability_N`` is what an annotator without either would say, `label_probability` counts them.
         """
         a = self.utilities(prompts, responses_a, finished_a)
         b = self.utilities(prompts, responses_b, finished_b)
         coin, slip = rng.random((2, len(a)))
-        first_wins = coin < self.probability(a + self.position_bias, b)
+        first_wins = coin < self.probability(a, b, self.position_bias)
         slipped = slip < self.error_rate
         return Judgement(
             first_wins_N=first_wins ^ slipped,
@@ -109,12 +110,27 @@ class Annotator:
         except DivergedError as error:
             raise DivergedError(f"the annotator '{self.name}': {error}") from error
 
-    def probability(self, a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
-        """P(first is preferred) from two utilities."""
-        gap_N = self.scale * (a_N - b_N)
-        if self.mode == "stochastic":
-            return np.exp(-np.logaddexp(0, -gap_N))
-        return np.where(gap_N == 0, 0.5, (gap_N > 0).astype(np.float64))
+    def probability(self, a_N: np.ndarray, b_N: np.ndarray, bias: float = 0.0) -> np.ndarray:
+        """P(first is preferred) from two utilities, ``bias`` added to the first."""
+        return preference_probability(
+            a_N - b_N, self.scale, self.mode == "deterministic", self.coin_width, bias
+        )
+
+    def label_probability(self, a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
+        """P(the label prefers the first) in either order of the two, with errors and position bias."""
+        return label_probability(
+            a_N - b_N,
+            self.scale,
+            self.mode == "deterministic",
+            self.coin_width,
+            self.error_rate,
+            self.position_bias,
+        )
+
+    @property
+    def coin_width(self) -> float:
+        """The difference of utilities within which a coin decides."""
+        return self.tie_width if self.tie_policy == "coin" else 0.0
 
     def tied(self, a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
         """Whether the utilities are too close for this annotator to tell apart (never with ``coin``)."""
@@ -125,8 +141,8 @@ class Annotator:
 
         Stochastic: Gumbel noise on the scaled utilities and sorting, which is Plackett-Luce, so that any two
         are ordered as Bradley-Terry has it (Yellott 1977). With probability 2 * ``error_rate`` the order is a
-        random one (two responses: ``error_rate`` turns them round). With ``tie_policy`` ``tie``, neighbours
-        whose utilities differ by at most ``tie_width`` share a place.
+        random one (two responses: ``error_rate`` turns them round). Neighbours whose utilities differ by at
+        most ``tie_width`` share a place with ``tie_policy`` ``tie``; with ``coin`` chance orders them.
         """
         first_K = np.arange(len(utility_K)) == 0
         felt_K = self.scale * (utility_K + self.position_bias * first_K)
@@ -140,10 +156,14 @@ class Annotator:
         ranks = [0] * len(order)
         for place, i in enumerate(order):
             ranks[i] = place + 1
-            if place and self.tie_policy == "tie":
+            if place and (self.tie_policy == "tie" or self.coin_width):
                 before = order[place - 1]
                 if abs(utility_K[i] - utility_K[before]) <= self.tie_width:
                     ranks[i] = ranks[before]
+        if self.coin_width:
+            # By the shared places first, then by chance: every response has a place of its own.
+            for place, i in enumerate(np.lexsort((shuffle_K, ranks))):
+                ranks[i] = place + 1
         return ranks
 
 

@@ -10,7 +10,19 @@ from preferl.data.records import SPLITS, Comparison, DataError
 from preferl.data.rows import MOST_RESPONSES, to_prompt
 
 # What an earlier annotator said, or a simulated one would have: it must not pass for the new one's.
-LABELS = ("p_chosen", "label_scale", "strength", "margin", "annotator", "tied")
+LABELS = (
+    "p_chosen",
+    "label_mode",
+    "label_scale",
+    "label_error_rate",
+    "label_coin_width",
+    "label_position_bias",
+    "label_shown",
+    "strength",
+    "margin",
+    "annotator",
+    "tied",
+)
 
 
 def read_items(name: str) -> tuple[list[Comparison], str]:

@@ -202,7 +202,11 @@ def fold_normalisation(model: PreTrainedModel, mean: float, sd: float) -> None:
         UsageError: the scores do not vary.
     """
     if not sd > 0:
-        raise UsageError(f"reward scores have standard deviation {sd}: nothing to normalise")
+        raise UsageError(
+            f"reward scores have standard deviation {sd}: nothing to normalise. The responses that they are "
+            f"of are all alike to it; leave --reference_policy out to take those of the training pairs, or "
+            f"train the reward model for longer"
+        )
     head = scalar_head(model)
     with torch.no_grad():
         head.weight.div_(sd)

@@ -3,7 +3,15 @@
 import random
 from typing import Any
 
-from preferl.reporting.formats import cut_text, format_2f, percent, signed_2f, with_error, with_interval
+from preferl.reporting.formats import (
+    cut_text,
+    format_1f,
+    format_2f,
+    percent,
+    signed_2f,
+    with_error,
+    with_interval,
+)
 from preferl.reporting.measures import MEASURES, NAMES, Runs, Stages, main_measure, summaries, summary_of
 from preferl.reporting.page import Plot, Table, needs, of_one_run, table
 from preferl.reporting.plots import BLUE, GREY, ORANGE, curve, draw, error_bars
@@ -83,8 +91,8 @@ def win_rates_table(stages: Stages) -> Table | None:
     reasons = {row.get("length_control_left_out") for row in summary["comparison"].values()} - {None}
     note = (
         "A tie is half a win; 95 % intervals: Wilson’s and the paired bootstrap’s with one response to a "
-        "prompt, else both levels resampled. “At equal length” is a logistic regression on the difference "
-        "of lengths, read at 0 (Dubois et al. 2024)"
+        "prompt, else both levels resampled; of fewer than 30 prompts Wilson’s and Student’s. “At equal "
+        "length” is a logistic regression on the difference of lengths, read at 0 (Dubois et al. 2024)"
     )
     note += f"; left out where {' or '.join(sorted(reasons))}." if reasons else "."
     if "judge" in summary["comparison"]:
@@ -160,7 +168,7 @@ def side_by_side(runs: Runs) -> Table | None:
             row[f"gain in {NAMES[key]}"] = with_interval(compared[key], "difference", signed_2f)
         row |= {
             f"win rate by {NAMES[key]}": with_interval(compared[key], "win_rate", percent),
-            "KL (nats)": f"{p['kl']:.1f} ± {p['kl_se']:.1f}",
+            "KL (nats)": f"{format_1f(p['kl'])} ± {format_1f(p['kl_se'])}",
             "length (tokens)": f"{p['length']:.1f}",
             "ends by itself": percent(p["eos_rate"]),
             "repeated trigrams": percent(p["repetition"]),

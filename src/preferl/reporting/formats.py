@@ -1,25 +1,36 @@
-"""How a page writes numbers, intervals and texts."""
+"""How a page writes numbers, intervals and texts. A number that is not finite, such as the end of an
+interval that one prompt does not determine, is an ellipsis."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 MAX_TEXT = 1200  # characters of a response that a table shows
 
 
+def written(value: float, form: str, unit: str = "") -> str:
+    """A number with a true minus sign, and its unit."""
+    return f"{value:{form}}{unit}".replace("-", "−") if math.isfinite(value) else "…"
+
+
 def format_2f(value: float) -> str:
-    return f"{value:z.2f}".replace("-", "−")
+    return written(value, "z.2f")
+
+
+def format_1f(value: float) -> str:
+    return written(value, ".1f")
 
 
 def signed_2f(value: float) -> str:
-    return f"{value:+z.2f}".replace("-", "−")
+    return written(value, "+z.2f")
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:z.1f}\u00a0%".replace("-", "−")
+    return written(100 * value, "z.1f", "\u00a0%")
 
 
 def signed_percent(value: float) -> str:
-    return f"{100 * value:+z.1f}\u00a0%".replace("-", "−")
+    return written(100 * value, "+z.1f", "\u00a0%")
 
 
 def brackets(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from preferl.reporting.formats import format_2f, percent, signed_2f, with_interval
+from preferl.reporting.formats import format_1f, format_2f, percent, signed_2f, with_interval
 from preferl.reporting.frontier import DISTANCE, NO_FRONTIER, Way, gains, root, trajectory
 from preferl.reporting.measures import NAMES, Runs, Stages, metric, series, summaries, summary_of
 from preferl.reporting.page import Plot, Table, needs, of_one_run, table
@@ -187,7 +187,7 @@ def signs_of(summary: dict[str, Any]) -> dict[str, tuple[dict[str, float], Calla
         for end in ("", "_low", "_high")
     }
     signs = {row["sign"]: (row, percent) for row in summary.get("signs", [])}
-    return signs | {"verbosity (tokens)": (lengths, "{:.1f}".format)}
+    return signs | {"verbosity (tokens)": (lengths, format_1f)}
 
 
 @needs("evaluate")

@@ -1,6 +1,7 @@
 """Small charts as inline SVG: a chart is a list of marks, which paint themselves on matplotlib's axes."""
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -90,8 +91,13 @@ def styles(count: int) -> list[tuple[str, str]]:
 
 def error_bars(rows: Sequence[dict[str, Any]], key: str) -> list[list[float]]:
     """How far the bars go down and up from ``key`` to ``key_low`` and ``key_high``; by rounding alone an end
-    can lie on the wrong side."""
+    can lie on the wrong side. An end that is not known has no bar."""
     return [
-        [max(0.0, row[key] - row[f"{key}_low"]) for row in rows],
-        [max(0.0, row[f"{key}_high"] - row[key]) for row in rows],
+        [bar(row[key] - row[f"{key}_low"]) for row in rows],
+        [bar(row[f"{key}_high"] - row[key]) for row in rows],
     ]
+
+
+def bar(length: float) -> float:
+    """What matplotlib draws: nothing for NaN."""
+    return max(0.0, length) if math.isfinite(length) else math.nan

@@ -1,33 +1,163 @@
 """How good the reward model is: its curves, its audit, what it likes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from preferl.reporting.formats import cut_text, estimate, format_2f, percent, signed_percent, with_interval
-from preferl.reporting.measures import Stages, series, summary_of
+from preferl.reporting.measures import Stages, series, smooth, summary_of
 from preferl.reporting.page import Plot, Table, of_one_run, table
-from preferl.reporting.plots import BLUE, GREEN, GREY, curve, draw, error_bars
+from preferl.reporting.plots import BLUE, GREEN, GREY, ORANGE, Mark, curve, draw, error_bars, styles
+from preferl.runs.record import StageRecord
+
+
+def trained_in(stages: Stages) -> dict[str, StageRecord]:
+    """What was trained: the reward stage, or the members of an ensemble, by name."""
+    record = stages["reward"]
+    count = record.summary.get("members", 0)
+    members = {f"member {m}": record.path / f"member-{m}" for m in range(count)}
+    found = {name: StageRecord(path) for name, path in members.items() if path.is_dir()}
+    return found or {"reward model": record}
 
 
 @of_one_run("reward")
 def reward_plot(stages: Stages) -> Plot | None:
-    record = stages["reward"]
-    step, accuracy = series(record, "dev/accuracy")
-    if not step:
-        return None  # an ensemble: its members have the curves
-    bayes = record.summary.get("eval/bayes_accuracy")
-    length = record.summary["eval/length_baseline_accuracy"]
-    marks = [curve(step, accuracy, "reward model, dev pairs", color=BLUE, marker="o", markersize=3)]
-    if bayes:
-        marks.append(lambda axes: axes.axhline(bayes, label="best possible", color=GREEN, linestyle="--"))
-    marks.append(lambda axes: axes.axhline(length, label="length alone", color=GREY, linestyle=":"))
-    final, best_update = record.summary["eval/accuracy"], record.summary["best_update"]
-    reading = (
-        f"With the weights of update {best_update} it agrees with {percent(final)} of the eval labels; "
-        f"length alone reaches {percent(length)}"
+    record, trained = stages["reward"], trained_in(stages)
+    marks: list[Mark] = []
+    for (name, part), (colour, marker) in zip(trained.items(), styles(len(trained)), strict=True):
+        look = {"color": colour, "marker": marker, "markersize": 3}
+        marks.append(curve(*series(part, "dev/accuracy"), f"{name}, dev pairs", **look))
+    r = record.summary
+    bayes, length, words = (
+        r.get(f"eval/{name}")
+        for name in ("bayes_accuracy", "length_baseline_accuracy", "bag_of_words_baseline_accuracy")
     )
-    if bayes:
-        reading += f", and nothing could expect more than {percent(bayes)}"
-    return Plot("Reward model: held-out accuracy", draw(marks, "update", "accuracy"), reading + ".")
+    for level, name, colour, style in (
+        (bayes, "best possible", GREEN, "--"),
+        (words, "bag of words", GREY, "-."),
+        (length, "length alone", GREY, ":"),
+    ):
+        if level is not None:
+            marks.append(level_at(level, name, colour, style))
+    weights = f"With the weights of update {r['best_update']} it" if "best_update" in r else "Together they"
+    agree = "agrees" if "best_update" in r else "agree"
+    reading = f"{weights} {agree} with {percent(r['eval/accuracy'])} of the eval labels; "
+    reading += f"length alone reaches {percent(length)}"
+    reading += f", a bag of words {percent(words)}" if words is not None else ""
+    reading += f", and nothing could expect more than {percent(bayes)}" if bayes else ""
+    return Plot(
+        f"Reward model: accuracy on {unseen(record, 'dev')} pairs",
+        draw(marks, "update", "accuracy"),
+        reading + ".",
+    )
+
+
+def level_at(y: float, name: str, colour: str, style: str) -> Mark:
+    """A horizontal line."""
+    return lambda axes: axes.axhline(y, label=name, color=colour, linestyle=style)
+
+
+def unseen(record: StageRecord, split: str) -> str:
+    """What to call the pairs of a split: a data set that is too small to divide holds none out."""
+    return "its training" if record.summary.get(f"{split}/share_trained_on") == 1 else "held-out"
+
+
+@of_one_run("reward")
+def reward_loss_plot(stages: Stages) -> Plot | None:
+    """Training and held-out loss over the updates: where the second rises, the labels are being learnt by
+    heart."""
+    trained, where = trained_in(stages), unseen(stages["reward"], "dev")
+    marks: list[Mark] = []
+    readings = []
+    for (name, part), (colour, marker) in zip(trained.items(), styles(len(trained)), strict=True):
+        step, loss = series(part, "train/loss")
+        dev_step, dev_loss = series(part, "dev/loss")
+        if not dev_loss:
+            return None
+        one = len(trained) == 1
+        held_out = ORANGE if one else colour
+        marks += [
+            curve(step, loss, color=colour, alpha=0.25, linewidth=0.8),
+            curve(
+                step,
+                smooth(loss),
+                "training batches" if one else None,
+                color=colour,
+                linewidth=1,
+                marker=dot(step),
+            ),
+            curve(
+                dev_step,
+                dev_loss,
+                f"{where} pairs" if one else f"{name}, {where} pairs",
+                color=held_out,
+                marker=marker,
+                markersize=3,
+                linestyle="-" if one else "--",
+            ),
+        ]
+        at = min(range(len(dev_loss)), key=dev_loss.__getitem__)
+        readings.append(
+            f"{'The' if one else name + ': the'} training loss went from {loss[0]:.3f} to "
+            f"{smooth(loss)[-1]:.3f}; the loss on {where} pairs was lowest, {dev_loss[at]:.3f}, at update "
+            f"{dev_step[at]}, whose weights are kept, and ended at {dev_loss[-1]:.3f}{last_accuracy(part)}."
+        )
+    name = next(iter(trained.values())).summary.get("loss_name", "bradley_terry")
+    if name != "bradley_terry":
+        readings.append(f"The training loss is {name}, the other Bradley–Terry’s of every pair.")
+    return Plot("Reward model: loss", draw(marks, "update", "loss (nats)"), " ".join(readings))
+
+
+def dot(step: Sequence[float]) -> str | None:
+    """The marker of a line, without which a single point could not be seen."""
+    return "x" if len(step) == 1 else None
+
+
+def last_accuracy(record: StageRecord) -> str:
+    """What the last weights would have been worth, where that was measured."""
+    _, accuracy = series(record, "dev/accuracy")
+    best = record.summary.get("dev/accuracy")
+    if best is None or not accuracy:
+        return ""
+    return f" (accuracy {percent(best)} with the kept weights, {percent(accuracy[-1])} with the last)"
+
+
+@of_one_run("reward")
+def reward_scores_plot(stages: Stages) -> Plot | None:
+    """Mean scores of preferred and of rejected responses over the updates, of training and of held-out
+    pairs."""
+    trained, where = trained_in(stages), unseen(stages["reward"], "dev")
+    marks: list[Mark] = []
+    readings = []
+    for name, part in trained.items():
+        ends = []
+        for side, word, colour in (("chosen", "preferred", BLUE), ("rejected", "rejected", ORANGE)):
+            step, seen = series(part, f"train/score_{side}")
+            dev_step, measured = series(part, f"dev/score_{side}")
+            if not (seen and measured):
+                return None
+            label = f"{word}, " if not readings else None
+            marks += [
+                curve(
+                    step,
+                    smooth(seen),
+                    label and f"{label}training batches",
+                    color=colour,
+                    linestyle=":",
+                    marker=dot(step),
+                ),
+                curve(dev_step, measured, label and f"{label}{where} pairs", color=colour, marker="o", ms=3),
+            ]
+            ends.append((smooth(seen)[-1], measured[-1]))
+        (chosen, dev_chosen), (rejected, dev_rejected) = ends
+        readings.append(
+            f"{'At the end' if len(trained) == 1 else name + ': at the end'} preferred responses score "
+            f"{format_2f(dev_chosen)} and rejected ones {format_2f(dev_rejected)} on {where} pairs, a margin "
+            f"of {format_2f(dev_chosen - dev_rejected)}; on training batches it is "
+            f"{format_2f(chosen - rejected)}."
+        )
+    readings.append("Scores are as trained, before they are normalised.")
+    svg = draw(marks, "update", "mean score (log-odds)", legend_outside=True)
+    return Plot("Reward model: preferred and rejected", svg, " ".join(readings))
 
 
 def audit_in(stages: Stages) -> dict[str, Any] | None:
@@ -76,26 +206,31 @@ def calibration_plot(stages: Stages) -> Plot | None:
 @of_one_run("reward")
 def reward_table(stages: Stages) -> Table | None:
     r = stages["reward"].summary
-    rows = [
-        [
-            "agreement with held-out labels",
-            f"{percent(r['eval/accuracy'])} [{percent(r['eval/accuracy_low'])}, "
-            f"{percent(r['eval/accuracy_high'])}]",
-        ],
-        ["length alone", percent(r["eval/length_baseline_accuracy"])],
-    ]
+    where = unseen(stages["reward"], "eval")
+    rows = [[f"agreement with {where} labels", with_interval(r, "eval/accuracy", percent)]]
+    for name, key in (("length alone", "length"), ("a bag of words", "bag_of_words")):
+        found = f"eval/{key}_baseline_accuracy"
+        if f"{found}_low" in r:
+            rows.append([name, with_interval(r, found, percent)])
+        elif found in r:  # of a stage from before baselines had intervals
+            rows.append([name, percent(r[found])])
+    note = ""
     if "eval/bayes_accuracy" in r:
         rows += [
             ["expected accuracy against r*", percent(r["eval/expected_accuracy"])],
             ["best possible, E[max(p, 1 − p)]", percent(r["eval/bayes_accuracy"])],
             ["fraction of the best possible", percent(r["eval/fraction_of_bayes"])],
         ]
+        note = (
+            "p is the probability of a label given the two responses: the annotator’s utility r*, with its "
+            "errors, its bias for a place and its ties counted."
+        )
     rows += [
         ["log-loss (nats; 0.693 is chance)", f"{r['eval/loss']:.3f}"],
         ["expected calibration error", f"{r['eval/ece']:.3f}"],
         ["pairs: trained on / reported on", f"{r['train_pairs']:,} / {r['eval/pairs']:,}"],
     ]
-    return Table("Reward model", ["", ""], rows)
+    return Table("Reward model", ["", ""], rows, note)
 
 
 @of_one_run("evaluate")
@@ -134,13 +269,16 @@ def audit_table(stages: Stages) -> Table | None:
     found = audit_in(stages)
     if found is None:
         return None
+    record = stages.get("reward")
+    where = unseen(record, "eval") if record is not None else "held-out"
+    parts = {f"{where} pairs": "unseen", "training pairs": "seen"}
     rows = [
-        accuracy_row(f"{name} pairs", found["calibration"][part])
-        for name, part in (("held-out", "unseen"), ("training", "seen"))
+        accuracy_row(name, found["calibration"][part])
+        for name, part in parts.items()
         if found["calibration"][part] is not None
     ]
     rows += [
-        {"pairs": f"held-out, {category}", "accuracy": accuracy, MARGIN: margin}
+        {"pairs": f"{where}, {category}", "accuracy": accuracy, MARGIN: margin}
         for category, accuracy, margin in category_rows(found)
     ]
     rows += [
@@ -155,7 +293,7 @@ def audit_table(stages: Stages) -> Table | None:
     if members is not None:
         for name, part in (("all members agree", "unanimous"), ("members differ", "divided")):
             group = members[part]
-            label = f"held-out, {name} ({group['pairs']:,} pairs)"
+            label = f"{where}, {name} ({group['pairs']:,} pairs)"
             rows.append({"pairs": label, "accuracy": estimate(group["accuracy"], percent)})
     for name, part in (("its six demonstration pairs", "seen"), ("four more", "unseen")):
         if found["demonstration"][part] is not None:
@@ -179,6 +317,37 @@ def category_rows(found: dict[str, Any]) -> list[list[str]]:
         [row["category"], estimate(row["accuracy"], percent), format_2f(row["mean_margin"])] for row in rows
     ]
     return measured + [[row["section"], percent(row["accuracy"]), ""] for row in found.get("by_section", [])]
+
+
+@of_one_run()
+def analysis_table(stages: Stages) -> Table | None:
+    """preferl's own pairs about helpfulness, safety and accuracy, and the four unseen ones, one by one."""
+    found = audit_in(stages)
+    if found is None:
+        return None
+    pairs = found["analysis"]["rows"]
+    rows = [
+        {
+            "about": row["category"],
+            "prompt": cut_text(row["prompt"]),
+            "better": f"{cut_text(row['chosen'])} ({format_2f(row['score_chosen'])})",
+            "worse": f"{cut_text(row['rejected'])} ({format_2f(row['score_rejected'])})",
+            "margin": format_2f(row["score_chosen"] - row["score_rejected"]),
+        }
+        for row in pairs
+    ]
+    ten, four = found["analysis"]["seen"]["accuracy"], found["analysis"]["unseen"]["accuracy"]
+    shares = [
+        f"{row['category']} {percent(row['accuracy']['value'])} of {row['pairs']}"
+        for row in found["analysis"]["by_category"]["rows"]
+    ]
+    trained = sum(row.get("trained_on", False) for row in pairs)
+    note = (
+        f"In brackets the scores. In order: {estimate(ten, percent)} of the ten about helpfulness, safety "
+        f"and accuracy, {estimate(four, percent)} of the four others ({', '.join(shares)}). "
+        f"Of these pairs {trained or 'none'} {'was' if trained < 2 else 'were'} trained on."
+    )
+    return table("Reward model on pairs of preferl’s own", rows, note)
 
 
 @of_one_run()

@@ -39,10 +39,13 @@ SECTIONS: dict[str, tuple[Maker, ...]] = {
     ),
     "The reward model": (
         rewards.reward_plot,
+        rewards.reward_loss_plot,
+        rewards.reward_scores_plot,
         rewards.calibration_plot,
         rewards.reward_table,
         rewards.verification_table,
         rewards.audit_table,
+        rewards.analysis_table,
         rewards.benchmark_table,
         rewards.bias_table,
         rewards.disagreement_table,

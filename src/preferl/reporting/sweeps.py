@@ -43,6 +43,8 @@ UNITS = {
     "ece": "probability",
     "eos_rate": "share",
     "expected_accuracy": "share of pairs",
+    "final_accuracy": "share of pairs",
+    "final_loss": "nats",
     "fraction_of_bayes": "share",
     "gold": "points",
     "hidden_size": "units",

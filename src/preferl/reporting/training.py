@@ -62,7 +62,7 @@ def rl_reward_plot(stages: Stages) -> Plot:
     where = "In the training batches"
     if held_out:
         config = record.config
-        where = f"On {config.get('eval_prompts')} prompts of the split {config.get('eval_split')}"
+        where = f"On at most {config.get('eval_prompts')} prompts of the split {config.get('eval_split')}"
     reward = held_out or train
     reading = f"{where} the reward went from {format_2f(reward[0])} to {format_2f(reward[-1])}"
     reading += f" and the gold reward from {format_2f(gold[0])} to {format_2f(gold[-1])}" if gold else ""

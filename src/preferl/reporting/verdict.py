@@ -75,8 +75,9 @@ def paragraph(summary: dict[str, Any]) -> str:
     comparison, policies = summary["comparison"], summary["policies"]
     after, before = policies["policy"], policies["reference"]
     proxy = comparison["score"]
+    where = "training" if summary.get("trained_on") else "held-out"
     text = (
-        f"On {summary['prompts']} held-out prompts training moved the reward by "
+        f"On {summary['prompts']} {where} prompts training moved the reward by "
         f"{with_interval(proxy, 'difference', signed_2f)} against the SFT model "
         f"(from {format_2f(before['score'])} to {format_2f(after['score'])})"
     )

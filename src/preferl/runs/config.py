@@ -53,7 +53,8 @@ class DeviceOptions(RangedOptions):
 @dataclass(kw_only=True)
 class DataOptions(RangedOptions):
     dataset_name: str = "world"
-    """``world``, a Hub name (``name`` or ``name:config``), or local files: JSONL(.gz), parquet, a folder."""
+    """``world``, preferl's own pairs (``world:demonstration``, ``world:analysis``), a Hub name (``name`` or
+    ``name:config``), or local files: JSONL(.gz), parquet, a folder."""
     dataset_format: str = "auto"
     """``auto``, or how to read the rows: ``preference``, ``demonstration``, ``text``, ``prompt``."""
     max_rows: Count | None = None

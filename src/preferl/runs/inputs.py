@@ -26,7 +26,7 @@ from preferl.runs.files import write_atomically
 from preferl.runs.mark import read_mark, was_stage
 
 # Options that name data, models and rewards.
-DATA = ("dataset_name", "train_dataset_name", "responses_file", "add_to")
+DATA = ("dataset_name", "also_train_on", "train_dataset_name", "responses_file", "add_to")
 NAMING = (
     *DATA,
     *("model_name_or_path", "ref_model", "reference_policy"),

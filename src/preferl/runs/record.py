@@ -27,7 +27,7 @@ class StageRecord:
         self.config = read_yaml(path / "config.yaml")
         self.manifest = read_json(path / "manifest.json")
         summary = path / "summary.json"
-        self.summary = read_json(summary) if summary.exists() else {}
+        self.summary = with_infinite_ends(read_json(summary)) if summary.exists() else {}
         self.metrics = read_jsonl(path / "metrics.jsonl")
         self.samples = read_jsonl(path / "samples.jsonl")
         self.done = (path / "DONE").exists()
@@ -47,6 +47,19 @@ class StageRecord:
         """The reward stage's ``audit.json``, where it wrote one."""
         path = self.path / "audit.json"
         return read_json(path) if path.exists() else None
+
+
+def with_infinite_ends(tree: Any) -> Any:
+    """Infinite ends of intervals and errors, which JSON holds as text, as numbers again."""
+    if isinstance(tree, list):
+        return [with_infinite_ends(value) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    found = {}
+    for key, value in tree.items():
+        infinite = key.endswith(("_low", "_high", "_se")) and value in ("inf", "-inf")
+        found[key] = float(value) if infinite else with_infinite_ends(value)
+    return found
 
 
 def stage_paths(run: Path) -> dict[str, Path]:

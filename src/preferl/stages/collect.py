@@ -1,7 +1,8 @@
 """collect: samples responses from a policy (or reads them), lets an annotator compare them, writes pairs.
 
 ``data/train.jsonl``, ``dev``, ``rl`` and ``eval`` carry TRL's columns (prompt, chosen, rejected) and beside
-them who labelled, what sampled, the true utilities and P(chosen is preferred) where the annotator has them.
+them who labelled, what sampled, and where the annotator has them the true utilities and P(the label prefers
+chosen), with its errors and its bias for a place.
 """
 
 import dataclasses
@@ -104,6 +105,7 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
             assert config.model_name_or_path
             policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
             source = sources.load_source(**config.source())
+            source.need("prompts", "train")
             stage.begin(source.notes)
             prompts = {split: source[split].prompts for split in SPLITS}
             candidates = sample_candidates(policy, prompts, config, stage)
@@ -282,7 +284,8 @@ def read_candidates(path: Path, config: CollectConfig) -> tuple[dict[str, list[C
     """Responses from a file, split by prompt, and what was read, in a sentence.
 
     Raises:
-        DataError: the file is not there, or a row is not {"prompt", "responses": [two or more texts]}.
+        DataError: the file is not there, a row is not {"prompt", "responses": [two or more texts]}, or none
+            trains.
     """
     if not path.is_file():
         raise DataError(f"responses_file '{path}' is not a file")
@@ -307,6 +310,11 @@ def read_candidates(path: Path, config: CollectConfig) -> tuple[dict[str, list[C
     for split in splits.on_train:
         out[split] = out["train"]
     note = f"{path}: {len(rows)} rows used; split: {counts(splits)} ({splits.how})"
+    if not out["train"]:
+        raise DataError(
+            f"no row trains ({note}). Mark some as train in a column `split`, or leave the column out "
+            f"and let --split_shares divide them"
+        )
     return {split: out[split] for split in SPLITS}, note
 
 
@@ -372,13 +380,16 @@ def label(
         [p.finished[1] for p in pairs],
     )
     kept_N = judged.kept_N if isinstance(judged, JudgedPairs) else np.ones(len(pairs), bool)
+    p_first_N = judged.probability_N
+    if isinstance(annotator, Annotator):
+        p_first_N = annotator.label_probability(judged.utility_a_N, judged.utility_b_N)
     records = []
     for i, pair in enumerate(pairs):
         if not kept_N[i] or (judged.tied_N[i] and config.tie_policy == "skip"):
             continue
         won = 0 if judged.first_wins_N[i] else 1
         utility = (float(judged.utility_a_N[i]), float(judged.utility_b_N[i]))
-        p_first = float(judged.probability_N[i])
+        p_first = float(p_first_N[i])
         columns = {
             "split": split,
             "annotator": annotator.name,
@@ -432,12 +443,23 @@ def rank(
             "finished": row.finished,
             "gold": utility_K.tolist(),
         }
-        if annotator.mode == "stochastic":
-            columns["label_scale"] = annotator.scale
+        columns |= how_labelled(annotator, len(row.responses))
         ranks = annotator.rank(utility_K, rng)
         each = ("finished", "gold")
         rankings.append(Comparison(row.prompt, row.responses, ranks, None, columns, each))
     return rankings, left_out
+
+
+def how_labelled(annotator: Annotator, shown: int) -> dict[str, Any]:
+    """What `known_probability` needs to know of a ranking's labels, as columns; what is not there is 0."""
+    deterministic = annotator.mode == "deterministic"
+    columns: dict[str, Any] = {"label_mode": annotator.mode} if deterministic else {}
+    columns |= {} if deterministic else {"label_scale": annotator.scale}
+    columns |= {"label_error_rate": annotator.error_rate} if annotator.error_rate else {}
+    columns |= {"label_coin_width": annotator.coin_width} if annotator.coin_width else {}
+    if annotator.position_bias:
+        columns |= {"label_position_bias": annotator.position_bias, "label_shown": shown}
+    return columns
 
 
 def selection_of(config: CollectConfig) -> str:

@@ -7,6 +7,7 @@ language models and processor time.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from preferl.sampling.policy import Policy, Responses
 from preferl.sampling.samples import Samples, joined
 from preferl.statistics import distinct_n, mean_interval, repetition
 from preferl.statistics.frontier import break_even_queries
+from preferl.statistics.intervals import Estimate, mean_share
 
 # KL coefficients whose optimum is estimated from the pool, beside the policy's own.
 FRONTIER_KL_COEFS = (3.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -126,8 +128,8 @@ def evaluate(
     """
     records = source.need("prompts", "eval")[: config.max_eval_prompts]
     prompts = [record.prompt for record in records]
-    if len(prompts) < 2:
-        raise UsageError(f"{len(prompts)} eval prompts: an interval needs at least 2")
+    if len(prompts) == 1:
+        stage.say("one eval prompt: means have no interval, which needs at least 2")
     responder = Responder(config, scorers, stage)
     size = config.pool_size or max(config.best_of, default=0)
     with Steps("evaluate", 2 + bool(size)) as steps:
@@ -159,6 +161,7 @@ def evaluate(
     say_result(policies, against)
     stage.finish(
         prompts=len(prompts),
+        trained_on=source.eval is source.train,
         num_generations=config.num_generations,
         temperature=config.temperature,
         policies=policies,
@@ -300,12 +303,13 @@ def perplexity(responses: ScoredResponses, reference_logp_N: np.ndarray) -> dict
 
 
 def kl_summary(log_ratio_N: np.ndarray, responses: ScoredResponses) -> dict[str, Any]:
-    """Mean KL in nats per response with its standard error over prompts, and per token."""
+    """Mean KL in nats per response with its standard error over prompts (infinite for one), and per token."""
     kl_P = log_ratio_N.reshape(responses.length_PG.shape).mean(-1)
     per_token = float(log_ratio_N.sum() / responses.length_PG.sum())
+    error = float(kl_P.std(ddof=1) / len(kl_P) ** 0.5) if len(kl_P) > 1 else math.inf
     return {
         "kl": float(kl_P.mean()),
-        "kl_se": float(kl_P.std(ddof=1) / len(kl_P) ** 0.5),
+        "kl_se": error,
         "kl_per_token": per_token,
         "drifted": per_token > KL_DRIFT_PER_TOKEN,
     }
@@ -334,7 +338,7 @@ def judge_of(config: EvaluateConfig, stage: Stage) -> Any:
         if not len(probability_N):
             raise DataError(f"evaluate: no verdict of '{name}' was readable; look at what it replies")
         counts = {k: v - before[k] for k, v in dataclasses.asdict(judge.counts).items()}
-        rate = mean_interval(probability_N).named("win_rate")
+        rate = mean_share(probability_N).named("win_rate")
         return rate | {"n": len(probability_N), **counts}
 
     return win_rate
@@ -349,7 +353,7 @@ def against_references(
 ) -> dict[str, Any]:
     """The policy against the data set's own responses, by every measure of texts not sampled by preferl."""
     known = [i for i, prompt in enumerate(prompts) if prompt_key(prompt) in responses]
-    if len(known) < 2:
+    if not known:
         return {}
     asked = [prompts[i] for i in known]
     texts = [responses[prompt_key(prompt)] for prompt in asked]
@@ -489,19 +493,19 @@ def say_result(policies: dict[str, dict[str, Any]], comparison: dict[str, Any]) 
             c = comparison[measure]
             say(
                 f"evaluate: {name} {policies['reference'][measure]:.2f} -> "
-                f"{policies['policy'][measure]:.2f}, difference {c['difference']:+.2f} "
-                f"[{c['difference_low']:+.2f}, {c['difference_high']:+.2f}], win rate "
-                f"{c['win_rate']:.1%} [{c['win_rate_low']:.1%}, {c['win_rate_high']:.1%}]"
+                f"{policies['policy'][measure]:.2f}, difference "
+                f"{Estimate.read(c, 'difference').text('+.2f')}, win rate "
+                f"{Estimate.read(c, 'win_rate').text('.1%')}"
             )
     if "judge" in comparison:
         c = comparison["judge"]
         say(
-            f"evaluate: win rate by the judge {c['win_rate']:.1%} [{c['win_rate_low']:.1%}, "
-            f"{c['win_rate_high']:.1%}] on {c['n']} pairs; {c['inconsistent']} verdicts changed with the "
-            f"order, {c['unparsable']} replies were unreadable"
+            f"evaluate: win rate by the judge {Estimate.read(c, 'win_rate').text('.1%')} on {c['n']} pairs; "
+            f"{c['inconsistent']} verdicts changed with the order, {c['unparsable']} replies were unreadable"
         )
     p = policies["policy"]
+    error = f" ± {p['kl_se']:.2f}" if math.isfinite(p["kl_se"]) else ""
     say(
-        f"evaluate: KL {p['kl']:.2f} ± {p['kl_se']:.2f} nats per response, EOS {p['eos_rate']:.1%}, "
+        f"evaluate: KL {p['kl']:.2f}{error} nats per response, EOS {p['eos_rate']:.1%}, "
         f"length {p['length']:.1f}"
     )

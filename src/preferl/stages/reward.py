@@ -29,7 +29,7 @@ from preferl.data.records import (
 from preferl.data.sources import Source
 from preferl.data.types import Scorer
 from preferl.evaluation.audit import audit_scorer
-from preferl.evaluation.baselines import fit_length
+from preferl.evaluation.baselines import baselines
 from preferl.evaluation.scored import ScoredPairs, accuracy_of, quality_of, scores_of
 from preferl.judging.scorers import MEMBER, ShardedScorer, load_scorer, scored
 from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, fit, plan_batches
@@ -67,6 +67,8 @@ from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
 from preferl.statistics.intervals import Estimate
 
+FEWEST_SAMPLES = 32  # of the reference policy, for the mean and standard deviation of its scores
+
 
 @dataclass(kw_only=True)
 class RewardConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
@@ -77,7 +79,11 @@ class RewardConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, Device
     model_name_or_path: str = "runs/sft"
     """What it starts from: the SFT stage, or any encoder, decoder or reward model."""
     dataset_name: str = "runs/collect"
-    """Preferences: a collect stage, a Hub name (``name`` or ``name:config``), or local files."""
+    """Preferences: a collect stage, a Hub name (``name`` or ``name:config``), local files, or preferl's own
+    pairs (``world:analysis``, ``world:demonstration``)."""
+    also_train_on: str | None = None
+    """A second data set whose training comparisons are added, as ``world:analysis``: ten pairs about
+    helpfulness, safety and accuracy, which every audit scores."""
     reference_policy: str | None = None
     """Normalise on samples of this policy; without it on the responses of the training pairs."""
     loss: str = "auto"
@@ -204,8 +210,11 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
-        source.need("pairs", "eval")
-        source.need("comparisons", "train")
+        if config.also_train_on:
+            more = sources.load_source(**config.source() | {"name": config.also_train_on})
+            source = source.also_training_on(more)
+        for split in ("train", "dev", "eval"):
+            source.need("pairs", split)
         saved = stage.begin(source.notes, keep=MEMBER)
         if config.num_members > 1:
             trained = train_members(config, stage)
@@ -316,7 +325,9 @@ def train(
             "updates": fitted.step,
             "best_update": fitted.best_step,
             "dev/loss": fitted.best_loss,
+            "dev/accuracy": fitted.best["dev/accuracy"],
             "dev/final_loss": fitted.last["dev/loss"],
+            "dev/final_accuracy": fitted.last["dev/accuracy"],
             "sequences": sequences,
             "parameters": load.parameter_count(scorer.model),
             "trained_parameters": trainable,
@@ -339,8 +350,15 @@ def report(trained: Trained, source: Source, config: RewardConfig, stage: Stage)
     train_pairs = source.need("pairs", "train")
     scorer, sd = trained.scorer, trained.sd
     chosen_N, rejected_N = scores_of(ShardedScorer(scorer), eval_pairs)
-    quality = quality_of((chosen_N - rejected_N) * sd, eval_pairs, config.seed)
-    quality["length_baseline_accuracy"] = length_baseline(train_pairs, eval_pairs)
+    unseen = ScoredPairs(eval_pairs, chosen_N * sd, rejected_N * sd)
+    quality = quality_of(unseen.gap_N, eval_pairs, config.seed)
+    if config.audit:
+        audit = audit_scorer(scorer, unseen, train_pairs, sd, config.seed)
+        save(lambda: stage.write_json("audit.json", audit))
+    simple = audit["baselines"] if config.audit else baselines(train_pairs, unseen, seed=config.seed)
+    for row in simple["rows"]:
+        name = f"{row['baseline'].replace(' ', '_')}_baseline_accuracy"
+        quality |= Estimate.read(row["accuracy"]).named(name)
     stage.log_samples(
         {
             "prompt": prompt_text(pair.prompt),
@@ -351,16 +369,20 @@ def report(trained: Trained, source: Source, config: RewardConfig, stage: Stage)
         }
         for pair, chosen, rejected in list(zip(eval_pairs, chosen_N, rejected_N, strict=True))[:200]
     )
-    say_quality(quality, stage, source)
-    if config.audit:
-        unseen = ScoredPairs(eval_pairs, chosen_N * sd, rejected_N * sd)
-        audit = audit_scorer(scorer, unseen, train_pairs, sd, config.seed)
-        save(lambda: stage.write_json("audit.json", audit))
+    trained_on = {split: trained_on_too(source, split) for split in ("dev", "eval")}
+    say_quality(quality, stage, trained_on["eval"] == len(source.eval.pairs))
     stage.finish(
         train_pairs=len(train_pairs),
         **trained.summary,
         **{f"eval/{name}": value for name, value in quality.items()},
+        **{f"{split}/share_trained_on": n / len(source[split].pairs) for split, n in trained_on.items()},
     )
+
+
+def trained_on_too(source: Source, split: str) -> int:
+    """How many pairs of a split are training pairs: all of them where a data set is too small to divide."""
+    known = {(prompt_key(p.prompt), p.chosen, p.rejected) for p in source.train.pairs}
+    return sum((prompt_key(p.prompt), p.chosen, p.rejected) in known for p in source[split].pairs)
 
 
 def train_members(config: RewardConfig, stage: Stage) -> Trained:
@@ -401,8 +423,9 @@ def comparisons_for(config: RewardConfig, source: Source) -> tuple[str, list[Com
     rankings = source.need("comparisons", "train")
     if config.member_share < 1:
         rng = random.Random(devices.derived_seed(config.seed, "reward", "member"))
-        share = {prompt_key(r.prompt): rng.random() < config.member_share for r in rankings}
-        rankings = [r for r in rankings if share[prompt_key(r.prompt)]]
+        place = {prompt_key(r.prompt): rng.random() for r in rankings}
+        share = max(config.member_share, min(place.values()))  # of few prompts one is left at least
+        rankings = [r for r in rankings if place[prompt_key(r.prompt)] <= share]
     if config.max_train_comparisons is not None and len(rankings) > config.max_train_comparisons:
         # A larger number holds the comparisons of a smaller one.
         order = random.Random(devices.derived_seed(config.seed, "reward", "subset"))
@@ -464,7 +487,12 @@ def optimise(
         chosen_N, rejected_N = scores_of(ShardedScorer(scorer), dev_pairs)
         gap_N = chosen_N - rejected_N
         loss = float(np.logaddexp(0, -gap_N).mean())
-        return {"dev/loss": loss, "dev/accuracy": accuracy_of(gap_N)}
+        return {
+            "dev/loss": loss,
+            "dev/accuracy": accuracy_of(gap_N),
+            "dev/score_chosen": float(chosen_N.mean()),
+            "dev/score_rejected": float(rejected_N.mean()),
+        }
 
     fitted = fit(
         Objective(model, step, measure=measure),
@@ -513,16 +541,23 @@ def scores_of_batch(
 
 
 def batch_loss(name: str, scored: Scored, config: RewardConfig) -> tuple[torch.Tensor, Sums]:
-    """Summed loss of some comparisons, and how many of their ordered pairs are scored in order."""
+    """Summed loss of some comparisons, how many of their ordered pairs are scored in order, and what the
+    preferred and the rejected responses of these pairs score."""
     loss = LOSSES[name].per_comparison(scored, config).sum()
     if config.center_rewards_coefficient:
         penalty = preference.centre_penalty(scored.score_GK, scored.mask_GK).sum()
         loss = loss + config.center_rewards_coefficient * penalty
     with torch.no_grad():
         ordered_GKK = preference.ordered_pairs(scored.score_GK, scored.mask_GK, scored.rank_GK)
-        right_GKK = scored.score_GK[:, :, None] > scored.score_GK[:, None, :]
-    right, ordered = int((right_GKK & ordered_GKK).sum()), int(ordered_GKK.sum())
-    return loss, {"train/accuracy": (right, ordered)}
+        chosen_GK1, rejected_G1K = scored.score_GK[:, :, None], scored.score_GK[:, None, :]
+        right = int(((chosen_GK1 > rejected_G1K) & ordered_GKK).sum())
+        ordered = int(ordered_GKK.sum())
+        sum_chosen, sum_rejected = (chosen_GK1 * ordered_GKK).sum(), (rejected_G1K * ordered_GKK).sum()
+    return loss, {
+        "train/accuracy": (right, ordered),
+        "train/score_chosen": (float(sum_chosen), ordered),
+        "train/score_rejected": (float(sum_rejected), ordered),
+    }
 
 
 def reference_scores(
@@ -533,23 +568,22 @@ def reference_scores(
     if reference is not None:
         prompts = source.need("prompts", "train")[:count]
         seed = devices.generator(config.seed, "reward", "reference")
-        made = reference.respond(prompts, 1, seed, config)
+        # Few prompts are asked several times: one response each would hardly say how scores spread.
+        each = -(-min(FEWEST_SAMPLES, count) // len(prompts))
+        made = reference.respond(prompts, each, seed, config)
         scores = scored(scorer, made.prompts, made.completions, finished=made.finished)
     else:
         scores = np.concatenate(scores_of(scorer, source.train.pairs[: count // 2]))
     return float(scores.mean()), float(scores.std())
 
 
-def length_baseline(train: Sequence[Pair], held_out: Sequence[Pair]) -> float:
-    """Accuracy of always preferring the longer (or always the shorter, as in training) response."""
-    return accuracy_of(fit_length(train, held_out)[0])
-
-
-def say_quality(quality: dict[str, Any], stage: Stage, source: Source) -> None:
-    which = "held-out accuracy" if source.own("eval").comparisons else "accuracy where it trained"
+def say_quality(quality: dict[str, Any], stage: Stage, trained_on: bool) -> None:
+    words = quality["bag_of_words_baseline_accuracy"]
+    words = "unknown" if words is None else f"{words:.1%}"
+    which = "accuracy where it trained" if trained_on else "held-out accuracy"
     line = (
         f"{which} {Estimate.read(quality, 'accuracy').text('.1%')} on {quality['pairs']} pairs; "
-        f"length alone {quality['length_baseline_accuracy']:.1%}"
+        f"length alone {quality['length_baseline_accuracy']:.1%}, a bag of words {words}"
     )
     if "fraction_of_bayes" in quality:
         line += (

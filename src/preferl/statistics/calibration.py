@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from preferl.statistics.checks import finite_row, require_level, require_same_length, unit_row
-from preferl.statistics.intervals import Estimate
+from preferl.statistics.intervals import FEW, Estimate
 
 
 class UndefinedStatistic(ValueError):
@@ -54,8 +54,9 @@ def cluster_bootstrap(
 ) -> Estimate:
     """Mean with a percentile bootstrap interval that resamples whole clusters (Davison & Hinkley 1997, 3.8).
 
-    Returns (mean, low, high). The mean is over values, so a large cluster weighs more. One cluster says
-    nothing about the spread: its interval is (-inf, inf).
+    Returns (mean, low, high). The mean is over values, so a large cluster weighs more. Fewer than ``FEW``
+    clusters have Student's interval with the variance over clusters (Cochran 1977, 6.5), and (-inf, inf)
+    where all values are equal, as one is.
 
     Raises:
         ValueError: rows are empty, of different length or not finite, ``level`` is not in (0, 1), or there
@@ -67,8 +68,15 @@ def cluster_bootstrap(
         raise ValueError(f"resamples is {resamples}; it must be at least 1")
     sum_C, count_C = np.bincount(cluster_N, weights=value_N), np.bincount(cluster_N)
     mean, n = float(value_N.mean()), len(count_C)
-    if n == 1:
+    if n == 1 or (n < FEW and np.ptp(value_N) == 0):
         return Estimate(mean, -np.inf, np.inf)
+    if n < FEW:
+        from scipy import stats
+
+        residual_C = sum_C - mean * count_C
+        error = np.sqrt((residual_C**2).sum() * n / (n - 1)) / len(value_N)
+        half = float(stats.t.ppf(0.5 + level / 2, n - 1) * error)
+        return Estimate(mean, mean - half, mean + half)
     rng = np.random.default_rng(seed)
     # In blocks, so that many clusters do not make a huge table of indices.
     block = max(1, 1_000_000 // n)
@@ -85,7 +93,9 @@ def clustered_proportion(success_N: ArrayLike, cluster_N: ArrayLike, level: floa
 
     Returns (proportion, low, high). The trials count as N / deff, where deff >= 1 is the variance of the
     proportion over clusters divided by that of independent trials (Kish 1965; Dean & Pagano 2015). Where
-    every cluster has one trial this is Wilson's interval; where all trials agree the clusters are counted.
+    every cluster has one trial this is Wilson's interval. Where all trials agree, or there are fewer than
+    ``FEW`` clusters, the data do not say how alike the trials of one cluster are: they count as one trial
+    (N^2 / sum of squared cluster sizes in all).
 
     Raises:
         ValueError: rows are empty or of different length, a success lies outside [0, 1], or ``level`` is
@@ -98,11 +108,11 @@ def clustered_proportion(success_N: ArrayLike, cluster_N: ArrayLike, level: floa
     if clusters < n:
         residual_C = np.bincount(cluster_N, weights=success_N - proportion)
         independent = n * proportion * (1 - proportion)
-        if independent > 0 and clusters > 1:
+        if independent > 0 and clusters >= FEW:
             spread = float((residual_C**2).sum()) * clusters / (clusters - 1)
             effective = n / max(1.0, spread / independent)
         else:
-            effective = float(clusters)
+            effective = n**2 / float((np.bincount(cluster_N) ** 2).sum())
     effective = max(1.0, effective)
     from statsmodels.stats.proportion import proportion_confint
 

@@ -11,6 +11,10 @@ from numpy.typing import ArrayLike
 
 from preferl.statistics.checks import finite_row, finite_table, require_level, require_same_length, unit_row
 
+# Items below which a percentile bootstrap is much too narrow (of five normal values it covers 80 %, of two
+# half): Student's and Wilson's intervals stand in for it.
+FEW = 30
+
 
 class Estimate(NamedTuple):
     """A value with its interval: one type, two layouts in JSON, and its text.
@@ -61,7 +65,7 @@ class Estimate(NamedTuple):
 
 
 def _written(number: float | None, form: str | Callable[[float], str]) -> str:
-    if number is None:
+    if number is None or not math.isfinite(number):
         return "…"
     return format(number, form) if isinstance(form, str) else form(number)
 
@@ -117,13 +121,27 @@ def mean_interval(a_N: ArrayLike, level: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def mean_share(share_N: ArrayLike, level: float = 0.95) -> Estimate:
+    """Mean of shares or probabilities: Student's interval, or of fewer than ``FEW`` Wilson's with them as
+    trials, which stays in [0, 1] and has an end for one value too.
+
+    Raises:
+        ValueError: no values, one outside [0, 1], or ``level`` not in (0, 1).
+    """
+    share_N = unit_row("share_N", share_N)
+    if len(share_N) < FEW:
+        return proportion(float(share_N.sum()), len(share_N), level)
+    return mean_interval(share_N, level)
+
+
 def paired_bootstrap(
     a_N: ArrayLike, b_N: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Estimate:
     """Mean of a - b over the same items with a percentile bootstrap interval (Efron 1979): (mean, low, high).
 
-    Items are resampled, so that what makes an item hard for both cancels. One item says nothing about the
-    spread: its interval is (-inf, inf). Equal arguments give equal intervals.
+    Items are resampled, so that what makes an item hard for both cancels. Fewer than ``FEW`` have Student's
+    interval, and (-inf, inf) where all differences are equal: one, or several, say nothing of the spread
+    then. Equal arguments give equal intervals.
 
     Raises:
         ValueError: the rows are empty, of different length or not finite, ``level`` is not in (0, 1), or
@@ -132,12 +150,11 @@ def paired_bootstrap(
     require_level(level)
     a_N, b_N = finite_row("a_N", a_N), finite_row("b_N", b_N)
     require_same_length(a_N=a_N, b_N=b_N)
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; it must be at least 1")
+    _require_resamples(resamples)
     gap_N = a_N - b_N
     mean, n = float(gap_N.mean()), len(gap_N)
-    if n == 1:
-        return Estimate(mean, -np.inf, np.inf)
+    if n < FEW:
+        return _mean_of_few(gap_N, level)
     rng = np.random.default_rng(seed)
     # In blocks, so that many items do not make a huge table of indices.
     block = max(1, 2_000_000 // n)
@@ -156,8 +173,8 @@ def paired_hierarchical_bootstrap(
     drawn prompt the responses of either model, all with replacement (Davison & Hinkley 1997, 3.8). With one
     response each this is ``paired_bootstrap``. With more it errs on the wide side: a prompt's mean carries
     the luck of its responses already, which drawing them again adds once more (at most sqrt(2) times the
-    width, where responses differ much more than prompts). One prompt says nothing about the spread: its
-    interval is (-inf, inf).
+    width, where responses differ much more than prompts). Fewer than ``FEW`` prompts have the interval
+    that ``paired_bootstrap`` gives few items.
 
     Raises:
         ValueError: the tables are empty, not finite or of different numbers of prompts, ``level`` is not in
@@ -171,9 +188,12 @@ def paired_hierarchical_bootstrap(
         return count_DA @ a_PA[p] / a_PA.shape[1] - count_DB @ b_PB[p] / b_PB.shape[1]
 
     sizes = len(a_PA), a_PA.shape[1], b_PB.shape[1]
+    gap_P = a_PA.mean(-1) - b_PB.mean(-1)
+    if len(gap_P) < FEW:
+        _require_resamples(resamples)
+        return _mean_of_few(gap_P, level)
     low, high = _hierarchical_interval(mean_gap, sizes, level, resamples, seed)
-    mean = float((a_PA.mean(-1) - b_PB.mean(-1)).mean())
-    return Estimate(mean, -np.inf, np.inf) if len(a_PA) == 1 else Estimate(mean, low, high)
+    return Estimate(float(gap_P.mean()), low, high)
 
 
 def hierarchical_win_rate(
@@ -182,8 +202,8 @@ def hierarchical_win_rate(
     """Mean over prompts of the share of the A * B comparisons that a wins, ties half: (rate, low, high).
 
     The interval is that of ``paired_hierarchical_bootstrap``: prompts are resampled, and responses within
-    them. Where that has no width, because all comparisons agree (a wins all, loses all or ties all) or there
-    is one prompt, it is Wilson's, with the P prompts as trials.
+    them. Where that has no width, because all comparisons agree (a wins all, loses all or ties all), or there
+    are fewer than ``FEW`` prompts, it is Wilson's, with the P prompts as trials.
 
     Raises:
         ValueError: the tables are empty, not finite or of different numbers of prompts, ``level`` is not in
@@ -204,8 +224,11 @@ def hierarchical_win_rate(
     prompts = len(a_PA)
     rate = float(np.mean([won_AB(p).mean() for p in range(prompts)]))
     sizes = prompts, a_PA.shape[1], b_PB.shape[1]
+    if prompts < FEW:
+        _require_resamples(resamples)
+        return Estimate(rate, *wilson_interval(rate * prompts, prompts, level))
     low, high = _hierarchical_interval(win_rate, sizes, level, resamples, seed)
-    if prompts == 1 or low == high:
+    if low == high:
         low, high = wilson_interval(rate * prompts, prompts, level)
     return Estimate(rate, low, high)
 
@@ -283,6 +306,18 @@ def length_controlled_win_rate(
     )
 
 
+def _mean_of_few(gap_N: np.ndarray, level: float) -> Estimate:
+    """Student's interval, unbounded where the values are equal: it would have no width."""
+    if np.ptp(gap_N) == 0:
+        return Estimate(float(gap_N.mean()), -np.inf, np.inf)
+    return mean_interval(gap_N, level)
+
+
+def _require_resamples(resamples: int) -> None:
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; it must be at least 1")
+
+
 def _hierarchical_interval(
     statistic: Callable[[int, np.ndarray, np.ndarray], np.ndarray],
     sizes: tuple[int, ...],
@@ -294,8 +329,7 @@ def _hierarchical_interval(
 
     ``statistic(p, count_DA, count_DB)`` has D values of prompt p, given how often each response is drawn.
     """
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; it must be at least 1")
+    _require_resamples(resamples)
     prompts, a, b = sizes
     rng = np.random.default_rng(seed)
     # In blocks of S resamples, so that many prompts or responses do not make a huge table.

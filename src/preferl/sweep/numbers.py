@@ -31,6 +31,16 @@ DEFAULT_METRICS = {
     },
 }
 
+# Beside these, where it is varied for how long a reward model trains: the best checkpoint, which is kept,
+# against the last weights, on the same held-out pairs.
+HOW_LONG = ("num_train_epochs", "max_steps")
+LAST_WEIGHTS = {
+    "best_dev_loss": "reward.dev/loss",
+    "last_dev_loss": "reward.dev/final_loss",
+    "best_dev_accuracy": "reward.dev/accuracy",
+    "last_dev_accuracy": "reward.dev/final_accuracy",
+}
+
 
 def metrics_of(config: SweepConfig, runs: Sequence[Run]) -> dict[str, str]:
     """The metrics asked for, or the usual ones of the stages that the swept keys reach.
@@ -58,6 +68,8 @@ def metrics_of(config: SweepConfig, runs: Sequence[Run]) -> dict[str, str]:
     for stage in stages:
         if stage in (varied or stages):
             usual |= DEFAULT_METRICS.get(stage, {})
+            swept = {key.split(".")[-1] for run in runs for key in run.point.keys}
+            usual |= LAST_WEIGHTS if stage == "reward" and swept & set(HOW_LONG) else {}
     if not usual:
         raise UsageError(
             f"sweep: no usual metrics for the stages that vary ({', '.join(varied or stages)}); "
