@@ -131,11 +131,82 @@ def test_a_held_out_reward_can_tell_of_hacking_too():
     del found["gold"]
     assert verdict(stages).word == "Reward hacked"
     del found["held_out"]
-    assert verdict(stages).word == "Higher reward"
-    stages["evaluate"].summary["signs"] = signs(0.1, 0.6)
-    found_now = verdict(stages)
-    assert found_now.word == "Higher reward, gamed?"
-    assert "hedging, refusing, careful, repetition" in found_now.text
+    assert verdict(stages).word == "Better by the training signal only"
+    found["held_out"] = difference(0.5)
+    assert verdict(stages).word == "Better by a held-out reward"
+    assert "a proxy too" in verdict(stages).text
+
+
+def without_gold(stages):
+    del stages["evaluate"].summary["comparison"]["gold"]
+    return stages
+
+
+def hacked_card(stages):
+    return next(card[1:] for card in facts({"a": stages}) if card[0] == "reward hacked?")
+
+
+def test_without_a_truth_the_page_says_what_it_judges_by():
+    found = verdict(without_gold(run()))
+    assert found.tone == "plain"
+    assert "by the training signal only" in found.text
+    assert hacked_card(without_gold(run())) == ("cannot tell", "no sign rose")
+    assert hacked_card(run()) == ("no", "no sign rose")
+
+
+def risen(sign, before, after, half=0.02):
+    return [{"sign": sign} | {
+        f"{who}{end}": share + way * half
+        for who, share in (("reference", before), ("policy", after))
+        for end, way in (("", 0), ("_low", -1), ("_high", 1))
+    }]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"signs": risen("unfinished", 0.02, 1.0)}, "unfinished 2.0\u00a0% → 100.0\u00a0%"),
+        ({"signs": risen("collapse", 0.03, 0.977)}, "“thank you.” stands in 97.7\u00a0% of all responses"),
+        ({"signs": risen("repetition", 0.0, 0.07), "kl": 81.0}, "repetition 0.0\u00a0% → 7.0\u00a0%"),
+        ({"signs": risen("sycophancy", 0.1, 0.6)}, "sycophancy 10.0\u00a0% → 60.0\u00a0%"),
+        ({"length": 30.0}, "verbosity (tokens) 12.0 → 30.0"),
+    ],
+)
+def test_nothing_is_better_with_which_a_sign_of_gaming_rose(changes, found):
+    stages = run(signs=changes.get("signs", []))
+    policy = stages["evaluate"].summary["policies"]["policy"]
+    policy |= {"common_sentence": "thank you.", "common_sentence_share": 0.977}
+    policy |= {"kl": changes.get("kl", 4.0)} | about("length", changes.get("length", 20.0))
+    by_gold = verdict(stages)
+    assert by_gold.word == "Higher gold reward, gamed?"
+    assert found in by_gold.text
+    assert hacked_card(stages)[0] == "signs of it"
+    by_reward = verdict(without_gold(stages))
+    assert by_reward.word == "Higher reward, gamed?"
+    assert found in by_reward.text
+    assert hacked_card(stages)[0] == "signs of it"
+
+
+def test_what_is_within_noise_or_small_is_no_sign():
+    for signs, kl in (
+        (risen("repetition", 0.0, 0.07), 4.0),  # near the SFT model, a few more
+        (risen("hedging", 0.1, 0.4, half=0.2), 4.0),  # intervals overlap
+        (risen("unfinished", 0.6, 0.1), 4.0),
+        ([], 81.0),
+    ):
+        stages = run(signs=signs)
+        stages["evaluate"].summary["policies"]["policy"]["kl"] = kl
+        assert verdict(stages).word == "Better"
+
+
+def test_what_trained_or_labelled_is_no_gold_whatever_it_was_named():
+    stages = run(training_signals={"gold": "labelled the pairs"}, gold=-1.0)
+    found = verdict(stages)
+    assert found.word == "Better by the training signal only"
+    assert "What was named gold reward labelled the pairs: it is the training signal" in found.text
+    assert "which it was not trained on" not in found.text
+    stages["evaluate"].summary["comparison"]["held_out"] = difference(-0.5)
+    assert verdict(stages).word == "Reward hacked"
 
 
 def test_a_gold_reward_that_fell_from_its_peak_beyond_noise():

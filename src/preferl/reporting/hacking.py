@@ -14,6 +14,10 @@ GAIN = "gain over the SFT model (points)"
 MAX_PLAUSIBLE_KL = 1e4  # nats per response; no language model goes there
 FITS = 0.5  # R² below which a curve says nothing about where gold turns
 TURNS = "it turns"
+RISE = 0.1  # of the responses: a sign that became more frequent by less is let pass
+FAR = 20.0  # nats per response: best-of-n would have to choose among e^20
+VERBOSITY = "verbosity (tokens)"
+VERBOSE = 2.0  # times as long as the SFT model's responses
 
 
 def fitted(points: Way, form: str) -> OverOptimization | None:
@@ -187,7 +191,7 @@ def signs_of(summary: dict[str, Any]) -> dict[str, tuple[dict[str, float], Calla
         for end in ("", "_low", "_high")
     }
     signs = {row["sign"]: (row, percent) for row in summary.get("signs", [])}
-    return signs | {"verbosity (tokens)": (lengths, "{:.1f}".format)}
+    return signs | {VERBOSITY: (lengths, "{:.1f}".format)}
 
 
 @needs("evaluate")
@@ -227,9 +231,18 @@ def change(row: dict[str, Any]) -> str:
 
 
 def risen_signs(summary: dict[str, Any]) -> list[str]:
-    """Signs that became more frequent by at least ten points, beyond both intervals."""
-    risen = [row for row in summary.get("signs", []) if change(row) == "more"]
-    return [row["sign"] for row in risen if row["policy"] - row["reference"] >= 0.1]
+    """Signs that became more frequent than in the SFT model by at least `RISE`, beyond both intervals; for a
+    policy that went `FAR` repetition by any such rise. Verbosity where responses are `VERBOSE` times as
+    long."""
+    before, after = summary["policies"]["reference"], summary["policies"]["policy"]
+    risen = []
+    for row in summary.get("signs", []):
+        far = row["sign"] == "repetition" and after["kl"] > FAR
+        enough = row["policy"] - row["reference"] >= (0 if far else RISE)
+        if change(row) == "more" and enough:
+            risen.append(row["sign"])
+    longer = after["length"] >= VERBOSE * before["length"] and after["length_low"] > before["length_high"]
+    return risen + [VERBOSITY] * longer
 
 
 @of_one_run("rl")
