@@ -294,10 +294,10 @@ def test_several_runs_have_an_interval_between_runs(form):
     alpha, beta = (1.0, 0.12) if form == "best_of_n" else (1.0, 0.45)
     turning = (alpha / (2 * beta)) ** 2 if form == "best_of_n" else math.exp(2 * (alpha / beta - 1))
     rng, hits = np.random.default_rng(10), {"runs": 0, "points": 0}
-    kl_N, run_N = np.tile(np.linspace(1, 30, 8), 6), np.repeat(np.arange(6), 8)
+    kl_N, run_N = np.tile(np.linspace(1, 30, 60), 6), np.repeat(np.arange(6), 60)
     for _ in range(200):
         own_N = rng.normal(1, 0.15, 6)[run_N]
-        gain_N = own_N * alpha * np.sqrt(kl_N) + curve(form, 0.0, beta, kl_N) + 0.05 * rng.normal(size=48)
+        gain_N = own_N * alpha * np.sqrt(kl_N) + curve(form, 0.0, beta, kl_N) + 0.05 * rng.normal(size=360)
         for name, groups in (("runs", run_N), ("points", None)):
             fit = fit_over_optimization(kl_N, gain_N, form, group_N=groups)
             high = math.inf if fit.turning_high is None else fit.turning_high
