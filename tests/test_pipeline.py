@@ -15,7 +15,7 @@ from preferl.reporting.verdict import verdict
 from preferl.runs.errors import UsageError
 from preferl.runs.record import StageRecord, stage_records
 from preferl.stages import report, sft
-from preferl.stages.evaluate import EvaluateConfig
+from preferl.stages.evaluate import EvaluateConfig, training_signals
 from preferl.stages.rl import RlConfig
 from summaries import repeatable
 from xss import FOREIGN, PAYLOADS, WATCH
@@ -188,6 +188,49 @@ def test_shared_options_reach_the_stages_and_own_options_win(tmp_path):
     assert stages["reward"].dataset_name == stages["rl"].dataset_name == "people.jsonl"
     assert stages["reward"].reference_policy == stages["rl"].model_name_or_path
     assert stages["rl"].gold is None
+
+
+def test_gold_is_the_worlds_own_reward_whoever_labelled(tmp_path):
+    """An annotator is what the reward model was taught to be like, and no truth."""
+    names = ["sft", "collect", "reward", "best_of", "rl", "evaluate"]
+    labelled = {"stages": names, "collect.annotator": "sentiment"}
+    stages = pipeline.resolve(small(tmp_path, **labelled))
+    assert {stages[name].gold for name in ("best_of", "rl", "evaluate")} == {"world"}
+    assert stages["rl"].annotator == "sentiment"  # what the reward is checked against
+    given = {"evaluate.gold": "sentiment", "rl.annotator": "length"}
+    stages = pipeline.resolve(small(tmp_path, **labelled | given))
+    assert stages["evaluate"].gold == "sentiment"
+    assert (stages["rl"].gold, stages["rl"].annotator) == ("world", "length")
+    stages = pipeline.resolve(small(tmp_path, **labelled | {"dataset_name": "other.jsonl"}))
+    assert {stages[name].gold for name in ("best_of", "rl", "evaluate")} == {None}
+    stages = pipeline.resolve(small(tmp_path, **labelled | {"evaluate.dataset_name": "other.jsonl"}))
+    assert (stages["rl"].gold, stages["evaluate"].gold) == ("world", None)
+
+
+def test_what_trained_or_labelled_is_told_from_what_is_named_gold(finished, tmp_path):
+    """From the stages behind a policy: its reward, the reward's parts, and who labelled the pairs."""
+    _, run = finished
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    path = copy / "collect" / "config.yaml"
+    path.write_text(path.read_text().replace("annotator: world", "annotator: sentiment"))
+    own = StageRecord(copy / "evaluate").config
+    for place in (copy / "reward" / "config.yaml", copy / "rl" / "config.yaml"):
+        place.write_text(place.read_text().replace(str(run), str(copy)))
+    policy = {"model_name_or_path": str(copy / "rl"), "reward_model": str(copy / "reward")}
+
+    def signals(**changes):
+        return training_signals(EvaluateConfig(**own | policy | changes))
+
+    trained, labelled = "is the reward that was trained on", "labelled the pairs"
+    assert signals(gold="world") == signals(gold="concise") == signals(gold=None) == {}
+    assert signals(gold="sentiment") == {"gold": labelled}
+    assert signals(gold=str(copy / "reward")) == {"gold": trained}
+    assert signals(gold="world", held_out_reward="sentiment") == {"held_out": labelled}
+    mixed = f"0.5*{copy / 'reward'} + 0.5*concise"
+    assert signals(reward_model=mixed, gold="concise") == {"gold": trained}
+    assert signals(reward_model=mixed, gold="sentiment") == {"gold": labelled}
+    assert signals(reward_model="10*world", gold="world") == {}  # the world's own is the truth
 
 
 def test_an_explicit_option_wins_where_it_equals_the_default(tmp_path):
@@ -415,12 +458,13 @@ def edit(record, **values):
         ((1, 2), (-2, -1), "Reward hacked"),
         ((1, 2), (-1, 1), "No clear gain"),
         ((-2, -1), (-2, -1), "Worse"),
-        ((1, 2), None, "Higher reward"),
+        ((1, 2), None, "Better by the training signal only"),
     ],
 )
 def test_the_verdict_follows_the_intervals(finished, proxy, gold, word):
     _, run = finished
     record = StageRecord(run / "evaluate")
+    record.summary["signs"] = []  # of so small a model they are luck
     for name, bounds in (("score", proxy), ("gold", gold)):
         if bounds is None:
             del record.summary["comparison"][name]

@@ -35,6 +35,7 @@ from preferl.judging.scorers import as_scorer, load_scorer
 from preferl.learning.algorithms import Algorithm
 from preferl.models import load
 from preferl.models.reward import RewardModel
+from preferl.reporting.measures import main_measure
 from preferl.runs import devices, distributed, progress
 from preferl.runs.config import DataOptions, checked
 from preferl.runs.errors import DivergedError, UsageError
@@ -50,7 +51,7 @@ from preferl.stages import evaluate as evaluate_stage
 Model = TypeVar("Model")
 # Options that may be given as objects.
 MODEL_OPTIONS = ("ref_model", "reference_policy")
-REWARD_OPTIONS = ("gold", "held_out_reward", "adversarial")
+REWARD_OPTIONS = ("gold", "annotator", "held_out_reward", "adversarial")
 # What the command line calls what is an argument here.
 ARGUMENTS = {
     "model_name_or_path": "model",
@@ -124,14 +125,14 @@ class Evaluated(Result):
     @property
     def win_rate(self) -> float:
         """Share of eval prompts on which the policy's responses beat the reference's (a tie is half), by the
-        reward that nothing was trained on where there is one. ``summary["comparison"]`` has every measure,
-        with intervals."""
+        reward that neither trained nor labelled where there is one. ``summary["comparison"]`` has every
+        measure, with intervals."""
         return self.summary["comparison"][self.measure]["win_rate"]
 
     @property
     def measure(self) -> str:
         """What ``win_rate`` is by: ``gold``, ``held_out`` or ``score``, the first that is known."""
-        return next(m for m in ("gold", "held_out", "score") if m in self.summary["comparison"])
+        return main_measure(self.summary)
 
     @property
     def kl(self) -> float:

@@ -344,6 +344,13 @@ class Before:
         given = Usual(self.config.given.get("dataset_name", "world"), frozenset({"dataset_name"}))
         return self.reference("collect") or given
 
+    def truth(self, name: str) -> Usual | None:
+        """What a stage may take for the truth: the world's own reward, on its prompts. An annotator is none:
+        it is what the reward model was taught to be like."""
+        given = self.config.given.get("dataset_name", "world")
+        own = self.config.of(name).get("dataset_name", given)
+        return Usual("world", frozenset({"dataset_name", f"{name}.dataset_name"})) if own == "world" else None
+
     def option(self, name: str, *kinds: str) -> Usual | None:
         """An option of the newest stage of some kinds."""
         stage = self.last(*kinds)
@@ -365,6 +372,7 @@ def usual_options(name: str, kind: str, before: Before) -> dict[str, Usual | Non
             "num_train_epochs": Usual(2.0),
         }
     annotator, scored = before.option("annotator", "collect"), before.reference("reward")
+    truth = before.truth(name)
     usual: dict[str, dict[str, Usual | None]] = {
         "sft": {"model_name_or_path": before.model},
         "collect": {"model_name_or_path": before.policy},
@@ -374,15 +382,20 @@ def usual_options(name: str, kind: str, before: Before) -> dict[str, Usual | Non
             "reference_policy": None if before.last("collect") else before.policy,
         },
         "dpo": {"model_name_or_path": before.policy, "dataset_name": before.pairs},
-        "best_of": {"model_name_or_path": before.policy, "reward_model": scored, "gold": annotator},
+        "best_of": {"model_name_or_path": before.policy, "reward_model": scored, "gold": truth},
         "audit": {"reward_model": scored},
-        "rl": {"model_name_or_path": before.policy, "reward_model": scored, "gold": annotator},
+        "rl": {
+            "model_name_or_path": before.policy,
+            "reward_model": scored,
+            "gold": truth,
+            "annotator": annotator,
+        },
         "evaluate": {
             "model_name_or_path": before.reference("rl", "dpo", "sft", without=("sft", "backbone"))
             or before.policy,
             "ref_model": before.policy,
             "reward_model": measure_of(before),
-            "gold": annotator,
+            "gold": truth,
         },
     }
     return usual[kind]

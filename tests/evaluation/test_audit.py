@@ -272,7 +272,7 @@ def test_features_by_hand():
         "code_fences": 1,
         "exclamation_marks": 2,
         "repetition": 0,
-        "hedging": 2,
+        "hedging": 1,
         "flattery": 1,
         "refusal": 1,
         "keywords": 0,

@@ -9,7 +9,7 @@ from scipy.stats import t
 
 from preferl import world
 from preferl.evaluation import comparison, pool
-from preferl.evaluation.features import SIGNS, sign_shares
+from preferl.evaluation.features import COLLAPSE, SIGNS, sign_shares
 from preferl.evaluation.pool import Pool
 from preferl.statistics import wilson_interval
 
@@ -123,13 +123,16 @@ def test_judging_and_generating_on_the_same_prompts():
 )  # fmt: skip
 def test_each_style_of_the_world_shows_its_sign_and_plain_answers_show_none(style, sign):
     rng = random.Random(0)
-    prompts = [p for p in world.shuffled_prompts(0) if p.family not in ("requests", "lists")][:300]
+    # A right answer may refuse a request, be a list, or agree with a claim that is true.
+    families = ("requests", "lists", "premises")
+    prompts = [p for p in world.shuffled_prompts(0) if p.family not in families][:300]
     told = sign_shares([world.respond(p, "right", style, rng) for p in prompts])
     plain = sign_shares([world.respond(p, "right", "concise", rng) for p in prompts])
     assert told[sign] > 0.9
+    assert plain.pop(COLLAPSE) < 0.05  # "Green." is right more than once
     assert all(share <= 0.01 for share in plain.values())
     assert told["careful"] == (style in ("hedged", "refusing")) or told["careful"] < 0.1
-    others = {name: share for name, share in told.items() if name not in (sign, "careful")}
+    others = {name: share for name, share in told.items() if name not in (sign, "careful", COLLAPSE)}
     assert max(others.values()) < 0.1
 
 

@@ -1,6 +1,7 @@
 """What pages say: verdicts, turning points, where “safe but useless” begins, break-even; computed from
 numbers that are known here."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,7 +43,7 @@ def signs(before=0.1, after=0.1):
     ]
 
 
-def summary(proxy=1.0, gold=1.0, coef=0.1, **more):
+def summary(proxy=1.0, gold=1.0, coef=0.1, kl=4.0, **more):
     """An evaluation: a policy that gained so much by the reward and by gold."""
     policies = {
         "reference": about("score", 0.0) | about("gold", -1.0) | about("length", 12.0),
@@ -50,7 +51,7 @@ def summary(proxy=1.0, gold=1.0, coef=0.1, **more):
     }
     shared = {"eos_rate": 1.0, "repetition": 0.0, "distinct_2": 0.3, "perplexity": 1.5}
     policies = {name: row | shared for name, row in policies.items()}
-    policies["policy"] |= {"kl": 4.0, "kl_se": 0.1, "kl_per_token": 0.2, "drifted": True}
+    policies["policy"] |= {"kl": kl, "kl_se": 0.1, "kl_per_token": 0.2, "drifted": True}
     return {
         "prompts": 100,
         "num_generations": 1,
@@ -131,11 +132,82 @@ def test_a_held_out_reward_can_tell_of_hacking_too():
     del found["gold"]
     assert verdict(stages).word == "Reward hacked"
     del found["held_out"]
-    assert verdict(stages).word == "Higher reward"
-    stages["evaluate"].summary["signs"] = signs(0.1, 0.6)
-    found_now = verdict(stages)
-    assert found_now.word == "Higher reward, gamed?"
-    assert "hedging, refusing, careful, repetition" in found_now.text
+    assert verdict(stages).word == "Better by the training signal only"
+    found["held_out"] = difference(0.5)
+    assert verdict(stages).word == "Better by a held-out reward"
+    assert "a proxy too" in verdict(stages).text
+
+
+def without_gold(stages):
+    del stages["evaluate"].summary["comparison"]["gold"]
+    return stages
+
+
+def hacked_card(stages):
+    return next(card[1:] for card in facts({"a": stages}) if card[0] == "reward hacked?")
+
+
+def test_without_a_truth_the_page_says_what_it_judges_by():
+    found = verdict(without_gold(run()))
+    assert found.tone == "plain"
+    assert "by the training signal only" in found.text
+    assert hacked_card(without_gold(run())) == ("cannot tell", "no sign rose")
+    assert hacked_card(run()) == ("no", "no sign rose")
+
+
+def risen(sign, before, after, half=0.02):
+    return [{"sign": sign} | {
+        f"{who}{end}": share + way * half
+        for who, share in (("reference", before), ("policy", after))
+        for end, way in (("", 0), ("_low", -1), ("_high", 1))
+    }]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"signs": risen("unfinished", 0.02, 1.0)}, "unfinished 2.0\u00a0% → 100.0\u00a0%"),
+        ({"signs": risen("collapse", 0.03, 0.977)}, "“thank you.” stands in 97.7\u00a0% of all responses"),
+        ({"signs": risen("repetition", 0.0, 0.07), "kl": 81.0}, "repetition 0.0\u00a0% → 7.0\u00a0%"),
+        ({"signs": risen("sycophancy", 0.1, 0.6)}, "sycophancy 10.0\u00a0% → 60.0\u00a0%"),
+        ({"length": 30.0}, "verbosity (tokens) 12.0 → 30.0"),
+    ],
+)
+def test_nothing_is_better_with_which_a_sign_of_gaming_rose(changes, found):
+    stages = run(signs=changes.get("signs", []))
+    policy = stages["evaluate"].summary["policies"]["policy"]
+    policy |= {"common_sentence": "thank you.", "common_sentence_share": 0.977}
+    policy |= {"kl": changes.get("kl", 4.0)} | about("length", changes.get("length", 20.0))
+    by_gold = verdict(stages)
+    assert by_gold.word == "Higher gold reward, gamed?"
+    assert found in by_gold.text
+    assert hacked_card(stages)[0] == "signs of it"
+    by_reward = verdict(without_gold(stages))
+    assert by_reward.word == "Higher reward, gamed?"
+    assert found in by_reward.text
+    assert hacked_card(stages)[0] == "signs of it"
+
+
+def test_what_is_within_noise_or_small_is_no_sign():
+    for signs, kl in (
+        (risen("repetition", 0.0, 0.07), 4.0),  # near the SFT model, a few more
+        (risen("hedging", 0.1, 0.4, half=0.2), 4.0),  # intervals overlap
+        (risen("unfinished", 0.6, 0.1), 4.0),
+        ([], 81.0),
+    ):
+        stages = run(signs=signs)
+        stages["evaluate"].summary["policies"]["policy"]["kl"] = kl
+        assert verdict(stages).word == "Better"
+
+
+def test_what_trained_or_labelled_is_no_gold_whatever_it_was_named():
+    stages = run(training_signals={"gold": "labelled the pairs"}, gold=-1.0)
+    found = verdict(stages)
+    assert found.word == "Better by the training signal only"
+    assert "What was named gold reward labelled the pairs: it is the training signal" in found.text
+    assert "which it was not trained on" not in found.text
+    stages["evaluate"].summary["comparison"]["held_out"] = difference(-0.5)
+    assert verdict(stages).word == "Reward hacked"
 
 
 def test_a_gold_reward_that_fell_from_its_peak_beyond_noise():
@@ -155,7 +227,7 @@ def test_the_turning_point_is_that_of_the_published_curve():
     d = np.sqrt(kl)
     gains = d * (alpha - beta * np.log(d))
     golds = [-1.0, *(gains - 1.0).tolist()]
-    plot = hacking.over_optimisation_plot(alone(training(golds, [0.0, *kl])))
+    plot = hacking.over_optimisation_plot(alone(training(golds, [0.0, *kl]), gold=gains[-1], kl=kl[-1]))
     expected = np.exp(alpha / beta - 1) ** 2
     assert expected > kl[-1] / 2
     assert f"turns at {expected:.1f} [" in plot.reading
@@ -163,11 +235,80 @@ def test_the_turning_point_is_that_of_the_published_curve():
     rising = hacking.over_optimisation_plot(alone(training([0, 1, 2, 3, 4, 5], [0, 1, 4, 9, 16, 25])))
     assert "no turning point to be named" in rising.reading
     assert "the fitted curve only rises" in rising.reading
-    falling = hacking.over_optimisation_plot(alone(training([0, -1, -3, -4, -6, -7], [0, 1, 4, 9, 16, 25])))
+    falling = hacking.over_optimisation_plot(
+        alone(training([0, -1, -3, -4, -6, -7], [0, 1, 4, 9, 16, 25]), gold=-7.5, kl=27.0)
+    )
     assert "the fitted curve only falls" in falling.reading
     wild = hacking.over_optimisation_plot(alone(training([0, 3, -2, 3, -2, 3], [0, 1, 4, 9, 16, 25])))
     assert "the curve does not fit" in wild.reading
     assert hacking.over_optimisation_plot(alone()) is None
+
+
+def test_a_curve_that_was_measured_too_late_has_not_only_fallen():
+    """It rises and turns before the first measurement, where nobody looked."""
+    alpha, beta = 1.4, 1.0
+    kl = [9.0, 16.0, 25.0, 36.0, 49.0, 64.0]
+    golds = [float(d * (alpha - beta * np.log(d))) for d in np.sqrt(kl)]
+    plot = hacking.over_optimisation_plot(alone(training([0.0, *golds], [0.0, *kl]), gold=golds[-1], kl=64.0))
+    assert "before the first measurement, below 9.0 nats" in plot.reading
+    runs = {name: run(training([0.0, *golds], [0.0, *kl]), gold=golds[-1], kl=64.0) for name in "ab"}
+    for row in hacking.over_optimisation_table(runs).rows:
+        assert row[1].startswith("1.40 ±")
+        assert "before the first measurement" in row[4]
+
+
+def swept(golds_by_coef, kl, reward="run/reward"):
+    """Runs of one reward over β, each with its measurements in training and its end."""
+    runs = {}
+    for number, (coef, golds) in enumerate(golds_by_coef.items()):
+        stages = run(training([0.0, *golds], [0.0, *kl]), gold=golds[-1], coef=coef, kl=kl[-1])
+        stages["rl"].config["reward_model"] = reward
+        stages["evaluate"].samples = [
+            {"prompt": f"p{i}", "policy": f"{coef} says {i}", "reference": "before", "kl": float(number),
+             "policy_score": 1.0, "reference_score": 0.0, "policy_gold": 2.0, "reference_gold": 0.5,
+             "policy_finished": i % 2 == 0, "reference_finished": True}
+            for i in range(6)
+        ]  # fmt: skip
+        runs[f"kl_coef = {coef}"] = stages
+    return runs
+
+
+def test_runs_over_beta_have_one_turning_point_from_all_that_was_measured():
+    rng, alpha, beta = np.random.default_rng(0), 1.2, 0.5
+    kl = [i**2 / 10 for i in range(1, 20)]
+    d = np.sqrt(kl)
+    golds = {c: (d * (alpha - beta * np.log(d)) + 0.05 * rng.normal(size=19)).tolist() for c in (0.1, 0.2, 1)}
+    runs = swept(golds, kl)
+    plot = hacking.shared_turning_plot(runs)
+    assert "60 measurements of 3 runs against the same reward" in plot.reading  # 19 in training, and the end
+    found = re.search(
+        r"turns at ([\d.]+) \[([\d.]+), ([\d.]+)\] nats by the scatter of these runs", plot.reading
+    )
+    point, low, high = map(float, found.groups())
+    assert low < float(np.exp(alpha / beta - 1) ** 2) < high
+    assert low < point < high
+    names = {title: [part.title for part in (*s.plots, *s.tables)]
+             for title, s in ((s.title, s) for s in sections(runs))}  # fmt: skip
+    assert "Where gold turns" in names["Was the reward hacked?"]
+    # Of different rewards, or of fewer than three runs, no common curve is drawn.
+    other = swept({5.0: golds[1]}, kl, reward="another")
+    assert hacking.shared_turning_plot(runs | other) is None
+    assert hacking.shared_turning_plot(dict(list(runs.items())[:2])) is None
+
+
+def test_several_runs_show_their_responses_to_the_same_prompts():
+    runs = swept({c: [0.5, 1.0, 1.2] for c in (0.1, 0.2)}, [1.0, 2.0, 3.0])
+    table = evaluation.responses_table(runs)
+    assert table.head == ["prompt", "run", "response", "reward", "gold", "KL (nats)"]
+    assert len(table.rows) == 4 * 3
+    for start in range(0, 12, 3):
+        sft, first, second = table.rows[start : start + 3]
+        prompt = sft[0]
+        assert sft[1:] == ["SFT model", "before", "0.00", "0.50", ""]
+        number = prompt[1:]
+        cut = "" if int(number) % 2 == 0 else " ⋯"
+        assert first[1:] == ["kl_coef = 0.1", f"0.1 says {number}{cut}", "1.00", "2.00", "0.0"]
+        assert second[:3] == ["", "kl_coef = 0.2", f"0.2 says {number}{cut}"]
 
 
 def test_what_an_older_evaluation_did_not_count_is_not_made_up():

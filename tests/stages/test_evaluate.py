@@ -102,7 +102,12 @@ def test_every_measure_is_compared_with_the_sft_model_and_with_the_data(evaluate
     # The reward of tokens cannot read the data set's responses: nobody sampled them.
     assert set(s["references"]) == {"prompts", "gold", "held_out"}
     assert s["references"]["gold"]["mean"] > s["policies"]["policy"]["gold"]
-    assert [row["sign"] for row in s["signs"]] == list(evaluate.comparison.SIGNS)
+    known = [row["sign"] for row in s["signs"]]
+    assert known == [*evaluate.comparison.SIGNS, "collapse", "unfinished"]
+    unfinished = s["signs"][-1]
+    for who in ("policy", "reference"):
+        assert unfinished[who] == pytest.approx(1 - s["policies"][who]["eos_rate"])
+        assert 0 < s["policies"][who]["common_sentence_share"] <= 1
     assert s["policies"]["policy"]["kl"] == pytest.approx(0, abs=1e-4)
     assert not s["policies"]["policy"]["drifted"]
     assert len(evaluated.samples) == 40

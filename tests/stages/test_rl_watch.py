@@ -125,6 +125,19 @@ def test_an_objective_above_the_best_possible_raises_an_alarm():
     assert "above_best" in monitor.alarms(rollout, row | {"objective": 1.5, "objective_se": 0.05}, best, None)
 
 
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [({}, True), ({"ref_model": "another"}, False), ({"kl_controller": "adaptive"}, False)],
+)
+def test_the_best_possible_is_known_where_the_first_batch_is_the_references_own(changes, known):
+    """Of another reference, or at a coefficient that moves, a batch of the policy's bounds nothing."""
+    task = tabular_task(0)
+    trainer = trainer_for(task, FAST["rloo k=4"].config(0, 3.0))
+    trainer.config = dataclasses.replace(trainer.config, **changes)
+    trainer.iterate(1)
+    assert (trainer.state.optimum is not None) == known
+
+
 def test_the_best_possible_objective_is_that_of_the_enumerated_optimum():
     task = tabular_task(0)
     p = task.ref_logp_XN[0].exp()
@@ -151,17 +164,26 @@ def test_a_reward_that_no_longer_agrees_with_the_annotator_raises_an_alarm():
 
 
 def test_the_rewards_accuracy_is_measured_on_fresh_pairs(config):
-    """A reward that is the annotator agrees always, its opposite never; ties of the annotator say nothing."""
-    for reward, expected in (("vowels", 1.0), ("consonants", 0.0)):
+    """A reward that is the annotator agrees always, its opposite never; ties of the annotator say nothing.
+    The truth is no annotator, and stands in for one only where none is named."""
+    vowels, consonants = "watch_rewards:vowels", "watch_rewards:consonants"
+    for reward, gold, annotator, expected in (
+        (vowels, vowels, None, 1.0),
+        (consonants, vowels, None, 0.0),
+        (vowels, consonants, vowels, 1.0),
+        (vowels, None, consonants, 0.0),
+    ):
         path = rl.run(
             dataclasses.replace(
                 config,
-                reward_model=f"watch_rewards:{reward}",
-                gold="watch_rewards:vowels",
+                reward_model=reward,
+                gold=gold,
+                annotator=annotator,
                 check_reward_every=2,
                 check_reward_pairs=20,
-                output_dir=reward,
-            )
+                output_dir="run",
+            ),
+            fresh=True,
         )
         rows = [row for row in metrics(path) if "dev/reward_accuracy" in row]
         assert [row["step"] for row in rows] == [0, 2, 4]

@@ -242,6 +242,84 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(form):
     assert (hits / 300 < 0.99).all()
 
 
+def noisy(form, alpha, beta, kl_N, scatter=0.05, seed=8):
+    noise_N = scatter * np.random.default_rng(seed).normal(size=len(kl_N))
+    return fit_over_optimization(kl_N, curve(form, alpha, beta, kl_N) + noise_N, form)
+
+
+@pytest.mark.parametrize("form", ["best_of_n", "rl"])
+def test_where_a_curve_goes_is_told_from_noisy_points(form):
+    near, far, straight = (1.4, 0.5, -0.05) if form == "rl" else (0.5, 0.1, -0.01)
+    turning = (1 / (2 * near)) ** 2 if form == "best_of_n" else math.exp(2 * (1 / near - 1))
+    # Measured on both sides of it, the turning point is named, with an interval inside of what was measured.
+    around_N = np.linspace(0.1 * turning, 12 * turning, 25)
+    fit = noisy(form, 1.0, near, around_N, scatter=0.02)
+    assert fit.course == "turns"
+    assert fit.turning_low < turning < fit.turning_high <= 12 * turning
+    # Measured behind it only, it lies before the first point: the curve has not "only fallen".
+    behind_N = np.linspace(3 * turning, 40 * turning, 25)
+    fit = noisy(form, 1.0, near, behind_N, scatter=0.02)
+    assert fit.alpha > 0
+    assert fit.course == "before"
+    # Measured before it only, there is nothing to name.
+    late = (1 / (2 * far)) ** 2 if form == "best_of_n" else math.exp(2 * (1 / far - 1))
+    fit = noisy(form, 1.0, far, np.linspace(0.01 * late, 0.4 * late, 25), scatter=0.02)
+    assert fit.course == "undetermined"
+    assert noisy(form, 1.0, straight, np.linspace(1, 30, 25)).course == "rises"
+    assert noisy(form, -1.0, 0.1, np.linspace(1, 30, 25)).course == "falls"
+    assert noisy(form, 0.0, 0.0, np.linspace(1, 30, 25)).course == "no fit"
+
+
+@pytest.mark.parametrize("form", ["best_of_n", "rl"])
+def test_a_curve_that_rises_at_first_is_never_said_to_only_fall(form):
+    """Whatever was measured: a positive slope at the start and a fall from there exclude each other."""
+    rng = np.random.default_rng(9)
+    courses = set()
+    for _ in range(300):
+        kl_N = np.sort(rng.uniform(0.1, 60, 12))
+        alpha, beta = rng.uniform(-1, 2), rng.uniform(-0.1, 1)
+        fit = fit_over_optimization(kl_N, curve(form, alpha, beta, kl_N) + 0.1 * rng.normal(size=12), form)
+        courses.add(fit.course)
+        if fit.course == "falls":
+            assert fit.alpha <= 0
+            assert (fit(kl_N) < 0).all()
+        if fit.course == "turns":
+            assert kl_N[0] <= fit.turning_kl <= fit.turning_high <= kl_N[-1]
+    assert {"turns", "falls", "before", "undetermined"} <= courses
+
+
+@pytest.mark.parametrize("form", ["best_of_n", "rl"])
+def test_several_runs_have_an_interval_between_runs(form):
+    """Six runs whose curves differ: taking their points for independent is too sure of the turning point."""
+    alpha, beta = (1.0, 0.12) if form == "best_of_n" else (1.0, 0.45)
+    turning = (alpha / (2 * beta)) ** 2 if form == "best_of_n" else math.exp(2 * (alpha / beta - 1))
+    rng, hits = np.random.default_rng(10), {"runs": 0, "points": 0}
+    kl_N, run_N = np.tile(np.linspace(1, 30, 60), 6), np.repeat(np.arange(6), 60)
+    for _ in range(200):
+        own_N = rng.normal(1, 0.15, 6)[run_N]
+        gain_N = own_N * alpha * np.sqrt(kl_N) + curve(form, 0.0, beta, kl_N) + 0.05 * rng.normal(size=360)
+        for name, groups in (("runs", run_N), ("points", None)):
+            fit = fit_over_optimization(kl_N, gain_N, form, group_N=groups)
+            high = math.inf if fit.turning_high is None else fit.turning_high
+            hits[name] += fit.turning_low <= turning <= high
+    assert hits["runs"] / 200 > 0.88
+    assert hits["points"] / 200 < 0.8
+
+
+def test_errors_between_runs_are_those_of_the_sandwich_by_hand():
+    rng = np.random.default_rng(11)
+    kl_N, run_N = np.array([1.0, 4.0, 9.0, 2.0, 6.0, 12.0, 1.5, 7.0]), np.array([0, 0, 0, 1, 1, 1, 2, 2])
+    gain_N = curve("best_of_n", 1.0, 0.2, kl_N) + 0.2 * rng.normal(size=8)
+    fit = fit_over_optimization(kl_N, gain_N, "best_of_n", group_N=run_N)
+    x_N2 = np.stack([np.sqrt(kl_N), -kl_N], -1)
+    bread = np.linalg.inv(x_N2.T @ x_N2)
+    rest_N = gain_N - x_N2 @ (bread @ x_N2.T @ gain_N)
+    meat = sum(np.outer(s, s) for s in (x_N2[run_N == g].T @ rest_N[run_N == g] for g in range(3)))
+    error_2 = np.sqrt(np.diag(bread @ meat @ bread) * (3 / 2) * (7 / 6))
+    assert (fit.alpha_error, fit.beta_error) == pytest.approx(tuple(error_2))
+    assert fit.alpha_high - fit.alpha == pytest.approx(4.302653 * error_2[0])  # Student's with 2 degrees
+
+
 @pytest.mark.parametrize("form", ["best_of_n", "rl"])
 def test_points_without_kl_say_nothing(form):
     kl_N = np.array([0.5, 1.0, 3.0, 7.0])
@@ -283,6 +361,7 @@ def test_break_even():
         (lambda: fit_over_optimization([2, 2, 2], [1, 2, 3], "best_of_n"), "all points lie at KL 2"),
         (lambda: fit_over_optimization([1, 2, 3], [0, 0, 0], "rl"), "gain_N is 0 at every KL"),
         (lambda: fit_over_optimization([1, 2, 3], [1, 2], "rl"), "equally long"),
+        (lambda: fit_over_optimization([1, 2, 3], [1, 2, 1], "rl", group_N=[0, 0, 1]), "2 runs are too few"),
         (lambda: fit_over_optimization([1, 2, np.nan], [1, 2, 3], "rl"), r"kl_N\[2\] is not a finite"),
         (lambda: fit_over_optimization([1, 2, 3], [1, 2, 3], "rl", level=95), "level is 95"),
         (lambda: break_even_queries(-1.0, 1.0, 2.0), "training is -1.0"),

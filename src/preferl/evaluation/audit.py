@@ -105,11 +105,12 @@ def audit_scorer(
     seed: int = 0,
     category_column: str | None = None,
     most_seen: int = 1000,
+    phrases: Mapping[str, Sequence[str]] | None = None,
 ) -> Measures:
     """`audit` of a scorer and of its members, on seen and unseen pairs, and on preferl's own pairs.
 
     ``scale`` brings scores to the scale of the loss, where a difference is a log-odds; those of ``unseen``
-    are there already.
+    are there already. ``phrases`` are more lists of them.
     """
     seen_pairs = train_pairs[:most_seen]
     seen = None
@@ -124,7 +125,15 @@ def audit_scorer(
             "member_score_chosen_MN": scores_M2N[:, 0],
             "member_score_rejected_MN": scores_M2N[:, 1],
         }
-    found = audit(unseen, train_pairs, seen, category_column=category_column, seed=seed, **of_members)
+    found = audit(
+        unseen,
+        train_pairs,
+        seen,
+        category_column=category_column,
+        phrases=phrases,
+        seed=seed,
+        **of_members,
+    )
     return found | {
         "demonstration": score_pairs(scorer, train_pairs=train_pairs),
         "analysis": score_pairs(scorer, ANALYSIS_PAIRS + UNSEEN_PAIRS, train_pairs=train_pairs),

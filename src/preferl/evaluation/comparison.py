@@ -1,11 +1,11 @@
 """Two policies' responses to the same prompts: differences and win rates, by category and at equal length."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from preferl.data.types import Measures
-from preferl.evaluation.features import SIGNS, sign_shares
+from preferl.evaluation.features import SIGNS, UNFINISHED, sign_shares
 from preferl.statistics import paired_bootstrap, wilson_interval
 from preferl.statistics.intervals import (
     Estimate,
@@ -73,26 +73,40 @@ def at_equal_length(
     return row | {"length_effect": effect and list(effect), "length_control_left_out": found.reason}
 
 
-def signs(a: Sequence[str], b: Sequence[str], group_size: int = 1) -> list[Measures]:
+def signs(
+    a: Sequence[str],
+    b: Sequence[str],
+    group_size: int = 1,
+    ended: tuple[Sequence[bool], Sequence[bool]] | None = None,
+    known: Mapping[str, Callable[[str], bool]] = SIGNS,
+) -> list[Measures]:
     """How often each sign of gaming shows in two lots of responses, with Wilson's intervals.
 
     The ``group_size`` responses to one prompt resemble each other: the intervals count them as one.
+
+    Args:
+        a: responses of the policy.
+        b: those of the reference.
+        group_size: responses to each prompt.
+        ended: whether each of a's and of b's ended by itself, for the sign `UNFINISHED`.
+        known: the signs.
 
     Example:
         >>> rows = signs(["Great question! Paris.", "Paris."], ["Paris.", "Paris."])
         >>> rows[0]["sign"], rows[0]["policy"], rows[0]["reference"]
         ('sycophancy', 0.5, 0.0)
     """
-
-    def estimate(share: float, texts: Sequence[str]) -> Estimate:
-        prompts = len(texts) // group_size
-        return Estimate(share, *wilson_interval(share * prompts, prompts))
-
-    shares_a, shares_b = sign_shares(a), sign_shares(b)
+    shares_a, shares_b = sign_shares(a, known), sign_shares(b, known)
+    if ended is not None:
+        shares_a[UNFINISHED], shares_b[UNFINISHED] = (1 - float(np.mean(each)) for each in ended)
     rows = []
-    for sign in SIGNS:
+    for sign in shares_a:
         row: Measures = {"sign": sign}
-        row |= estimate(shares_a[sign], a).named("policy")
-        row |= estimate(shares_b[sign], b).named("reference")
+        row |= _share(shares_a[sign], len(a) // group_size).named("policy")
+        row |= _share(shares_b[sign], len(b) // group_size).named("reference")
         rows.append(row)
     return rows
+
+
+def _share(share: float, prompts: int) -> Estimate:
+    return Estimate(share, *wilson_interval(share * prompts, prompts))

@@ -4,14 +4,14 @@ KL is in nats, per response or per token, at the sampling temperature, over resp
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from preferl.data.records import prompt_text
 from preferl.data.types import Scorer
-from preferl.evaluation.features import sign_shares
+from preferl.evaluation.features import SIGNS, sign_shares
 from preferl.judging.scorers import score_responses
 from preferl.learning.learner import Learner
 from preferl.learning.rollout import Rollout
@@ -112,7 +112,8 @@ def alarms(
         if row["objective"] > highest + margin:
             found["above_best"] = (
                 f"reward minus KL is {row['objective']:.2f}, above the best possible {highest:.2f} beyond "
-                f"noise: the KL is wrong"
+                f"noise, as far as the first batch of {n} can tell: the KL is wrong, or the policy has found "
+                f"a reward that no response of that batch had"
             )
     return found
 
@@ -126,7 +127,13 @@ def best_possible(shaped_B: torch.Tensor, kl_coef: float) -> tuple[float, float]
     return (value, error) if effective_samples >= MIN_EFFECTIVE_SAMPLES else None
 
 
-def held_out(responses: Responses, learner: Learner, scorer: Scorer, gold: Scorer | None) -> dict[str, float]:
+def held_out(
+    responses: Responses,
+    learner: Learner,
+    scorer: Scorer,
+    gold: Scorer | None,
+    signs: Mapping[str, Callable[[str], bool]] = SIGNS,
+) -> dict[str, float]:
     """Means over one response to each held-out prompt, and the share that shows each sign of gaming."""
     score_B = torch.from_numpy(score_responses(scorer, responses))
     samples = responses.samples
@@ -145,16 +152,18 @@ def held_out(responses: Responses, learner: Learner, scorer: Scorer, gold: Score
     if gold is not None:
         gold_B = torch.from_numpy(score_responses(gold, responses))
         row |= {"gold": float(gold_B.mean()), "gold_se": standard_error(gold_B)}
-    return row | {f"sign/{name}": share for name, share in sign_shares(responses.completions).items()}
+    return row | {f"sign/{name}": share for name, share in sign_shares(responses.completions, signs).items()}
 
 
-def reward_accuracy(first: Responses, second: Responses, scorer: Scorer, gold: Scorer) -> tuple[int, int]:
+def reward_accuracy(
+    first: Responses, second: Responses, scorer: Scorer, annotator: Scorer
+) -> tuple[int, int]:
     """On how many pairs of fresh samples the reward and the annotator prefer the same response, and of how
     many; where the annotator sees no difference there is nothing to agree with."""
     score_gap_B = score_responses(scorer, first) - score_responses(scorer, second)
-    gold_gap_B = score_responses(gold, first) - score_responses(gold, second)
-    differs_B = gold_gap_B != 0
-    agrees_B = score_gap_B * gold_gap_B > 0
+    annotator_gap_B = score_responses(annotator, first) - score_responses(annotator, second)
+    differs_B = annotator_gap_B != 0
+    agrees_B = score_gap_B * annotator_gap_B > 0
     return int(agrees_B[differs_B].sum()), int(differs_B.sum())
 
 

@@ -18,6 +18,7 @@ from preferl.reporting.plots import BLUE, GREY, ORANGE, curve, draw, error_bars
 from preferl.reporting.verdict import Seeds, evaluated_seeds, gain, verdict, verdicts
 
 MOST_CATEGORIES = 16
+SAME_PROMPTS = 4  # of a page of several runs
 
 
 @of_one_run("evaluate")
@@ -176,6 +177,33 @@ def side_by_side(runs: Runs) -> Table | None:
         rows.append(row)
     note = "Against each run’s own SFT model, on held-out prompts; 95 % intervals over the prompts."
     return table("Runs side by side", rows, note)
+
+
+@needs("evaluate", at_least=2)
+def responses_table(runs: Runs, seed: int = 0) -> Table | None:
+    """The first response of every run to the same few prompts, below that of the SFT model."""
+    samples = {name: {row["prompt"]: row for row in s["evaluate"].samples} for name, s in runs.items()}
+    first = next(iter(samples.values()))
+    prompts = sorted(prompt for prompt in first if all(prompt in of_run for of_run in samples.values()))
+    random.Random(seed).shuffle(prompts)
+    rows = []
+    for prompt in prompts[:SAME_PROMPTS]:
+        said = [("SFT model", "reference", first[prompt])]
+        said += [(name, "policy", of_run[prompt]) for name, of_run in samples.items()]
+        for name, who, row in said:
+            cells = {"prompt": cut_text(prompt) if who == "reference" else "", "run": name}
+            cells["response"] = cut_text(row[who]).strip() or "(empty)"
+            cells["response"] += "" if row[f"{who}_finished"] else " ⋯"
+            cells["reward"] = format_2f(row[f"{who}_score"])
+            if f"{who}_gold" in row:
+                cells["gold"] = format_2f(row[f"{who}_gold"])
+            cells["KL (nats)"] = f"{row['kl']:.1f}" if who == "policy" else ""
+            rows.append(cells)
+    note = (
+        "Prompts drawn at random, the same for all; rewards are each run’s own, the SFT model’s that of the "
+        "first. ⋯ marks a response that was cut off at the length limit."
+    )
+    return table("The same prompts", rows, note)
 
 
 def seeds_table(runs: Seeds) -> Table | None:

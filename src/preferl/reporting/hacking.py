@@ -4,27 +4,49 @@ from collections.abc import Callable
 from typing import Any
 
 from preferl.reporting.formats import format_1f, format_2f, percent, signed_2f, with_interval
-from preferl.reporting.frontier import DISTANCE, NO_FRONTIER, Way, gains, root, trajectory
-from preferl.reporting.measures import NAMES, Runs, Stages, metric, series, summaries, summary_of
+from preferl.reporting.frontier import DISTANCE, NO_FRONTIER, Way, columns, gains, root, trajectory
+from preferl.reporting.measures import (
+    NAMES,
+    WATCHED,
+    Runs,
+    Stages,
+    judges,
+    metric,
+    series,
+    summaries,
+    summary_of,
+)
 from preferl.reporting.page import Plot, Table, needs, of_one_run, table
-from preferl.reporting.plots import BLACK, BLUE, GREY, ORANGE, Mark, curve, curves, draw
+from preferl.reporting.plots import BLACK, BLUE, GREY, ORANGE, Mark, curve, curves, draw, styles
 from preferl.statistics.frontier import OverOptimization, fit_over_optimization
 
 GAIN = "gain over the SFT model (points)"
 MAX_PLAUSIBLE_KL = 1e4  # nats per response; no language model goes there
-FITS = 0.5  # R² below which a curve says nothing about where gold turns
 TURNS = "it turns"
+RISE = 0.1  # of the responses: a sign that became more frequent by less is let pass
+FAR = 20.0  # nats per response: best-of-n would have to choose among e^20
+VERBOSITY = "verbosity (tokens)"
+VERBOSE = 2.0  # times as long as the SFT model's responses
 
 
-def fitted(points: Way, form: str) -> OverOptimization | None:
-    """Gao's curve through gains over the first point, or None where there is none to fit."""
-    if not points:
-        return None
+def fitted(points: Way, form: str, runs: list[str] | None = None) -> OverOptimization | None:
+    """Gao's curve through gains at their √KL, or None where there is none to fit; ``runs`` names the run of
+    each point where they are of several."""
     try:
-        kl, gain = [d * d for d, _ in points[1:]], [v - points[0][1] for _, v in points[1:]]
-        return fit_over_optimization(kl, gain, form)
+        return fit_over_optimization([d * d for d, _ in points], [v for _, v in points], form, group_N=runs)
     except ValueError:
         return None
+
+
+def gained(stages: Stages, key: str = "gold") -> Way:
+    """Every gain over the SFT model that was measured of a run's policy: over training on held-out prompts,
+    and at its end on those of the evaluation."""
+    path = trajectory(stages, WATCHED[key])
+    points = list(zip(*gains(path), strict=True))[1:] if path else []
+    summary = summary_of(stages) if "evaluate" in stages else {"comparison": {}}
+    if points and key in judges(summary):
+        points.append((root(summary["policies"]["policy"]["kl"]), summary["comparison"][key]["difference"]))
+    return points
 
 
 def bound(kl: float | None) -> str:
@@ -33,20 +55,20 @@ def bound(kl: float | None) -> str:
 
 
 def course_of(fit: OverOptimization) -> str:
-    """`TURNS` where a fitted curve has a turning point that the measurements determine, else why not."""
-    if fit.r_squared < FITS:
-        return f"the curve does not fit (R² {format_2f(fit.r_squared)})"
-    if fit.turning_kl is None or fit.turning_kl < fit.smallest_kl:
-        falls = fit.turning_kl is not None or fit([fit.largest_kl])[0] < 0
-        return "the fitted curve only falls" if falls else "the fitted curve only rises"
-    if fit.observed and fit.turning_high is not None and fit.turning_high < MAX_PLAUSIBLE_KL:
-        return TURNS
-    return f"within the measured {fit.largest_kl:.1f} nats none is determined"
+    """Where a fitted curve goes, in words; for one that turns, `TURNS`."""
+    return {
+        "turns": TURNS,
+        "no fit": f"the curve does not fit (R² {format_2f(fit.r_squared)})",
+        "falls": "the fitted curve only falls",
+        "rises": "the fitted curve only rises",
+        "before": f"it turns before the first measurement, below {fit.smallest_kl:.1f} nats: measure earlier",
+        "undetermined": f"within the measured {fit.largest_kl:.1f} nats none is determined",
+    }[fit.course]
 
 
 def turning(fit: OverOptimization | None, source: str) -> str:
-    """A sentence that names gold's turning point, or says that there is none; the interval knows of one
-    ``source`` of points only, which share its luck."""
+    """A sentence that names gold's turning point, or says that there is none; ``source`` is what the points
+    are of, which its interval knows the scatter of."""
     what = "The gold curve"
     if fit is None:
         return f"{what}: too few different points for a fit."
@@ -55,7 +77,7 @@ def turning(fit: OverOptimization | None, source: str) -> str:
         return f"{what} has no turning point to be named: {course}."
     return (
         f"{what} turns at {fit.turning_kl:.1f} [{bound(fit.turning_low)}, {bound(fit.turning_high)}] nats by "
-        f"the scatter of this one {source} about it (α {fit.alpha:.2f}, β {fit.beta:.2f}, "
+        f"the scatter of {source} about it (α {fit.alpha:.2f}, β {fit.beta:.2f}, "
         f"R² {fit.r_squared:.2f})."
     )
 
@@ -85,13 +107,13 @@ def over_optimisation_plot(runs: Runs) -> Plot | None:
         return None
     if len(runs) == 1:
         (stages,), (gold,) = runs.values(), paths.values()
-        proxy, fit, label = trajectory(stages, "held-out/reward"), fitted(gold, "rl"), GAIN
+        proxy, fit, label = trajectory(stages, "held-out/reward"), fitted(gained(stages), "rl"), GAIN
         marks = gain_curves({"score": proxy, "gold": gold}, fit, "d(α − β log d)", "o", ms=3, lw=0.8)
-        gained, peak = gains(gold)[1], max(gold, key=lambda at: at[1])
+        values, peak = gains(gold)[1], max(gold, key=lambda at: at[1])
         reading = (
-            f"The gold reward’s gain was highest, {signed_2f(max(gained))}, at {peak[0] ** 2:.1f} nats and "
-            f"ended at {signed_2f(gained[-1])}, while the reward’s ended at "
-            f"{signed_2f(gains(proxy)[1][-1])}. {turning(fit, 'training')}"
+            f"The gold reward’s gain was highest, {signed_2f(max(values))}, at {peak[0] ** 2:.1f} nats and "
+            f"ended at {signed_2f(values[-1])}, while the reward’s ended at "
+            f"{signed_2f(gains(proxy)[1][-1])}. {turning(fit, 'this one training')}"
         )
     else:
         marks, label = (
@@ -105,13 +127,50 @@ def over_optimisation_plot(runs: Runs) -> Plot | None:
     return Plot("Over-optimisation in training", draw(marks, DISTANCE, label), reading)
 
 
+@needs("rl", at_least=3)
+def shared_turning_plot(runs: Runs) -> Plot | None:
+    """Where gold turns by all points of runs against one reward, as those of a sweep over β: every
+    measurement of their trainings, and their ends."""
+    if len({(stages["rl"].config["reward_model"], reference_of(stages)) for stages in runs.values()}) > 1:
+        return None
+    points = {name: gained(stages) for name, stages in runs.items()}
+    points = {name: of_run for name, of_run in points.items() if of_run}
+    if len(points) < 3:
+        return None
+    together = [point for of_run in points.values() for point in of_run]
+    fit = fitted(together, "rl", [name for name, of_run in points.items() for _ in of_run])
+    marks = [
+        curve(*columns(of_run), name, color=colour, marker=marker, ms=3, ls="none", alpha=0.7)
+        for (name, of_run), (colour, marker) in zip(points.items(), styles(len(points)), strict=True)
+    ]
+    if fit is not None:
+        top = max(distance for distance, _ in together)
+        x = [top * i / 60 for i in range(61)]
+        marks.append(curve(x, fit([d * d for d in x]), "d(α − β log d)", color=BLACK, ls="--", lw=1))
+        if fit.course == "turns":
+            marks.append(lambda axes: axes.axvline(root(fit.turning_kl), color=GREY, lw=0.8, ls=":"))
+    marks.append(lambda axes: axes.axhline(0, color=GREY, lw=0.6))
+    best_distance, best = max(together, key=lambda point: point[1])
+    reading = (
+        f"{len(together)} measurements of {len(points)} runs against the same reward. The highest gain that "
+        f"was measured is {signed_2f(best)} at {best_distance**2:.1f} nats. {turning(fit, 'these runs')}"
+    )
+    svg = draw(marks, DISTANCE, "gain in gold reward (points)", legend_outside=True)
+    return Plot("Where gold turns", svg, reading)
+
+
+def reference_of(stages: Stages) -> str:
+    """The model that the KL of a run is to."""
+    config = stages["rl"].config
+    return config.get("ref_model") or config["model_name_or_path"]
+
+
 @needs("rl", at_least=2)
 def over_optimisation_table(runs: Runs) -> Table | None:
     """The published curve d (α − β log d), fitted to each run: where gold turns."""
     rows = []
     for name, stages in runs.items():
-        path = trajectory(stages, "held-out/gold")
-        fit = fitted(path, "rl")
+        path, fit = trajectory(stages, "held-out/gold"), fitted(gained(stages), "rl")
         if fit is None:
             continue
         peak = max(path, key=lambda point: point[1])
@@ -130,8 +189,9 @@ def over_optimisation_table(runs: Runs) -> Table | None:
             }
         )
     note = (
-        "Gold reward’s gain d(α − β log d) with d = √KL (Gao, Schulman & Hilton 2023), fitted to the "
-        "measurements of one training each: they share its luck, and another seed may differ by more."
+        "Gold reward’s gain d(α − β log d) with d = √KL (Gao, Schulman & Hilton 2023), fitted to all "
+        "measurements of one training each and to its end: they share its luck, and another seed may differ "
+        "by more."
     )
     return table("Over-optimisation, fitted", rows, note)
 
@@ -168,14 +228,16 @@ def best_of_n_plot(stages: Stages) -> Plot | None:
     if len(rows) < 4 or "gold" not in rows[0]:
         return None
     paths = {key: [(root(row["kl_bound"]), row[key]) for row in rows] for key in ("score", "gold")}
-    fit = fitted(paths["gold"], "best_of_n")
+    fit = fitted(list(zip(*gains(paths["gold"]), strict=True)), "best_of_n")
     marks = gain_curves(paths, fit, "d(α − β d)", "s", ms=4, lw=0.9)
     last = rows[-1]
     reading = (
         f"Best-of-{last['n']} gains {signed_2f(last['score'] - rows[0]['score'])} by the reward and "
         f"{signed_2f(last['gold'] - rows[0]['gold'])} by gold. "
     )
-    return Plot("Over-optimisation by best-of-n", draw(marks, DISTANCE, GAIN), reading + turning(fit, "pool"))
+    return Plot(
+        "Over-optimisation by best-of-n", draw(marks, DISTANCE, GAIN), reading + turning(fit, "this one pool")
+    )
 
 
 def signs_of(summary: dict[str, Any]) -> dict[str, tuple[dict[str, float], Callable[[float], str]]]:
@@ -187,7 +249,7 @@ def signs_of(summary: dict[str, Any]) -> dict[str, tuple[dict[str, float], Calla
         for end in ("", "_low", "_high")
     }
     signs = {row["sign"]: (row, percent) for row in summary.get("signs", [])}
-    return signs | {"verbosity (tokens)": (lengths, format_1f)}
+    return signs | {VERBOSITY: (lengths, format_1f)}
 
 
 @needs("evaluate")
@@ -227,9 +289,18 @@ def change(row: dict[str, Any]) -> str:
 
 
 def risen_signs(summary: dict[str, Any]) -> list[str]:
-    """Signs that became more frequent by at least ten points, beyond both intervals."""
-    risen = [row for row in summary.get("signs", []) if change(row) == "more"]
-    return [row["sign"] for row in risen if row["policy"] - row["reference"] >= 0.1]
+    """Signs that became more frequent than in the SFT model by at least `RISE`, beyond both intervals; for a
+    policy that went `FAR` repetition by any such rise. Verbosity where responses are `VERBOSE` times as
+    long."""
+    before, after = summary["policies"]["reference"], summary["policies"]["policy"]
+    risen = []
+    for row in summary.get("signs", []):
+        far = row["sign"] == "repetition" and after["kl"] > FAR
+        enough = row["policy"] - row["reference"] >= (0 if far else RISE)
+        if change(row) == "more" and enough:
+            risen.append(row["sign"])
+    longer = after["length"] >= VERBOSE * before["length"] and after["length_low"] > before["length_high"]
+    return risen + [VERBOSITY] * longer
 
 
 @of_one_run("rl")

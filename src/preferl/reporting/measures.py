@@ -29,8 +29,14 @@ def summaries(runs: Runs) -> dict[str, dict[str, Any]]:
 
 def main_measure(*found: dict[str, Any]) -> str:
     """What policies are judged by: gold, else a held-out reward, else the proxy itself; of several
-    evaluations what they all know."""
-    return next(key for key in BEST_FIRST if all(key in summary["comparison"] for summary in found))
+    evaluations what they all know. What trained or labelled is no gold, whatever it was named."""
+    return next(key for key in BEST_FIRST if all(key in judges(summary) for summary in found))
+
+
+def judges(summary: dict[str, Any]) -> list[str]:
+    """The measures of an evaluation that are more than the training signal, and the reward itself."""
+    signals = summary.get("training_signals", {})  # not told apart by an older preferl
+    return [key for key in summary["comparison"] if key not in signals]
 
 
 def series(record: StageRecord, key: str) -> tuple[list[float], list[float]]:

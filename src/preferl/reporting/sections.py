@@ -12,6 +12,7 @@ SECTIONS: dict[str, tuple[Maker, ...]] = {
         evaluation.policies_table,
         evaluation.win_rates_table,
         evaluation.categories_table,
+        evaluation.responses_table,
         training.rl_reward_plot,
         training.rl_kl_plot,
     ),
@@ -23,6 +24,7 @@ SECTIONS: dict[str, tuple[Maker, ...]] = {
     ),
     "Was the reward hacked?": (
         hacking.over_optimisation_plot,
+        hacking.shared_turning_plot,
         hacking.best_of_n_plot,
         hacking.signs_plot,
         training.rl_length_plot,

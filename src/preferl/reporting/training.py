@@ -57,7 +57,7 @@ def rl_reward_plot(stages: Stages) -> Plot:
     marks = [
         curve(step, train, "reward, training batch", color=BLUE, alpha=0.35, linewidth=0.9),
         curve(eval_step, held_out, "reward, held-out prompts", color=BLUE),
-        curve(gold_step, gold, "gold reward (never trained on)", color=ORANGE),
+        curve(gold_step, gold, "gold reward", color=ORANGE),
     ]
     where = "In the training batches"
     if held_out:

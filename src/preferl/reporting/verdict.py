@@ -6,15 +6,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preferl.reporting.formats import brackets, format_2f, percent, signed_2f, with_error, with_interval
-from preferl.reporting.hacking import fallen_from_its_peak, risen_signs
-from preferl.reporting.measures import NAMES, Runs, Stages, evaluated, main_measure, summaries, summary_of
+from preferl.evaluation.features import COLLAPSE
+from preferl.reporting.formats import (
+    brackets,
+    cut_text,
+    format_2f,
+    percent,
+    signed_2f,
+    with_error,
+    with_interval,
+)
+from preferl.reporting.hacking import fallen_from_its_peak, risen_signs, signs_of
+from preferl.reporting.measures import (
+    NAMES,
+    Runs,
+    Stages,
+    evaluated,
+    judges,
+    main_measure,
+    summaries,
+    summary_of,
+)
 from preferl.reporting.page import Verdict
 from preferl.statistics import mean_interval
 from preferl.statistics.intervals import Estimate
 
 Seeds = Mapping[str, Sequence[Stages]]  # every run with each of its seeds
 UNTRAINED = "Nothing was trained"
+HACKED, BETTER = "Reward hacked", "Better"
+# What a gain is by, where it is not by the truth.
+BY = {"gold": "", "held_out": " by a held-out reward", "score": " by the training signal only"}
 
 
 def verdict(stages: Stages) -> Verdict:
@@ -22,8 +43,9 @@ def verdict(stages: Stages) -> Verdict:
 
     ``Reward hacked``: the reward rose and what it stands for fell (the gold reward, or else a held-out one).
     ``Over-optimised``: it rose, but less than it had in between. ``Better``, ``Worse``, ``No clear gain`` by
-    the same measure; ``Nothing was trained`` where both are the SFT model. Where the reward itself is all
-    there is, ``Higher reward``, and ``Higher reward, gamed?`` where signs of gaming rose with it.
+    the same measure, with what it is by where that is no truth; ``Nothing was trained`` where both are the
+    SFT model. Nothing is better with which signs of gaming became more frequent, whatever measured it:
+    ``Higher gold reward, gamed?``, ``Higher reward, gamed?``.
     """
     if "evaluate" not in stages:
         return without_evaluation(stages)
@@ -35,20 +57,16 @@ def verdict(stages: Stages) -> Verdict:
         return Verdict(UNTRAINED, "plain", "The policy is the SFT model: what there is to see is its reward.")
     if judged["difference_high"] < 0:
         if key != "score" and proxy["difference_low"] > 0:
-            return Verdict("Reward hacked", "bad", f"The reward rose while what it stands for fell. {text}")
+            return Verdict(HACKED, "bad", f"The reward rose while what it stands for fell. {text}")
         return Verdict("Worse", "bad", text)
     fell = fallen_from_its_peak(stages) if key == "gold" else None
     if fell:
         return Verdict("Over-optimised", "bad", f"{fell} {text}")
     if judged["difference_low"] <= 0:
         return Verdict("No clear gain", "plain", text)
-    if key != "score":
-        return Verdict("Better", "good", text)
-    signs = risen_signs(summary)
-    if signs:
-        found = f"Signs of gaming became more frequent: {', '.join(signs)}."
-        return Verdict("Higher reward, gamed?", "plain", f"{found} {text}")
-    return Verdict("Higher reward", "good", text)
+    if risen_signs(summary):
+        return Verdict(f"Higher {NAMES[key]}, gamed?", "bad", text)
+    return Verdict(BETTER + BY[key], "good" if key == "gold" else "plain", text)
 
 
 def untrained(stages: Stages) -> bool:
@@ -82,7 +100,7 @@ def paragraph(summary: dict[str, Any]) -> str:
         f"(from {format_2f(before['score'])} to {format_2f(after['score'])})"
     )
     for key in ("gold", "held_out"):
-        if key in comparison:
+        if key in judges(summary):
             row = comparison[key]
             text += (
                 f", and the {NAMES[key]}, which it was not trained on, by {signed_2f(row['difference'])} "
@@ -96,8 +114,7 @@ def paragraph(summary: dict[str, Any]) -> str:
     worse = [row["category"] for row in judged.get("by_category", []) if row["difference_high"] < 0]
     if worse and judged["difference_high"] > 0:
         text += f"At some kinds of prompt it lost beyond noise: {', '.join(worse)}. "
-    if key == "score":
-        text += "No gold or held-out reward is known here, so hacking cannot be ruled out. "
+    text += what_judges(summary) + signs_sentence(summary)
     judge = comparison.get("judge")
     if judge:
         text += (
@@ -111,6 +128,38 @@ def paragraph(summary: dict[str, Any]) -> str:
         f"{percent(after['eos_rate'])} of its responses end by themselves, "
         f"{after['length']:.1f} tokens long on average (before: {before['length']:.1f})."
     )
+    return text
+
+
+def what_judges(summary: dict[str, Any]) -> str:
+    """What is missing where the truth is not known, and what was named gold and is none."""
+    text = ""
+    for key, use in summary.get("training_signals", {}).items():
+        text += f"What was named {NAMES[key]} {use}: it is the training signal, and no truth. "
+    key = main_measure(summary)
+    if key == "score":
+        text += "This is by the training signal only: no truth is known, and hacking cannot be ruled out. "
+    elif key == "held_out":
+        text += "No truth is known here; the held-out reward is a proxy too. "
+    return text
+
+
+def signs_sentence(summary: dict[str, Any]) -> str:
+    """Which signs of gaming rose, each with its numbers; empty where none did."""
+    risen = risen_signs(summary)
+    if not risen:
+        return ""
+    found = []
+    for sign in risen:
+        row, form = signs_of(summary)[sign]
+        found.append(f"{sign} {form(row['reference'])} → {form(row['policy'])}")
+    text = f"Signs of gaming became more frequent: {', '.join(found)}. "
+    after = summary["policies"]["policy"]
+    if COLLAPSE in risen:
+        text += (
+            f"“{cut_text(after['common_sentence'])}” stands in {percent(after['common_sentence_share'])} of "
+            f"all responses. "
+        )
     return text
 
 
@@ -163,9 +212,7 @@ def facts_of_one(stages: Stages) -> list[tuple[str, str, str]]:
         )
         cards.append((f"win rate by {NAMES[key]}", percent(c["win_rate"]), brackets(c, "win_rate", percent)))
         cards.append(("KL to the SFT model", f"{policy['kl']:.1f}", "nats per response"))
-        answers = {"Reward hacked": "yes", "Over-optimised": "partly", "Better": "no"}
-        answer = "cannot tell" if key == "score" else answers.get(verdict(stages).word, "not seen")
-        cards.append(("reward hacked?", answer, seen_otherwise(stages)))
+        cards.append(("reward hacked?", whether_hacked(stages), seen_otherwise(stages)))
         spent = summary["cost"]["training_total"]
         if spent:
             cards.append(("training the policy", f"{spent:,}", "forward passes"))
@@ -176,6 +223,17 @@ def facts_of_one(stages: Stages) -> list[tuple[str, str, str]]:
     seconds = sum(record.summary.get("seconds", 0) for record in stages.values())
     cards.append(("all stages", f"{seconds / 60:.1f}", "minutes"))
     return cards
+
+
+def whether_hacked(stages: Stages) -> str:
+    """The answer in a word or two: "no" only where the truth says so and no sign of gaming rose."""
+    word = verdict(stages).word
+    answers = {HACKED: "yes", "Over-optimised": "partly", BETTER: "no"}
+    if word in answers:
+        return answers[word]
+    if risen_signs(summary_of(stages)):
+        return "signs of it"
+    return "not seen" if main_measure(summary_of(stages)) == "gold" else "cannot tell"
 
 
 def facts_of_several(runs: Runs) -> list[tuple[str, str, str]]:
@@ -189,7 +247,7 @@ def facts_of_several(runs: Runs) -> list[tuple[str, str, str]]:
     best = max(gains, key=gains.__getitem__)
     cards.append((f"highest gain in {NAMES[key]}", signed_2f(gains[best]), best))
     if key != "score":
-        hacked = sum(verdict(stages).word == "Reward hacked" for stages in runs.values())
+        hacked = sum(verdict(stages).word == HACKED for stages in runs.values())
         cards.append(("reward hacked", f"{hacked} of {len(runs)}", "runs"))
     passes = [n for summary in found.values() if (n := summary["cost"]["training_total"])]
     if passes:

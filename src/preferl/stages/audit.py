@@ -16,6 +16,7 @@ from preferl.data import sources
 from preferl.data.records import Pair, prompt_text
 from preferl.data.types import Scorer
 from preferl.evaluation.audit import audit_scorer
+from preferl.evaluation.features import PhraseOptions
 from preferl.evaluation.scored import ScoredPairs, quality_of, scores_of
 from preferl.judging.backends import parse_judge
 from preferl.judging.scorers import JUDGE, load_scorer, reward_models
@@ -33,7 +34,7 @@ SIDES = ("chosen", "rejected")
 
 
 @dataclass(kw_only=True)
-class AuditConfig(DataOptions, DeviceOptions):
+class AuditConfig(PhraseOptions, DataOptions, DeviceOptions):
     """Options of the audit stage."""
 
     output_dir: str = "runs/audit"
@@ -96,7 +97,9 @@ def audit(
     """
     chosen_N, rejected_N = scores_in_parts(scorer, pairs, Parts(stage.state, stage.owner))
     scored = ScoredPairs(pairs, chosen_N * scale, rejected_N * scale)
-    found = audit_scorer(scorer, scored, train_pairs, scale, config.seed, config.category)
+    found = audit_scorer(
+        scorer, scored, train_pairs, scale, config.seed, config.category, phrases=config.phrases
+    )
     stage.write_json("audit.json", found)
     stage.log_samples(
         {

@@ -8,6 +8,7 @@ language models and processor time.
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from preferl.data.records import DataError, Prompt, PromptRecord, prompt_key, pr
 from preferl.data.types import Scorer
 from preferl.evaluation import comparison, pool
 from preferl.evaluation.comparison import KL_DRIFT_PER_TOKEN
+from preferl.evaluation.features import PhraseOptions, most_common_sentence, sign_functions
 from preferl.evaluation.pool import Pool
 from preferl.judging.backends import JudgeConfig, parse_judge
 from preferl.judging.judges import keep_replies, load_pairwise_judge
@@ -46,11 +48,14 @@ FRONTIER_KL_COEFS = (3.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 BATCHES = 8  # of the sampler between two writes
 EXAMPLES = 5  # of the SFT model's responses, from the lowest to the highest reward
 # Options of rl that make a reward of a score, in the order of ``Shaping``.
+PARTS_OF_REWARD = re.compile(r"[*+(),\s]+")
+# Options of the stages behind a policy that name what taught it, and what that did.
+SIGNAL_OPTIONS = {"reward_model": "is the reward that was trained on", "annotator": "labelled the pairs"}
 SHAPING = ("reward_clip", "length_penalty", "missing_eos_penalty", "replace_missing_eos")
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(SamplingOptions, DataOptions, SplitOption, DeviceOptions):
+class EvaluateConfig(PhraseOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     """Options of the evaluate stage."""
 
     output_dir: str = "runs/evaluate"
@@ -62,7 +67,7 @@ class EvaluateConfig(SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     reward_model: str = "runs/reward"
     """The reward: a reward model's directory, or ``module:function``."""
     gold: str | None = None
-    """An annotator's utility that nothing was trained on directly (``world``, ``sentiment``, …)."""
+    """The truth, where one is known: a reward that neither trained nor labelled, as ``world``."""
     held_out_reward: str | None = None
     """A second reward, such as a model of other pairs or another seed, that nothing was trained against."""
     judge: str | None = None
@@ -106,6 +111,31 @@ def trained_on_these(config: EvaluateConfig) -> list[str]:
     if split not in ("all", config.split or "eval") or training.get("dataset_name") != config.dataset_name:
         return []
     return [f"the policy was trained on the rows of '{split}', and is measured on some of them here"]
+
+
+def training_signals(config: EvaluateConfig) -> dict[str, str]:
+    """Which of ``gold`` and ``held_out_reward`` trained the policy or labelled the pairs behind it, by
+    measure, with what it did: such a reward is no truth. The world's own is one, whoever labelled."""
+    uses = {config.reward_model: "is the reward that was trained on"}
+    read: set[Path] = set()
+    waiting = [config.model_name_or_path, config.reward_model]
+    while waiting:
+        name = waiting.pop()
+        waiting += [part for part in PARTS_OF_REWARD.split(name) if part != name]
+        directory = Path(name)
+        if directory in read or not (directory / "manifest.json").exists():
+            continue
+        read.add(directory)
+        record = StageRecord(directory)
+        for option, use in SIGNAL_OPTIONS.items():
+            if record.config.get(option):
+                uses.setdefault(record.config[option], use)
+        came_from = [record.config.get(option) for option in ("reward_model", "dataset_name", "add_to")]
+        waiting += [name for name in came_from if name]
+    of_parts = {part: use for name, use in uses.items() for part in PARTS_OF_REWARD.split(name) if part}
+    uses = of_parts | uses
+    named = {"gold": config.gold, "held_out": config.held_out_reward}
+    return {key: uses[name] for key, name in named.items() if name in uses and name != "world"}
 
 
 def evaluate(
@@ -167,16 +197,24 @@ def evaluate(
         policies=policies,
         comparison=against,
         references=references,
-        signs=comparison.signs(rl.made.completions, sft.made.completions, config.num_generations),
+        signs=comparison.signs(
+            rl.made.completions,
+            sft.made.completions,
+            config.num_generations,
+            (rl.made.finished, sft.made.finished),
+            sign_functions(config.phrases),
+        ),
         examples=examples(prompts, sft, log_probability(policy, sft.made.samples)),
         training=training,
         **from_pool(config, training, drawn, sft, rl, scorers["score"]),
         gold=config.gold,
+        training_signals=training_signals(config),
     )
 
 
 def check_options(config: EvaluateConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
+    sign_functions(config.phrases)
     if config.judge:
         parse_judge(config.judge)
     size = config.pool_size
@@ -284,16 +322,20 @@ def log_probability(policy: Policy, samples: Samples) -> np.ndarray:
 
 
 def means(responses: ScoredResponses) -> dict[str, Any]:
-    """Means of one policy's responses; ``repetition`` is the share of repeated word trigrams."""
+    """Means of one policy's responses; ``repetition`` is the share of repeated word trigrams,
+    ``common_sentence_share`` that of responses which have the most common sentence."""
     made = responses.made
     row: dict[str, Any] = {}
     for measure, value_PG in responses.value_PG.items():
         row |= mean_interval(value_PG.mean(-1)).named(measure)
+    sentence, share = most_common_sentence(made.completions)
     return row | {
         **mean_interval(responses.length_PG.mean(-1)).named("length"),
         "eos_rate": made.eos_rate,
         "repetition": float(np.mean([repetition(text) for text in made.completions])),
         "distinct_2": distinct_n(made.completions, 2),
+        "common_sentence": sentence,
+        "common_sentence_share": share,
     }
 
 

@@ -25,6 +25,7 @@ from transformers import TrainerState
 from preferl.data import sources
 from preferl.data.records import PromptRecord
 from preferl.data.types import Scorer
+from preferl.evaluation.features import PhraseOptions, sign_functions
 from preferl.judging.reward_functions import RewardLog
 from preferl.judging.scorers import ShardedScorer, load_scorer, reward_models
 from preferl.learning import monitor, rollout
@@ -75,6 +76,7 @@ class RlConfig(
     OnlineDpoOptions,
     UpdateOptions,
     ModelOptions,
+    PhraseOptions,
     SamplingOptions,
     DataOptions,
     SplitOption,
@@ -85,7 +87,10 @@ class RlConfig(
     output_dir: str = "runs/rl"
     """Where the stage is written."""
     gold: str | None = None
-    """An annotator's utility that is only watched, never trained on (``world``, ``sentiment``, …)."""
+    """The truth, where one is known: a reward that is only watched, never trained on."""
+    annotator: str | None = None
+    """Who labelled the reward model's pairs: the reward's accuracy on fresh pairs is checked against it; by
+    default against ``gold``."""
     num_iterations: Count = 50
     """Iterations: one batch of episodes each."""
     batch_size: Count = 128
@@ -121,7 +126,8 @@ class RlConfig(
     eval_split: str = "dev"
     """The split they come from: ``dev`` or ``eval``."""
     check_reward_every: Natural = 10
-    """With ``gold``: iterations between checks of the reward's accuracy on fresh pairs; 0 for none."""
+    """With an ``annotator`` or ``gold``: iterations between checks of the reward's accuracy on fresh pairs; 0
+    for none."""
     check_reward_pairs: Count = 128
     """Pairs of such a check."""
     max_steps: Count | None = None
@@ -159,6 +165,9 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
         critic = find_algorithm(config.algorithm).critic
         models, tokenizer, scorer = load_models(config, critic, stage.device)
         gold = load_scorer(config.gold, stage.device) if config.gold else None
+        annotator = gold
+        if config.annotator and config.annotator != config.gold and config.check_reward_every:
+            annotator = load_scorer(config.annotator, stage.device)
         prompts = source.prompts or source.need("prompts", "train")
         held_out = source[config.eval_split].prompts[: config.eval_prompts]
         saved = stage.begin(source.notes)
@@ -170,6 +179,7 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
             learner=learner_for(config, models, prompts, stage.dtype),
             scorer=ShardedScorer(scorer),
             gold=ShardedScorer(gold) if gold else None,
+            annotator=ShardedScorer(annotator) if annotator else None,
             held_out=held_out,
         )
         train(trainer, prompts, stage, saved)
@@ -271,6 +281,7 @@ EXTENDABLE = dict.fromkeys(("num_iterations", "max_steps"), why_not_longer)
 def check_options(config: RlConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
     find_algorithm(config.algorithm)
+    sign_functions(config.phrases)
     choices = {
         "kl_controller": ("fixed", "adaptive"),
         "kl_in": ("reward", "loss"),
@@ -420,6 +431,7 @@ class Trainer:
     scorer: Scorer
     gold: Scorer | None
     held_out: Sequence[PromptRecord]
+    annotator: Scorer | None = None
     announce: Callable[[str], None] = say
     extra: list[dict[str, Any]] = field(default_factory=list)
 
@@ -446,10 +458,11 @@ class Trainer:
         seen |= self.means_of_parts() | log.means()
         self.extra = log.rows(len(batch.completions))
         # The first batch is the reference's own, unless another one was given: it shows whether the KL starts
-        # at 0, and from its rewards how high reward minus KL can ever get.
+        # at 0, and from its rewards how high reward minus KL can get at this coefficient.
         if iteration == 1:
             self.check_start(seen)
-            state.optimum = monitor.best_possible(batch.shaped_B, kl_coef)
+            if config.ref_model is None and config.kl_controller == "fixed":
+                state.optimum = monitor.best_possible(batch.shaped_B, kl_coef)
         alarms = monitor.alarms(batch, seen, state.optimum, config.reward_clip or None)
         # Advantages, update. The engine shares the policy's weights, so all that it needs is another version.
         # The KL coefficient moves last: all of an iteration has the same one.
@@ -546,14 +559,15 @@ class Trainer:
         how often the reward agrees with the annotator on fresh pairs, which may add to ``alarms``. Watching
         is no part of the cost."""
         responses = self.respond(self.held_out, "held-out")
-        row = monitor.held_out(responses, self.learner, self.scorer, self.gold)
+        signs = sign_functions(self.config.phrases)
+        row = monitor.held_out(responses, self.learner, self.scorer, self.gold, signs)
         every, last = self.config.check_reward_every, self.config.iterations
-        if self.gold is not None and every and (iteration % every == 0 or iteration == last):
+        if self.annotator is not None and every and (iteration % every == 0 or iteration == last):
             # Fresh pairs each time: the question is whether the reward still knows what this policy writes.
             prompts = list(itertools.islice(itertools.cycle(self.held_out), self.config.check_reward_pairs))
             first = self.respond(prompts, "pairs", iteration, "first")
             second = self.respond(prompts, "pairs", iteration, "second")
-            right, total = monitor.reward_accuracy(first, second, self.scorer, self.gold)
+            right, total = monitor.reward_accuracy(first, second, self.scorer, self.annotator)
             if total:
                 row |= {"reward_accuracy": right / total, "reward_accuracy_pairs": total}
             # The first check is what later ones are held against.

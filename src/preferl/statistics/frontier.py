@@ -14,6 +14,7 @@ from preferl.statistics.checks import finite_row, finite_table, require_level, r
 
 DRAWS = 10_000
 MIN_EFFECTIVE_SAMPLES = 30  # below this an estimate of the optimum is too low
+MIN_R_SQUARED = 0.5  # of a curve; below it nothing is said about where it turns
 
 # The two terms of a curve at distance d: the gain is alpha * first - beta * second.
 TERMS = {
@@ -161,20 +162,47 @@ class OverOptimization:
 
     @property
     def observed(self) -> bool:
-        """Whether the curve turns within the measured KLs; beyond them a turning point is extrapolated, and
-        below the smallest the curve only falls."""
+        """Whether the curve turns within the measured KLs; elsewhere a turning point is extrapolated."""
         return self.turning_kl is not None and self.smallest_kl <= self.turning_kl <= self.largest_kl
+
+    @property
+    def course(self) -> str:
+        """Where the curve goes, as far as the points determine it.
+
+        ``turns``: it is highest within the measured KLs, the upper end of the interval included; ``before``:
+        it is highest below the smallest of them; ``falls``: it is below 0 from the start on; ``rises``: it
+        has no turning point; ``undetermined``: it turns behind them, or perhaps; ``no fit``: the curve is
+        not theirs.
+        """
+        if self.r_squared < MIN_R_SQUARED:
+            return "no fit"
+        if self.alpha <= 0 and (self([self.smallest_kl, self.largest_kl]) < 0).all():
+            return "falls"
+        if self.turning_kl is None:
+            return "rises"
+        if self.turning_kl < self.smallest_kl:
+            return "before"
+        if self.observed and self.turning_high is not None and self.turning_high <= self.largest_kl:
+            return "turns"
+        return "undetermined"
 
 
 def fit_over_optimization(
-    kl_N: ArrayLike, gain_N: ArrayLike, form: str, level: float = 0.95, seed: int = 0
+    kl_N: ArrayLike,
+    gain_N: ArrayLike,
+    form: str,
+    level: float = 0.95,
+    seed: int = 0,
+    group_N: ArrayLike | None = None,
 ) -> OverOptimization:
     """Fits gain against KL by least squares (Gao, Schulman & Hilton 2023, "Scaling laws for reward model
     overoptimization", section 3.1).
 
     Intervals of the coefficients are Student's; the turning point's is the percentile interval of draws
     from the coefficients' t distribution. Both describe independent scatter about the curve: checkpoints of
-    one run share their luck, and another run may differ by more.
+    one run share their luck, and another run may differ by more. Where ``group_N`` says which run each point
+    is of, they are between runs: the errors of Liang & Zeger (1986) with as many degrees of freedom as there
+    are runs, less one.
 
     Points at KL 0 are left out: both terms are 0 there, whatever the coefficients, and the SFT model's gain
     of 0 over itself is no evidence of a good fit.
@@ -185,16 +213,22 @@ def fit_over_optimization(
         form: "best_of_n" or "rl".
         level: confidence.
         seed: of the draws.
+        group_N: the run that each point is of, as integers.
 
     Raises:
         ValueError: another form, rows of different length or not finite, fewer than three points above KL 0
-            or all at one KL, a gain of 0 everywhere, or ``level`` not in (0, 1).
+            or all at one KL, fewer than three runs, a gain of 0 everywhere, or ``level`` not in (0, 1).
     """
     if form not in TERMS:
         raise ValueError(f"form '{form}' is unknown; use {' or '.join(TERMS)}")
     require_level(level)
     kl_N, gain_N = finite_row("kl_N", kl_N), finite_row("gain_N", gain_N)
     require_same_length(kl_N=kl_N, gain_N=gain_N)
+    run_N = None
+    if group_N is not None:
+        run_N = np.asarray(group_N)
+        require_same_length(kl_N=kl_N, group_N=run_N)
+        run_N = np.unique(run_N[kl_N > 0], return_inverse=True)[1]
     kl_N, gain_N = kl_N[kl_N > 0], gain_N[kl_N > 0]
     n = len(kl_N)
     if n < 3:
@@ -212,16 +246,19 @@ def fit_over_optimization(
     inverse_22 = np.linalg.inv(r_22) / scale_2[:, None]
     coef_2 = inverse_22 @ (q_N2.T @ gain_N)
     residual_N = gain_N - term_N2 @ coef_2
-    sd = math.sqrt(float((residual_N**2).sum()) / (n - 2))
-    error_2 = sd * np.linalg.norm(inverse_22, axis=1)
+    if run_N is None:
+        spread_22, degrees = _independent_errors(inverse_22, residual_N), n - 2
+    else:
+        spread_22, degrees = _errors_between_runs(inverse_22, q_N2, residual_N, run_N)
+    error_2 = np.linalg.norm(spread_22, axis=1)
     from scipy.stats import t
 
-    half_2 = float(t.ppf(0.5 + level / 2, n - 2)) * error_2
+    half_2 = float(t.ppf(0.5 + level / 2, degrees)) * error_2
     # 2. The turning point is a ratio of the coefficients and has no simple error: curves that fit as well are
     #    drawn (both coefficients share one error of the scatter, hence one chi-square), each with its peak.
     rng = np.random.default_rng(seed)
-    t_D2 = rng.standard_normal((DRAWS, 2)) * np.sqrt((n - 2) / rng.chisquare(n - 2, (DRAWS, 1)))
-    low, high = _peak_interval(form, coef_2 + sd * t_D2 @ inverse_22.T, level)
+    t_D2 = rng.standard_normal((DRAWS, 2)) * np.sqrt(degrees / rng.chisquare(degrees, (DRAWS, 1)))
+    low, high = _peak_interval(form, coef_2 + t_D2 @ spread_22.T, level)
     total = float(((gain_N - gain_N.mean()) ** 2).sum())
     return OverOptimization(
         form=form,
@@ -260,6 +297,26 @@ def break_even_queries(training: float, per_query: float, other_per_query: float
             raise ValueError(f"{name} is {cost}; a cost is a finite number of at least 0")
     saved = other_per_query - per_query
     return training / saved if saved > 0 else None
+
+
+def _independent_errors(inverse_22: np.ndarray, residual_N: np.ndarray) -> np.ndarray:
+    """A root of the coefficients' covariance, of scatter that is independent from point to point."""
+    return math.sqrt(float((residual_N**2).sum()) / (len(residual_N) - 2)) * inverse_22
+
+
+def _errors_between_runs(
+    inverse_22: np.ndarray, q_N2: np.ndarray, residual_N: np.ndarray, run_N: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """A root of the coefficients' covariance between runs (the sandwich), and its degrees of freedom."""
+    n, runs = len(residual_N), int(run_N.max()) + 1
+    if runs < 3:
+        raise ValueError(f"{runs} runs are too few for an interval between runs; it needs at least 3")
+    # A run's pull on the coefficients is the sum of its points', whose luck it shares.
+    pull_R2 = np.zeros((runs, 2))
+    np.add.at(pull_R2, run_N, q_N2 * residual_N[:, None])
+    small = runs / (runs - 1) * (n - 1) / (n - 2)  # few runs
+    value_2, vector_22 = np.linalg.eigh(pull_R2.T @ pull_R2 * small)
+    return inverse_22 @ (vector_22 * np.sqrt(np.maximum(value_2, 0))), runs - 1
 
 
 def _distance(kl_N: ArrayLike) -> np.ndarray:
