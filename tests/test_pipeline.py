@@ -471,7 +471,7 @@ def test_part_of_a_run_has_a_report_too(finished, tmp_path):
     assert "Not evaluated" in html
     assert re.search(r"<svg", html)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no finished stage"):
+    with pytest.raises(UsageError, match="holds no stage"):
         report.write(tmp_path / "empty")
 
 

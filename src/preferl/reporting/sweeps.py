@@ -19,6 +19,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from preferl.reporting.evaluation import seeds_table
+from preferl.reporting.gather import finished_stages
 from preferl.reporting.measures import evaluated
 from preferl.reporting.page import Plot, Section, Table, Verdict, write_page
 from preferl.reporting.plots import COLOURS, MARKERS, Mark, curve, draw, ticks
@@ -27,7 +28,7 @@ from preferl.reporting.verdict import Seeds, overall, terminal_lines
 from preferl.runs.errors import UsageError
 from preferl.runs.files import write_atomically
 from preferl.runs.progress import console, say
-from preferl.runs.record import stage_paths, stage_records
+from preferl.runs.record import stage_paths
 
 # The one setting that the table shows of points that have names.
 NAMED = "run"
@@ -240,7 +241,7 @@ class Sweep:
             seeds=seeds,
             stages=counts([stage_paths(path) for each in there.values() for path in each]),
             runs={
-                name: [{n: r for n, r in stage_records(path) if r.done} for path in each]
+                name: [finished_stages(path) for path in each if stage_paths(path)]
                 for name, each in there.items()
             },
         )

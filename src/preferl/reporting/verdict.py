@@ -67,7 +67,20 @@ def without_evaluation(stages: Stages) -> Verdict:
             share = f"{accuracy} of {r[f'{split}/pairs']:,} pairs"
             found.append(f"{name}: {share} are scored as labelled by {r['reward']}.")
         return Verdict("Audited", "plain", " ".join(found))
+    trained = {record.manifest["stage"] for record in stages.values()}
+    if "reward" in stages and not trained & {"rl", "dpo"}:
+        return Verdict("Reward model", "plain", of_reward_model(stages["reward"].summary))
     return Verdict("Not evaluated", "plain", f"Finished stages: {done}. Run `evaluate` for a verdict.")
+
+
+def of_reward_model(summary: dict[str, Any]) -> str:
+    """How often a reward model agrees with labels that it has not seen."""
+    accuracy = with_interval(summary, "eval/accuracy", percent)
+    text = (
+        f"It agrees with {accuracy} of the labels of {summary['eval/pairs']:,} held-out pairs; length alone "
+        f"with {percent(summary['eval/length_baseline_accuracy'])}. No policy was trained against it here"
+    )
+    return f"{text}: `rl` does, and `evaluate` gives a verdict."
 
 
 def paragraph(summary: dict[str, Any]) -> str:
@@ -119,7 +132,8 @@ def overall(runs: Runs) -> Verdict:
         return verdict(*runs.values())
     judged = evaluated(runs)
     if not judged:
-        return Verdict("Not evaluated", "plain", "None of these runs has a finished stage evaluate.")
+        each = " ".join(f"{name}: {verdict(stages).text}" for name, stages in runs.items())
+        return Verdict("Not evaluated", "plain", f"None of these runs has a finished stage evaluate. {each}")
     words = {name: verdict(stages).word for name, stages in judged.items()}
     counts = "; ".join(
         f"{word.lower()}: {' · '.join(name for name in words if words[name] == word)}"

@@ -23,8 +23,8 @@ class StageRecord:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self.config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        self.manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        self.config = read_config(path)
+        self.manifest = read_manifest(path)
         summary = path / "summary.json"
         self.summary = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
         self.metrics = read_jsonl(path / "metrics.jsonl")
@@ -44,6 +44,16 @@ class StageRecord:
         """The reward stage's ``audit.json``, where it wrote one."""
         path = self.path / "audit.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def read_config(stage: Path) -> dict[str, Any]:
+    """The options of a stage."""
+    return yaml.safe_load((stage / "config.yaml").read_text(encoding="utf-8"))
+
+
+def read_manifest(stage: Path) -> dict[str, Any]:
+    """What a stage is, and what it read."""
+    return json.loads((stage / "manifest.json").read_text(encoding="utf-8"))
 
 
 def stage_paths(run: Path) -> dict[str, Path]:

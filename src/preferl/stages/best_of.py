@@ -35,6 +35,7 @@ from preferl.runs.progress import Steps, say
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
 from preferl.statistics import mean_interval
+from preferl.statistics.intervals import Estimate
 
 LOGGED = 20  # prompts of each split in samples.jsonl
 
@@ -417,8 +418,7 @@ def say_result(summary: dict[str, Any], config: BestOfConfig) -> None:
         if measure in kept:
             say(
                 f"best_of: {name} {sampled[measure]:.2f} -> {kept[measure]:.2f}, on the same prompts "
-                f"{train['gain'][measure]:+.2f} [{train['gain'][measure + '_low']:+.2f}, "
-                f"{train['gain'][measure + '_high']:+.2f}]"
+                f"{Estimate.read(train['gain'], measure).text('+.2f')}"
             )
     say(
         f"best_of: {sampled['cut_off']:.1%} of the responses cut off at {config.response_length} tokens; "

@@ -8,6 +8,7 @@ language models and processor time.
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ from preferl.sampling.policy import Policy, Responses
 from preferl.sampling.samples import Samples
 from preferl.statistics import distinct_n, mean_interval, repetition
 from preferl.statistics.frontier import break_even_queries
+from preferl.statistics.intervals import Estimate
 
 # KL coefficients whose optimum is estimated from the pool, beside the policy's own.
 FRONTIER_KL_COEFS = (3.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
@@ -384,22 +386,49 @@ def examples(
 
 def training_of(config: EvaluateConfig) -> dict[str, Any]:
     """What trained the policy and at what cost, where it is a stage's directory: forward passes counted by
-    model, processor time without what was only watched."""
-    directory = Path(config.model_name_or_path)
-    if config.model_name_or_path == config.ref_model or not (directory / "manifest.json").exists():
+    model, processor time without what was only watched. The cost is that of all stages between the reference
+    and the policy, as of every round; the rest is the last one's."""
+    trained = trained_from(Path(config.ref_model), Path(config.model_name_or_path))
+    if not trained:
         return {}
-    record = StageRecord(directory)
-    iterations = [row["cpu_seconds"] for row in record.metrics if "cpu_seconds" in row]
+    record = trained[0]
+    passes: Counter[str] = Counter()
+    for one in trained:
+        passes.update(one.summary.get("forward_passes", {}))
+    seconds = [cpu_seconds_of(one) for one in trained]
     found = {
         "stage": record.manifest["stage"],
         "algorithm": record.config.get("algorithm") or record.config.get("loss") or record.manifest["stage"],
-        "forward_passes": record.summary.get("forward_passes", {}),
-        "cpu_seconds": sum(iterations) if iterations else record.summary.get("cpu_seconds"),
+        "forward_passes": dict(passes),
+        "cpu_seconds": None if None in seconds else sum(filter(None, seconds)),
     }
     if record.manifest["stage"] == "rl":
         found |= {key: record.config[key] for key in ("kl_coef", "kl_controller", *SHAPING)}
         found["by_this_reward"] = record.config["reward_model"] == config.reward_model
     return found
+
+
+def trained_from(reference: Path, policy: Path) -> list[StageRecord]:
+    """The stages that made a policy out of a reference, the last first; the last alone where their records do
+    not lead to the reference, none where the policy is not a stage's."""
+    found: list[StageRecord] = []
+    place = policy.resolve()
+    while place != reference.resolve():
+        if not (place / "manifest.json").exists():
+            return found[:1]
+        found.append(StageRecord(place))
+        parents = found[-1].manifest["parents"]
+        before = parents.get("policy") or parents.get("model")
+        if before is None:
+            return found[:1]
+        place = (place / before["path"]).resolve()
+    return found
+
+
+def cpu_seconds_of(record: StageRecord) -> float | None:
+    """Processor time of training without what was only watched; None where it was not measured."""
+    iterations = [row["cpu_seconds"] for row in record.metrics if "cpu_seconds" in row]
+    return sum(iterations) if iterations else record.summary.get("cpu_seconds")
 
 
 def from_pool(
@@ -481,16 +510,15 @@ def say_result(policies: dict[str, dict[str, Any]], comparison: dict[str, Any]) 
             c = comparison[measure]
             say(
                 f"evaluate: {name} {policies['reference'][measure]:.2f} -> "
-                f"{policies['policy'][measure]:.2f}, difference {c['difference']:+.2f} "
-                f"[{c['difference_low']:+.2f}, {c['difference_high']:+.2f}], win rate "
-                f"{c['win_rate']:.1%} [{c['win_rate_low']:.1%}, {c['win_rate_high']:.1%}]"
+                f"{policies['policy'][measure]:.2f}, difference "
+                f"{Estimate.read(c, 'difference').text('+.2f')}, win rate "
+                f"{Estimate.read(c, 'win_rate').text('.1%')}"
             )
     if "judge" in comparison:
         c = comparison["judge"]
         say(
-            f"evaluate: win rate by the judge {c['win_rate']:.1%} [{c['win_rate_low']:.1%}, "
-            f"{c['win_rate_high']:.1%}] on {c['n']} pairs; {c['inconsistent']} verdicts changed with the "
-            f"order, {c['unparsable']} replies were unreadable"
+            f"evaluate: win rate by the judge {Estimate.read(c, 'win_rate').text('.1%')} on {c['n']} pairs; "
+            f"{c['inconsistent']} verdicts changed with the order, {c['unparsable']} replies were unreadable"
         )
     p = policies["policy"]
     say(
