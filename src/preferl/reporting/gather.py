@@ -314,7 +314,7 @@ def main_of(kind: str, records: Mapping[Path, StageRecord], kin: Kin) -> Path:
     of sft the oldest, from which all others start."""
     own = [path for path, record in records.items() if record.kind == kind]
     ends = next(filter(None, ([p for p, r in records.items() if r.kind in kinds] for kinds in HEADS)), [])
-    led = kin.ancestors(ends[-1]) if ends else set()
+    led = kin.ancestors(ends[-1]) | {ends[-1]} if ends else set()
     chosen = [path for path in own if path in led] or own
     return chosen[0] if kind == "sft" else chosen[-1]
 
