@@ -270,7 +270,7 @@ def write_report(file: Path, sweep: Sweep) -> Path:
     """Writes the page of a sweep."""
     root, rows, metrics, seeds = sweep.root, sweep.rows, sweep.metrics, sweep.seeds
     runs, stages = sweep.runs, sweep.stages
-    first_seed = {name: each[0] for name, each in runs.items()}
+    first_seed = {name: each[0] for name, each in runs.items() if each}
     failed = sum(len(row.errors) for row in rows)
     count = len(rows) * len(seeds)
     keys = " and ".join(rows[0].settings) or "nothing"
@@ -308,7 +308,7 @@ def write_report(file: Path, sweep: Sweep) -> Path:
             ("seeds", str(len(seeds)), "each point"),
             ("runs finished", str(count - failed), f"of {count}"),
         ],
-        sections=[Section("Table and curves", plots, tables), *sections(evaluated(first_seed))],
+        sections=[Section("Table and curves", plots, tables), *sections(first_seed)],
         configs=[("sweep", (root / "config.yaml").read_text(encoding="utf-8"))],
         made_from=[f"{len(rows)} points x {len(seeds)} seeds"],
     )

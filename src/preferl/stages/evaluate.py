@@ -161,7 +161,10 @@ def evaluate(
         against["judge"] = judged(prompts, rl, sft.first, sft.first_finished)
     references = against_references(source.references("eval"), prompts, rl, scorers, judged)
     stage.log_samples(side_by_side(prompts, rl, sft, log_ratio_N))
+    of_pool = from_pool(config, training, drawn, sft, rl, scorers["score"])
     say_result(policies, against)
+    for row in of_pool["best_of"]:
+        say_best_of(row, spent=of_pool["cost"]["training_total"])
     stage.finish(
         prompts=len(prompts),
         num_generations=config.num_generations,
@@ -172,7 +175,7 @@ def evaluate(
         signs=comparison.signs(rl.made.completions, sft.made.completions, config.num_generations),
         examples=examples(prompts, sft, log_probability(policy, sft.made.samples)),
         training=training,
-        **from_pool(config, training, drawn, sft, rl, scorers["score"]),
+        **of_pool,
         gold=config.gold,
     )
 
@@ -525,3 +528,17 @@ def say_result(policies: dict[str, dict[str, Any]], comparison: dict[str, Any]) 
         f"evaluate: KL {p['kl']:.2f} ± {p['kl_se']:.2f} nats per response, EOS {p['eos_rate']:.1%}, "
         f"length {p['length']:.1f}"
     )
+
+
+def say_best_of(row: dict[str, Any], spent: int) -> None:
+    """What best-of-n reaches and costs beside the policy, on the same prompts and in forward passes."""
+    measure, name = ("gold", "gold reward") if "gold" in row else ("score", "reward")
+    passes = sum(row["forward_passes_per_response"].values())
+    line = (
+        f"evaluate: best-of-{row['n']}: {name} {row[measure]:.2f}, the policy is ahead by "
+        f"{Estimate.read(row, f'lead_{measure}').text('+.2f')}; {passes} forward passes for each answer"
+    )
+    if row.get("break_even_queries"):
+        answers = f"{row['break_even_queries']:,.0f}"
+        line += f": from {answers} answers on it costs more than training ({spent:,}) and answering"
+    say(line)
