@@ -127,8 +127,8 @@ class Row:
 
 def rounded(value: float, error: float) -> str:
     """A number with as many decimals as two digits of its error have."""
-    if error <= 0:
-        return f"{value:.4g}".replace("-", "−")
+    if error <= 0:  # a count, or a value whose error nobody gave
+        return f"{value:{',.0f' if abs(value) >= 1e4 else '.4g'}}".replace("-", "−")
     decimals = min(8, max(0, 1 - math.floor(math.log10(error))))
     return f"{value:.{decimals}f}".replace("-", "−")
 
