@@ -1,5 +1,5 @@
-"""docs/exercises.md: every exercise can be given as it stands, runs when it is cut down, and prints what the page
-shows, in the form that it shows."""
+"""docs/exercises.md: every exercise can be given as it stands, runs when it is cut down, and prints what the
+page shows, in the form that it shows."""
 
 import pytest
 
@@ -21,12 +21,14 @@ SMALL: dict[str, str | None] = {
         f"{FROM_DEMO} --sweep.grid '{{reward.max_train_comparisons: [12, 48]}}'"
     ),
     "preferl sweep --config configs/sweeps/reward_model_size.yaml": (
-        f"{FROM_DEMO} --stages '[collect, backbone, reward, rl, evaluate]' --backbone.num_train_epochs 0.05 "
-        "--backbone.vocab_size 600 --backbone.check_samples 16 --sweep.grid '{backbone.hidden_size: [16, 32]}'"
+        f"{FROM_DEMO} --stages '[collect, backbone, reward, rl, evaluate]' --backbone.vocab_size 600 "
+        "--backbone.num_train_epochs 0.05 --backbone.check_samples 16 "
+        "--sweep.grid '{backbone.hidden_size: [16, 32]}'"
     ),
     "preferl sweep --config configs/sweeps/algorithms.yaml": f"{TINY} {FEW} --sweep.seeds '[0, 1]'",
     "preferl evaluate": (
-        f"{ONE_THREAD} --response_length 24 --max_eval_prompts 16 --best_of_prompts 4 --best_of '[1, 2, 4, 8]'"
+        f"{ONE_THREAD} --response_length 24 --max_eval_prompts 16 --best_of_prompts 4 "
+        "--best_of '[1, 2, 4, 8]'"
     ),
     "preferl sweep --config configs/sweeps/length.yaml": (
         f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[rl, evaluate]'"

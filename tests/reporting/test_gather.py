@@ -11,9 +11,12 @@ import yaml
 from preferl.reporting.gather import finished_stages, gather
 from preferl.reporting.measures import series
 from preferl.reporting.rounds import Rounds, one_by_one, rounds_of
+from preferl.reporting.sections import sections
 from preferl.reporting.training import rl_reward_plot, rounds_table
+from preferl.reporting.verdict import facts, overall
 from preferl.runs.errors import UsageError
 from preferl.runs.mark import claim
+from preferl.statistics.intervals import Estimate
 
 CLOCK = [1_700_000_000]
 
@@ -135,6 +138,17 @@ def test_rewards_of_the_same_pairs_stand_side_by_side(run, tmp_path):
     found = gather([run / "labels", *rivals])
     assert {tuple(stages) for stages in found.runs.values()} == {("collect", "reward")}
     assert len(found.runs) == 2
+    measured = {"pairs": 4, "loss": 0.5, "ece": 0.1, "length_baseline_accuracy": 0.5}
+    for i, stages in enumerate(found.runs.values()):
+        summary = {f"eval/{key}": value for key, value in measured.items()}
+        stages["reward"].summary |= summary | Estimate(0.5 + i / 4, 0.25, 1.0).named("eval/accuracy")
+    assert overall(found.runs).word == "Rewards side by side"
+    assert facts(found.runs) == [("runs", "2", "side by side")]
+    (section,) = [part for part in sections(found.runs) if part.title == "Rewards side by side"]
+    (table,) = section.tables
+    assert [row[1] for row in table.rows] == [
+        f"{value}.0\u00a0% [25.0\u00a0%,\u00a0100.0\u00a0%]" for value in (50, 75)
+    ]
 
 
 def test_a_mixture_names_the_rewards_that_were_read(run, tmp_path):

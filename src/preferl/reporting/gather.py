@@ -171,13 +171,13 @@ def gather(directories: Sequence[Path], hash_of: HashOf | None = None) -> Gather
             groups[joined[0]].append(stage)
         else:
             groups.append([stage])
-    names += [name_of_stages(group) for group in groups[of_runs:]]
+    names = unique([*names, *(name_of_stages(group) for group in groups[of_runs:])], groups)
     if len(groups) > of_runs + 1 or (of_runs and len(groups) > of_runs):
         found.notes.append(
             "No stage of one of these was made from a stage of another, so they are shown as runs of their "
             f"own: {'; '.join(names[of_runs:])}."
         )
-    for i, (name, group) in enumerate(zip(unique(names, groups), groups, strict=True)):
+    for i, (name, group) in enumerate(zip(names, groups, strict=True)):
         add_runs(found, name, group, kin, heads=HEADS[:1] if i < of_runs else HEADS)
     found.notes += kin.made_again
     return found

@@ -25,7 +25,7 @@ def rewards_table(runs: Runs) -> Table | None:
         "Each on its own pairs, with 95 % intervals over prompts: they can be compared where the pairs are "
         "the same. The ten demonstration pairs are preferl’s own."
     )
-    return table("Rewards side by side", rows, note)
+    return table("Agreement with labels", rows, note)
 
 
 def row_of(record: StageRecord) -> dict[str, str]:

@@ -15,6 +15,7 @@ from preferl.statistics.intervals import Estimate
 
 Seeds = Mapping[str, Sequence[Stages]]  # every run with each of its seeds
 UNTRAINED = "Nothing was trained"
+OF_REWARDS = ("Reward model", "Audited")  # verdicts where there is no policy to judge
 
 
 def verdict(stages: Stages) -> Verdict:
@@ -76,11 +77,10 @@ def without_evaluation(stages: Stages) -> Verdict:
 def of_reward_model(summary: dict[str, Any]) -> str:
     """How often a reward model agrees with labels that it has not seen."""
     accuracy = with_interval(summary, "eval/accuracy", percent)
-    text = (
+    return (
         f"It agrees with {accuracy} of the labels of {summary['eval/pairs']:,} held-out pairs; length alone "
-        f"with {percent(summary['eval/length_baseline_accuracy'])}. No policy was trained against it here"
+        f"with {percent(summary['eval/length_baseline_accuracy'])}."
     )
-    return f"{text}: `rl` does, and `evaluate` gives a verdict."
 
 
 def paragraph(summary: dict[str, Any]) -> str:
@@ -132,7 +132,10 @@ def overall(runs: Runs) -> Verdict:
         return verdict(*runs.values())
     judged = evaluated(runs)
     if not judged:
-        each = " ".join(f"{name}: {verdict(stages).text}" for name, stages in runs.items())
+        found = {name: verdict(stages) for name, stages in runs.items()}
+        each = " ".join(f"{name}: {one.text}" for name, one in found.items())
+        if all(one.word in OF_REWARDS for one in found.values()):
+            return Verdict("Rewards side by side", "plain", each)
         return Verdict("Not evaluated", "plain", f"None of these runs has a finished stage evaluate. {each}")
     words = {name: verdict(stages).word for name, stages in judged.items()}
     counts = "; ".join(
@@ -161,7 +164,10 @@ def overall(runs: Runs) -> Verdict:
 
 def facts(runs: Runs) -> list[tuple[str, str, str]]:
     """The few numbers on top: name, value, interval or unit."""
-    return facts_of_one(*runs.values()) if len(runs) == 1 else facts_of_several(evaluated(runs))
+    if len(runs) == 1:
+        return facts_of_one(*runs.values())
+    judged = evaluated(runs)
+    return facts_of_several(judged) if judged else [("runs", str(len(runs)), "side by side")]
 
 
 def facts_of_one(stages: Stages) -> list[tuple[str, str, str]]:
