@@ -84,6 +84,13 @@ def test_stages_beside_the_runs_own_keep_their_names(run):
     assert {"again", "other", "mine"} <= found.keys()
 
 
+def test_the_sft_model_is_the_one_that_all_start_from(tmp_path):
+    first = make(tmp_path / "run" / "first", "sft")
+    again = make(tmp_path / "run" / "again", "sft", {"model": first})
+    make(tmp_path / "run" / "rl", "rl", {"policy": again, "reference": first})
+    assert names(finished_stages(tmp_path / "run")) == {"sft": "first", "again": "again", "rl": "rl"}
+
+
 def test_a_stage_alone_is_a_run(run):
     found = gather([run / "taste"])
     assert {name: list(stages) for name, stages in found.runs.items()} == {"run/taste": ["reward"]}
@@ -126,11 +133,16 @@ def test_a_stage_that_was_made_from_a_run_joins_it(run, tmp_path):
 def test_several_evaluations_are_several_runs_with_what_they_share(run):
     other = make(run / "other", "dpo", {"policy": run / "first", "preferences": run / "labels"})
     make(run / "seen-2", "evaluate", {"policy": other, "reference": run / "first"})
+    make(run / "mine", "audit", {"reward": run / "taste"})
+    make(run / "unused", "best_of", {"policy": run / "first"})
     found = gather([run])
     assert {name: list(stages) for name, stages in found.runs.items()} == {
-        "run/seen": ["sft", "collect", "reward", "rl", "evaluate"],
+        "run/seen": ["sft", "collect", "reward", "rl", "evaluate", "mine"],
         "run/seen-2": ["sft", "collect", "dpo", "evaluate"],
     }
+    (note,) = found.notes
+    assert note.startswith("What is shown was not made from these, and they are left out: ")
+    assert note.endswith("unused.")
 
 
 def test_rewards_of_the_same_pairs_stand_side_by_side(run, tmp_path):
