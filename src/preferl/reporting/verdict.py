@@ -60,7 +60,7 @@ def untrained(stages: Stages) -> bool:
 
 def without_evaluation(stages: Stages) -> Verdict:
     done = ", ".join(stages)
-    if all(record.manifest["stage"] == "audit" for record in stages.values()):
+    if stages and all(record.manifest["stage"] == "audit" for record in stages.values()):
         found = []
         for name, record in stages.items():
             r, split = record.summary, record.config["split"]
