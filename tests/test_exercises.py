@@ -13,7 +13,7 @@ FEW = (
 FROM_DEMO = f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[collect, reward, rl, evaluate]'"
 # How a command begins -> what cuts it down.
 SMALL: dict[str, str | None] = {
-    "preferl demo": TINY,
+    "preferl demo": f"{TINY} --rl.num_iterations 1",
     "preferl demo --collect.annotator sentiment": FROM_DEMO,
     "preferl sweep --stages '[reward]'": f"{ONE_THREAD} --reward.num_train_epochs 4",
     "preferl reward": f"{ONE_THREAD} --num_train_epochs 4",
@@ -23,17 +23,17 @@ SMALL: dict[str, str | None] = {
     "preferl sweep --config configs/sweeps/reward_model_size.yaml": (
         f"{FROM_DEMO} --stages '[collect, backbone, reward, rl, evaluate]' --backbone.vocab_size 600 "
         "--backbone.num_train_epochs 0.05 --backbone.check_samples 16 "
-        "--sweep.grid '{backbone.hidden_size: [16, 32]}'"
+        "--sweep.grid '{backbone.hidden_size: [16]}'"
     ),
     "preferl sweep --config configs/sweeps/algorithms.yaml": f"{TINY} {FEW} --sweep.seeds '[0, 1]'",
     "preferl evaluate": (
-        f"{ONE_THREAD} --response_length 24 --max_eval_prompts 16 --best_of_prompts 4 "
-        "--best_of '[1, 2, 4, 8]'"
+        f"{ONE_THREAD} --response_length 24 --max_eval_prompts 16 --best_of_prompts 4 --best_of '[2, 4, 8]'"
     ),
     "preferl sweep --config configs/sweeps/length.yaml": (
         f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[rl, evaluate]'"
     ),
     "preferl sweep --config configs/sweeps/kl_": FROM_DEMO,
+    "preferl report": "",
     "preferl design-reward": "",
 }
 
