@@ -8,32 +8,65 @@ import pytest
 
 from preferl.cli import COMMANDS, main
 from preferl.design import designer
-from preferl.design.designer import DOCUMENTS, DesignConfig, drafts, sections
+from preferl.design.designer import DOCUMENTS, EXAMPLES, DesignConfig, behaviours, drafts, sections
 from preferl.runs.errors import UsageError
 
 
-@pytest.mark.parametrize("behaviour", ["helpfulness", "coding ability", "Safety", "answers in rhyme"])
+@pytest.mark.parametrize("behaviour", ["helpfulness", "coding ability", "Safety", "honesty", "Brevity"])
 def test_the_documents_are_about_the_behaviour(behaviour, tmp_path, capsys):
     folder = tmp_path / "design"
     assert main(["design-reward", behaviour, "--output_dir", str(folder)]) == 0
     assert len(capsys.readouterr().out.split()) == 4
-    title = {"coding ability": "coding", "Safety": "safety"}.get(behaviour, behaviour)
+    title = {"coding ability": "coding", "Safety": "safety", "Brevity": "conciseness"}.get(
+        behaviour, behaviour
+    )
     for name in DOCUMENTS:
         text = (folder / name).read_text()
         assert title in text.splitlines()[0]
         assert "{{" not in text
         assert "{%" not in text
         assert "\n\n\n" not in text
+    assert EXAMPLES in (folder / "guidelines.md").read_text()
     prompt = (folder / "prompt.md").read_text()
     assert all(f"=== {name}" in prompt for name in DOCUMENTS)
 
 
 def test_known_behaviours_say_what_others_do_not():
-    texts = {name: drafts(name)["guidelines.md"] for name in ("helpfulness", "coding", "safety", "rhyme")}
+    texts = {name: drafts(name)["guidelines.md"] for name in behaviours() if name != "general"}
     assert "median" in texts["coding"]
     assert "median" not in texts["safety"]
     assert "refusing what is harmless is a fault" in texts["safety"]
-    assert "Worked examples" not in texts["rhyme"]
+    assert len({text.split("\n", 1)[1] for text in texts.values()}) == len(texts) == 5
+
+
+def test_an_unknown_behaviour_asks_for_a_model_that_writes_about_it(tmp_path, capsys):
+    command = ["design-reward", "speaks like a pirate", "--output_dir", str(tmp_path)]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    for words in ("helpfulness, coding, safety", "speaks like a pirate", "--model", "prompt.md", "--answer"):
+        assert words in said
+    # Nothing that is about nothing is written; what a model is asked is.
+    assert [path.name for path in tmp_path.iterdir()] == ["prompt.md"]
+    assert "> speaks like a pirate" in (tmp_path / "prompt.md").read_text()
+    # The answer of a model that was asked by hand has to be whole, and has to have examples.
+    answer = tmp_path / "answer.txt"
+    parts = {"protocol.md": "# Ships", "guidelines.md": "# Arr", "criteria.md": "# Parrots"}
+    for texts, missing in (
+        ({"protocol.md": "# Ships"}, "=== guidelines.md, === criteria.md"),
+        (parts, EXAMPLES),
+    ):
+        answer.write_text("".join(f"=== {name}\n{text}\n" for name, text in texts.items()))
+        assert main([*command, "--answer", str(answer)]) == 2
+        assert missing in capsys.readouterr().err
+    parts["guidelines.md"] += f"\n\n{EXAMPLES}\n\n**Prompt:** Good day!"
+    answer.write_text("".join(f"=== {name}\n{text}\n" for name, text in parts.items()))
+    assert main([*command, "--answer", str(answer)]) == 0
+    assert {name: (tmp_path / name).read_text() for name in DOCUMENTS} == {
+        name: text + "\n" for name, text in parts.items()
+    }
+    assert main([*command, "--answer", str(answer)]) == 2  # they are there
+    assert main([*command, "--answer", str(tmp_path / "absent"), "--fresh"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 def test_the_commands_in_the_protocol_exist():
@@ -96,19 +129,30 @@ def endpoint(monkeypatch):
 def test_a_language_model_rewrites_the_drafts(tmp_path, endpoint, capsys):
     endpoint.answer = "Here:\n=== protocol.md\n# New protocol\n\n=== guidelines.md\n# New guidelines\n"
     config = DesignConfig(output_dir=str(tmp_path), model=endpoint.spec)
-    designer.write("kindness", config)
+    designer.write("helpfulness", config)
     assert (tmp_path / "protocol.md").read_text() == "# New protocol\n"
     assert (tmp_path / "guidelines.md").read_text() == "# New guidelines\n"
-    assert (tmp_path / "criteria.md").read_text() == drafts("kindness")["criteria.md"]
+    assert (tmp_path / "criteria.md").read_text() == drafts("helpfulness")["criteria.md"]
     assert "wrote no criteria.md" in capsys.readouterr().out
-    assert endpoint.asked == [drafts("kindness")["prompt.md"]]
+    assert endpoint.asked == [drafts("helpfulness")["prompt.md"]]
 
 
 def test_an_answer_that_was_cut_off_keeps_what_is_whole(tmp_path, endpoint):
     endpoint.answer, endpoint.finish = "=== protocol.md\n# New\n=== guidelines.md\n# Half a", "length"
-    designer.write("kindness", DesignConfig(output_dir=str(tmp_path), model=endpoint.spec))
+    designer.write("helpfulness", DesignConfig(output_dir=str(tmp_path), model=endpoint.spec))
     assert (tmp_path / "protocol.md").read_text() == "# New\n"
-    assert (tmp_path / "guidelines.md").read_text() == drafts("kindness")["guidelines.md"]
+    assert (tmp_path / "guidelines.md").read_text() == drafts("helpfulness")["guidelines.md"]
+
+
+def test_a_language_model_writes_about_a_behaviour_that_nobody_knows(tmp_path, endpoint):
+    config = DesignConfig(output_dir=str(tmp_path), model=endpoint.spec)
+    endpoint.answer = "=== protocol.md\n# New\n=== criteria.md\n# New"
+    with pytest.raises(UsageError, match=r"without the lines === guidelines\.md"):
+        designer.write("kindness", config)
+    assert not list(tmp_path.iterdir())
+    endpoint.answer += f"\n=== guidelines.md\n# New\n{EXAMPLES}\n"
+    assert len(designer.write("kindness", config)) == 4
+    assert EXAMPLES in (tmp_path / "guidelines.md").read_text()
 
 
 def test_an_answer_without_documents_is_refused(tmp_path, endpoint):

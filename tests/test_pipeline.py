@@ -11,12 +11,15 @@ import yaml
 
 from preferl import cli, pipeline
 from preferl.pipeline import RunConfig
+from preferl.reporting.formats import percent, with_interval
+from preferl.reporting.gather import finished_stages
 from preferl.reporting.verdict import verdict
 from preferl.runs.errors import UsageError
 from preferl.runs.record import StageRecord, stage_records
 from preferl.stages import report, sft
 from preferl.stages.evaluate import EvaluateConfig, training_signals
 from preferl.stages.rl import RlConfig
+from preferl.statistics.intervals import Estimate
 from summaries import repeatable
 from xss import FOREIGN, PAYLOADS, WATCH
 
@@ -515,8 +518,42 @@ def test_part_of_a_run_has_a_report_too(finished, tmp_path):
     assert "Not evaluated" in html
     assert re.search(r"<svg", html)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no finished stage"):
+    with pytest.raises(UsageError, match="holds no stage"):
         report.write(tmp_path / "empty")
+
+
+def test_one_stage_and_stages_anywhere_have_a_page(finished, tmp_path, capsys):
+    _, run = finished
+    for name in ("sft", "reward", "rl", "evaluate"):
+        shutil.copytree(run / name, tmp_path / f"by-{name}" / "x")
+    assert cli.main(["report", str(tmp_path / "by-reward" / "x")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["report: verdict: Reward model", str(tmp_path / "by-reward" / "x" / "report.html")]
+    page = (tmp_path / "by-reward" / "x" / "report.html").read_text()
+    assert "Reward model, audited" in page
+    # Copies know each other by their content: none of the paths in their manifests is there.
+    places = [str(tmp_path / f"by-{name}" / "x") for name in ("evaluate", "rl", "sft", "reward")]
+    assert cli.main(["report", *places]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        f"report: verdict: {verdict(finished_stages(run)).word}",
+        str(tmp_path / "by-evaluate" / "comparison.html"),
+    ]
+    page = (tmp_path / "by-evaluate" / "comparison.html").read_text()
+    for words in ("Policies side by side", "RL: reward", "SFT loss", "Reward model, audited"):
+        assert words in page
+
+
+def test_a_number_has_one_interval_wherever_it_is_read(finished):
+    _, run = finished
+    record = StageRecord(run / "reward")
+    told = Estimate.read(record.summary, "eval/accuracy")
+    audit = record.audit
+    assert audit["accuracy"]["prompts"] < audit["accuracy"]["pairs"]  # where ways to make one would differ
+    for found in (audit["accuracy"]["accuracy"], audit["calibration"]["unseen"]["accuracy"]):
+        assert Estimate.read(found) == told
+    page = (run / "report.html").read_text()
+    assert page.count(with_interval(record.summary, "eval/accuracy", percent)) >= 2
 
 
 def test_rounds_label_what_the_policy_writes_and_train_the_reward_model_on_it(tmp_path):
@@ -537,9 +574,17 @@ def test_rounds_label_what_the_policy_writes_and_train_the_reward_model_on_it(tm
     last = [row for row in records["rl"].metrics if "dev/kl_exact" in row][-1]
     first = records["rl-2"].metrics[0]
     assert first["dev/kl_exact"] > 0.3 * last["dev/kl_exact"] > 0.01  # other draws of the same policy
+    # The policy cost what both rounds cost, and its curves go on from one to the other.
+    spent = [records[name].summary["forward_passes"] for name in ("rl", "rl-2")]
+    found = records["evaluate"].summary
+    assert found["cost"]["training_total"] == sum(sum(passes.values()) for passes in spent)
+    assert found["training"]["cpu_seconds"] > 1.5 * sum(
+        row.get("cpu_seconds", 0) for row in records["rl-2"].metrics
+    )
     text = page.read_text()
     assert "Rounds" in text
-    assert "round 1" in text
+    assert "rl, round 1" in text
+    assert "Dotted: after 2 another round begins" in text
     stamp = {name: (run / name / "DONE").read_text() for name in order}
     pipeline.run(config)
     assert {name: (run / name / "DONE").read_text() for name in order} == stamp

@@ -14,6 +14,7 @@ import yaml
 
 from preferl import cli, pipeline
 from preferl.reporting import sweeps
+from preferl.reporting.gather import finished_stages
 from preferl.runs.errors import UsageError
 from preferl.runs.stage import Stage
 from preferl.stages import report, reward
@@ -153,7 +154,7 @@ def test_a_run_of_a_sweep_is_what_preferl_run_does(swept, tmp_path):
 def test_a_runs_page_has_the_stages_that_it_shares(swept, tmp_path):
     config, _ = swept
     run = config.root / "reward.learning_rate=0.01" / "seed-1"
-    found = report.finished_stages(run)
+    found = finished_stages(run)
     assert list(found) == ["sft", "collect", "reward"]
     assert found["sft"].path == (config.root / "base/seed-1/sft").resolve()
     page = report.write(run, tmp_path / "page.html").read_text()
@@ -163,7 +164,7 @@ def test_a_runs_page_has_the_stages_that_it_shares(swept, tmp_path):
     elsewhere.mkdir(parents=True)
     (elsewhere / "stages.json").write_text(json.dumps({"sft": "../../../out/sft"}))
     with pytest.raises(UsageError, match="outside of the sweep"):
-        report.finished_stages(elsewhere)
+        finished_stages(elsewhere)
 
 
 def test_the_table_is_the_summaries_mean_and_sd(swept):

@@ -1,47 +1,20 @@
-"""The tutorial's commands can be given, run, and print lines of the form that its pages show.
+"""The tutorial's commands can be given, run, and print lines of the form that its pages show (``pages.py``).
 
-Pages hold ```python blocks, each followed by the ```text that it prints, and ```console blocks: commands
-after "$ ", then their output, shortened by "…". Every command's options are parsed. The chain of commands in
-``SMALL`` is run, chapter by chapter in one folder, with sizes cut down; numbers and quoted texts then differ
-from those on the page, all else has to be the same. Python is compared exactly where it reads no run.
+Every command's options are parsed. The chain of commands in ``SMALL`` is run, chapter by chapter in one
+folder, with sizes cut down; numbers and quoted texts then differ from those on the page, all else has to be
+the same. Python is compared exactly where it reads no run.
 """
-
-import contextlib
-import io
-import os
-import re
-import shlex
-import signal
-import subprocess
-import sys
-import threading
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import yaml
 
-from preferl import cli
-from preferl.design.designer import DesignConfig
-from preferl.label import commands as label
-from preferl.label import live
-from preferl.runs.config import parser_for
+from pages import ONE_THREAD, ROOT, TINY, Console, check_page, consoles, differences, form_of, lay_out, unlike
 from preferl.sweep.numbers import metrics_of
 from preferl.sweep.plan import SweepConfig, plan_all, points_of
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
 CHAPTERS = [page for page in PAGES if page.name[0].isdigit()]
-RUN = [sys.executable, "-m", "preferl"]
 
-ONE_THREAD = "--num_threads 1 --device cpu"
-TINY = (
-    f"{ONE_THREAD} --response_length 24 --sft.hidden_size 32 --sft.num_heads 4 --sft.vocab_size 600 "
-    "--sft.num_evals 1 --sft.num_train_epochs 0.3 --sft.check_samples 16 --collect.pairs.train 96 "
-    "--collect.pairs.dev 24 --collect.pairs.rl 8 --collect.pairs.eval 48 --reward.num_evals 2 "
-    "--reward.normalise_samples 64 --rl.num_iterations 2 --rl.batch_size 8 --rl.eval_prompts 4 "
-    "--evaluate.max_eval_prompts 16 --evaluate.best_of_prompts 4"
-)
 TINY_SWEEP = (
     f"{TINY} --stages '[collect, reward, rl, evaluate]' --model_name_or_path runs/demo/sft --rl.eval_every 2 "
     "--evaluate.pool_size 16"
@@ -75,112 +48,12 @@ SMALL: dict[str, str | None] = {
     "preferl run --config configs/tutorial.yaml": FEW_LABELS,
     "preferl sweep --config configs/sweeps/kl_three.yaml": TINY_SWEEP,
 }
-# Programs beside preferl that the pages call.
-OTHERS = ("ls", "grep", "head", "printf")
-
-
-@dataclass(frozen=True)
-class Console:
-    """A command of a page and the lines that it is said to print."""
-
-    where: str
-    command: str
-    output: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Python:
-    """A python block of a page and the text that it is said to print."""
-
-    where: str
-    code: str
-    output: str = ""
-
-
-def parts(page: Path) -> list[Console | Python]:
-    """Everything on a page that runs, in its order."""
-    found: list[Console | Python] = []
-    text = page.read_text(encoding="utf-8")
-    before_end = 0
-    for block in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S):
-        where = f"{page.name}:{text[: block.start()].count(chr(10)) + 1}"
-        kind, body = block[1], block[2]
-        if kind == "console":
-            found += consoles(where, body)
-        elif kind == "python":
-            found.append(Python(where, body))
-        elif (
-            kind == "text"
-            and found
-            and isinstance(found[-1], Python)
-            and not text[before_end : block.start()].strip()
-        ):
-            found[-1] = Python(found[-1].where, found[-1].code, body)
-        before_end = block.end()
-    return found
-
-
-def consoles(where: str, body: str) -> list[Console]:
-    found: list[Console] = []
-    going_on = False
-    for line in body.splitlines():
-        if going_on or line.startswith("$ "):
-            text = line.removeprefix("$ ") if not going_on else line.strip()
-            if going_on:
-                found[-1] = Console(where, f"{found[-1].command} {text.removesuffix(chr(92)).strip()}")
-            else:
-                found.append(Console(where, text.removesuffix("\\").strip()))
-            going_on = line.endswith("\\")
-        else:
-            assert found, f"{where}: output before any command"
-            found[-1].output.append(line)
-    return found
-
-
-# ----------------------------------------------------------------------------------------- options are known
-
-
-def commands_of(page: Path) -> list[Console]:
-    return [part for part in parts(page) if isinstance(part, Console)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_can_be_given(page, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for part in commands_of(page):
-        program, *arguments = shlex.split(part.command)
-        try:
-            if program == "preferl":
-                check_preferl(arguments)
-            elif program == "python" and arguments[0].startswith("benchmarks/"):
-                check_benchmark(arguments)
-            else:
-                assert program in OTHERS, f"{program} is not known here"
-        except SystemExit as error:
-            pytest.fail(f"{part.where}: {part.command}: exit code {error.code}; {capsys.readouterr().err}")
-        capsys.readouterr()
-
-
-def check_preferl(arguments: list[str]) -> None:
-    """The parser of the command takes its options."""
-    name, *rest = arguments
-    rest = [a for a in rest if a != "--fresh"]
-    assert name in cli.COMMANDS, name
-    if name == "label":
-        check_label(rest)
-    elif name == "design-reward":
-        parser_for(DesignConfig, "preferl design-reward", "").parse_args(rest[1:])
-    elif name == "data":
-        assert (rest[0], len(rest)) in {("validate", 2), ("convert", 3), ("convert", 4)}, rest
-    elif name == "report":
-        assert all(not a.startswith("-") or a == "--output" for a in rest), rest
-    elif name != "doctor":
-        try:
-            code = cli.main([name, *rest, "--print_config"])
-        except SystemExit as error:
-            code = error.code
-        if code:
-            raise SystemExit(code)
+    check_page(page, capsys)
 
 
 @pytest.mark.slow
@@ -193,65 +66,6 @@ def test_the_laboratory_can_be_planned():
     assert set(metrics_of(config, runs)) >= {"proxy", "gold", "kl", "length"}
 
 
-def check_label(arguments: list[str]) -> None:
-    configs = {"user": label.UserConfig, "export": label.ExportConfig}
-    configs |= {name: config for name, (config, _) in live.COMMANDS.items()}
-    command = arguments[0] if arguments[0] in configs else ""
-    skipped = {"user": 2, "export": 2, "": 0}.get(command, 1)
-    label.parse_options(configs.get(command, label.ServeConfig), command, arguments[skipped:])
-
-
-def check_benchmark(arguments: list[str]) -> None:
-    text = (ROOT / arguments[0]).read_text(encoding="utf-8")
-    known = re.findall(r'add_argument\("--([\w-]+)"', text)
-    for option in (a for a in arguments[1:] if a.startswith("--")):
-        assert option.removeprefix("--") in known, f"{arguments[0]} has no {option}"
-
-
-# --------------------------------------------------------------------------------------- what they print
-
-VERDICTS = "(?:Better|Worse|Over-optimised|Reward hacked|No clear gain)"
-PIECE = re.compile(
-    rf"(?P<verdict>{VERDICTS})|(?P<link>/link/\S+)|(?P<number>[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)"
-    r"|(?P<quoted>\"[^\"]*\"|(?<![\w'])'.*?'(?!\w))"
-    r"|(?P<space>\s+)|(?P<more>…)"
-)
-FORMS = {
-    "number": r"[-+−]?[\d,.]+(?:e[-+]?\d+)?",
-    "quoted": r"[\"'].*[\"']",
-    "space": r"\s+",
-    "more": ".*",
-    "link": r"/link/\S+",
-    "verdict": VERDICTS,
-}
-
-
-def form_of(line: str) -> re.Pattern[str]:
-    """A line of a page as a pattern: any number for a number, any quoted text for one."""
-    out, at = "", 0
-    for piece in PIECE.finditer(line.strip()):
-        out += re.escape(line.strip()[at : piece.start()]) + FORMS[str(piece.lastgroup)]
-        at = piece.end()
-    return re.compile(out + re.escape(line.strip()[at:]))
-
-
-def comes_and_goes(line: str) -> bool:
-    """Whether a line depends on the time that a step takes, or on what was learnt."""
-    return "  ETA " in line or line.startswith("rl: ALARM at iteration ")
-
-
-def unlike(shown: list[str], printed: list[str]) -> list[str]:
-    """The lines of a page that no printed line looks like."""
-    there = [line.strip() for line in printed]
-    return [
-        line
-        for line in shown
-        if line.strip() not in ("", "…")
-        and not comes_and_goes(line)
-        and not any(form_of(line).fullmatch(other) for other in there)
-    ]
-
-
 def test_forms():
     assert form_of("sft 7/50  ETA 1:02  loss -1.5e-05").fullmatch("sft 12/100 ETA 0:00  loss 0.2")
     assert form_of("row 'a b' -> 3").fullmatch('row "x" -> 12,000')
@@ -261,107 +75,8 @@ def test_forms():
     assert consoles("", "$ x --a 1 \\\n    --b 2\nout\n…\n$ y\n") == page
 
 
-def run_here(command: str) -> list[str]:
-    """Runs a command of preferl in this process; returns what it printed, errors too."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        try:
-            cli.main(shlex.split(command)[1:])
-        except SystemExit as error:
-            print(f"exit code {error.code}")
-    return out.getvalue().splitlines()
-
-
-def run_shell(command: str) -> list[str]:
-    done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60, env=environment()
-    )
-    return (done.stdout + done.stderr).splitlines()
-
-
-def run_until(command: str, last: str) -> list[str]:
-    """Runs a command that serves until it has printed a line with ``last``."""
-    arguments = [*RUN, *shlex.split(command)[1:]]
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
-    )
-    timer = threading.Timer(60, process.kill)
-    timer.start()
-    lines: list[str] = []
-    assert process.stdout is not None
-    with process.stdout as output:
-        for line in output:
-            lines.append(line.rstrip("\n"))
-            if last in line:
-                break
-        process.send_signal(signal.SIGINT)
-    process.wait(30)
-    timer.cancel()
-    return lines
-
-
-def environment() -> dict[str, str]:
-    """This interpreter's programs first; one thread."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def added_to(command: str) -> str | None:
-    """What ``SMALL`` adds to a command, by the longest beginning that fits; None where it is not run."""
-    fitting = [start for start in SMALL if command.startswith(start)]
-    return SMALL[max(fitting, key=len)] if fitting else None
-
-
-def printed_by(part: Console) -> list[str] | None:
-    """What a command prints when it is run small; None where it is only parsed."""
-    program = shlex.split(part.command)[0]
-    if program not in ("preferl", "python"):
-        return run_shell(part.command)
-    more = added_to(part.command)
-    if more is None or not part.output:
-        return None
-    command = f"{part.command} {more}".strip()
-    if program == "python":
-        return run_shell(command)
-    if command.startswith("preferl label --"):
-        return run_until(command, "Ctrl+C stops")
-    return run_here(command)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder in which the pages' relative paths lead to the repository's files, and runs/ to new ones."""
-    for name in ("configs", "benchmarks", "tests"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "runs").mkdir()
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT))
-    return tmp_path
-
-
 @pytest.mark.slow
-def test_what_the_pages_show_is_printed(folder):
-    wrong = []
-    for page in CHAPTERS:
-        names: dict[str, object] = {}
-        of_a_run = False
-        for part in parts(page):
-            if isinstance(part, Python):
-                of_a_run = of_a_run or "runs/" in part.code
-                out = io.StringIO()
-                with contextlib.redirect_stdout(out):
-                    exec(compile(part.code, part.where, "exec"), names)
-                if of_a_run:
-                    missing = unlike(part.output.splitlines(), out.getvalue().splitlines())
-                else:
-                    missing = [part.output] if out.getvalue() != part.output else []
-                printed = out.getvalue().splitlines()
-            else:
-                found = printed_by(part)
-                if found is None:
-                    continue
-                printed, missing = found, unlike(part.output, found)
-            if missing:
-                wrong.append("\n".join([part.where, *missing, "-- printed --", *printed]))
+def test_what_the_pages_show_is_printed(tmp_path, monkeypatch):
+    lay_out(tmp_path, monkeypatch)
+    wrong = [text for page in CHAPTERS for text in differences(page, SMALL)]
     assert not wrong, "\n\n".join(wrong)

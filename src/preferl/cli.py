@@ -37,7 +37,7 @@ One stage at a time (each takes the previous stage's directory):
   preferl rl                       fine-tune the policy against the reward (ppo, rloo, grpo, rebel, …)
   preferl audit                    any reward on labelled pairs: RewardBench, RM-Bench, LLMBar, your own
   preferl evaluate                 compare the policy with its SFT model and with best-of-N
-  preferl report RUN [RUN …]       one HTML file from a run's files, or several runs side by side
+  preferl report DIR [DIR …]       one HTML file of a run or of stages, or of several runs side by side
   preferl label --items F          web pages in which people compare responses; `label --help` says more
   preferl design-reward "TEXT"     protocol, guidelines and criteria for a target behaviour
 
@@ -288,28 +288,31 @@ def report_command(arguments: list[str]) -> int:
     from preferl.runs.record import is_sweep
     from preferl.stages import report
 
-    runs = [Path(argument) for argument in arguments]
+    directories = [Path(argument) for argument in arguments]
     path = Path(out) if out else None
     if path is not None and path.is_dir():
         raise UsageError(f"--output {out} is a folder; name a file in it, as {path / 'report.html'}")
-    if len(runs) > 1:
-        print(report.compare(runs, path))
-    elif is_sweep(runs[0]):
+    if len(directories) == 1 and is_sweep(directories[0]):
         from preferl.reporting import sweeps
 
-        sweeps.page(runs[0], path)
-    else:
-        page = report.write(runs[0], path)
-        say(f"report: verdict: {report.verdict_of(runs[0])}")
-        print(page)
+        sweeps.page(directories[0], path)
+        return 0
+    found = report.read(directories)
+    page = report.write_gathered(found, path or report.usual_place(directories))
+    for line in report.lines(found):
+        say(f"report: {line}")
+    print(page)
     return 0
 
 
 REPORT_USAGE = """\
-usage: preferl report RUN [--output FILE]        one page of a run, by default RUN/report.html; of a sweep
-                                                 with all its points, or of one: SWEEP/POINT/seed-0
-       preferl report RUN RUN … [--output FILE]  several runs side by side, by default comparison.html
-                                                 beside the first
+usage: preferl report DIR [--output FILE]        one page of a run or of one stage, by default
+                                                 DIR/report.html; of a sweep, or of one of its points, as
+                                                 SWEEP/POINT/seed-0
+       preferl report DIR DIR … [--output FILE]  of several, by default comparison.html beside the first:
+                                                 stages that were made from each other are one run, wherever
+                                                 they lie; runs, and what does not belong together, stand
+                                                 side by side
 """
 
 

@@ -542,8 +542,9 @@ def run(config: RunConfig, fresh: bool = False, keep_stale: bool = False) -> Pat
                 say(f"{stage.name}: finished before in {places[stage.reference]}")
         result = report.write(root) if "report" in config.stages else root
         redo.end()
-    if "evaluate" in config.stages:
-        say(f"run: verdict: {report.verdict_of(root)}")
+    if "evaluate" in config.kinds.values():
+        for line in report.lines_of(root):
+            say(f"run: {line}")
     say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
     return result
 

@@ -99,7 +99,7 @@ def test_several_pairs_of_a_prompt_are_one_observation():
     apart = accuracy_with_interval(scored_gaps(gaps))["accuracy"]
     prompts = [[{"role": "user", "content": str(i // 6)}] for i in range(300)]
     together = accuracy_with_interval(scored_gaps(gaps, prompts))
-    assert (together["prompts"], together["accuracy_interval"]) == (50, "bootstrap over prompts")
+    assert (together["prompts"], together["accuracy_interval"]) == (50, "Wilson over prompts")
     ratio = (together["accuracy"]["high"] - together["accuracy"]["low"]) / (apart["high"] - apart["low"])
     assert ratio == pytest.approx(6**0.5, rel=0.15)
     one_prompt = accuracy_with_interval(scored_gaps([1.0, 2.0], ["p", "p"]))

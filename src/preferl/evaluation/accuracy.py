@@ -8,11 +8,7 @@ from preferl.data.records import Pair
 from preferl.data.types import Measures
 from preferl.evaluation.columns import column, numbers
 from preferl.evaluation.scored import ScoredPairs
-from preferl.statistics.calibration import (
-    cluster_bootstrap,
-    clustered_proportion,
-)
-from preferl.statistics.intervals import FEW
+from preferl.statistics.calibration import cluster_bootstrap
 
 CATEGORY_COLUMNS = ("subset", "category", "family", "aspect", "selection", "source")
 REWARDBENCH_SECTIONS = {
@@ -31,24 +27,19 @@ def accuracy_with_interval(
     """Share of pairs whose chosen response scores higher (a tie counts half), and log-loss, with intervals.
 
     Log-loss is -log sigma(gap), which at the scale of the loss is what training minimises. Accuracy's
-    interval is Wilson's where every prompt has one pair or prompts are few, and resamples prompts elsewhere.
+    interval is Wilson's, at the effective number of pairs where prompts have several; that of the log-loss
+    resamples prompts.
     """
     prompt_N, correct_N = scored.prompt_N, scored.correct_N
     prompts = int(prompt_N.max()) + 1
-    # Where all pairs agree, resampling would give an interval of no width; of few prompts one too narrow.
-    resampled = FEW <= prompts < len(correct_N) and 0 < correct_N.mean() < 1
-    if resampled:
-        accuracy = cluster_bootstrap(correct_N, prompt_N, level, resamples, seed)
-    else:
-        accuracy = clustered_proportion(correct_N, prompt_N, level)
     loss_N = np.logaddexp(0, -scored.gap_N)
     return {
         "pairs": len(correct_N),
         "prompts": prompts,
         "ties": int((scored.gap_N == 0).sum()),
         "level": level,
-        "accuracy": accuracy.json(),
-        "accuracy_interval": "bootstrap over prompts" if resampled else "Wilson",
+        "accuracy": scored.accuracy(level),
+        "accuracy_interval": "Wilson over prompts" if prompts < len(correct_N) else "Wilson",
         "log_loss": cluster_bootstrap(loss_N, prompt_N, level, resamples, seed).json(),
     }
 

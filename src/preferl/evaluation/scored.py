@@ -10,7 +10,7 @@ import numpy as np
 from preferl.data.records import Pair, Prompt, known_probability, prompt_key
 from preferl.data.types import Measures, Scorer
 from preferl.judging.scorers import scored
-from preferl.statistics import bayes_accuracy, expected_calibration_error, wilson_interval
+from preferl.statistics import bayes_accuracy, expected_calibration_error
 from preferl.statistics.calibration import clustered_proportion
 from preferl.statistics.intervals import Estimate
 
@@ -51,8 +51,9 @@ class ScoredPairs:
         number: dict[str, int] = {}
         return np.array([number.setdefault(prompt_key(p.prompt), len(number)) for p in self.pairs])
 
-    def accuracy(self, level: float, mask_N: np.ndarray | None = None) -> Measures:
-        """Accuracy, of all pairs or of some, with an interval."""
+    def accuracy(self, level: float = 0.95, mask_N: np.ndarray | None = None) -> Measures:
+        """Accuracy, of all pairs or of some, with the interval that it has everywhere: pairs of one prompt
+        share its luck."""
         mask_N = np.ones(len(self.pairs), dtype=bool) if mask_N is None else mask_N
         return clustered_proportion(self.correct_N[mask_N], self.prompt_N[mask_N], level).json()
 
@@ -111,11 +112,10 @@ def quality_of(gap_N: np.ndarray, pairs: Sequence[Pair], seed: int) -> dict[str,
     p = P(first is preferred) known, the expected accuracy of the scorer's choice is p where it prefers the
     first and 1 - p elsewhere; the best possible is E[max(p, 1 - p)].
     """
-    accuracy = accuracy_of(gap_N)
-    interval = wilson_interval(round(accuracy * len(gap_N)), len(gap_N))
+    accuracy = Estimate.read(ScoredPairs(pairs, gap_N, np.zeros_like(gap_N)).accuracy())
     quality: dict[str, Any] = {
         "pairs": len(gap_N),
-        **Estimate(accuracy, *interval).named("accuracy"),
+        **accuracy.named("accuracy"),
         "loss": float(np.logaddexp(0, -gap_N).mean()),
     }
     known = [known_probability(pair) for pair in pairs]

@@ -15,6 +15,8 @@ from preferl.reporting.measures import (
 )
 from preferl.reporting.page import Plot, Table, needs, of_one_run, table
 from preferl.reporting.plots import BLUE, COLOURS, curve, curves, draw
+from preferl.reporting.rounds import one_by_one
+from preferl.reporting.verdict import untrained
 
 
 @of_one_run("evaluate")
@@ -91,7 +93,7 @@ def equal_cost_table(runs: Runs) -> Table | None:
     key = main_measure(*found.values())
     rows = []
     for name, summary in found.items():
-        rows.append(policy_cells("policy" if alone else name, summary, key))
+        rows.append(policy_cells("policy" if alone else name, summary, key, untrained(runs[name])))
         beside = summary["best_of"] if alone else summary["best_of"][-1:]
         whose = "" if alone else f"{name}: "
         rows += [best_of_cells(f"{whose}best-of-{row['n']}", row, key) for row in beside]
@@ -104,14 +106,14 @@ def equal_cost_table(runs: Runs) -> Table | None:
     return table("Best-of-n against the trained policy", rows, note)
 
 
-def policy_cells(name: str, summary: dict[str, Any], key: str) -> dict[str, str]:
+def policy_cells(name: str, summary: dict[str, Any], key: str, no_training: bool) -> dict[str, str]:
     cost = summary["cost"]
     passes, seconds = cost["training_total"], cost["training_cpu_seconds"]
     return {
         "": name,
         NAMES[key]: with_interval(summary["policies"]["policy"], key),
-        "passes to train": f"{passes:,}" if passes else "not known",
-        "processor seconds to train": f"{seconds:,.0f}" if seconds else "not known",
+        "passes to train": f"{passes:,}" if passes or no_training else "not known",
+        "processor seconds to train": "0" if no_training else f"{seconds:,.0f}" if seconds else "not known",
         "the policy’s lead": "",
         "passes per answer": "1",
         "processor time per answer (ms)": milliseconds(cost["policy_cpu_seconds_per_response"]),
@@ -147,7 +149,7 @@ def milliseconds(seconds: float) -> str:
 @of_one_run()
 def stages_table(stages: Stages) -> Table | None:
     rows = []
-    for name, record in stages.items():
+    for name, record in one_by_one(stages):
         s = record.summary
         rows.append(
             {

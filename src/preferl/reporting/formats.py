@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from preferl.statistics.intervals import Estimate
+
 MAX_TEXT = 1200  # characters of a response that a table shows
 
 
@@ -35,12 +37,12 @@ def signed_percent(value: float) -> str:
 
 def brackets(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str:
     """[low, high] of a 95 % interval."""
-    return f"[{form(row[key + '_low'])},\u00a0{form(row[key + '_high'])}]"
+    return Estimate.read(row, key).ends(form)
 
 
 def with_interval(row: dict[str, Any], key: str, form: Callable[[float], str] = format_2f) -> str:
     """A value and its 95 % interval; a dash where it is not known."""
-    return f"{form(row[key])} {brackets(row, key, form)}" if row.get(key) is not None else "–"
+    return Estimate.read(row, key).text(form) if row.get(key) is not None else "–"
 
 
 def with_error(row: dict[str, Any], key: str) -> str:
@@ -50,10 +52,7 @@ def with_error(row: dict[str, Any], key: str) -> str:
 
 def estimate(row: dict[str, Any] | None, form: Callable[[float], str]) -> str:
     """An audit's estimate with its interval, or a dash."""
-    if row is None or row["value"] is None:
-        return "–"
-    ends = [form(row[end]) if row[end] is not None else "…" for end in ("low", "high")]
-    return f"{form(row['value'])} [{ends[0]},\u00a0{ends[1]}]"
+    return Estimate.read(row).text(form) if row is not None else "–"
 
 
 def cut_text(text: str) -> str:

@@ -110,6 +110,7 @@ def write_page(
     configs: Sequence[tuple[str, str]],
     made_from: Sequence[str],
     examples: Sequence[dict[str, Any]] = (),
+    remarks: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Path:
     """Writes one page.
@@ -123,6 +124,7 @@ def write_page(
         configs: title and YAML of each configuration, folded.
         made_from: what the page was made from, for the last line.
         examples: prompts with both responses, as ``samples.jsonl`` of evaluate has them.
+        remarks: sentences under the verdict about what the page is made of.
         notes: sentences about the data.
     """
     environment = Environment(loader=PackageLoader("preferl.reporting", "."), autoescape=True)
@@ -133,6 +135,7 @@ def write_page(
         facts=facts,
         sections=[section for section in sections if section.plots or section.tables],
         examples=examples,
+        remarks=remarks,
         notes=notes,
         configs=configs,
         made_from=made_from,

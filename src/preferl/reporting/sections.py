@@ -1,6 +1,6 @@
 """What the page of runs shows, section by section; each maker decides whether it has something to show."""
 
-from preferl.reporting import cost, evaluation, frontier, hacking, rewards, training
+from preferl.reporting import cost, evaluation, frontier, hacking, rewards, rewards_beside, training
 from preferl.reporting.measures import Runs, evaluated
 from preferl.reporting.page import Maker, Section, section
 
@@ -63,7 +63,30 @@ SECTIONS: dict[str, tuple[Maker, ...]] = {
 }
 
 
+# What a stage of a kind shows by itself, where a run has several of which none goes on from another.
+BY_KIND: dict[str, tuple[Maker, ...]] = {
+    "sft": (training.sft_plot,),
+    "reward": SECTIONS["The reward model"],
+    "dpo": (training.dpo_plot,),
+    "rl": (
+        training.rl_reward_plot,
+        training.rl_kl_plot,
+        training.rl_length_plot,
+        training.rl_health_plot,
+    ),
+}
+
+
 def sections(runs: Runs) -> list[Section]:
-    """Everything that there is data for; of several runs, about those that were evaluated."""
-    judged = runs if len(runs) == 1 else evaluated(runs)
-    return [section(title, makers, judged) for title, makers in SECTIONS.items()]
+    """Everything that there is data for; of several runs, about those that were evaluated where any was."""
+    if len(runs) == 1:
+        (stages,) = runs.values()
+        made = [section(title, makers, runs) for title, makers in SECTIONS.items()]
+        return made + [
+            section(f"The {record.manifest['stage']} stage {name}", makers, {name: {kind: record}})
+            for name, record in stages.items()
+            if (kind := record.manifest["stage"]) != name and (makers := BY_KIND.get(kind))
+        ]
+    judged = evaluated(runs) or runs
+    beside = section("Rewards side by side", (rewards_beside.rewards_table,), runs)
+    return [beside, *(section(title, makers, judged) for title, makers in SECTIONS.items())]

@@ -19,6 +19,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from preferl.reporting.evaluation import seeds_table
+from preferl.reporting.gather import finished_stages
 from preferl.reporting.measures import evaluated
 from preferl.reporting.page import Plot, Section, Table, Verdict, write_page
 from preferl.reporting.plots import COLOURS, MARKERS, Mark, curve, draw, ticks
@@ -27,7 +28,7 @@ from preferl.reporting.verdict import Seeds, overall, terminal_lines
 from preferl.runs.errors import UsageError
 from preferl.runs.files import write_atomically
 from preferl.runs.progress import console, say
-from preferl.runs.record import stage_paths, stage_records
+from preferl.runs.record import stage_paths
 
 # The one setting that the table shows of points that have names.
 NAMED = "run"
@@ -128,8 +129,8 @@ class Row:
 
 def rounded(value: float, error: float) -> str:
     """A number with as many decimals as two digits of its error have."""
-    if error <= 0:
-        return f"{value:.4g}".replace("-", "−")
+    if error <= 0:  # a count, or a value whose error nobody gave
+        return f"{value:{',.0f' if abs(value) >= 1e4 else '.4g'}}".replace("-", "−")
     decimals = min(8, max(0, 1 - math.floor(math.log10(error))))
     return f"{value:.{decimals}f}".replace("-", "−")
 
@@ -242,7 +243,7 @@ class Sweep:
             seeds=seeds,
             stages=counts([stage_paths(path) for each in there.values() for path in each]),
             runs={
-                name: [{n: r for n, r in stage_records(path) if r.done} for path in each]
+                name: [finished_stages(path) for path in each if stage_paths(path)]
                 for name, each in there.items()
             },
         )
@@ -271,7 +272,7 @@ def write_report(file: Path, sweep: Sweep) -> Path:
     """Writes the page of a sweep."""
     root, rows, metrics, seeds = sweep.root, sweep.rows, sweep.metrics, sweep.seeds
     runs, stages = sweep.runs, sweep.stages
-    first_seed = {name: each[0] for name, each in runs.items()}
+    first_seed = {name: each[0] for name, each in runs.items() if each}
     failed = sum(len(row.errors) for row in rows)
     count = len(rows) * len(seeds)
     keys = " and ".join(rows[0].settings) or "nothing"
@@ -309,7 +310,7 @@ def write_report(file: Path, sweep: Sweep) -> Path:
             ("seeds", str(len(seeds)), "each point"),
             ("runs finished", str(count - failed), f"of {count}"),
         ],
-        sections=[Section("Table and curves", plots, tables), *sections(evaluated(first_seed))],
+        sections=[Section("Table and curves", plots, tables), *sections(first_seed)],
         configs=[("sweep", (root / "config.yaml").read_text(encoding="utf-8"))],
         made_from=[f"{len(rows)} points x {len(seeds)} seeds"],
     )

@@ -5,6 +5,7 @@ from preferl.reporting.formats import format_2f, percent, with_interval
 from preferl.reporting.measures import Runs, Stages, series, smooth
 from preferl.reporting.page import Plot, Table, needs, of_one_run, table
 from preferl.reporting.plots import BLUE, GREEN, ORANGE, curve, curves, draw
+from preferl.reporting.rounds import one_by_one, rounds_of, rounds_text, starts_of
 
 
 @of_one_run("sft")
@@ -58,6 +59,7 @@ def rl_reward_plot(stages: Stages) -> Plot:
         curve(step, train, "reward, training batch", color=BLUE, alpha=0.35, linewidth=0.9),
         curve(eval_step, held_out, "reward, held-out prompts", color=BLUE),
         curve(gold_step, gold, "gold reward", color=ORANGE),
+        *starts_of(record),
     ]
     where = "In the training batches"
     if held_out:
@@ -66,7 +68,8 @@ def rl_reward_plot(stages: Stages) -> Plot:
     reward = held_out or train
     reading = f"{where} the reward went from {format_2f(reward[0])} to {format_2f(reward[-1])}"
     reading += f" and the gold reward from {format_2f(gold[0])} to {format_2f(gold[-1])}" if gold else ""
-    return Plot("RL: reward", draw(marks, "iteration", "mean reward (points)"), reading + ".")
+    reading += f".{rounds_text(record)}"
+    return Plot("RL: reward", draw(marks, "iteration", "mean reward (points)"), reading)
 
 
 @of_one_run("rl")
@@ -80,6 +83,7 @@ def rl_kl_plot(stages: Stages) -> Plot:
         lambda axes: axes.fill_between(step, low, high, color=BLUE, alpha=0.2, linewidth=0),
         curve(step, kl, "training batch ± 2 standard errors", color=BLUE),
         curve(*series(record, "held-out/kl"), "held-out prompts", color=ORANGE, linewidth=0.9),
+        *starts_of(record),
     ]
     last, (_, per_token) = record.metrics[-1], series(record, "train/kl_per_token")
     top = max(range(len(kl)), key=kl.__getitem__)
@@ -102,7 +106,11 @@ def rl_kl_plot(stages: Stages) -> Plot:
 def rl_length_plot(stages: Stages) -> Plot:
     step, length = series(stages["rl"], "train/length")
     _, eos = series(stages["rl"], "train/eos_rate")
-    marks = [curve(step, length, "mean length", color=BLUE), lambda axes: axes.set_ylim(bottom=0)]
+    marks = [
+        curve(step, length, "mean length", color=BLUE),
+        lambda axes: axes.set_ylim(bottom=0),
+        *starts_of(stages["rl"]),
+    ]
     reading = (
         f"Responses went from {length[0]:.0f} to {length[-1]:.0f} tokens; the share that ends by itself "
         f"from {percent(eos[0])} to {percent(eos[-1])}."
@@ -120,6 +128,7 @@ def rl_health_plot(stages: Stages) -> Plot:
         curve(*clipped, "clipped share", color=ORANGE),
         curve(*explained, "explained variance of the critic", color=GREEN),
         lambda axes: axes.set_ylim(bottom=max(axes.get_ylim()[0], -1)),
+        *starts_of(stages["rl"]),
     ]
     reading = (
         f"Entropy went from {entropy[1][0]:.2f} to {entropy[1][-1]:.2f} nats per token; at most "
@@ -159,7 +168,7 @@ def alarms_table(stages: Stages) -> Table | None:
             "iterations": f"{alarm['count']} of {record.summary['iterations']}",
             "what was wrong then": alarm["text"],
         }
-        for name, record in stages.items()
+        for name, record in one_by_one(stages)
         for alarm in record.summary.get("alarms", {}).values()
     ]
     return table("Alarms", rows)
@@ -168,19 +177,19 @@ def alarms_table(stages: Stages) -> Table | None:
 @of_one_run("rl")
 def rounds_table(stages: Stages) -> Table | None:
     """What each round of collect, reward and rl brought."""
-    names = [name for name in stages if name == "rl" or name.startswith("rl, round ")]
-    if len(names) < 2:
+    trained, rewards = rounds_of(stages, "rl"), rounds_of(stages, "reward")
+    if len(trained) < 2:
         return None
     rows = []
-    for name in names:
-        reward = stages[name.replace("rl", "reward", 1)].summary
-        record = stages[name]
+    for number, record in enumerate(trained, 1):
+        # Where the reward model stayed the same all rounds have the one.
+        reward = rewards[min(number, len(rewards)) - 1].summary if rewards else {}
         agreed = series(record, "held-out/reward_accuracy")[1]
         gold, kl = series(record, "held-out/gold")[1], series(record, "held-out/kl_exact")[1]
         rows.append(
             {
-                "": name.partition(", ")[2] or f"round {len(names)}",
-                "training pairs": f"{reward['train_pairs']:,}",
+                "": f"round {number}",
+                "training pairs": f"{reward['train_pairs']:,}" if reward else "–",
                 "reward model: held-out pairs": with_interval(reward, "eval/accuracy", percent),
                 "on fresh samples": f"{percent(agreed[0])} → {percent(agreed[-1])}" if agreed else "–",
                 "gold reward": f"{format_2f(gold[0])} → {format_2f(gold[-1])}" if gold else "–",
@@ -194,11 +203,10 @@ def rounds_table(stages: Stages) -> Table | None:
 @of_one_run()
 def checks_table(stages: Stages) -> Table | None:
     rows = []
-    if "sft" in stages and "dev/well_formed_rate" in stages["sft"].summary:
-        sft = stages["sft"].summary
-        share = f"{percent(sft['dev/well_formed_rate'])} of {sft['dev/samples']} samples"
-        rows.append({"stage": "sft", "what held": f"{share} parse as well-formed and end with EOS"})
-    for name in ("dpo", "rl"):
-        if name in stages:
-            rows += [{"stage": name, "what held": check} for check in stages[name].summary["checks"]]
+    for name, record in one_by_one(stages):
+        summary = record.summary
+        if "dev/well_formed_rate" in summary:
+            share = f"{percent(summary['dev/well_formed_rate'])} of {summary['dev/samples']} samples"
+            rows.append({"stage": name, "what held": f"{share} parse as well-formed and end with EOS"})
+        rows += [{"stage": name, "what held": check} for check in summary.get("checks", [])]
     return table("Checked in the run itself", rows)

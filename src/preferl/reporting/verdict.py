@@ -36,6 +36,7 @@ UNTRAINED = "Nothing was trained"
 HACKED, BETTER = "Reward hacked", "Better"
 # What a gain is by, where it is not by the truth.
 BY = {"gold": "", "held_out": " by a held-out reward", "score": " by the training signal only"}
+OF_REWARDS = ("Reward model", "Audited")  # verdicts where there is no policy to judge
 
 
 def verdict(stages: Stages) -> Verdict:
@@ -77,7 +78,7 @@ def untrained(stages: Stages) -> bool:
 
 def without_evaluation(stages: Stages) -> Verdict:
     done = ", ".join(stages)
-    if all(record.manifest["stage"] == "audit" for record in stages.values()):
+    if stages and all(record.manifest["stage"] == "audit" for record in stages.values()):
         found = []
         for name, record in stages.items():
             r, split = record.summary, record.config["split"]
@@ -85,7 +86,19 @@ def without_evaluation(stages: Stages) -> Verdict:
             share = f"{accuracy} of {r[f'{split}/pairs']:,} pairs"
             found.append(f"{name}: {share} are scored as labelled by {r['reward']}.")
         return Verdict("Audited", "plain", " ".join(found))
+    trained = {record.manifest["stage"] for record in stages.values()}
+    if "reward" in stages and not trained & {"rl", "dpo"}:
+        return Verdict("Reward model", "plain", of_reward_model(stages["reward"].summary))
     return Verdict("Not evaluated", "plain", f"Finished stages: {done}. Run `evaluate` for a verdict.")
+
+
+def of_reward_model(summary: dict[str, Any]) -> str:
+    """How often a reward model agrees with labels that it has not seen."""
+    accuracy = with_interval(summary, "eval/accuracy", percent)
+    return (
+        f"It agrees with {accuracy} of the labels of {summary['eval/pairs']:,} held-out pairs; length alone "
+        f"with {percent(summary['eval/length_baseline_accuracy'])}."
+    )
 
 
 def paragraph(summary: dict[str, Any]) -> str:
@@ -169,7 +182,11 @@ def overall(runs: Runs) -> Verdict:
         return verdict(*runs.values())
     judged = evaluated(runs)
     if not judged:
-        return Verdict("Not evaluated", "plain", "None of these runs has a finished stage evaluate.")
+        found = {name: verdict(stages) for name, stages in runs.items()}
+        each = " ".join(f"{name}: {one.text}" for name, one in found.items())
+        if all(one.word in OF_REWARDS for one in found.values()):
+            return Verdict("Rewards side by side", "plain", each)
+        return Verdict("Not evaluated", "plain", f"None of these runs has a finished stage evaluate. {each}")
     words = {name: verdict(stages).word for name, stages in judged.items()}
     counts = "; ".join(
         f"{word.lower()}: {' · '.join(name for name in words if words[name] == word)}"
@@ -197,7 +214,10 @@ def overall(runs: Runs) -> Verdict:
 
 def facts(runs: Runs) -> list[tuple[str, str, str]]:
     """The few numbers on top: name, value, interval or unit."""
-    return facts_of_one(*runs.values()) if len(runs) == 1 else facts_of_several(evaluated(runs))
+    if len(runs) == 1:
+        return facts_of_one(*runs.values())
+    judged = evaluated(runs)
+    return facts_of_several(judged) if judged else [("runs", str(len(runs)), "side by side")]
 
 
 def facts_of_one(stages: Stages) -> list[tuple[str, str, str]]:

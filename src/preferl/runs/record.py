@@ -24,8 +24,8 @@ class StageRecord:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self.config = read_yaml(path / "config.yaml")
-        self.manifest = read_json(path / "manifest.json")
+        self.config = read_config(path)
+        self.manifest = read_manifest(path)
         summary = path / "summary.json"
         self.summary = with_infinite_ends(read_json(summary)) if summary.exists() else {}
         self.metrics = read_jsonl(path / "metrics.jsonl")
@@ -60,6 +60,16 @@ def with_infinite_ends(tree: Any) -> Any:
         infinite = key.endswith(("_low", "_high", "_se")) and value in ("inf", "-inf")
         found[key] = float(value) if infinite else with_infinite_ends(value)
     return found
+
+
+def read_config(stage: Path) -> dict[str, Any]:
+    """The options of a stage."""
+    return read_yaml(stage / "config.yaml")
+
+
+def read_manifest(stage: Path) -> dict[str, Any]:
+    """What a stage is, and what it read."""
+    return read_json(stage / "manifest.json")
 
 
 def stage_paths(run: Path) -> dict[str, Path]:

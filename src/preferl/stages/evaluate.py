@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,7 +189,10 @@ def evaluate(
         against["judge"] = judged(prompts, rl, sft.first, sft.first_finished)
     references = against_references(source.references("eval"), prompts, rl, scorers, judged)
     stage.log_samples(side_by_side(prompts, rl, sft, log_ratio_N))
+    of_pool = from_pool(config, training, drawn, sft, rl, scorers["score"])
     say_result(policies, against)
+    for row in of_pool["best_of"]:
+        say_best_of(row, spent=of_pool["cost"]["training_total"])
     stage.finish(
         prompts=len(prompts),
         trained_on=source.eval is source.train,
@@ -206,7 +210,7 @@ def evaluate(
         ),
         examples=examples(prompts, sft, log_probability(policy, sft.made.samples)),
         training=training,
-        **from_pool(config, training, drawn, sft, rl, scorers["score"]),
+        **of_pool,
         gold=config.gold,
         training_signals=training_signals(config),
     )
@@ -438,22 +442,49 @@ def examples(
 
 def training_of(config: EvaluateConfig) -> dict[str, Any]:
     """What trained the policy and at what cost, where it is a stage's directory: forward passes counted by
-    model, processor time without what was only watched."""
-    directory = Path(config.model_name_or_path)
-    if config.model_name_or_path == config.ref_model or not (directory / "manifest.json").exists():
+    model, processor time without what was only watched. The cost is that of all stages between the reference
+    and the policy, as of every round; the rest is the last one's."""
+    trained = trained_from(Path(config.ref_model), Path(config.model_name_or_path))
+    if not trained:
         return {}
-    record = StageRecord(directory)
-    iterations = [row["cpu_seconds"] for row in record.metrics if "cpu_seconds" in row]
+    record = trained[0]
+    passes: Counter[str] = Counter()
+    for one in trained:
+        passes.update(one.summary.get("forward_passes", {}))
+    seconds = [cpu_seconds_of(one) for one in trained]
     found = {
         "stage": record.manifest["stage"],
         "algorithm": record.config.get("algorithm") or record.config.get("loss") or record.manifest["stage"],
-        "forward_passes": record.summary.get("forward_passes", {}),
-        "cpu_seconds": sum(iterations) if iterations else record.summary.get("cpu_seconds"),
+        "forward_passes": dict(passes),
+        "cpu_seconds": None if None in seconds else sum(filter(None, seconds)),
     }
     if record.manifest["stage"] == "rl":
         found |= {key: record.config[key] for key in ("kl_coef", "kl_controller", *SHAPING)}
         found["by_this_reward"] = record.config["reward_model"] == config.reward_model
     return found
+
+
+def trained_from(reference: Path, policy: Path) -> list[StageRecord]:
+    """The stages that made a policy out of a reference, the last first; the last alone where their records do
+    not lead to the reference, none where the policy is not a stage's."""
+    found: list[StageRecord] = []
+    place = policy.resolve()
+    while place != reference.resolve():
+        if not (place / "manifest.json").exists():
+            return found[:1]
+        found.append(StageRecord(place))
+        parents = found[-1].manifest["parents"]
+        before = parents.get("policy") or parents.get("model")
+        if before is None:
+            return found[:1]
+        place = (place / before["path"]).resolve()
+    return found
+
+
+def cpu_seconds_of(record: StageRecord) -> float | None:
+    """Processor time of training without what was only watched; None where it was not measured."""
+    iterations = [row["cpu_seconds"] for row in record.metrics if "cpu_seconds" in row]
+    return sum(iterations) if iterations else record.summary.get("cpu_seconds")
 
 
 def from_pool(
@@ -551,3 +582,17 @@ def say_result(policies: dict[str, dict[str, Any]], comparison: dict[str, Any]) 
         f"evaluate: KL {p['kl']:.2f}{error} nats per response, EOS {p['eos_rate']:.1%}, "
         f"length {p['length']:.1f}"
     )
+
+
+def say_best_of(row: dict[str, Any], spent: int) -> None:
+    """What best-of-n reaches and costs beside the policy, on the same prompts and in forward passes."""
+    measure, name = ("gold", "gold reward") if "gold" in row else ("score", "reward")
+    passes = sum(row["forward_passes_per_response"].values())
+    line = (
+        f"evaluate: best-of-{row['n']}: {name} {row[measure]:.2f}, the policy is ahead by "
+        f"{Estimate.read(row, f'lead_{measure}').text('+.2f')}; {passes} forward passes for each answer"
+    )
+    if row.get("break_even_queries"):
+        answers = f"{row['break_even_queries']:,.0f}"
+        line += f": from {answers} answers on it costs more than training ({spent:,}) and answering"
+    say(line)

@@ -1,131 +1,136 @@
-"""report: one self-contained HTML file from a run's files: what was gained, what it cost, was it hacked.
+"""report: one self-contained HTML file from stages' files: what was gained, what it cost, was it hacked.
 
 Reads ``summary.json``, ``metrics.jsonl`` and ``samples.jsonl`` of the stages that are there; sections appear
-when their data exists. Plots are inline SVG, everything shown is escaped, and nothing is fetched.
+when their data exists. Plots are inline SVG, everything shown is escaped, and nothing is fetched. Which
+stages belong together is in ``reporting/gather.py``.
 """
 
-import json
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from preferl.reporting.evaluation import examples
+from preferl.reporting.gather import Gathered, gather
 from preferl.reporting.measures import Runs, Stages
 from preferl.reporting.page import write_page
+from preferl.reporting.rounds import one_by_one
 from preferl.reporting.sections import sections
-from preferl.reporting.verdict import facts, overall, verdict
+from preferl.reporting.verdict import facts, overall, terminal_lines, verdict
 from preferl.runs.errors import UsageError
-from preferl.runs.record import PLACES, stage_records
 
 # What every page reads of an evaluation.
 NEEDED = ("policies", "comparison", "references", "signs", "training", "cost", "best_of", "num_generations")
-ROUND = re.compile(r"(collect|reward|rl)(?:-(\d+))?")
 
 
 def write(run: Path, path: Path | None = None) -> Path:
-    """Writes a run's page, by default ``report.html`` in its directory; returns its path.
+    """Writes the page of a run or of a stage, by default ``report.html`` in its directory; returns its path.
 
     Raises:
-        UsageError: the directory holds no finished stage.
+        UsageError: as of ``read``.
     """
-    stages = finished_stages(run)
-    name = "/".join(run.resolve().parts[-2 if (run / PLACES).exists() else -1 :])
-    return write_runs(
-        path or run / "report.html",
-        {name: stages},
-        made_from=list(stages),
-        examples=examples(stages),
-        notes=notes(stages),
+    return compare([run], path)
+
+
+def compare(directories: Sequence[Path], path: Path | None = None) -> Path:
+    """Writes one page about runs or stages, by default at its ``usual_place``; returns its path.
+
+    Raises:
+        UsageError: as of ``read``.
+    """
+    return write_gathered(read(directories), path or usual_place(directories))
+
+
+def usual_place(directories: Sequence[Path]) -> Path:
+    """``report.html`` in a directory; of several ``comparison.html`` beside the first."""
+    if len(directories) == 1:
+        return directories[0] / "report.html"
+    return directories[0].resolve().parent / "comparison.html"
+
+
+def read(directories: Sequence[Path]) -> Gathered:
+    """What directories of runs and of stages hold.
+
+    Raises:
+        UsageError: as of ``gather``; nothing is finished; or an evaluation is damaged.
+    """
+    found = gather(directories, hash_of)
+    if not found.runs:
+        raise UsageError(
+            f"{', '.join(map(str, directories))}: no finished stage. {' '.join(found.notes)}".rstrip()
+        )
+    for stages in found.runs.values():
+        check_evaluation(stages)
+    return found
+
+
+def hash_of(stage: Path) -> str:
+    """The content of a stage as a manifest names it."""
+    from preferl.runs.stage import hash_directory  # it loads torch; most pages need no hash
+
+    return hash_directory(stage)
+
+
+def check_evaluation(stages: Stages) -> None:
+    """Refuses an evaluation that pages cannot be made of."""
+    if "evaluate" not in stages:
+        return
+    record = stages["evaluate"]
+    missing = [key for key in NEEDED if key not in record.summary]
+    if missing or not record.samples:
+        raise UsageError(
+            f"{record.path} was made by an older preferl or is damaged (no "
+            f"{missing[0] if missing else 'samples'}); run `evaluate` again with --fresh"
+        )
+
+
+def write_gathered(found: Gathered, path: Path) -> Path:
+    """Writes the page of what was gathered."""
+    alone = next(iter(found.runs.values())) if len(found.runs) == 1 else {}
+    return write_page(
+        path,
+        name=" · ".join(found.runs),
+        verdict=overall(found.runs),
+        facts=facts(found.runs),
+        sections=sections(found.runs),
+        configs=configs(found.runs),
+        made_from=[name for name, _ in one_by_one(alone)] or list(found.runs),
+        examples=examples(alone),
+        remarks=found.notes,
+        notes=notes(alone),
     )
 
 
-def verdict_of(run: Path) -> str:
-    """A run's verdict in one word or two, as on top of its page."""
-    return verdict(finished_stages(run)).word
-
-
-def compare(runs: Sequence[Path], path: Path | None = None) -> Path:
-    """Writes one page about several runs, by default ``comparison.html`` beside the first; returns its path.
-
-    Raises:
-        UsageError: one is no run, or two are the same.
-    """
-    if len({run.resolve() for run in runs}) < len(runs):
-        raise UsageError(f"the same run is named twice: {', '.join(map(str, runs))}")
-    places = [run.resolve() for run in runs]
-    names = [place.name for place in places]
-    if len(set(names)) < len(names):
-        shared = Path(os.path.commonpath(places))
-        names = [str(place.relative_to(shared)) for place in places]
-    found = {name: finished_stages(run) for name, run in zip(names, runs, strict=True)}
-    return write_runs(path or runs[0].resolve().parent / "comparison.html", found, made_from=names)
-
-
-def write_runs(path: Path, runs: Runs, **more: Any) -> Path:
-    """Writes the page of runs; ``more`` are arguments of ``write_page``."""
-    configs = [
+def configs(runs: Runs) -> list[tuple[str, str]]:
+    """Title and YAML of every stage's options."""
+    return [
         (
             stage if len(runs) == 1 else f"{name}: {stage}",
             yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True),
         )
         for name, stages in runs.items()
-        for stage, record in stages.items()
+        for stage, record in one_by_one(stages)
     ]
-    return write_page(
-        path,
-        name=" · ".join(runs),
-        verdict=overall(runs),
-        facts=facts(runs),
-        sections=sections(runs),
-        configs=configs,
-        **more,
-    )
 
 
-def finished_stages(run: Path) -> Stages:
-    """The finished stages of a run's directory.
-
-    Raises:
-        UsageError: it is no directory, or holds no finished stage.
-    """
-    if not run.is_dir():
-        raise UsageError(f"{run} is not a directory; give the directory of a run, such as runs/demo")
-    try:
-        stages = latest_round({name: record for name, record in stage_records(run) if record.done})
-    except json.JSONDecodeError as error:
-        raise UsageError(f"a file of {run} is damaged ({error}); run its stage again with --fresh") from error
-    if not stages:
-        raise UsageError(f"{run} holds no finished stage; run `preferl run` or `preferl demo` first")
-    if "evaluate" in stages:
-        known = stages["evaluate"].summary
-        missing = [key for key in NEEDED if key not in known]
-        if missing or not stages["evaluate"].samples:
-            raise UsageError(
-                f"{run}/evaluate was made by an older preferl or is damaged (no "
-                f"{missing[0] if missing else 'samples'}); run `evaluate` again with --fresh"
-            )
-    return stages
+def lines(found: Gathered) -> list[str]:
+    """What is said of a page on the terminal: its verdict, or those of several runs; and its remarks."""
+    runs = found.runs
+    said = [f"verdict: {verdict(stages).word}" for stages in runs.values()]
+    if len(runs) > 1:
+        said = terminal_lines({name: [stages] for name, stages in runs.items()})
+    return said + found.notes
 
 
-def latest_round(stages: Stages) -> Stages:
-    """The last of a run's rounds under the plain names, those before it as "rl, round 1" and so on."""
-    rounds = {name: (match[1], int(match[2] or 1)) for name in stages if (match := ROUND.fullmatch(name))}
-    last = dict(sorted(rounds.values()))
-    named: Stages = {}
-    for name, record in stages.items():
-        kind, number = rounds.get(name, (name, 0))
-        named[kind if number == last.get(kind, 0) else f"{kind}, round {number}"] = record
-    return named
+def lines_of(run: Path) -> list[str]:
+    """What is said of a run's page."""
+    return lines(read([run]))
 
 
 def notes(stages: Stages) -> list[str]:
     """What the stages said about their data, each sentence once."""
     seen: dict[str, None] = {}
-    for record in stages.values():
+    for _, record in one_by_one(stages):
         for note in record.summary.get("notes", []):
             seen.setdefault(note)
     return list(seen)
