@@ -8,7 +8,6 @@ import subprocess
 import pytest
 from safetensors import SafetensorError
 
-from environment import missing
 from preferl.cli import main
 from preferl.data.files import LONGEST_LINE, read_rows
 from preferl.data.records import DataError
@@ -26,7 +25,7 @@ def small_disk(tmp_path):
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False)
     if mounted.returncode:
-        missing("the right to mount a disk")
+        pytest.skip("nobody here may mount a disk; the table of faults limits the size of files instead")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
@@ -81,9 +80,14 @@ def test_a_whole_directory_leaves_what_is_not_its_own(tmp_path):
     place.mkdir()
     (place / "notes.txt").write_text("mine")
     (place / "config.json").write_text("old")
-    with pytest.raises(RuntimeError), whole_directory(place) as directory:
-        (directory / "config.json").write_text("half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with whole_directory(place) as directory:
+            (directory / "config.json").write_text("half")
+            raise RuntimeError("while it was written")
+
+    with pytest.raises(RuntimeError, match="while it was written"):
+        fail()
     assert (place / "config.json").read_text() == "old"
     with whole_directory(place) as directory:
         (directory / "config.json").write_text("new")
@@ -92,7 +96,7 @@ def test_a_whole_directory_leaves_what_is_not_its_own(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-# ----------------------------------------------------------------------------------------------- damaged files
+# --------------------------------------------------------------------------------------------- damaged files
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path):
@@ -121,7 +125,7 @@ def test_a_line_that_is_no_row_is_refused_before_it_is_read(tmp_path, name):
         list(read_rows(str(path)))
 
 
-# ------------------------------------------------------------------------------------------------------ memory
+# ---------------------------------------------------------------------------------------------------- memory
 
 
 @pytest.fixture

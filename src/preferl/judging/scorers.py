@@ -103,7 +103,8 @@ def combined(
     """
     weight_P = np.ones(len(parts)) if weight_P is None else weight_P
     if not any(None in scores for scores in parts):
-        return together(np.array(parts, dtype=np.float64), weight_P).tolist()
+        with np.errstate(invalid="ignore"):  # a score that is no number stays none, and ``scored`` names it
+            return together(np.array(parts, dtype=np.float64), weight_P).tolist()
     # Response by response, since each has other scorers that know something of it.
     found: Scores = []
     for scores_P in zip(*parts, strict=True):
@@ -112,7 +113,8 @@ def combined(
             found.append(None)
             continue
         score_P1 = np.array([[scores_P[p]] for p in known], dtype=np.float64)
-        found.append(float(together(score_P1, weight_P[known])[0]))
+        with np.errstate(invalid="ignore"):
+            found.append(float(together(score_P1, weight_P[known])[0]))
     return found
 
 
