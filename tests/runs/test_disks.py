@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import re
 import subprocess
 
 import pytest
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from preferl.cli import main
 from preferl.data.files import LONGEST_LINE, read_rows
@@ -163,13 +165,18 @@ def test_another_start_of_the_machine_counts_anew(tmp_path, counted):
     assert memory.ended_by_kernel(tmp_path) is None
 
 
-def test_a_stage_that_was_killed_for_want_of_memory_says_so(tmp_path, monkeypatch, capsys, counted):
-    """The whole way, with a real kill: the kernel's own count is all that is ours."""
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """A small sft in an empty folder."""
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"a{i}?", "completion": "b" * (i % 9 + 1)} for i in range(30)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = ["--vocab_size", "300", "--hidden_size", "16", "--num_heads", "2", "--max_length", "32"]
-    command = ["sft", "--dataset_name", "rows.jsonl", "--output_dir", "out", "--check_samples", "0", *sizes]
+    return ["sft", "--dataset_name", "rows.jsonl", "--output_dir", "out", "--check_samples", "0", *sizes]
+
+
+def test_a_stage_that_was_killed_for_want_of_memory_says_so(tmp_path, monkeypatch, capsys, counted, command):
+    """The whole way, with a real kill: the kernel's own count is all that is ours."""
     process = os.fork()
     if process == 0:
         from preferl.stages import sft
@@ -183,6 +190,29 @@ def test_a_stage_that_was_killed_for_want_of_memory_says_so(tmp_path, monkeypatc
     assert main(command) == 0
     assert "ended by the kernel's out-of-memory killer" in capsys.readouterr().out
     assert not (tmp_path / "out" / "state").exists()
+
+
+def test_the_last_good_weights_stay_where_a_loss_diverges(tmp_path, capsys, command):
+    options = [
+        "--learning_rate",
+        "1e30",
+        "--save_every",
+        "1",
+        "--train_batch_size",
+        "4",
+        "--warmup_ratio",
+        "0.5",
+    ]
+    assert main([*command, *options]) == 4
+    said = capsys.readouterr()
+    assert "stopped before the update" in said.err
+    (kept,) = re.findall(r"out keeps its checkpoint of step (\d+)", said.out)
+    tensors = load_file(tmp_path / "out" / "state" / f"step_{kept}" / "tensors.safetensors")
+    assert all(
+        bool(tensor.isfinite().all()) for name, tensor in tensors.items() if name.startswith("weights/")
+    )
+    assert not (tmp_path / "out" / "model").exists()
+    assert not (tmp_path / "out" / "DONE").exists()
 
 
 def test_what_this_machine_can_never_hold_is_refused(tmp_path, monkeypatch):

@@ -300,7 +300,10 @@ def score_responses(scorer: Scorer, responses: Responses, **more: Any) -> np.nda
 
 
 def scored(
-    scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
+    scorer: Callable[..., Sequence[float | None]],
+    prompts: Sequence[Prompt],
+    completions: Sequence[str],
+    **columns: Any,
 ) -> np.ndarray:
     """``score_B`` (float64) of texts. A score is a finite number for every response, or the run stops: never
     a silent 0.
@@ -329,7 +332,7 @@ def scored(
     return np.array(scores, dtype=np.float64)
 
 
-def culprit(scorer: Scorer, row: int) -> str:
+def culprit(scorer: object, row: int) -> str:
     """Which part of a scorer gave a row a number that is none, as messages name it."""
     for name, scores in getattr(scorer, "last_parts", {}).items():
         if scores[row] is not None and not math.isfinite(scores[row]):

@@ -30,7 +30,7 @@ import yaml
 from preferl.runs import checkpoint, devices, disks, distributed, memory
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
-from preferl.runs.errors import UsageError
+from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.files import parsed_lines, plain, read_json, read_yaml, write_atomically
 from preferl.runs.mark import check_ours, claim, read_mark, remove
 from preferl.runs.progress import say
@@ -92,6 +92,8 @@ class Stage:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        if exception[0] is DivergedError:
+            self.say(disks.survivors(self.path))
         self._context.__exit__(*exception)
 
     def say(self, text: str) -> None:
