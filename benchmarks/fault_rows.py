@@ -85,8 +85,17 @@ DISKS = [
         f"{BEST_OF} --reward_model rewards:gone --response_length 24",
         USAGE,
         "is gone",
+        overwrite("take", "away"),
+        mend=without("out"),
     ),
-    Fault("vanished in the middle: evaluate", f"{EVALUATE} --reward_model rewards:gone", USAGE, "is gone"),
+    Fault(
+        "vanished in the middle: evaluate",
+        f"{EVALUATE} --reward_model rewards:gone",
+        USAGE,
+        "is gone",
+        overwrite("take", "away"),
+        mend=without("out"),
+    ),
     Fault(
         "a file for a directory",
         f"{SFT} --output_dir pairs.jsonl",

@@ -3,12 +3,13 @@
 import errno
 import json
 import os
+import re
 import subprocess
 
 import pytest
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from environment import missing
 from preferl.cli import main
 from preferl.data.files import LONGEST_LINE, read_rows
 from preferl.data.records import DataError
@@ -26,7 +27,7 @@ def small_disk(tmp_path):
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False)
     if mounted.returncode:
-        missing("the right to mount a disk")
+        pytest.skip("nobody here may mount a disk; the table of faults limits the size of files instead")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
@@ -81,9 +82,14 @@ def test_a_whole_directory_leaves_what_is_not_its_own(tmp_path):
     place.mkdir()
     (place / "notes.txt").write_text("mine")
     (place / "config.json").write_text("old")
-    with pytest.raises(RuntimeError), whole_directory(place) as directory:
-        (directory / "config.json").write_text("half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with whole_directory(place) as directory:
+            (directory / "config.json").write_text("half")
+            raise RuntimeError("while it was written")
+
+    with pytest.raises(RuntimeError, match="while it was written"):
+        fail()
     assert (place / "config.json").read_text() == "old"
     with whole_directory(place) as directory:
         (directory / "config.json").write_text("new")
@@ -92,7 +98,7 @@ def test_a_whole_directory_leaves_what_is_not_its_own(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-# ----------------------------------------------------------------------------------------------- damaged files
+# --------------------------------------------------------------------------------------------- damaged files
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path):
@@ -121,7 +127,7 @@ def test_a_line_that_is_no_row_is_refused_before_it_is_read(tmp_path, name):
         list(read_rows(str(path)))
 
 
-# ------------------------------------------------------------------------------------------------------ memory
+# ---------------------------------------------------------------------------------------------------- memory
 
 
 @pytest.fixture
@@ -159,13 +165,18 @@ def test_another_start_of_the_machine_counts_anew(tmp_path, counted):
     assert memory.ended_by_kernel(tmp_path) is None
 
 
-def test_a_stage_that_was_killed_for_want_of_memory_says_so(tmp_path, monkeypatch, capsys, counted):
-    """The whole way, with a real kill: the kernel's own count is all that is ours."""
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """A small sft in an empty folder."""
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"a{i}?", "completion": "b" * (i % 9 + 1)} for i in range(30)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = ["--vocab_size", "300", "--hidden_size", "16", "--num_heads", "2", "--max_length", "32"]
-    command = ["sft", "--dataset_name", "rows.jsonl", "--output_dir", "out", "--check_samples", "0", *sizes]
+    return ["sft", "--dataset_name", "rows.jsonl", "--output_dir", "out", "--check_samples", "0", *sizes]
+
+
+def test_a_stage_that_was_killed_for_want_of_memory_says_so(tmp_path, monkeypatch, capsys, counted, command):
+    """The whole way, with a real kill: the kernel's own count is all that is ours."""
     process = os.fork()
     if process == 0:
         from preferl.stages import sft
@@ -179,6 +190,29 @@ def test_a_stage_that_was_killed_for_want_of_memory_says_so(tmp_path, monkeypatc
     assert main(command) == 0
     assert "ended by the kernel's out-of-memory killer" in capsys.readouterr().out
     assert not (tmp_path / "out" / "state").exists()
+
+
+def test_the_last_good_weights_stay_where_a_loss_diverges(tmp_path, capsys, command):
+    options = [
+        "--learning_rate",
+        "1e30",
+        "--save_every",
+        "1",
+        "--train_batch_size",
+        "4",
+        "--warmup_ratio",
+        "0.5",
+    ]
+    assert main([*command, *options]) == 4
+    said = capsys.readouterr()
+    assert "stopped before the update" in said.err
+    (kept,) = re.findall(r"out keeps its checkpoint of step (\d+)", said.out)
+    tensors = load_file(tmp_path / "out" / "state" / f"step_{kept}" / "tensors.safetensors")
+    assert all(
+        bool(tensor.isfinite().all()) for name, tensor in tensors.items() if name.startswith("weights/")
+    )
+    assert not (tmp_path / "out" / "model").exists()
+    assert not (tmp_path / "out" / "DONE").exists()
 
 
 def test_what_this_machine_can_never_hold_is_refused(tmp_path, monkeypatch):

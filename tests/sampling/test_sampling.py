@@ -7,10 +7,10 @@ import torch
 from scipy import stats
 
 from preferl.data.records import PromptRecord
-from preferl.judging.scorers import check_scores
+from preferl.judging.scorers import scored
 from preferl.learning.rollout import Shaping, collect
 from preferl.runs.config import SamplingOptions
-from preferl.runs.errors import UsageError
+from preferl.runs.errors import DivergedError, UsageError
 from preferl.sampling.cached import CachedEngine, draw
 from preferl.sampling.logprobs import policy_logprobs
 from preferl.sampling.samples import Sampling, cut_at_stop, decode, rows_of
@@ -199,8 +199,8 @@ def test_a_rollout_scores_the_text_and_places_the_reward(language_model, tokeniz
     ("scores", "message"), [([1.0], "1 scores for 2"), ([1.0, None], "None"), ([float("nan"), 1.0], "nan")]
 )
 def test_bad_scores_stop_the_run(scores, message):
-    with pytest.raises(UsageError, match=message):
-        check_scores(scores, ["a", "b"])
+    with pytest.raises((UsageError, DivergedError), match=message):
+        scored(lambda prompts, completions: scores, ["p", "p"], ["a", "b"])
 
 
 def test_rows(language_model, tokenizer, sampling):

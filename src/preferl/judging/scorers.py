@@ -103,7 +103,8 @@ def combined(
     """
     weight_P = np.ones(len(parts)) if weight_P is None else weight_P
     if not any(None in scores for scores in parts):
-        return together(np.array(parts, dtype=np.float64), weight_P).tolist()
+        with np.errstate(invalid="ignore"):  # a score that is no number stays none, and ``scored`` names it
+            return together(np.array(parts, dtype=np.float64), weight_P).tolist()
     # Response by response, since each has other scorers that know something of it.
     found: Scores = []
     for scores_P in zip(*parts, strict=True):
@@ -112,7 +113,8 @@ def combined(
             found.append(None)
             continue
         score_P1 = np.array([[scores_P[p]] for p in known], dtype=np.float64)
-        found.append(float(together(score_P1, weight_P[known])[0]))
+        with np.errstate(invalid="ignore"):
+            found.append(float(together(score_P1, weight_P[known])[0]))
     return found
 
 
@@ -298,7 +300,10 @@ def score_responses(scorer: Scorer, responses: Responses, **more: Any) -> np.nda
 
 
 def scored(
-    scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
+    scorer: Callable[..., Sequence[float | None]],
+    prompts: Sequence[Prompt],
+    completions: Sequence[str],
+    **columns: Any,
 ) -> np.ndarray:
     """``score_B`` (float64) of texts. A score is a finite number for every response, or the run stops: never
     a silent 0.
@@ -327,7 +332,7 @@ def scored(
     return np.array(scores, dtype=np.float64)
 
 
-def culprit(scorer: Scorer, row: int) -> str:
+def culprit(scorer: object, row: int) -> str:
     """Which part of a scorer gave a row a number that is none, as messages name it."""
     for name, scores in getattr(scorer, "last_parts", {}).items():
         if scores[row] is not None and not math.isfinite(scores[row]):

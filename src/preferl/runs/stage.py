@@ -29,7 +29,7 @@ import yaml
 from preferl.runs import checkpoint, devices, disks, distributed, lock, memory
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
-from preferl.runs.errors import UsageError
+from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.files import parsed_lines, plain, write_atomically
 from preferl.runs.found import examine, plain_options, refuse_unmarked
 from preferl.runs.inputs import hash_of, identify
@@ -164,6 +164,8 @@ class Stage:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        if exception[0] is DivergedError:
+            self.say(disks.survivors(self.path))
         self._context.__exit__(*exception)
 
     def say(self, text: str) -> None:
