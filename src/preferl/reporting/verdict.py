@@ -44,8 +44,9 @@ def verdict(stages: Stages) -> Verdict:
     ``Reward hacked``: the reward rose and what it stands for fell (the gold reward, or else a held-out one).
     ``Over-optimised``: it rose, but less than it had in between. ``Better``, ``Worse``, ``No clear gain`` by
     the same measure, with what it is by where that is no truth; ``Higher reward`` where the reward is not
-    known to agree with the data set's labels; ``Nothing was trained`` where both are the SFT model. Nothing is better with which signs of gaming became more frequent, whatever measured it:
-    ``Higher gold reward, gamed?``, ``Higher reward, gamed?``.
+    known to agree with the data set's labels; ``Nothing was trained`` where both are the SFT model.
+    Nothing is better with which signs of gaming became more frequent, whatever measured it: ``Higher gold
+    reward, gamed?``, ``Higher reward, gamed?``.
     """
     if "evaluate" not in stages:
         return without_evaluation(stages)
@@ -145,8 +146,8 @@ def what_judges(summary: dict[str, Any]) -> str:
         if labels:
             agreed = with_interval(labels, "accuracy", percent)
             text += (
-                f"On {labels['pairs']} held-out pairs of the data set the reward prefers what the labels do in "
-                f"{agreed}; of the policy’s own responses nobody labelled any. "
+                f"On {labels['pairs']} held-out pairs of the data set the reward prefers what the labels do "
+                f"in {agreed}; of the policy’s own responses nobody labelled any. "
             )
     elif key == "held_out":
         text += "No truth is known here; the held-out reward is a proxy too. "
