@@ -155,6 +155,15 @@ def test_without_a_truth_the_page_says_what_it_judges_by():
     assert hacked_card(run()) == ("no", "no sign rose")
 
 
+def test_without_a_truth_a_reward_that_the_labels_do_not_share_makes_nothing_better():
+    labels = {"pairs": 200, **about("accuracy", 0.7)}
+    found = verdict(without_gold(run(labels=labels)))
+    assert found.word == "Better by the training signal only"
+    assert "On 200 held-out pairs of the data set the reward prefers what the labels do in 70.0" in found.text
+    assert verdict(without_gold(run(labels=labels | about("accuracy", 0.55)))).word == "Higher reward"
+    assert verdict(run(labels=labels | about("accuracy", 0.55))).word == "Better"  # by the truth
+
+
 def risen(sign, before, after, half=0.02):
     return [{"sign": sign} | {
         f"{who}{end}": share + way * half

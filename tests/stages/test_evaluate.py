@@ -1,5 +1,8 @@
 """The evaluate stage: log-probabilities by hand, and what stands in the summary of a small real run."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ from preferl.sampling.policy import Policy
 from preferl.sampling.samples import rows_of
 from preferl.stages import evaluate
 from preferl.stages.evaluate import EvaluateConfig, Responder
+from preferl.statistics import wilson_interval
 
 CPU = torch.device("cpu")
 
@@ -155,3 +159,35 @@ def test_every_kl_has_its_sign(tmp_path, policy_directory):
     assert np.mean([row["kl"] for row in record.samples]) == pytest.approx(policy["kl"])
     assert np.mean([row["log_ratio"] for row in record.summary["examples"]]) < 0
     assert policy["perplexity"] > record.summary["policies"]["reference"]["perplexity"]
+
+
+def test_what_people_labelled_on_held_out_prompts_is_compared_with_the_reward(tmp_path, policy_directory):
+    """Of 20 pairs the shorter one was preferred in 15."""
+    rows = [
+        {
+            "prompt": f"What is {i}?",
+            "chosen": "a" if i % 4 else "a b c d",
+            "rejected": "a b c",
+            "split": "eval",
+        }
+        for i in range(20)
+    ]
+    data = tmp_path / "people.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = EvaluateConfig(
+        output_dir=str(tmp_path / "evaluate"),
+        model_name_or_path=str(policy_directory),
+        ref_model=str(policy_directory),
+        dataset_name=str(data),
+        reward_model="concise",
+        response_length=4,
+        best_of=[],
+        device="cpu",
+        num_threads=1,
+    )
+    labels = StageRecord(evaluate.run(config)).summary["labels"]
+    assert (labels["pairs"], labels["accuracy"]) == (20, 0.75)
+    low, high = wilson_interval(15, 20)
+    assert (labels["accuracy_low"], labels["accuracy_high"]) == pytest.approx((low, high))
+    unread = dataclasses.replace(config, reward_model="tokens", output_dir=str(tmp_path / "tokens"))
+    assert StageRecord(evaluate.run(unread)).summary["labels"] == {}

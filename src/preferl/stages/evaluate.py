@@ -20,12 +20,14 @@ import numpy as np
 import torch
 
 from preferl.data import sources
-from preferl.data.records import DataError, Prompt, PromptRecord, prompt_key, prompt_text
+from preferl.data.records import DataError, Pair, Prompt, PromptRecord, prompt_key, prompt_text
 from preferl.data.types import Scorer
 from preferl.evaluation import comparison, pool
+from preferl.evaluation.accuracy import accuracy_with_interval
 from preferl.evaluation.comparison import KL_DRIFT_PER_TOKEN
 from preferl.evaluation.features import PhraseOptions, most_common_sentence, sign_functions
 from preferl.evaluation.pool import Pool
+from preferl.evaluation.scored import ScoredPairs, scores_of
 from preferl.judging.backends import JudgeConfig, parse_judge
 from preferl.judging.judges import keep_replies, load_pairwise_judge
 from preferl.judging.scorers import load_scorer, reward_models, score_responses, scored
@@ -201,6 +203,7 @@ def evaluate(
         policies=policies,
         comparison=against,
         references=references,
+        labels=agreement_with_labels(source["eval"].pairs[: config.max_eval_prompts], scorers["score"]),
         signs=comparison.signs(
             rl.made.completions,
             sft.made.completions,
@@ -415,6 +418,22 @@ def against_references(
         chosen = dataclasses.replace(rl, made=rl.made.rows([i * rl.group_size for i in known]), group_size=1)
         found["judge"] = judged(asked, chosen, texts, [True] * len(texts))
     return found
+
+
+def agreement_with_labels(pairs: Sequence[Pair], scorer: Scorer) -> dict[str, Any]:
+    """How often the reward prefers what the data set's own labels of held-out pairs prefer. Of the policy
+    this says nothing, as nobody labelled its responses; but it is all that people have said here."""
+    if len(pairs) < 2:
+        return {}
+    try:
+        scored = ScoredPairs(pairs, *scores_of(scorer, pairs))
+    except UsageError:
+        return {}  # a reward of tokens, again
+    found = accuracy_with_interval(scored)
+    accuracy = found["accuracy"]
+    return {"pairs": found["pairs"]} | {
+        f"accuracy{end}": accuracy[key] for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
+    }
 
 
 def examples(
