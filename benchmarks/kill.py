@@ -383,6 +383,8 @@ class Tries:
             by_kind.setdefault(kind, []).append(at)
         self.by_kind = by_kind
         self.seconds = self.whole.seconds  # of a run, about
+        logs = [log.read_text() for log in self.reference.rglob("metrics.jsonl")]
+        self.trains = any('"step"' in log for log in logs)
         self.tally.seconds = time.monotonic() - began
 
     def argv(self, root: Path) -> list[str]:
@@ -417,7 +419,8 @@ class Tries:
         twice = self.rng.random() < TWICE
         while ended.code == -signal.SIGKILL:
             self.tally.kills += 1
-            self.tally.updates_lost.append(lost(root))
+            if self.trains:
+                self.tally.updates_lost.append(lost(root))
             ready = parts_in(root)
             ended = again(argv, root, self.draw() if twice else None)
             self.tally.restart(ended)
@@ -468,7 +471,7 @@ HEAD = "| command | kills | went on | from 0 | was done | differences | updates 
 
 def line(name: str, tally: Tally) -> str:
     def spread(counts: list[int]) -> str:
-        return f"{median(counts):g}, at most {max(counts)}" if counts else "none"
+        return f"{median(counts):g}, at most {max(counts)}" if counts else ""
 
     cells = [name, tally.kills, tally.from_checkpoint, tally.from_start, tally.finished]
     cells += [len(tally.differences), spread(tally.updates_lost), spread(tally.parts_lost)]
