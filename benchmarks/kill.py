@@ -254,7 +254,7 @@ class Kill:
 
 
 def forked(argv: Sequence[str], root: Path, kill: Kill | None = None) -> Ended:
-    """The command in a child of this process, killed where ``kill`` says."""
+    """The command in a child of this process, in the folder around ``root``, killed where ``kill`` says."""
     log, note = root.with_suffix(".log"), root.with_suffix(".note")
     told, tell = os.pipe()
     began = time.monotonic()
@@ -264,6 +264,7 @@ def forked(argv: Sequence[str], root: Path, kill: Kill | None = None) -> Ended:
         code = 70
         try:
             signal.alarm(LIMIT_S)
+            os.chdir(root.parent)
             os.close(told)
             written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(written, 1)
@@ -294,7 +295,8 @@ def commanded(argv: Sequence[str], root: Path, kill: Kill | None = None, in_impo
     log = root.with_suffix(".log")
     began = time.monotonic()
     with open(log, "w") as file:
-        process = subprocess.Popen([sys.executable, "-m", "preferl", *argv], stdout=file, stderr=file)
+        program = [sys.executable, "-m", "preferl", *argv]
+        process = subprocess.Popen(program, stdout=file, stderr=file, cwd=root.parent)
         if kill is not None and kill.after is not None:
             while not in_imports and process.poll() is None and not (root / ".preferl.json").exists():
                 time.sleep(0.002)
@@ -381,7 +383,7 @@ class Tries:
         self.tally = Tally()
         self.number = 0
         began = time.monotonic()
-        self.reference = folder / "reference"
+        self.reference = folder / "reference" / "out"
         self.whole = forked(self.argv(self.reference), self.reference)
         if self.whole.code:
             raise SystemExit(f"{name}: the run that nobody kills fails:\n{self.whole.said}")
@@ -395,10 +397,13 @@ class Tries:
         self.tally.seconds = time.monotonic() - began
 
     def argv(self, root: Path) -> list[str]:
+        """The command of a run. Each has a folder of its own, in which it has the same name: where a model lies
+        is written into data."""
         case = CASES[self.name]
-        file = root.with_suffix(".yaml")
-        file.write_text(yaml.safe_dump(placed(case.options, self.paths) | {"output_dir": str(root)}))
-        return [case.command, "--config", str(file)]
+        root.parent.mkdir()
+        options = placed(case.options, self.paths) | {"output_dir": root.name}
+        root.with_suffix(".yaml").write_text(yaml.safe_dump(options))
+        return [case.command, "--config", f"{root.name}.yaml"]
 
     def draw(self) -> Kill:
         """A kill point of a forked process."""
@@ -417,12 +422,12 @@ class Tries:
             again: gives the command again; kills that too where it is given a ``Kill``.
         """
         self.number += 1
-        root = self.folder / f"try-{self.number}"
+        root = self.folder / f"try-{self.number}" / "out"
         argv, began = self.argv(root), time.monotonic()
         ended = start(argv, root)
         if ended.code == 0:  # it was over before the kill came: no try
             self.seconds = min(self.seconds, ended.seconds)
-            shutil.rmtree(root)
+            shutil.rmtree(root.parent)
             return
         twice = self.rng.random() < TWICE
         # Before a command has loaded what handles the other signals they kill too.
@@ -438,11 +443,10 @@ class Tries:
                 self.tally.parts_lost.append(max(0, ready + ended.parts - self.whole.parts))
         found = [f"exit {ended.code}: {ended.said[-400:]}"] if ended.code else []
         found += differences(root, self.reference) if not ended.code else []
-        self.tally.differences += [f"{root.name}: {text}" for text in found]
+        self.tally.differences += [f"{root.parent.name}: {text}" for text in found]
         self.tally.seconds += time.monotonic() - began
         if not found:
-            for path in (root, *(root.with_suffix(end) for end in (".log", ".note", ".yaml"))):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(root.parent)
 
     def forked(self) -> None:
         self.one(partial(forked, kill=self.draw()), forked)
