@@ -397,8 +397,8 @@ class Tries:
         self.tally.seconds = time.monotonic() - began
 
     def argv(self, root: Path) -> list[str]:
-        """The command of a run. Each has a folder of its own, in which it has the same name: where a model lies
-        is written into data."""
+        """The command of a run. Each has a folder of its own, in which it has the same name: where a model
+        lies is written into data."""
         case = CASES[self.name]
         root.parent.mkdir()
         options = placed(case.options, self.paths) | {"output_dir": root.name}
