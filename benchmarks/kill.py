@@ -7,10 +7,12 @@ kind, so that the rare ones count: the beginning, updates, checkpoints, ``model/
 In one try of four what goes on is killed as well.
 
 Most tries are forked from one process that has loaded everything; some are commands of their own, which are
-killed in their imports too. Models are tiny and real; at least five checkpoints or parts lie in each run.
+killed in their imports too. With ``--signal TERM`` they are asked to stop. Models are tiny and real; at least
+five checkpoints or parts lie in each run.
 
     python benchmarks/kill.py --jobs 2                 # everything, at most 2 hours on two cores
     python benchmarks/kill.py sft rl --kills 10 --fresh 1
+    python benchmarks/kill.py sft rl --kills 10 --signal TERM
 """
 
 import argparse
@@ -43,6 +45,7 @@ from equal_runs import equal_runs, timeless
 from preferl import cli, pipeline  # noqa: F401 - children find everything loaded
 from preferl.data.records import SPLITS
 from preferl.models import load, tiny
+from preferl.runs.errors import INTERRUPTED
 from small_models import TEXTS, make_language_model
 
 TWICE = 0.25  # of the tries are killed again while they go on
@@ -179,6 +182,7 @@ class Operations:
     root: str
     kill_at: int | None = None
     tell: int | None = None  # a pipe: told of that operation instead of killed there
+    number: int = signal.SIGKILL
     seen: list[str] = field(default_factory=list)
     parts: int = 0
 
@@ -188,7 +192,7 @@ class Operations:
             return
         if len(self.seen) == self.kill_at:
             if self.tell is None:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.number)
             else:
                 os.write(self.tell, b"x")
         self.seen.append(kind)
@@ -241,14 +245,16 @@ class Ended:
 
 @dataclass(frozen=True)
 class Kill:
-    """Where a process is killed: at an operation, ``after`` so many seconds from it, or from the start."""
+    """Where a process is killed: at an operation, ``after`` so many seconds from it, or from the start; and
+    by which signal."""
 
     operation: int | None = None
     after: float | None = None
+    number: int = signal.SIGKILL
 
 
 def forked(argv: Sequence[str], root: Path, kill: Kill | None = None) -> Ended:
-    """The command in a child of this process, killed where ``kill`` says."""
+    """The command in a child of this process, in the folder around ``root``, killed where ``kill`` says."""
     log, note = root.with_suffix(".log"), root.with_suffix(".note")
     told, tell = os.pipe()
     began = time.monotonic()
@@ -258,6 +264,7 @@ def forked(argv: Sequence[str], root: Path, kill: Kill | None = None) -> Ended:
         code = 70
         try:
             signal.alarm(LIMIT_S)
+            os.chdir(root.parent)
             os.close(told)
             written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(written, 1)
@@ -265,6 +272,7 @@ def forked(argv: Sequence[str], root: Path, kill: Kill | None = None) -> Ended:
             hook = Operations(str(root))
             if kill is not None:
                 hook.kill_at, hook.tell = kill.operation, None if kill.after is None else tell
+                hook.number = kill.number
             sys.addaudithook(hook)
             code = cli.main(list(argv))
             note.write_text(json.dumps([hook.seen, hook.parts]))
@@ -275,7 +283,7 @@ def forked(argv: Sequence[str], root: Path, kill: Kill | None = None) -> Ended:
         if kill.operation is None or os.read(told, 1):
             time.sleep(kill.after)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, kill.number)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     os.close(told)
     seen, parts = json.loads(note.read_text()) if code == 0 else ((), 0)
@@ -287,12 +295,13 @@ def commanded(argv: Sequence[str], root: Path, kill: Kill | None = None, in_impo
     log = root.with_suffix(".log")
     began = time.monotonic()
     with open(log, "w") as file:
-        process = subprocess.Popen([sys.executable, "-m", "preferl", *argv], stdout=file, stderr=file)
+        program = [sys.executable, "-m", "preferl", *argv]
+        process = subprocess.Popen(program, stdout=file, stderr=file, cwd=root.parent)
         if kill is not None and kill.after is not None:
             while not in_imports and process.poll() is None and not (root / ".preferl.json").exists():
                 time.sleep(0.002)
             time.sleep(kill.after)
-            process.kill()
+            process.send_signal(kill.number)
         code = process.wait()
     return Ended(code, log.read_text(), time.monotonic() - began)
 
@@ -368,13 +377,13 @@ class Tally:
 class Tries:
     """All tries of one command."""
 
-    def __init__(self, name: str, folder: Path, paths: dict[str, str], seed: int):
-        self.name, self.folder, self.paths = name, folder, paths
+    def __init__(self, name: str, folder: Path, paths: dict[str, str], seed: int, number: int):
+        self.name, self.folder, self.paths, self.signal = name, folder, paths, number
         self.rng = random.Random(f"{name}/{seed}")
         self.tally = Tally()
         self.number = 0
         began = time.monotonic()
-        self.reference = folder / "reference"
+        self.reference = folder / "reference" / "out"
         self.whole = forked(self.argv(self.reference), self.reference)
         if self.whole.code:
             raise SystemExit(f"{name}: the run that nobody kills fails:\n{self.whole.said}")
@@ -383,21 +392,27 @@ class Tries:
             by_kind.setdefault(kind, []).append(at)
         self.by_kind = by_kind
         self.seconds = self.whole.seconds  # of a run, about
+        logs = [log.read_text() for log in self.reference.rglob("metrics.jsonl")]
+        self.trains = any('"step"' in log for log in logs)
         self.tally.seconds = time.monotonic() - began
 
     def argv(self, root: Path) -> list[str]:
+        """The command of a run. Each has a folder of its own, in which it has the same name: where a model
+        lies is written into data."""
         case = CASES[self.name]
-        file = root.with_suffix(".yaml")
-        file.write_text(yaml.safe_dump(placed(case.options, self.paths) | {"output_dir": str(root)}))
-        return [case.command, "--config", str(file)]
+        root.parent.mkdir()
+        options = placed(case.options, self.paths) | {"output_dir": root.name}
+        root.with_suffix(".yaml").write_text(yaml.safe_dump(options))
+        return [case.command, "--config", f"{root.name}.yaml"]
 
     def draw(self) -> Kill:
         """A kill point of a forked process."""
         how = self.rng.choice(("before an operation", "after one", "at a moment"))
         if how == "at a moment":
-            return Kill(None, self.rng.uniform(0, self.seconds))
+            return Kill(None, self.rng.uniform(0, self.seconds), self.signal)
         operation = self.rng.choice(self.by_kind[self.rng.choice(sorted(self.by_kind))])
-        return Kill(operation, None if how == "before an operation" else self.rng.uniform(0, AFTER_S))
+        after = None if how == "before an operation" else self.rng.uniform(0, AFTER_S)
+        return Kill(operation, after, self.signal)
 
     def one(self, start: Callable[[Sequence[str], Path], Ended], again: Callable[..., Ended]) -> None:
         """Kills one run, perhaps twice, and lets it end.
@@ -407,17 +422,19 @@ class Tries:
             again: gives the command again; kills that too where it is given a ``Kill``.
         """
         self.number += 1
-        root = self.folder / f"try-{self.number}"
+        root = self.folder / f"try-{self.number}" / "out"
         argv, began = self.argv(root), time.monotonic()
         ended = start(argv, root)
         if ended.code == 0:  # it was over before the kill came: no try
             self.seconds = min(self.seconds, ended.seconds)
-            shutil.rmtree(root)
+            shutil.rmtree(root.parent)
             return
         twice = self.rng.random() < TWICE
-        while ended.code == -signal.SIGKILL:
+        # Before a command has loaded what handles the other signals they kill too.
+        while ended.code in (-self.signal, INTERRUPTED):
             self.tally.kills += 1
-            self.tally.updates_lost.append(lost(root))
+            if self.trains:
+                self.tally.updates_lost.append(lost(root))
             ready = parts_in(root)
             ended = again(argv, root, self.draw() if twice else None)
             self.tally.restart(ended)
@@ -426,11 +443,10 @@ class Tries:
                 self.tally.parts_lost.append(max(0, ready + ended.parts - self.whole.parts))
         found = [f"exit {ended.code}: {ended.said[-400:]}"] if ended.code else []
         found += differences(root, self.reference) if not ended.code else []
-        self.tally.differences += [f"{root.name}: {text}" for text in found]
+        self.tally.differences += [f"{root.parent.name}: {text}" for text in found]
         self.tally.seconds += time.monotonic() - began
         if not found:
-            for path in (root, *(root.with_suffix(end) for end in (".log", ".note", ".yaml"))):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(root.parent)
 
     def forked(self) -> None:
         self.one(partial(forked, kill=self.draw()), forked)
@@ -442,14 +458,22 @@ class Tries:
         def again(argv: Sequence[str], root: Path, kill: Kill | None) -> Ended:
             return commanded(argv, root)
 
-        self.one(partial(commanded, kill=Kill(None, at), in_imports=in_imports), again)
+        self.one(partial(commanded, kill=Kill(None, at, self.signal), in_imports=in_imports), again)
 
 
-def tries(name: str, folder: Path, paths: dict[str, str], kills: int | None, fresh: int, seed: int) -> Tally:
+def tries(
+    name: str,
+    folder: Path,
+    paths: dict[str, str],
+    kills: int | None,
+    fresh: int,
+    seed: int,
+    number: int,
+) -> Tally:
     """All tries of one command; ``fresh`` of the kills are of commands of their own."""
     own = folder / name.replace(", ", "-").replace(" ", "-")
     own.mkdir()
-    run = Tries(name, own, paths, seed)
+    run = Tries(name, own, paths, seed, number)
     wanted = CASES[name].kills if kills is None else kills
     fresh = min(fresh, wanted)
     while run.tally.kills < wanted - fresh:
@@ -468,7 +492,7 @@ HEAD = "| command | kills | went on | from 0 | was done | differences | updates 
 
 def line(name: str, tally: Tally) -> str:
     def spread(counts: list[int]) -> str:
-        return f"{median(counts):g}, at most {max(counts)}" if counts else "none"
+        return f"{median(counts):g}, at most {max(counts)}" if counts else ""
 
     cells = [name, tally.kills, tally.from_checkpoint, tally.from_start, tally.finished]
     cells += [len(tally.differences), spread(tally.updates_lost), spread(tally.parts_lost)]
@@ -480,6 +504,7 @@ def main() -> None:
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=", ".join(map(repr, CASES)))
     parser.add_argument("--kills", type=int, help="of each command; by default 100 or 20")
     parser.add_argument("--fresh", type=int, default=FRESH, help="of these by commands of their own")
+    parser.add_argument("--signal", choices=("KILL", "TERM", "INT", "HUP"), default="KILL")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
@@ -496,6 +521,7 @@ def main() -> None:
         kills=options.kills,
         fresh=options.fresh,
         seed=options.seed,
+        number=signal.Signals[f"SIG{options.signal}"],
     )
     print(HEAD)
     print("| --- " * HEAD.count(" |") + "|", flush=True)

@@ -316,9 +316,10 @@ def why_not_longer(stored: Mapping[str, Any], options: Mapping[str, Any]) -> str
         stored: the options of the one that was interrupted.
         options: those of today.
     """
-    return not_longer(_length(stored), _length(options)) or other_rates(
-        stored, stored["max_steps"], options["max_steps"]
-    )
+    before, after = _length(stored), _length(options)
+    if before == after:  # max_steps decides, and the epochs mean nothing
+        return None
+    return not_longer(before, after) or other_rates(options, stored["max_steps"], options["max_steps"])
 
 
 def _length(options: Mapping[str, Any]) -> tuple[str, float]:

@@ -271,6 +271,8 @@ def why_not_longer(stored: Mapping[str, Any], options: Mapping[str, Any]) -> str
         given["num_iterations"] if given["max_steps"] is None else given["max_steps"]
         for given in (stored, options)
     )
+    if before == after:
+        return None
     why = not_longer(("num_iterations", before), ("num_iterations", after))
     return why or other_rates(options, before, after)
 
