@@ -12,7 +12,7 @@ from environment import missing
 from preferl.models import tiny
 from small_models import TEXTS, make_language_model
 
-LONG = ("test_demo.py", "test_optimum.py", "test_tutorial.py")
+LONG = ("test_demo.py", "test_optimum.py", "test_tutorial.py", "test_exercises.py")
 
 
 def pytest_collection_modifyitems(items):

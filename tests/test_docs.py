@@ -44,7 +44,7 @@ def test_options_exist(page):
         DesignConfig,
     ):
         known |= {f.name for f in fields(config)}
-    known |= {f.name for f in fields(SweepOptions)} | NAMES.keys()
+    known |= {f.name for f in fields(SweepOptions)} | NAMES.keys() | {"sweep"}
     for program in (*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests").glob("*.py")):
         known |= set(re.findall(r'add_argument\("--([\w-]+)"', program.read_text(encoding="utf-8")))
     text = page.read_text(encoding="utf-8")

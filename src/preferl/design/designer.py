@@ -77,7 +77,7 @@ def write(behaviour: str, config: DesignConfig) -> list[Path]:
         if not prompt.exists() or config.fresh:
             write_atomically(prompt, documents["prompt.md"])
         raise UsageError(
-            f"preferl has examples of {', '.join(list(behaviours())[1:])}, and none of '{behaviour}': "
+            f"there are examples of {', '.join(list(behaviours())[1:])}, and none of '{behaviour}': "
             f"guidelines without examples would be about nothing. A language model writes them: name one, as "
             f"--model judge:URL#NAME, or give {prompt} to any, and its answer back with --answer FILE"
         )
