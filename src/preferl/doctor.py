@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 from preferl.runs.environment import environment
+from preferl.runs.lock import holder_of
+from preferl.runs.mark import read_mark
 from preferl.runs.progress import say
 
 GIB = 2**30
@@ -30,12 +32,22 @@ def main(folder: Path | None = None) -> int:
             problems.append(f"PREFERL_DATA names {data}, which is no folder")
     else:
         say("  PREFERL_DATA is not set: data sets named in configurations come from the Hub")
+    for line in at_work(folder / "runs"):
+        say(f"  {line}")
     if not os.access(folder, os.W_OK):
         problems.append(f"{folder} cannot be written")
     for problem in problems:
         say(f"  problem: {problem}")
     say("no known problem" if not problems else f"{len(problems)} problem(s)")
     return 1 if problems else 0
+
+
+def at_work(runs: Path) -> list[str]:
+    """Which runs, sweeps and stages a command is working on now, and which command that is."""
+    if not runs.is_dir():
+        return []
+    holders = {path: holder_of(path) for path in sorted(runs.iterdir()) if read_mark(path) is not None}
+    return [f"running: {path}, by {holder}" for path, holder in holders.items() if holder is not None]
 
 
 def device_lines() -> list[str]:

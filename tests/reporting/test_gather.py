@@ -198,7 +198,7 @@ def test_what_is_unfinished_is_said_and_left_out(run):
     found = gather([run])
     assert list(found.runs["run"]) == ["sft", "collect", "reward", "rl"]
     (note,) = found.notes
-    assert note.startswith("Unfinished or still running")
+    assert note.startswith("Unfinished, and so not in here")
     assert str(run / "seen") in note
     alone = gather([run / "seen"])
     assert not alone.runs

@@ -17,7 +17,7 @@ from preferl.runs import inputs
 from preferl.runs.config import DeviceOptions
 from preferl.runs.disks import DiskError
 from preferl.runs.errors import UsageError
-from preferl.runs.inputs import NAMING, file_hash, hash_directory, identify
+from preferl.runs.inputs import NAMING, file_hash, hash_directory, identify, seen_from
 from preferl.runs.mark import MARK
 from preferl.runs.stage import Stage
 
@@ -143,6 +143,12 @@ def test_a_run_that_was_moved_stays_finished(tmp_path, parts):
     redo_reward(tmp_path / "new")
     with pytest.raises(UsageError, match="is stale"):
         make(tmp_path / "new" / "rl", **moved)
+
+
+def test_what_a_stage_writes_of_its_inputs_is_seen_from_its_directory(tmp_path, parts):
+    seen = seen_from(tmp_path / "rl", parts["reward_model"])
+    assert seen == "0.5*../reward + 0.3*min(../ensemble, length) + 0.2*concise"
+    assert seen_from(tmp_path / "rl", "someone/model") == "someone/model"
 
 
 @pytest.mark.parametrize("inside", ["", "model"])

@@ -1,5 +1,6 @@
 """One command at a time in a directory."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,10 +8,12 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pytest
 
 from preferl import cli
+from preferl.reporting.gather import gather
 from preferl.runs import lock
 from preferl.runs.config import DeviceOptions
 from preferl.runs.errors import UsageError
@@ -86,6 +89,28 @@ def test_the_kernel_frees_the_lock_of_a_process_that_was_killed(tmp_path, elsewh
         assert holder_of(stage.path).pid == os.getpid()
         stage.finish()
     assert holder_of(stage.path) is None
+
+
+def test_who_only_reads_says_what_is_running(tmp_path, elsewhere, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("sft", "reward"):
+        with Stage(name, Options(output_dir=f"runs/mine/{name}")) as stage:
+            stage.begin()
+            if name == "sft":
+                stage.log(step=1, **{"train/loss": 1.0})
+                stage.finish()
+    claim(tmp_path / "runs" / "mine", "run", "mine")
+    other = elsewhere(tmp_path / "runs" / "mine", "run")
+    cli.main(["doctor"])
+    assert f"running: {tmp_path}/runs/mine, by 'python" in capsys.readouterr().out.replace("-c ", "python ")
+    other.kill()
+    other.wait()
+    lines = {}
+    for state in ("stopped", "running"):
+        with hold(tmp_path / "runs/mine/reward") if state == "running" else contextlib.nullcontext():
+            lines[state] = gather([Path("runs/mine")]).notes
+    assert lines["stopped"][0].startswith("Unfinished, and so not in here: runs/mine/reward")
+    assert lines["running"] == ["Still running, and so not in here: runs/mine/reward."]
 
 
 def test_two_calls_in_one_process_do_not_share_a_directory(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 from preferl.reporting.measures import Stages
 from preferl.reporting.rounds import Rounds
 from preferl.runs.errors import UsageError
+from preferl.runs.lock import holder_of
 from preferl.runs.mark import read_mark
 from preferl.runs.record import PLACES, StageRecord, is_sweep, read_config, read_manifest, stage_paths
 
@@ -82,6 +83,8 @@ class Kin:
         return one in self.ancestors(other) or other in self.ancestors(one)
 
     def _parent(self, stage: Path, role: str, row: Mapping[str, str]) -> Path | None:
+        if "path" not in row:  # from the Hub, or a person's own function
+            return None
         place = stage_of((stage / row["path"]).resolve())
         if place is None:  # moved: the content tells
             return next((path for path in self.known if self._hash(path) == row["hash"]), None)
@@ -211,10 +214,13 @@ def add_runs(
 ) -> None:
     """Adds a group's run, or several where it has several heads that do not lead to each other."""
     unfinished = [path for path in group if not is_finished(path)]
-    if unfinished:
+    running = [path for path in unfinished if holder_of(path) is not None]
+    stopped = [path for path in unfinished if path not in running]
+    if running:
+        found.notes.append(f"Still running, and so not in here: {', '.join(map(str, running))}.")
+    if stopped:
         found.notes.append(
-            f"Unfinished or still running, and so not in here: {', '.join(map(str, unfinished))}; the same "
-            f"command goes on there."
+            f"Unfinished, and so not in here: {', '.join(map(str, stopped))}; the same command goes on there."
         )
     records = in_order(path for path in group if is_finished(path))
     if not records:

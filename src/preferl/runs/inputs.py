@@ -59,7 +59,7 @@ class Input:
 
     def seen_from(self, stage: Path) -> str | None:
         """Its path from a stage's directory."""
-        return None if self.path is None else os.path.relpath(self.path.resolve(), stage.resolve())
+        return None if self.path is None else _relative(self.path, stage)
 
 
 @dataclass(frozen=True)
@@ -177,13 +177,36 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> Change
 # -------------------------------------------------------------------------------------------- what is named
 
 
+def seen_from(stage: Path, text: str) -> str:
+    """An option's text with local paths as they are seen from a stage's directory: what a stage writes about
+    where something comes from stays true where the run is moved, and is the same in every run.
+
+    Example:
+        >>> seen_from(Path("runs/demo/collect"), "0.5*runs/demo/reward + 0.5*concise")  # doctest: +SKIP
+        '0.5*../reward + 0.5*concise'
+    """
+    for name in names_in(text):
+        if Path(name).expanduser().exists():
+            text = text.replace(name, _relative(Path(name), stage))
+    return text
+
+
 def inputs_in(text: str) -> Iterator[Input]:
     """What a text names: a file, a directory, a Hub name, a person's own module, or several in a mixture."""
-    names = [text] if Path(text).expanduser().exists() else BETWEEN.split(text)
-    for name in dict.fromkeys(names):
-        found = input_of(name) if name else None
+    for name in names_in(text):
+        found = input_of(name)
         if found is not None:
             yield found
+
+
+def names_in(text: str) -> list[str]:
+    """What may be names in a text, each once."""
+    names = [text] if Path(text).expanduser().exists() else BETWEEN.split(text)
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def _relative(path: Path, stage: Path) -> str:
+    return os.path.relpath(path.expanduser().resolve(), stage.resolve())
 
 
 def input_of(name: str) -> Input | None:

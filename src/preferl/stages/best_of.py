@@ -31,6 +31,7 @@ from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import UsageError
+from preferl.runs.inputs import seen_from
 from preferl.runs.progress import Steps, say
 from preferl.runs.ranges import Count, Finite, Natural, Range
 from preferl.runs.stage import Callback, Stage
@@ -313,6 +314,8 @@ def demonstrations(
 ) -> list[Demonstration]:
     """One record for each kept response; the column ``split`` is what later stages split by,
     ``prompt_split`` the split that its prompt came from."""
+    here = Path(config.output_dir)
+    whose, judged_by = (seen_from(here, text) for text in (config.model_name_or_path, config.reward_model))
     records = []
     for one in kept:
         row = one.row
@@ -320,8 +323,8 @@ def demonstrations(
             columns = {
                 "split": split,
                 "prompt_split": prompt_split,
-                "source": config.model_name_or_path,
-                "reward_model": config.reward_model,
+                "source": whose,
+                "reward_model": judged_by,
                 "score": float(row.score_N[i]),
                 "place": place,
                 "num_generations": config.num_generations,

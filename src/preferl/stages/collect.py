@@ -40,6 +40,7 @@ from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
 from preferl.runs.errors import UsageError
+from preferl.runs.inputs import seen_from
 from preferl.runs.progress import Steps
 from preferl.runs.ranges import Count, Natural, Range, RangedOptions
 from preferl.runs.stage import Callback, Stage
@@ -383,6 +384,7 @@ def label(
     p_first_N = judged.probability_N
     if isinstance(annotator, Annotator):
         p_first_N = annotator.label_probability(judged.utility_a_N, judged.utility_b_N)
+    who = who_and_whose(annotator, config)
     records = []
     for i, pair in enumerate(pairs):
         if not kept_N[i] or (judged.tied_N[i] and config.tie_policy == "skip"):
@@ -392,8 +394,7 @@ def label(
         p_first = float(p_first_N[i])
         columns = {
             "split": split,
-            "annotator": annotator.name,
-            "source": config.responses_file or config.model_name_or_path,
+            **who,
             "selection": selection_of(config),
             "chosen_position": won,
             "finished_chosen": pair.finished[won],
@@ -433,13 +434,13 @@ def rank(
             [done for row in different for done in row.finished],
         )
     )
+    who = who_and_whose(annotator, config)
     rankings = []
     for row in different:
         utility_K = np.array(list(itertools.islice(utilities, len(row.responses))), dtype=np.float64)
         columns = {
             "split": split,
-            "annotator": annotator.name,
-            "source": config.responses_file or config.model_name_or_path,
+            **who,
             "finished": row.finished,
             "gold": utility_K.tolist(),
         }
@@ -460,6 +461,14 @@ def how_labelled(annotator: Annotator, shown: int) -> dict[str, Any]:
     if annotator.position_bias:
         columns |= {"label_position_bias": annotator.position_bias, "label_shown": shown}
     return columns
+
+
+def who_and_whose(annotator: Annotator | PairwiseJudge, config: CollectConfig) -> dict[str, str]:
+    """Columns of every row: who labelled, and whose responses they are, as seen from this stage's
+    directory."""
+    here = Path(config.output_dir)
+    source = config.responses_file or config.model_name_or_path or ""
+    return {"annotator": seen_from(here, annotator.name), "source": seen_from(here, source)}
 
 
 def selection_of(config: CollectConfig) -> str:

@@ -18,6 +18,7 @@ from preferl.reporting.rounds import one_by_one
 from preferl.reporting.sections import sections
 from preferl.reporting.verdict import facts, overall, terminal_lines, verdict
 from preferl.runs.errors import UsageError
+from preferl.runs.inputs import hash_directory
 
 # What every page reads of an evaluation.
 NEEDED = ("policies", "comparison", "references", "signs", "training", "cost", "best_of", "num_generations")
@@ -54,7 +55,7 @@ def read(directories: Sequence[Path]) -> Gathered:
     Raises:
         UsageError: as of ``gather``; nothing is finished; or an evaluation is damaged.
     """
-    found = gather(directories, hash_of)
+    found = gather(directories, hash_directory)
     if not found.runs:
         raise UsageError(
             f"{', '.join(map(str, directories))}: no finished stage. {' '.join(found.notes)}".rstrip()
@@ -62,13 +63,6 @@ def read(directories: Sequence[Path]) -> Gathered:
     for stages in found.runs.values():
         check_evaluation(stages)
     return found
-
-
-def hash_of(stage: Path) -> str:
-    """The content of a stage as a manifest names it."""
-    from preferl.runs.stage import hash_directory  # it loads torch; most pages need no hash
-
-    return hash_directory(stage)
 
 
 def check_evaluation(stages: Stages) -> None:
