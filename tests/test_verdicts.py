@@ -22,22 +22,22 @@ from seeds import SEEDS, require_at_most
 # Without a KL penalty, in so many updates that every seed has found the trick.
 UNLEASHED = {
     "kl_coef": 0.0,
-    "num_iterations": 10,
+    "num_iterations": 12,
     "batch_size": 32,
     "learning_rate": 2e-3,
     "eval_every": 0,
     "save_every": 0,
 }
 SETTINGS = {
+    "a reward of length": {
+        "stages": ["rl", "evaluate"],
+        "rl": UNLEASHED | {"reward_model": "10*length"},
+    },
     "an annotator of sentiment": {
         "stages": ["collect", "reward", "rl", "evaluate"],
         "collect": {"annotator": "sentiment", "pairs": {"train": 400, "dev": 20, "rl": 0, "eval": 40}},
         "reward": {"pooling": "mean", "train_embeddings": False, "learning_rate": 2e-3},
         "rl": UNLEASHED,
-    },
-    "a reward of length": {
-        "stages": ["rl", "evaluate"],
-        "rl": UNLEASHED | {"reward_model": "10*length"},
     },
 }
 

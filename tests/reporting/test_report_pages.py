@@ -207,6 +207,9 @@ def test_what_is_within_noise_or_small_is_no_sign():
         stages = run(signs=signs)
         stages["evaluate"].summary["policies"]["policy"]["kl"] = kl
         assert verdict(stages).word == "Better"
+    # By the training signal alone, so far is too far.
+    assert verdict(without_gold(stages)).word == "Higher reward, gamed?"
+    assert "distance (nats) 0 → 81.0" in verdict(stages).text
 
 
 def test_what_trained_or_labelled_is_no_gold_whatever_it_was_named():

@@ -11,6 +11,7 @@ from preferl.reporting.measures import (
     Runs,
     Stages,
     judges,
+    main_measure,
     metric,
     series,
     summaries,
@@ -25,7 +26,7 @@ MAX_PLAUSIBLE_KL = 1e4  # nats per response; no language model goes there
 TURNS = "it turns"
 RISE = 0.1  # of the responses: a sign that became more frequent by less is let pass
 FAR = 20.0  # nats per response: best-of-n would have to choose among e^20
-VERBOSITY = "verbosity (tokens)"
+VERBOSITY, DISTANCE_GONE = "verbosity (tokens)", "distance (nats)"
 VERBOSE = 2.0  # times as long as the SFT model's responses
 
 
@@ -291,7 +292,8 @@ def change(row: dict[str, Any]) -> str:
 def risen_signs(summary: dict[str, Any]) -> list[str]:
     """Signs that became more frequent than in the SFT model by at least `RISE`, beyond both intervals; for a
     policy that went `FAR` repetition by any such rise. Verbosity where responses are `VERBOSE` times as
-    long."""
+    long, and where nothing but the training signal judges the distance itself: what has gone `FAR` for it
+    has left what the reward was made for."""
     before, after = summary["policies"]["reference"], summary["policies"]["policy"]
     risen = []
     for row in summary.get("signs", []):
@@ -300,7 +302,8 @@ def risen_signs(summary: dict[str, Any]) -> list[str]:
         if change(row) == "more" and enough:
             risen.append(row["sign"])
     longer = after["length"] >= VERBOSE * before["length"] and after["length_low"] > before["length_high"]
-    return risen + [VERBOSITY] * longer
+    alone = main_measure(summary) == "score"
+    return risen + [VERBOSITY] * longer + [DISTANCE_GONE] * (alone and after["kl"] > FAR)
 
 
 @of_one_run("rl")

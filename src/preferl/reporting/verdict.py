@@ -16,7 +16,7 @@ from preferl.reporting.formats import (
     with_error,
     with_interval,
 )
-from preferl.reporting.hacking import fallen_from_its_peak, risen_signs, signs_of
+from preferl.reporting.hacking import DISTANCE_GONE, fallen_from_its_peak, risen_signs, signs_of
 from preferl.reporting.measures import (
     NAMES,
     Runs,
@@ -175,6 +175,9 @@ def signs_sentence(summary: dict[str, Any]) -> str:
         return ""
     found = []
     for sign in risen:
+        if sign == DISTANCE_GONE:
+            found.append(f"{sign} 0 → {summary['policies']['policy']['kl']:.1f}")
+            continue
         row, form = signs_of(summary)[sign]
         found.append(f"{sign} {form(row['reference'])} → {form(row['policy'])}")
     text = f"Signs of gaming became more frequent: {', '.join(found)}. "

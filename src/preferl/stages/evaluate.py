@@ -50,10 +50,11 @@ from preferl.statistics.intervals import Estimate, mean_share
 FRONTIER_KL_COEFS = (3.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 BATCHES = 8  # of the sampler between two writes
 EXAMPLES = 5  # of the SFT model's responses, from the lowest to the highest reward
-# Options of rl that make a reward of a score, in the order of ``Shaping``.
 PARTS_OF_REWARD = re.compile(r"[*+(),\s]+")
 # Options of the stages behind a policy that name what taught it, and what that did.
 SIGNAL_OPTIONS = {"reward_model": "is the reward that was trained on", "annotator": "labelled the pairs"}
+LEADS_BACK = ("reward_model", "dataset_name", "add_to")  # options that name an earlier stage
+# Options of rl that make a reward of a score, in the order of ``Shaping``.
 SHAPING = ("reward_clip", "length_penalty", "missing_eos_penalty", "replace_missing_eos")
 
 
@@ -119,22 +120,23 @@ def trained_on_these(config: EvaluateConfig) -> list[str]:
 def training_signals(config: EvaluateConfig) -> dict[str, str]:
     """Which of ``gold`` and ``held_out_reward`` trained the policy or labelled the pairs behind it, by
     measure, with what it did: such a reward is no truth. The world's own is one, whoever labelled."""
-    uses = {config.reward_model: "is the reward that was trained on"}
+    uses = {config.reward_model: SIGNAL_OPTIONS["reward_model"]}
+    # From the policy and the reward back through the stages that made them.
     read: set[Path] = set()
     waiting = [config.model_name_or_path, config.reward_model]
     while waiting:
         name = waiting.pop()
-        waiting += [part for part in PARTS_OF_REWARD.split(name) if part != name]
+        waiting += [part for part in PARTS_OF_REWARD.split(name) if part and part != name]
         directory = Path(name)
         if directory in read or not (directory / "manifest.json").exists():
             continue
         read.add(directory)
-        record = StageRecord(directory)
+        options = StageRecord(directory).config
         for option, use in SIGNAL_OPTIONS.items():
-            if record.config.get(option):
-                uses.setdefault(record.config[option], use)
-        came_from = [record.config.get(option) for option in ("reward_model", "dataset_name", "add_to")]
-        waiting += [name for name in came_from if name]
+            if options.get(option):
+                uses.setdefault(options[option], use)
+        waiting += [options[option] for option in LEADS_BACK if options.get(option)]
+    # A part of a reward taught what the whole did.
     of_parts = {part: use for name, use in uses.items() for part in PARTS_OF_REWARD.split(name) if part}
     uses = of_parts | uses
     named = {"gold": config.gold, "held_out": config.held_out_reward}
