@@ -494,7 +494,7 @@ MUTANTS = (
            "effective = n**2 / float((np.bincount(cluster_N) ** 2).sum())", "effective = float(n)",
            ("tests/statistics/test_intervals.py::test_shares_of_very_few_prompts_count_a_prompt_once",)),
     Mutant("the-kept-weights-pass-for-the-last", "stages/reward.py",
-           '"dev/final_accuracy": fitted.last', '"dev/final_accuracy": fitted.best',
+           '"dev/final_loss": fitted.last', '"dev/final_loss": fitted.best',
            (REWARD + "test_the_last_weights_are_measured_beside_the_kept_ones",)),
     Mutant("one-reference-sample", "stages/reward.py", "reference.respond(prompts, each,",
            "reference.respond(prompts, 1,",
