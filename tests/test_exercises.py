@@ -25,7 +25,10 @@ SMALL: dict[str, str | None] = {
         "--backbone.num_train_epochs 0.05 --backbone.check_samples 16 "
         "--sweep.grid '{backbone.hidden_size: [16]}'"
     ),
-    "preferl sweep --config configs/sweeps/algorithms.yaml": f"{TINY} {FEW} --sweep.seeds '[0, 1]'",
+    "preferl sweep --config configs/sweeps/algorithms.yaml": (
+        f"{TINY} {FEW} --stages '[sft, collect, reward, rl, evaluate]' --sweep.seeds '[0, 1]' "
+        "--sft.seed 0 --collect.seed 0 --reward.seed 0 --evaluate.best_of '[]' --evaluate.pool_size null"
+    ),
     "preferl evaluate": (
         f"{ONE_THREAD} --response_length 24 --max_eval_prompts 16 --best_of_prompts 4 --best_of '[2, 4, 8]'"
     ),
