@@ -8,7 +8,7 @@ from pages import ONE_THREAD, ROOT, TINY, check_page, commands_of, differences, 
 PAGE = ROOT / "docs" / "exercises.md"
 FEW = (
     "--sft.num_train_epochs 0.05 --rl.num_iterations 1 --rl.eval_every 1 --evaluate.max_eval_prompts 8 "
-    "--evaluate.best_of_prompts 2 --evaluate.pool_size 16"
+    "--evaluate.best_of_prompts 2 --evaluate.pool_size 16 --reward.audit false"
 )
 FROM_DEMO = f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[collect, reward, rl, evaluate]'"
 # How a command begins -> what cuts it down.
@@ -35,7 +35,11 @@ SMALL: dict[str, str | None] = {
     "preferl sweep --config configs/sweeps/length.yaml": (
         f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[rl, evaluate]'"
     ),
-    "preferl sweep --config configs/sweeps/kl_": FROM_DEMO,
+    "preferl sweep --config configs/sweeps/kl_": (
+        f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[rl, evaluate]' "
+        "--rl.reward_model runs/demo/reward --evaluate.reward_model runs/demo/reward --rl.gold world "
+        "--evaluate.gold world"
+    ),
     "preferl report": "",
     "preferl design-reward": "",
 }
