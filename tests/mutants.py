@@ -103,6 +103,7 @@ LABEL = "tests/label/"
 FRONTIER, FRONTIERS = "statistics/frontier.py", "tests/statistics/test_frontier.py"
 COMPARISONS = "tests/evaluation/test_comparison.py"
 PAGES = "tests/reporting/test_report_pages.py"
+GATHER = "tests/reporting/test_gather.py"
 SFT = "tests/stages/test_sft.py::"
 DPO = "tests/stages/test_dpo.py::"
 REWARD = "tests/stages/test_reward.py::"
@@ -544,6 +545,14 @@ MUTANTS = (
            "pull_R2 = q_N2 * residual_N[:, None]", (FRONTIERS,)),
     Mutant("adjusted-by-the-wrong-sign", "reporting/frontier.py", 'row["score"] - coef * row["log_ratio"]',
            'row["score"] + coef * row["log_ratio"]', (PAGES,)),
+    Mutant("the-newest-reward-is-the-one", "reporting/gather.py",
+           "chosen = [path for path in own if path in led] or own", "chosen = own", (GATHER,)),
+    Mutant("all-stages-are-related", "reporting/gather.py",
+           "return one in self.ancestors(other) or other in self.ancestors(one)", "return True", (GATHER,)),
+    Mutant("made-again-goes-unsaid", "reporting/gather.py",
+           'self._hash(place) not in (row["hash"], "")', "False", (GATHER,)),
+    Mutant("rounds-count-from-nought", "reporting/rounds.py", "row[key] + shift[key] for key",
+           "row[key] for key", (GATHER,)),
     Mutant("references-to-stages-not-waited-for", "sweep/plan.py", "for reference in stage.reads]",
            'for reference in stage.reads if reference.startswith("@/")]',
            (SWEEP + "test_named_points_refer_to_stages_of_their_own_and_of_each_other",)),

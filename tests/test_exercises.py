@@ -8,7 +8,7 @@ from pages import ONE_THREAD, ROOT, TINY, check_page, commands_of, differences, 
 PAGE = ROOT / "docs" / "exercises.md"
 FEW = (
     "--sft.num_train_epochs 0.05 --rl.num_iterations 1 --rl.eval_every 1 --evaluate.max_eval_prompts 8 "
-    "--evaluate.best_of_prompts 2 --evaluate.pool_size 16"
+    "--evaluate.best_of_prompts 2 --evaluate.pool_size 16 --reward.audit false"
 )
 FROM_DEMO = f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[collect, reward, rl, evaluate]'"
 # How a command begins -> what cuts it down.
@@ -25,14 +25,21 @@ SMALL: dict[str, str | None] = {
         "--backbone.num_train_epochs 0.05 --backbone.check_samples 16 "
         "--sweep.grid '{backbone.hidden_size: [16]}'"
     ),
-    "preferl sweep --config configs/sweeps/algorithms.yaml": f"{TINY} {FEW} --sweep.seeds '[0, 1]'",
+    "preferl sweep --config configs/sweeps/algorithms.yaml": (
+        f"{TINY} {FEW} --stages '[sft, collect, reward, rl, evaluate]' --sweep.seeds '[0, 1]' "
+        "--sft.seed 0 --collect.seed 0 --reward.seed 0 --evaluate.best_of '[]' --evaluate.pool_size null"
+    ),
     "preferl evaluate": (
         f"{ONE_THREAD} --response_length 24 --max_eval_prompts 16 --best_of_prompts 4 --best_of '[2, 4, 8]'"
     ),
     "preferl sweep --config configs/sweeps/length.yaml": (
         f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[rl, evaluate]'"
     ),
-    "preferl sweep --config configs/sweeps/kl_": FROM_DEMO,
+    "preferl sweep --config configs/sweeps/kl_": (
+        f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[rl, evaluate]' "
+        "--rl.reward_model runs/demo/reward --evaluate.reward_model runs/demo/reward --rl.gold world "
+        "--evaluate.gold world"
+    ),
     "preferl report": "",
     "preferl design-reward": "",
 }

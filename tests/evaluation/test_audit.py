@@ -18,8 +18,9 @@ from preferl.evaluation.bias import bias_audit, position
 from preferl.evaluation.calibration import calibration
 from preferl.evaluation.features import feature_functions
 from preferl.evaluation.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
-from preferl.evaluation.scored import ScoredPairs
+from preferl.evaluation.scored import ScoredPairs, quality_of
 from preferl.statistics import wilson_interval
+from preferl.statistics.intervals import Estimate
 
 WORDS = ["river", "stone", "cloud", "paper", "window", "garden", "silver", "bread", "music", "table"]
 
@@ -105,6 +106,19 @@ def test_several_pairs_of_a_prompt_are_one_observation():
     one_prompt = accuracy_with_interval(scored_gaps([1.0, 2.0], ["p", "p"]))
     assert one_prompt["log_loss"]["low"] is None
     assert one_prompt["accuracy"]["low"] == pytest.approx(wilson_interval(1, 1)[0])
+
+
+def test_an_accuracy_has_one_interval_whoever_says_it():
+    """What `preferl reward` prints, what its audit says, and what the page shows of seen and unseen pairs."""
+    gaps = np.repeat(np.random.default_rng(0).normal(0.5, 1, size=50), 6)
+    prompts = [[{"role": "user", "content": str(i // 6)}] for i in range(300)]
+    scored = scored_gaps(gaps, prompts)
+    printed = Estimate.read(quality_of(scored.gap_N, scored.pairs, seed=0), "accuracy")
+    audited = accuracy_with_interval(scored)
+    assert Estimate.read(audited["accuracy"]) == printed
+    assert Estimate.read(scored.accuracy()) == printed
+    alone = wilson_interval(printed.value * 300, 300)
+    assert printed.low < alone[0] < alone[1] < printed.high
 
 
 # -- calibration
