@@ -62,8 +62,8 @@ def check_still_there(directory: Path, file: str) -> None:
 def gone(directory: Path) -> DiskError:
     """The error of a stage whose directory was taken away from under it."""
     return DiskError(
-        f"{directory} is gone, or some of it: its disk was taken away, or somebody deleted it; bring it back, "
-        f"or delete what is left of it, and run the same command again"
+        f"{directory} is gone, or some of it: its disk was taken away, or somebody deleted it; bring it "
+        f"back, or delete what is left of it, and run the same command again"
     )
 
 
