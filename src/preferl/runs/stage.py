@@ -34,6 +34,7 @@ from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.files import parsed_lines, plain, read_json, read_yaml, write_atomically
 from preferl.runs.mark import check_ours, claim, read_mark, remove
 from preferl.runs.progress import say
+from preferl.runs.ranges import check_ranges
 
 # What a stage writes, and so may delete, in this order: without DONE what is left counts as unfinished.
 OUTPUTS = (
@@ -62,6 +63,7 @@ class Stage:
     """
 
     def __init__(self, name: str, config: Any, fresh: bool = False, callbacks: Sequence[Callback] = ()):
+        check_ranges(config)  # again: a field may have been set since the options were made
         self.name, self.config, self.fresh = name, config, fresh
         self.path = Path(config.output_dir)
         self.options = yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))
