@@ -17,7 +17,7 @@ from preferl.judging.scorers import load_scorer
 from preferl.models import load
 from preferl.models.reward import load_reward_model
 from preferl.pipeline import RunConfig
-from preferl.runs.errors import UsageError
+from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.record import StageRecord
 from preferl.runs.stage import Stage
 from preferl.sampling.policy import Policy
@@ -401,7 +401,8 @@ def test_a_broken_reward_stops_the_stage(config, tmp_path, monkeypatch, role, bo
     name = f"broken_{role}_{abs(hash(body))}"
     (tmp_path / f"{name}.py").write_text(f"def reward(prompts, completions, **columns): return {body}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UsageError, match=words):
+    kind = DivergedError if "nan" in body else UsageError
+    with pytest.raises(kind, match=words):
         best_of.run(dataclasses.replace(config, **{role: f"{name}:reward"}))
 
 

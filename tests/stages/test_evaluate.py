@@ -61,7 +61,7 @@ def test_the_kl_of_a_policy_to_itself_is_zero_and_to_another_is_its_log_ratio(po
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"best_of": [0]}, "every N must be at least 1"),
+        ({"best_of": [0]}, "every number of it must be 1 or more"),
         ({"pool_size": 8}, "needs at least its largest N"),
         ({"num_generations": 0}, "num_generations is 0"),
     ],

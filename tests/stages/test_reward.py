@@ -299,7 +299,7 @@ def test_an_interrupted_ensemble_goes_on_at_its_member(config, monkeypatch):
         ("weight_average", 1.5, "between 0 and 1"),
         ("label_smoothing", 0.7, "between 0 and 0.5"),
         ("tie_margin", 0, "above 0"),
-        ("num_members", 0, "start at 1"),
+        ("num_members", 0, "1 or more"),
         ("pooling", "max", "last or mean"),
     ],
 )

@@ -283,7 +283,7 @@ def test_non_finite_losses_stop_before_the_update_and_name_the_sample(config, al
 
 
 def test_a_reward_function_that_fails_is_named(config, reward_module):
-    with pytest.raises(UsageError, match="nan"):
+    with pytest.raises(DivergedError, match=":broken' returned nan"):
         rl.run(dataclasses.replace(config, reward_model=f"{reward_module}:broken"))
     with pytest.raises(UsageError, match="cannot be imported"):
         rl.run(dataclasses.replace(config, reward_model=f"{reward_module}:absent"))

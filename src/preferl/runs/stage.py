@@ -35,6 +35,7 @@ from preferl.runs.found import examine, plain_options, refuse_unmarked
 from preferl.runs.inputs import hash_of, identify
 from preferl.runs.mark import claim, read_mark, remove
 from preferl.runs.progress import say
+from preferl.runs.ranges import check_ranges
 
 # What a stage writes, and so may delete, in this order: without DONE what is left counts as unfinished.
 OUTPUTS = (
@@ -72,6 +73,7 @@ class Stage:
         callbacks: Sequence[Callback] = (),
         extendable: Mapping[str, WhyNot] | None = None,
     ):
+        check_ranges(config)  # again: a field may have been set since the options were made
         self.name, self.config, self.fresh = name, config, fresh
         self.extendable = extendable or {}
         self.path = Path(config.output_dir)
