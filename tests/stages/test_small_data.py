@@ -94,7 +94,7 @@ def test_a_policy_is_trained_and_evaluated_on_a_few_prompts(rows, start):
     assert (found["prompts"], found["trained_on"]) == ({1: 1, 3: 3, 10: 2}[rows], rows < 10)
     compared = found["comparison"]["score"]
     assert compared["difference_low"] == "-inf" if one else is_wide(compared, "difference", 0.0)
-    assert is_wide(compared, "win_rate", 0.6)
+    assert is_wide(compared, "win_rate", 0.56)  # all of 3 won: [44 %, 100 %]
     assert found["policies"]["policy"]["kl_se"] == "inf" if one else found["policies"]["policy"]["kl_se"] >= 0
     assert len(found["best_of"]) == 2
     start(rows, "report", "{out}")
