@@ -155,6 +155,30 @@ def test_convert_overwrites_nothing(capsys, tmp_path):
         (tmp_path / "preferences.jsonl").write_text("mine")
 
 
+def test_a_page_overwrites_nothing_of_somebody_else(capsys, tmp_path):
+    """A file that is named, or that lies where a comparison's page does; a page of ours is replaced there."""
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"q {i}", "chosen": "Yes.", "rejected": "No, never."} for i in range(12)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    places = [str(tmp_path / "runs" / name) for name in ("long", "short")]
+    for place, reward in zip(places, ("length", "concise"), strict=True):
+        command = ["audit", "--reward_model", reward, "--dataset_name", str(pairs), "--output_dir", place]
+        assert call(capsys, *command)[0] == 0
+    mine = tmp_path / "page.html"
+    mine.write_text("mine")
+    assert call(capsys, "report", places[0], "--output", str(mine))[0] == 2
+    usual = tmp_path / "runs" / "comparison.html"
+    usual.write_text("mine")
+    code, _, err = call(capsys, "report", *places)
+    assert code == 2
+    assert f"{usual} is there already; name another file, or overwrite it with --fresh" in err
+    assert [path.read_text() for path in (mine, usual)] == ["mine", "mine"]
+    assert call(capsys, "report", *places, "--fresh")[0] == 0
+    assert call(capsys, "report", *places)[0] == 0
+    assert call(capsys, "report", places[0], "--output", str(mine), "--fresh")[0] == 0
+    assert "preferl" in mine.read_text()
+
+
 def test_doctor(capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("PREFERL_DATA", raising=False)
     code, out, _ = call(capsys, "doctor")

@@ -278,6 +278,7 @@ def demo_command(arguments: list[str]) -> int:
 def report_command(arguments: list[str]) -> int:
     """``preferl report RUN`` and ``preferl report RUN RUN …``."""
     arguments, out = take_option(arguments, "--output")
+    arguments, fresh = take_flag(arguments, "--fresh")
     if arguments in (["--help"], ["-h"]):
         print(REPORT_USAGE, end="")
         return 0
@@ -292,13 +293,18 @@ def report_command(arguments: list[str]) -> int:
     path = Path(out) if out else None
     if path is not None and path.is_dir():
         raise UsageError(f"--output {out} is a folder; name a file in it, as {path / 'report.html'}")
+    if path is not None:
+        refuse_existing([path], fresh)
     if len(directories) == 1 and is_sweep(directories[0]):
         from preferl.reporting import sweeps
 
         sweeps.page(directories[0], path)
         return 0
     found = report.read(directories)
-    page = report.write_gathered(found, path or report.usual_place(directories))
+    if path is None:
+        path = report.usual_place(directories)
+        refuse_existing([path] if report.is_foreign(path) else [], fresh)
+    page = report.write_gathered(found, path)
     for line in report.lines(found):
         say(f"report: {line}")
     print(page)
@@ -313,6 +319,7 @@ usage: preferl report DIR [--output FILE]        one page of a run or of one sta
                                                  stages that were made from each other are one run, wherever
                                                  they lie; runs, and what does not belong together, stand
                                                  side by side
+--fresh overwrites a FILE that is there already.
 """
 
 

@@ -17,6 +17,8 @@ from preferl import __version__
 from preferl.reporting.measures import Runs, Stages
 from preferl.runs.files import write_atomically
 
+GENERATOR = '<meta name="generator" content="preferl">'  # by which a page is known as one of preferl's
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -130,6 +132,7 @@ def write_page(
     environment = Environment(loader=PackageLoader("preferl.reporting", "."), autoescape=True)
     text = environment.get_template("page.html").render(
         name=name,
+        generator=Markup(GENERATOR),
         version=__version__,
         verdict=verdict,
         facts=facts,

@@ -13,12 +13,13 @@ import yaml
 from preferl.reporting.evaluation import examples
 from preferl.reporting.gather import Gathered, gather
 from preferl.reporting.measures import Runs, Stages
-from preferl.reporting.page import write_page
+from preferl.reporting.page import GENERATOR, write_page
 from preferl.reporting.rounds import one_by_one
 from preferl.reporting.sections import sections
 from preferl.reporting.verdict import facts, overall, terminal_lines, verdict
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import hash_directory
+from preferl.runs.mark import read_mark
 
 # What every page reads of an evaluation.
 NEEDED = ("policies", "comparison", "references", "signs", "training", "cost", "best_of", "num_generations")
@@ -47,6 +48,13 @@ def usual_place(directories: Sequence[Path]) -> Path:
     if len(directories) == 1:
         return directories[0] / "report.html"
     return directories[0].resolve().parent / "comparison.html"
+
+
+def is_foreign(page: Path) -> bool:
+    """Whether a file at a page's usual place is none of preferl's pages."""
+    if not page.exists() or read_mark(page.parent) is not None:
+        return False
+    return GENERATOR not in page.read_text(encoding="utf-8", errors="replace")[:1000]
 
 
 def read(directories: Sequence[Path]) -> Gathered:
