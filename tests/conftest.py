@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,12 @@ from environment import missing
 from preferl.models import tiny
 from small_models import TEXTS, make_language_model
 
-LONG = ("test_demo.py", "test_optimum.py", "test_tutorial.py", "test_exercises.py")
+# Where the tests are run in the background of a script, SIGINT is ignored, and so it would be in every program
+# that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONG = ("test_verdicts.py", "test_demo.py", "test_optimum.py", "test_tutorial.py", "test_exercises.py")
 
 
 def pytest_collection_modifyitems(items):
