@@ -13,8 +13,7 @@ from environment import missing
 from preferl.models import tiny
 from small_models import TEXTS, make_language_model
 
-# Where the tests are run in the background of a script, SIGINT is ignored, and so it would be in every program
-# that they start.
+# In the background of a script SIGINT is ignored, and so it would be in every program that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
