@@ -13,9 +13,12 @@ from environment import missing
 from preferl.models import tiny
 from small_models import TEXTS, make_language_model
 
-# In the background of a script SIGINT is ignored, and so it would be in every program that tests start.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What is ignored here, as in the background of a script, would be ignored in every program that tests start;
+# what is handled is not.
+for name in ("SIGINT", "SIGHUP"):
+    number = getattr(signal, name, None)
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda number, frame: None)
 
 LONG = ("test_verdicts.py", "test_demo.py", "test_optimum.py", "test_tutorial.py", "test_exercises.py")
 

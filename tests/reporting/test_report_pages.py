@@ -72,6 +72,7 @@ def summary(proxy=1.0, gold=1.0, coef=0.1, kl=4.0, **more):
 
 def stage(summary, metrics=(), kind="evaluate"):
     return SimpleNamespace(
+        path=Path("run") / kind,
         summary=summary,
         metrics=list(metrics),
         manifest={"stage": kind},

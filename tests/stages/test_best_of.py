@@ -523,7 +523,7 @@ def test_the_stages_find_each_other_and_own_options_win(tmp_path):
     root = str(tmp_path / "run")
     best, distil = stages["best_of"], stages["distil"]
     assert best.model_name_or_path == distil.model_name_or_path == f"{root}/sft"
-    assert (best.reward_model, best.gold) == (f"{root}/reward", "world")
+    assert (best.reward_model, best.gold) == (f"{root}/reward", None)  # the world is no truth of other data
     assert (best.dataset_name, best.max_rows) == ("people.jsonl", 7)
     assert (distil.dataset_name, distil.max_rows) == (f"{root}/best_of", None)
     assert (distil.learning_rate, distil.num_train_epochs) == (1e-3, 1)

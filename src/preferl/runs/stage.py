@@ -249,7 +249,6 @@ class Stage:
         if not self.goes_on:
             self._write_record()
 
-    @distributed.main_writes
     def _write_record(self) -> None:
         """What this stage is made of, in ``config.yaml`` and ``manifest.json``."""
         text = yaml.safe_dump(self.options, sort_keys=False, allow_unicode=True)
