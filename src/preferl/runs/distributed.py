@@ -88,18 +88,24 @@ def process_group() -> Iterator[None]:
         yield
         barrier()
     except StoppedElsewhere:
-        time.sleep(GRACE_S)  # torchrun ends this process as soon as the one that failed has ended
+        _let_it_end()
         raise
     except Interrupted:  # the others stop at the same update, or are told by this that one has ended
         store.add("failed", 1)
         raise
     except BaseException as error:
         if store.add("failed", 1) > 1:
-            time.sleep(GRACE_S)
+            _let_it_end()
             raise StoppedElsewhere from error
         raise
     finally:
         distributed.destroy_process_group()
+
+
+def _let_it_end() -> None:
+    """The process that failed says why; as soon as it has ended torchrun ends this one with a signal."""
+    with contextlib.suppress(Interrupted):
+        time.sleep(GRACE_S)
 
 
 def shard(rows: Any, unit: int = 1) -> Any:
