@@ -31,7 +31,17 @@ def test_commands_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_options_exist(page):
-    known = {"config", "fresh", "debug", "help", "print_config", "print-config", "version"}
+    known = {
+        "config",
+        "fresh",
+        "keep_stale",
+        "output",
+        "debug",
+        "help",
+        "print_config",
+        "print-config",
+        "version",
+    }
     known |= {"nproc_per_node", "password"}  # torchrun's; a flag of `preferl label user`
     for config in (
         RunOptions,

@@ -162,15 +162,15 @@ def test_every_kl_has_its_sign(tmp_path, policy_directory):
 
 
 def test_what_people_labelled_on_held_out_prompts_is_compared_with_the_reward(tmp_path, policy_directory):
-    """Of 20 pairs the shorter one was preferred in 15."""
+    """Of 20 held-out pairs the shorter one was preferred in 15."""
     rows = [
         {
             "prompt": f"What is {i}?",
             "chosen": "a" if i % 4 else "a b c d",
             "rejected": "a b c",
-            "split": "eval",
+            "split": "eval" if i < 20 else "train",
         }
-        for i in range(20)
+        for i in range(30)
     ]
     data = tmp_path / "people.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -435,14 +435,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(config, algorithm, tmp_pat
     assert not (parts / "state").exists()
 
 
-def test_other_options_or_another_parent_start_anew(config, tmp_path, policy_directory):
+def test_other_options_start_anew_only_where_that_is_asked_for(config, tmp_path, policy_directory):
     base = dataclasses.replace(
         config, reward_model="watch_rewards:stops_once", save_every=2, num_iterations=6
     )
     with pytest.raises(KeyboardInterrupt):
         rl.run(base)
     assert (tmp_path / "rl" / "state").exists()
-    path = rl.run(dataclasses.replace(base, learning_rate=1e-3))
+    other = dataclasses.replace(base, learning_rate=1e-3)
+    with pytest.raises(UsageError, match=r"unfinished and was begun with other options.*learning_rate"):
+        rl.run(other)
+    path = rl.run(other, fresh=True)
     assert [row["step"] for row in metrics(path)] == list(range(7))
 
 
