@@ -48,8 +48,10 @@ def whole_directory(path: Path) -> Iterator[Path]:
             if not path.exists():
                 os.replace(temporary, path)
             else:
-                for file in temporary.iterdir():
-                    os.replace(file, path / file.name)
+                for file in [file for file in temporary.rglob("*") if file.is_file()]:
+                    place = path / file.relative_to(temporary)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
