@@ -392,7 +392,7 @@ def test_the_report_is_one_file_that_fetches_nothing(finished):
     page.feed(html)
     assert not page.fetches
     assert "script" not in page.tags
-    assert page.tags.count("svg") == page.tags.count("figcaption") == 11
+    assert page.tags.count("svg") == page.tags.count("figcaption") == 13
     assert page.tags.count("article") == 10
     text = " ".join(page.text)
     for words in ("held-out prompts", "win rate", "best-of-4", "Reward model, audited", "What it cost", "KL"):

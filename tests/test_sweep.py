@@ -400,6 +400,7 @@ def recorded(monkeypatch, made):
 
     for name in ("sft", "collect", "reward"):
         monkeypatch.setattr(f"preferl.stages.{name}.run", stand_in(name))
+    monkeypatch.setattr("preferl.reporting.sweeps.sections", lambda runs: [])  # they have measured nothing
     return ran
 
 
