@@ -495,8 +495,9 @@ def trained_from(reference: Path, policy: Path) -> list[StageRecord]:
             return found[:1]
         found.append(StageRecord(place))
         parents = found[-1].manifest["parents"]
-        before = parents.get("policy") or parents.get("model")
-        if before is None:
+        # Stages from before inputs were recorded by option call it otherwise.
+        before = parents.get("model_name_or_path") or parents.get("policy") or parents.get("model")
+        if before is None or "path" not in before:  # it began with a model of the Hub
             return found[:1]
         place = (place / before["path"]).resolve()
     return found
