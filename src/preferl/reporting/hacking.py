@@ -130,9 +130,12 @@ def over_optimisation_plot(runs: Runs) -> Plot | None:
 
 @needs("rl", at_least=3)
 def shared_turning_plot(runs: Runs) -> Plot | None:
-    """Where gold turns by all points of runs against one reward, as those of a sweep over β: every
-    measurement of their trainings, and their ends."""
-    if len({(stages["rl"].config["reward_model"], reference_of(stages)) for stages in runs.values()}) > 1:
+    """Where gold turns by all points of runs of one algorithm against one reward, as those of a sweep over β:
+    every measurement of their trainings, and their ends."""
+    runs = {name: stages for name, stages in runs.items() if "rl" in stages}
+    configs = [stages["rl"].config for stages in runs.values()]
+    against = {(config.get("algorithm"), config["reward_model"]) for config in configs}
+    if len(against) > 1 or len({reference_of(stages) for stages in runs.values()}) > 1:
         return None
     points = {name: gained(stages) for name, stages in runs.items()}
     points = {name: of_run for name, of_run in points.items() if of_run}
