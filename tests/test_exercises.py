@@ -10,7 +10,9 @@ FEW = (
     "--sft.num_train_epochs 0.05 --rl.num_iterations 1 --rl.eval_every 1 --evaluate.max_eval_prompts 8 "
     "--evaluate.best_of_prompts 2 --evaluate.pool_size 16 --reward.audit false"
 )
-FROM_DEMO = f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[collect, reward, rl, evaluate, report]'"
+FROM_DEMO = (
+    f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[collect, reward, rl, evaluate, report]'"
+)
 # How a command begins -> what cuts it down.
 SMALL: dict[str, str | None] = {
     "preferl demo": f"{TINY} --rl.num_iterations 1",

@@ -2,7 +2,6 @@
 inputs, or of others."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from preferl.runs.errors import UsageError
+from preferl.runs.files import read_json, read_yaml
 from preferl.runs.inputs import Changes, Identity, changed_options, changes, hash_of
 from preferl.runs.mark import check_ours, contents, read_mark
 
@@ -100,19 +100,17 @@ def examine(path: Path, name: str, now: Identity) -> Found:
         if not (config_file.exists() and manifest_file.exists()):
             return Found("nothing")
     try:
-        stored = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+        stored, manifest = read_yaml(config_file), read_json(manifest_file)
         if finished.exists() and "options" in manifest:
             content = {role: parent["hash"] for role, parent in manifest["parents"].items()}
-            made_of = json.loads(finished.read_text(encoding="utf-8"))["made_of"]
-            if made_of != hash_of(manifest["options"], content):
+            if read_json(finished)["made_of"] != hash_of(manifest["options"], content):
                 raise ValueError("DONE was written for another manifest.json")
         if "options" in manifest:
             found = changes(path, manifest, stored, now)
         else:  # from before inputs were recorded: it is known by its options alone
             found = changed_options(stored, now.given)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    except (UsageError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
         return Found("damaged", {}, Changes(inputs={"": f"the record of this stage is damaged ({reason})"}))
     state = "finished" if finished.exists() else "unfinished"
     return Found(
