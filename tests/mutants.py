@@ -682,7 +682,7 @@ MUTANTS = (
            "torch.manual_seed(derived_seed(self.seed", "int(derived_seed(self.seed",
            (GOES_ON + "[reward with LoRA]",)),
     Mutant("changed-checkpoints-taken", CHECKPOINT,
-           'if contents.get(f"sha256 of {name}") != _sha256(path / name)', "if False",
+           'if contents.get(f"sha256 of {name}") != sha256_of(path / name)', "if False",
            (DAMAGED + "what_cannot_be_gone_on_from_is_named_and_the_one_before_is_taken",)),
     Mutant("checkpoints-of-others-taken", CHECKPOINT, 'contents.get("owner") != owner', "False",
            (DAMAGED + "a_whole_folder_of_another_run_is_not_gone_on_from",)),

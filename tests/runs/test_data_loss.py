@@ -201,7 +201,7 @@ def test_a_full_disk_at_the_mark_leaves_a_directory_that_can_be_used(tmp_path, m
     def full(path, text):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("preferl.runs.mark.write_atomically", full)
+    monkeypatch.setattr("preferl.runs.mark.write_json", full)
     with pytest.raises(OSError, match="No space left"):
         claim(tmp_path / "out", "stage", "sft")
     monkeypatch.undo()

@@ -358,8 +358,8 @@ def test_hashes_of_large_files_are_remembered_until_they_change(tmp_path, monkey
     monkeypatch.setattr(inputs, "LARGE", 8)
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache" / name)
     file, read = tmp_path / "weights", []
-    digest = inputs._digest
-    monkeypatch.setattr(inputs, "_digest", lambda path: read.append(path) or digest(path))
+    digest = inputs.sha256_of
+    monkeypatch.setattr(inputs, "sha256_of", lambda path: read.append(path) or digest(path))
     file.write_bytes(b"0123456789")
     file_hash(file)  # written just now: it may change within one tick of its time
     os.utime(file, (1e9, 1e9))

@@ -7,7 +7,6 @@ only tell apart what is of one kind.
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from preferl.reporting.measures import Stages
 from preferl.reporting.rounds import Rounds
 from preferl.runs.errors import UsageError
+from preferl.runs.inputs import names_in
 from preferl.runs.lock import holder_of
 from preferl.runs.mark import read_mark
 from preferl.runs.record import PLACES, StageRecord, is_sweep, read_config, read_manifest, stage_paths
@@ -114,7 +114,7 @@ class Kin:
 
 def directories_in(reward: object) -> list[str]:
     """The parts of a reward's text that can be directories, as of ``0.7*runs/a/reward + 0.3*concise``."""
-    return [part for part in re.split(r"[*+(),\s]+", str(reward or "")) if "/" in part]
+    return [part for part in names_in(str(reward or "")) if "/" in part]
 
 
 def is_stage(path: Path) -> bool:

@@ -1,6 +1,5 @@
 """Did it work, and was the reward hacked? One word, one paragraph, a few numbers; how several rank."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from preferl.reporting.measures import (
     summary_of,
 )
 from preferl.reporting.page import Verdict
+from preferl.runs.inputs import names_in
 from preferl.statistics import mean_interval
 from preferl.statistics.intervals import Estimate
 
@@ -303,7 +303,7 @@ def rewarded_by_it(stages: Stages) -> bool:
     """Whether the policy was trained against the reward stage's model, or there was no rl."""
     if "rl" not in stages:
         return True
-    names = re.split(r"[*+(),\s]+", str(stages["rl"].config["reward_model"]))
+    names = names_in(str(stages["rl"].config["reward_model"]))
     return any(Path(name).parts[-2:] == stages["reward"].path.resolve().parts[-2:] for name in names)
 
 

@@ -8,7 +8,6 @@ changed, foreign or under another name is said and passed over. Numbers survive 
 the shortest text that reads back as the same float).
 """
 
-import hashlib
 import json
 import os
 import random
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from preferl.runs import distributed, signals
+from preferl.runs.files import sha256_of
 from preferl.runs.mark import PROGRAM, remove
 from preferl.runs.progress import say
 
@@ -190,7 +190,7 @@ def _read(path: Path, owner: str) -> tuple[dict[str, torch.Tensor], dict[str, An
     if contents.get("owner") != owner:
         raise ValueError("it is of another run: other options, or made from something else")
     for name in (TENSORS, VALUES):
-        if contents.get(f"sha256 of {name}") != _sha256(path / name):
+        if contents.get(f"sha256 of {name}") != sha256_of(path / name):
             raise ValueError(f"{name} is not what was written: its SHA-256 has changed")
     return load_file(path / TENSORS), json.loads((path / VALUES).read_text(encoding="utf-8"))
 
@@ -204,18 +204,13 @@ def _write(target: Path, tensors: Mapping[str, torch.Tensor], values: Mapping[st
     save_file(whole, temporary / TENSORS)
     (temporary / VALUES).write_text(json.dumps(values) + "\n", encoding="utf-8")
     contents: dict[str, Any] = {"program": PROGRAM, "format": FORMAT, "name": target.name, "owner": owner}
-    contents |= {f"sha256 of {name}": _sha256(temporary / name) for name in (TENSORS, VALUES)}
+    contents |= {f"sha256 of {name}": sha256_of(temporary / name) for name in (TENSORS, VALUES)}
     (temporary / CONTENTS).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     for name in (TENSORS, VALUES, CONTENTS):
         with open(temporary / name, "rb") as file:
             os.fsync(file.fileno())
     remove(target)
     os.replace(temporary, target)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------- generators of random numbers

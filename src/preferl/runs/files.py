@@ -1,6 +1,7 @@
 """Files of a run: written whole or not at all, numbers as JSON can hold them."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -29,6 +30,17 @@ def write_atomically(path: Path, text: str, encoding: str = "utf-8", newline: st
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as a JSON file, whole or not at all."""
+    write_atomically(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -80,11 +80,14 @@ def plain_options(config: Any) -> dict[str, Any]:
 
 
 def stored_options(path: Path) -> dict[str, Any] | None:
-    """The options with which a stage was finished; None where there is no finished one."""
+    """The options with which a stage was finished; None where there is no finished one.
+
+    Raises:
+        UsageError: its ``config.yaml`` is damaged.
+    """
     if not (path / "DONE").exists() or not (path / "config.yaml").exists():
         return None
-    stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    return stored if isinstance(stored, dict) else None
+    return read_yaml(path / "config.yaml")
 
 
 def examine(path: Path, name: str, now: Identity) -> Found:

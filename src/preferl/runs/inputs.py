@@ -22,7 +22,7 @@ from typing import Any
 import platformdirs
 
 from preferl.runs.errors import UsageError
-from preferl.runs.files import write_atomically
+from preferl.runs.files import sha256_of, write_atomically
 from preferl.runs.mark import read_mark, was_stage
 
 # Options that name data, models and rewards.
@@ -307,7 +307,7 @@ def file_hash(path: Path) -> str:
     path = path.resolve()
     stat = path.stat()
     if stat.st_size < LARGE or time.time() - stat.st_mtime < SETTLED_S:
-        return _digest(path)
+        return sha256_of(path)
     key = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     remembered = platformdirs.user_cache_path("preferl") / "hashes" / name
@@ -317,12 +317,7 @@ def file_hash(path: Path) -> str:
             return found
     except OSError:
         pass
-    found = _digest(path)
+    found = sha256_of(path)
     with contextlib.suppress(OSError):  # nowhere to remember it: it is read again the next time
         write_atomically(remembered, found)
     return found
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,12 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from preferl import __version__
 from preferl.runs import distributed
 from preferl.runs.errors import UsageError
-from preferl.runs.files import write_atomically
+from preferl.runs.files import read_yaml, write_json
 
 MARK = ".preferl.json"
 PROGRAM, FORMAT = "preferl", 1
@@ -103,10 +101,9 @@ def was_stage(path: Path, name: str | None = None) -> bool:
 def _mapping(path: Path) -> dict[str, Any]:
     """A file of JSON or YAML that holds keys and values; anything else has none."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return read_yaml(path)
+    except (OSError, UsageError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 @distributed.main_writes
@@ -119,8 +116,7 @@ def claim(path: Path, kind: str, name: str) -> None:
     check_ours(path, kind, name)
     path.mkdir(parents=True, exist_ok=True)
     if read_mark(path) is None and not was_ours(path, kind, name):
-        text = json.dumps({"program": PROGRAM} | asdict(Mark(kind, name)), indent=2)
-        write_atomically(path / MARK, text + "\n")
+        write_json(path / MARK, {"program": PROGRAM} | asdict(Mark(kind, name)))
 
 
 def remove(path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from preferl.runs.environment import environment
 from preferl.runs.errors import UsageError
-from preferl.runs.files import damaged, read_json, read_jsonl, read_yaml, write_atomically
-from preferl.runs.mark import claim, read_mark
+from preferl.runs.files import damaged, read_json, read_jsonl, read_yaml, write_atomically, write_json
+from preferl.runs.mark import read_mark
 from preferl.runs.old_keys import renamed
 from preferl.runs.progress import say
 
@@ -110,16 +110,11 @@ def is_sweep(root: Path) -> bool:
     return stored.is_file() and "sweep" in read_yaml(stored)
 
 
-def write_run_files(run: Path, config_text: str, kind: str = "run") -> None:
-    """``config.yaml``, ``command.txt`` and ``env.json`` of a run or a sweep.
-
-    Raises:
-        UsageError: the directory holds something else.
-    """
-    claim(run, kind, run.resolve().name)
+def write_run_files(run: Path, config_text: str) -> None:
+    """``config.yaml``, ``command.txt`` and ``env.json`` of a run or a sweep, whose directory is claimed."""
     write_atomically(run / "config.yaml", config_text)
     write_atomically(run / "command.txt", " ".join(["preferl", *sys.argv[1:]]) + "\n")
-    write_atomically(run / "env.json", json.dumps(environment(), indent=2) + "\n")
+    write_json(run / "env.json", environment())
 
 
 class Redo:
@@ -152,9 +147,7 @@ class Redo:
     def begin(self) -> None:
         """Before the first stage."""
         if self.name is not None:
-            write_atomically(
-                self.file, json.dumps({"redo": self.name, "config": self.config_text}, indent=2) + "\n"
-            )
+            write_json(self.file, {"redo": self.name, "config": self.config_text})
 
     def end(self) -> None:
         """After the last one."""

@@ -30,7 +30,7 @@ from preferl.runs import checkpoint, devices, disks, distributed, lock, memory
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
 from preferl.runs.errors import DivergedError, UsageError
-from preferl.runs.files import parsed_lines, plain, write_atomically
+from preferl.runs.files import parsed_lines, plain, write_atomically, write_json
 from preferl.runs.found import examine, plain_options, refuse_unmarked
 from preferl.runs.inputs import hash_of, identify
 from preferl.runs.mark import claim, read_mark, remove
@@ -314,8 +314,7 @@ class Stage:
         self._append("samples.jsonl", rows)
 
     def write_json(self, name: str, value: Any) -> None:
-        text = json.dumps(plain(value), indent=2, ensure_ascii=False)
-        write_atomically(self.path / name, text + "\n")
+        write_json(self.path / name, value)
 
     @distributed.main_writes
     def _append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:

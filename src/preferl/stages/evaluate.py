@@ -8,7 +8,6 @@ language models and processor time.
 
 import dataclasses
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,6 +35,7 @@ from preferl.runs import devices
 from preferl.runs.checkpoint import Parts, below
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
 from preferl.runs.errors import UsageError
+from preferl.runs.inputs import names_in
 from preferl.runs.progress import Steps, say
 from preferl.runs.ranges import Count, Several
 from preferl.runs.record import StageRecord
@@ -50,7 +50,6 @@ from preferl.statistics.intervals import Estimate, mean_share
 FRONTIER_KL_COEFS = (3.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05)
 BATCHES = 8  # of the sampler between two writes
 EXAMPLES = 5  # of the SFT model's responses, from the lowest to the highest reward
-PARTS_OF_REWARD = re.compile(r"[*+(),\s]+")
 # Options of the stages behind a policy that name what taught it, and what that did.
 SIGNAL_OPTIONS = {"reward_model": "is the reward that was trained on", "annotator": "labelled the pairs"}
 LEADS_BACK = ("reward_model", "dataset_name", "add_to")  # options that name an earlier stage
@@ -126,7 +125,7 @@ def training_signals(config: EvaluateConfig) -> dict[str, str]:
     waiting = [config.model_name_or_path, config.reward_model]
     while waiting:
         name = waiting.pop()
-        waiting += [part for part in PARTS_OF_REWARD.split(name) if part and part != name]
+        waiting += [part for part in names_in(name) if part != name]
         directory = Path(name)
         if directory in read or not (directory / "manifest.json").exists():
             continue
@@ -137,7 +136,7 @@ def training_signals(config: EvaluateConfig) -> dict[str, str]:
                 uses.setdefault(options[option], use)
         waiting += [options[option] for option in LEADS_BACK if options.get(option)]
     # A part of a reward taught what the whole did.
-    of_parts = {part: use for name, use in uses.items() for part in PARTS_OF_REWARD.split(name) if part}
+    of_parts = {part: use for name, use in uses.items() for part in names_in(name)}
     uses = of_parts | uses
     named = {"gold": config.gold, "held_out": config.held_out_reward}
     return {key: uses[name] for key, name in named.items() if name in uses and name != "world"}

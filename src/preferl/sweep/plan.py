@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser
 from preferl import pipeline
 from preferl.pipeline import Planned, RunConfig, RunOptions, plain, replace_references
 from preferl.runs.errors import UsageError
-from preferl.runs.files import write_atomically
+from preferl.runs.files import write_json
 from preferl.runs.ranges import RangedOptions, Seed
 from preferl.runs.record import PLACES
 
@@ -319,10 +319,10 @@ def write_places(root: Path, runs: Sequence[Run]) -> None:
     contents = made_before(root)
     for run in runs:
         places = {name: os.path.relpath(path, run.path) for name, path in run.where.items()}
-        write_atomically(run.path / PLACES, json.dumps(places, indent=2) + "\n")
+        write_json(run.path / PLACES, places)
         contents |= {stage.content: run.places[stage.reference] for stage in run.stages}
     relative = {content: os.path.relpath(path, root) for content, path in contents.items()}
-    write_atomically(root / CONTENTS, json.dumps(relative, indent=2) + "\n")
+    write_json(root / CONTENTS, relative)
 
 
 def plan(root: Path, point: Point, seed: int, names: Mapping[str, str], earlier: Sequence[Run]) -> Run:

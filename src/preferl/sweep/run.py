@@ -68,7 +68,7 @@ def run_all(
 ) -> Outcome:
     """Every run of a sweep, in order, and after each of them the tables."""
     root, seeds = config.root, config.options.seeds
-    write_run_files(root, config.to_yaml(), "sweep")
+    write_run_files(root, config.to_yaml())
     for run_ in runs:  # before any stage that another one shares lies in it
         claim(run_.path, "run", run_.path.name)
     write_places(root, runs)
