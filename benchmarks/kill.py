@@ -256,6 +256,7 @@ class Kill:
 def forked(argv: Sequence[str], root: Path, kill: Kill | None = None) -> Ended:
     """The command in a child of this process, in the folder around ``root``, killed where ``kill`` says."""
     log, note = root.with_suffix(".log"), root.with_suffix(".note")
+    log.touch()  # a child may be killed before it opens it
     told, tell = os.pipe()
     began = time.monotonic()
     sys.stdout.flush()
