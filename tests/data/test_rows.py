@@ -5,7 +5,7 @@ from example_rows import GOOD, HH, NICE, RUDE, USER, load_pairs, pair_of, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preferl.data import files, formats, rows
+from preferl.data import dialects, files, formats, rows
 from preferl.data.records import DataError, Demonstration, Pair, PromptRecord
 
 
@@ -310,7 +310,7 @@ JSON = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(max_size=3)
-    | st.sampled_from(rows.ROLES),
+    | st.sampled_from(dialects.ROLES),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner, max_size=2)
