@@ -118,8 +118,8 @@ def text_of(content: Any, column: str) -> str:
         raise RowError("wrong_type", f"{column}: a content is a {type(content).__name__}, not a text")
     texts = []
     for part in content:
-        kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        text = part.get("text") if isinstance(part, dict) else part
+        kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+        text = part.get("text") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(text, str):
             raise RowError(
                 "not_text", f"{column}: a content has a part of type {kind!r:.40}; only text is read"

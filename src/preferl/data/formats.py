@@ -211,10 +211,9 @@ def _read(
     plan = plan_of(name, whole, kind, options)
     ours = derived(whole[:limit], plan)
     read = reader_of(plan, kind)
-    found = Loaded(
-        [], ReadReport(str(name), unit=ours.unit), [], plan.layout.kind if kind == "auto" else kind
-    )
+    found = Loaded([], ReadReport(str(name), unit=ours.unit), [])
     report = found.report
+    report.kind = plan.layout.kind if kind == "auto" else kind
     report.notes = [plan.sentence(), *plan.notes, *ours.notes, *dialect_notes(ours.rows)]
     for row in ours.rows:
         report.read += 1
@@ -382,14 +381,23 @@ def convert(
         policy, kind, options: as in ``load``.
     """
     loaded = load(name, kind, policy, options=options)
-    records = [replace(record, columns=aside(record.columns)) for record in loaded.records]
-    write(out, records, layout or next(iter(KINDS[loaded.report.kind].layouts)))
+    records = [replace(record, columns=aside(record)) for record in loaded.records]
+    layouts = KINDS[loaded.report.kind].layouts
+    if layout in {**PAIR_LAYOUTS, **WHOLE_LAYOUTS} and layout not in layouts:
+        loaded.report.notes.append(
+            f"the layout {layout} is of comparisons; there are none, and rows are written as {next(iter(layouts))}"
+        )
+        layout = None
+    write(out, records, layout or next(iter(layouts)))
     return loaded.report
 
 
-def aside(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns under names by which nobody takes them for labels or responses: ``source_`` goes before those."""
-    return {
-        f"source_{name}" if would_count(name) and f"source_{name}" not in columns else name: value
-        for name, value in columns.items()
-    }
+def aside(record: Record) -> dict[str, Any]:
+    """A record's columns under names by which nobody takes them for labels or responses: ``source_`` goes
+    before those. What belongs to a response keeps its name."""
+    each = record.each if isinstance(record, Comparison) else ()
+    renamed: dict[str, Any] = {}
+    for name, value in record.columns.items():
+        taken = name in each or not would_count(name) or f"source_{name}" in record.columns
+        renamed[name if taken else f"source_{name}"] = value
+    return renamed

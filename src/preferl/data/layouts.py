@@ -132,7 +132,12 @@ class Layout:
         found = set()
         for path in self.paths():
             found |= {top(name) for part in alternatives(path) for name in part}
-        if self.winner is not None and self.winner.coding not in ("strength", "probability", "scale"):
+        kept = "completion" in self.columns  # ratings, which are read again when their rows come together
+        if (
+            self.winner is not None
+            and not kept
+            and self.winner.coding not in ("strength", "probability", "scale")
+        ):
             found |= {top(name) for name in self.winner.columns}
         if self.tree:
             found |= {

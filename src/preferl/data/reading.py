@@ -62,7 +62,8 @@ def refuse_unlabelled(layout: Layout, row: Mapping[str, Any]) -> None:
         raise RowError("unlabelled", "has neither chosen nor rejected")
     if "z" in layout.needs and row.get("z") is None:
         raise RowError("unlabelled", "has no z, so nothing says who won")
-    if layout.either and all(row.get(name) is None for name in layout.either):
+    outcome = "response_a" in row  # another of our layouts, which is read row by row
+    if layout.either and not outcome and all(row.get(name) is None for name in layout.either):
         raise RowError("unlabelled", f"has no {' and no '.join(layout.either)}")
 
 

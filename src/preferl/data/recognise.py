@@ -417,7 +417,8 @@ class _Reader:
         extra = ("system", "split", "margin", "unused")
         if any(role not in layout.columns and role not in extra for role in self.given):
             return None
-        layout = replace(layout, columns={**layout.columns, **self.given})
+        system = {} if "system" in layout.columns or layout.tree else self._system()
+        layout = replace(layout, columns={**system, **layout.columns, **self.given})
         if self.winner is not None:
             if (overridden := self._overridden(layout, self.winner)) is None:
                 return None
@@ -446,7 +447,19 @@ class _Reader:
             return None
         if any(self.has_shape(path, shape) for path, shape in layout.unless.items()):
             return None
-        return layout
+        return replace(layout, columns=self._there(layout.columns))
+
+    def _there(self, columns: Mapping[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
+        """The paths without the columns that are not there."""
+        found: dict[str, str | tuple[str, ...]] = {}
+        for role, path in columns.items():
+            if isinstance(path, tuple):
+                found[role] = tuple(p.rstrip("?") for p in path if self.exists(p.rstrip("?")))
+                continue
+            parts = [[name for name in names if self.exists(name)] for names in alternatives(path)]
+            if any(parts):
+                found[role] = " + ".join(" | ".join(names) for names in parts if names)
+        return found
 
     def _overridden(self, layout: Layout, winner: Winner) -> Layout | None:
         """A layout with the winner that a person named, or None where it can have none."""
@@ -486,10 +499,7 @@ class _Reader:
         extra = {
             role: path for role, path in self.given.items() if role in ("system", "split", "margin", "unused")
         }
-        if "system" not in extra and (
-            system := next((c for c in ("system", "system_prompt") if self._filled(c)), None)
-        ):
-            extra["system"] = system
+        extra = {**self._system(), **extra}
         if responses is None:
             return self._rated_by_names(prompt, extra)
         dialogues = all(self._holds(path, "messages") for path in responses) and len(responses) > 1
@@ -502,6 +512,12 @@ class _Reader:
         columns |= {"responses": responses if len(responses) > 1 else responses[0], **extra}
         winner = self.winner or self._winner_by_name(responses)
         return Layout("", "ranking", columns, winner)
+
+    def _system(self) -> dict[str, str | tuple[str, ...]]:
+        """The column of system messages beside a prompt, where there is one of texts."""
+        aside = self._listed("unused")
+        names = [c for c in ("system", "system_prompt") if c not in aside and c in self.columns]
+        return {"system": name for name in names[:1] if not self.columns[name].types.keys() - {"text"}}
 
     def _filled(self, column: str) -> bool:
         return column in self.columns and self.columns[column].filled > 0
@@ -761,9 +777,24 @@ class _Reader:
         more = f" (likewise {', '.join(f'{c}: {w}' for c, w in found[1:])})" if found[1:] else ""
         raise DataError(
             f"data set '{self.name}' would be read as {layout.kind} by {layout.what_it_says()}, and the column "
-            f"'{column}' would not be used, which looks like {why}{more}; {OPTIONS[why].format(column=column)}, or "
+            f"'{column}' would not be used, which looks like {why}{more}; {self._advice(layout, column, why)}, or "
             f"leave it aside with --columns unused={every}"
         )
+
+    def _advice(self, layout: Layout, column: str, why: str) -> str:
+        """The option with which such a column is used."""
+        if why == "a split":
+            return f"use it with --columns split={column}"
+        if why == "another speaker":
+            return f"put it before the prompt with --columns system={column}, or join it: --columns prompt={column}+prompt"
+        if why == "another response":
+            return f"say what it is with --columns, as completion={column} or responses={column}+OTHER (docs/data.md)"
+        if layout.kind in ("rated", "demonstration") and "completion" in layout.columns:
+            good = f"--columns label={column} where it calls them good or bad"
+            return f"compare the responses to a prompt by it with --winner {column}, or use {good}"
+        if layout.responses:
+            return f"let it say who won with --winner {column}"
+        return f"name what it speaks of with --columns responses=A+B --winner {column}, or completion=A,label={column}"
 
     def _suspicion(self, layout: Layout, column: str) -> str | None:
         """What a column that is not used looks like; None where it is any other."""
@@ -789,6 +820,8 @@ class _Reader:
             and len(words) > 1
         ):
             return None  # a remark about one of the two
+        if layout.is_own and layout.kind in ("preference", "ranking") and what.holds("numbers"):
+            return None  # a number for each response of a ranking that has its places
         if RESPONSE & set(words) and what.holds("text", "texts", "messages", "mappings"):
             # To a prompt alone a text that answers it is what a reward may ask for.
             return (
@@ -830,14 +863,6 @@ def would_count(column: str) -> bool:
     ):
         return False
     return not ABOUT & words and bool((RESPONSE | LABEL) & words or words <= SPEAKERS)
-
-
-OPTIONS = {
-    "a split": "use it with --columns split={column}",
-    "another response": "say what the responses are with --columns (docs/data.md), as --columns completion={column}",
-    "a rating or a label": "use it with --winner {column} (or --columns label={column}, where it calls single responses good or bad)",
-    "another speaker": "put it before the prompt with --columns system={column}, or join it with --columns prompt={column}+prompt",
-}
 
 
 def words_of(column: str) -> list[str]:
