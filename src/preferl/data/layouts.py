@@ -43,6 +43,7 @@ KEYS = (
     "known",
     "tree",
     "dialogue",
+    "note",
 )
 # Good and bad in the words of labels; true and false may come as text or numbers (tables of text have no other).
 GOOD = (
@@ -81,6 +82,7 @@ class Layout:
         of: whose layout it is.
         tree: the columns of a tree of messages, where the rows are one.
         dialogue: ``turns`` where prompt and responses are lists of one side's turns.
+        note: what is to be said of such data.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Layout:
     of: str = ""
     tree: Mapping[str, str] = field(default_factory=dict)
     dialogue: str = ""
+    note: str = ""
 
     @property
     def responses(self) -> tuple[str, ...]:
@@ -453,6 +456,7 @@ def _layout(name: str, entry: Any, file: str) -> Layout:
             of=str(entry.get("of") or ""),
             tree=dict(entry.get("tree") or {}),
             dialogue=str(entry.get("dialogue") or ""),
+            note=str(entry.get("note") or ""),
         )
     except (TypeError, ValueError) as error:
         if isinstance(error, DataError):

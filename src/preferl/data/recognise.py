@@ -212,6 +212,12 @@ OURS = frozenset(
         "family",
     ]
 )
+# What of our own layouts says who won, and by how much.
+OWN_PLACES = {
+    "comparison": ("z", "margin", "strength"),
+    "ranking": ("ranks", "scores"),
+    "rated": ("ratings", "label"),
+}
 MOST_VALUES = 300
 
 
@@ -339,7 +345,7 @@ class _Reader:
 
     def result(self) -> Recognised:
         layout = self._layout()
-        notes, held = [], ""
+        notes, held = [layout.note] if layout.note else [], ""
         if layout.winner is not None:
             held = "; ".join(
                 f"{path} holds {winners.show(values)}"
@@ -353,8 +359,9 @@ class _Reader:
         if layout.kind == "ranking" and "completion" not in layout.columns and layout.winner is not None:
             self._check_values(layout)
         used = layout.read() | {top(p) for p in self._listed("unused")} | {"split"}
-        if layout.is_own and layout.kind in ("preference", "ranking"):
-            used |= {"margin"} & self.columns.keys()
+        used |= set(
+            OWN_PLACES.get(layout.name, ("margin", "strength") if layout.kind == "preference" else ())
+        )
         # What is not filled in any row says nothing.
         unused = [c for c, column in self.columns.items() if c not in used and column.filled]
         if self.options.dataset_format == "auto":
@@ -465,6 +472,9 @@ class _Reader:
         """A layout with the winner that a person named, or None where it can have none."""
         known = [w for w in (layout.winner, *layout.also) if w is not None]
         if layout.responses:
+            # Without its own label a file is no data set of this layout, whatever its other columns are called.
+            if layout.winner is not None and not all(map(self.exists, layout.winner.columns)):
+                return None
             same = [w for w in known if w.columns == winner.columns and winner.coding is None]
             return replace(layout, winner=same[0] if same else winner)
         if layout.kind == "rated":
