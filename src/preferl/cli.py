@@ -346,7 +346,7 @@ def data_command(arguments: list[str]) -> int:
         print(DATA_USAGE, end="")
         return 0
     from preferl.data import commands, sources
-    from preferl.data.recognise import Options
+    from preferl.data.columns import Options
     from preferl.runs.config import DataCommandOptions, instantiate, parser_for
 
     arguments, fresh = take_flag(arguments, "--fresh")

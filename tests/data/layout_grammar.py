@@ -1,5 +1,5 @@
-"""Random layouts of data sets, with what they say: kinds x place of the prompt x columns of responses x coding of
-the winner x dialect of messages x other columns. The generator knows the truth."""
+"""Random layouts of data sets, with what they say: kinds x place of the prompt x columns of responses x
+coding of the winner x dialect of messages x other columns. The generator knows the truth."""
 
 import json
 from dataclasses import dataclass, field
@@ -11,8 +11,10 @@ WORDS = st.sampled_from(
     ["apple", "stone", "river", "lamp", "[note]", "{x}", "naïve", "猫", "a:", "<b>", "7", "#"]
 )
 FAMILIES = [
-    ("response_a", "response_b"), ("response_A", "response_B"), ("response_0", "response_1"), ("response_1", "response_2"),
-    ("response1", "response2"), ("answer_0", "answer_1"), ("output_1", "output_2"), ("human_ref_A", "human_ref_B"),
+    ("response_a", "response_b"), ("response_A", "response_B"), ("response_0", "response_1"),
+    ("response_1", "response_2"),
+    ("response1", "response2"), ("answer_0", "answer_1"), ("output_1", "output_2"),
+    ("human_ref_A", "human_ref_B"),
     ("completion_a", "completion_b"), ("first_response", "second_response"), ("modelA", "modelB"), ("x", "y"),
 ]  # fmt: skip
 PROMPT_COLUMNS = ["prompt", "instruction", "question", "input", "query", "history", "post", "ask"]
@@ -36,10 +38,13 @@ HARMLESS = {
     "meta": {"a": [1]},
 }
 SUSPICIOUS = {
-    "vote": [0, 1], "helpfulness": [1, 4], "fold": ["train", "test"], "response_c": ["Other.", "More."], "safer": [True, False],
+    "vote": [0, 1], "helpfulness": [1, 4], "fold": ["train", "test"], "response_c": ["Other.", "More."],
+    "safer": [True, False],
 }  # fmt: skip
 CODINGS = [
-    "index0", "index1", "index0(tie=2)", "flag", "flag(1=b)", "strength(-3..3, negative=a)", "strength(negative=b)", "word",
+    "index0", "index1", "index0(tie=2)", "flag", "flag(1=b)", "strength(-3..3, negative=a)",
+    "strength(negative=b)",
+    "word",
     "letters", "arrows", "onehot", "scores", "rank", "probability(a)", "probability(b)", "scale(1..2)",
 ]  # fmt: skip
 
@@ -174,6 +179,8 @@ def compared(draw) -> Case:
         outcome = draw(st.sampled_from([1, -1, 0]))  # who is better: a, b, nobody
         if coding in ("flag", "flag(1=b)", "index0") and outcome == 0:
             outcome = 1
+        if coding == "index0(tie=2)" and i == 0:
+            outcome = 1  # 1 and 2 alone would be places from 1 to everybody
         for name, text in ((first, a), (second, b)):
             row[name] = (
                 text if dialect == "plain" else in_dialect([{"role": "assistant", "content": text}], dialect)
@@ -203,7 +210,8 @@ def label(coding: str, outcome: int, column: str, size: int) -> dict[str, Any]:
         }
     if coding in ("scores", "rank"):
         better = 1 if coding == "scores" else -1
-        return {f"score_{s}": 2.5 + sign * better * outcome * size / 4 for s, sign in (("a", 1), ("b", -1))}
+        stem = "score" if coding == "scores" else "rank"
+        return {f"{stem}_{s}": 2.5 + sign * better * outcome * size / 4 for s, sign in (("a", 1), ("b", -1))}
     sides = {
         "index0": [0, 1, None],
         "index1": [1, 2, 0],

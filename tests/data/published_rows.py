@@ -1,5 +1,7 @@
-"""The rows of data sets as they are published, out of docs/data.md, and what records become of them in words."""
+"""The rows of data sets as they are published, out of docs/data.md, and what records become of them in
+words."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -42,7 +44,7 @@ def described(record: Any) -> str:
         case Comparison(ranks=ranks, responses=responses, scores=scores):
             order = sorted(range(len(ranks)), key=lambda i: ranks[i])
             text = responses[order[0]]
-            for before, i in zip(order, order[1:], strict=False):
+            for before, i in itertools.pairwise(order):
                 text += f" {'=' if ranks[i] == ranks[before] else '>'} {responses[i]}"
             by = f" (by {scores[order[0]] - scores[order[-1]]:.3g})" if scores else ""
             return f"{asked} → {text}{by}"

@@ -108,10 +108,11 @@ def test_defects_are_named(tmp_path, kind, row):
     with pytest.raises(RowError) as caught:
         rows.to_ranking(row)
     assert caught.value.kind == kind
-    name = write(tmp_path / "a.jsonl", RANKED, row)
+    good = JUDGED if "z" in row else RANKED
+    name = write(tmp_path / "a.jsonl", good, row)
     with pytest.raises(DataError, match=rf"a\.jsonl:2: .*\({kind}\)"):
         formats.load(name, "ranking", {kind: "error"})
-    assert formats.validate(write(tmp_path / "b.jsonl", RANKED, RANKED, row)).left_out == {kind: 1}
+    assert formats.validate(write(tmp_path / "b.jsonl", good, good, row)).left_out == {kind: 1}
 
 
 def test_both_shapes_are_found_by_their_columns(tmp_path):

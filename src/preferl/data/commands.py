@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preferl.data import formats, sources
+from preferl.data.columns import Options
 from preferl.data.files import Table, read_rows
 from preferl.data.formats import ReadReport
 from preferl.data.layouts import chosen_layouts
-from preferl.data.recognise import Options
 from preferl.data.records import DataError
 from preferl.data.splits import meaning
 

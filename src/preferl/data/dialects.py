@@ -1,7 +1,8 @@
 """Dialogues in the ways in which data sets write them, read as messages.
 
 Messages carry ``role`` and ``content`` or ShareGPT's ``from`` and ``value``; a content may be a list of parts
-of text; a list of messages may come as JSON text or as Python's repr of it. Text may hold a dialogue too: with
+of text; a list of messages may come as JSON text or as Python's repr of it. Text may hold a dialogue too:
+with
 hh-rlhf's marks (``\\n\\nHuman:``), or as a model's template writes it, with the special tokens spelt out.
 """
 
@@ -147,8 +148,8 @@ def check_order(messages: Messages, column: str) -> None:
 
 
 def in_marks(text: str) -> Messages | None:
-    """The turns of a text with hh-rlhf's marks; white space around turns is layout, not content. None where it
-    does not begin with one."""
+    """The turns of a text with hh-rlhf's marks; white space around turns is layout, not content. None
+    where it does not begin with one."""
     marks = list(TURN.finditer(text))
     if not marks or text[: marks[0].start()].strip():
         return None

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from preferl.data.columns import Options
 from preferl.data.files import Row, RowError, Table, read_rows, write_rows
 from preferl.data.layouts import Layout
 from preferl.data.reading import derived, dialect_notes
-from preferl.data.recognise import Options, Recognised, recognised, would_count
+from preferl.data.recognise import Recognised, recognised
 from preferl.data.records import (
     Comparison,
     DataError,
@@ -39,6 +40,7 @@ from preferl.data.rows import (
     to_ranking,
     to_rated,
 )
+from preferl.data.unused import would_count
 
 Record = Comparison | Rated | Demonstration | PromptRecord
 Rows = Iterable[dict[str, Any]]
@@ -197,7 +199,8 @@ def load(
     lost = sum(n for kind, n in report.left_out.items() if kind not in EXCUSED)
     if report.kept == 0 or lost * 2 > report.read:
         raise DataError(
-            f"{'none' if report.kept == 0 else 'more than half'} of the rows cannot be used: {report.summary()}; "
+            f"{'none' if report.kept == 0 else 'more than half'} of the rows cannot be used: "
+            f"{report.summary()}; "
             f"`preferl data validate {name}` lists them"
         )
     return found
@@ -249,7 +252,8 @@ def plan_of(name: str | Table, rows: list[Row], kind: str, options: Options | No
         raise DataError(f"data set '{name}' {reason}; `preferl data validate {name}` checks every row")
     if kind == "auto":
         return recognised(str(name), good, options, KINDS)
-    # A kind that was named holds, whatever the rows may be besides: pairs are demonstrations of the better one.
+    # A kind that was named holds, whatever the rows may be besides: pairs are demonstrations of the better
+    # one.
     wanted = [COMPARISONS if kind in COMPARISONS else (kind,)]
     wanted += [(*COMPARISONS, "rated")] if kind == "demonstration" else []
     wanted += [("demonstration", *COMPARISONS, "rated")] if kind == "prompt" else []
@@ -311,7 +315,7 @@ def detect(name: str | Table, options: Options | None = None) -> str:
     return plan_of(name, list(read_rows(name)), "auto", options).layout.kind
 
 
-def validate(name: str, kind: str = "auto", options: Options | None = None) -> ReadReport:
+def validate(name: str | Table, kind: str = "auto", options: Options | None = None) -> ReadReport:
     """Checks every row and counts every kind of defect; never stops at a bad row.
 
     Raises:
@@ -320,7 +324,7 @@ def validate(name: str, kind: str = "auto", options: Options | None = None) -> R
     rows = list(read_rows(name))
     if rows and not any(isinstance(row.value, dict) for row in rows):
         # Where no row can be read, none is converted, and the report is about that.
-        report = ReadReport(name, len(rows))
+        report = ReadReport(str(name), len(rows))
         for row in rows:
             assert isinstance(row.value, RowError)
             report.count(row.where, row.value)
@@ -364,7 +368,7 @@ def write(path: Path, records: Iterable[Record | Pair], layout: str | None = Non
 
 
 def convert(
-    name: str,
+    name: str | Table,
     out: Path,
     layout: str | None = None,
     policy: Mapping[str, str] | None = None,
@@ -385,7 +389,8 @@ def convert(
     layouts = KINDS[loaded.report.kind].layouts
     if layout in {**PAIR_LAYOUTS, **WHOLE_LAYOUTS} and layout not in layouts:
         loaded.report.notes.append(
-            f"the layout {layout} is of comparisons; there are none, and rows are written as {next(iter(layouts))}"
+            f"the layout {layout} is of comparisons; there are none, and rows are written as "
+            f"{next(iter(layouts))}"
         )
         layout = None
     write(out, records, layout or next(iter(layouts)))

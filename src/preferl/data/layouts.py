@@ -1,8 +1,9 @@
 """Layouts of data sets as a table: which columns recognise one, and what they are in our own columns.
 
-The table is ``layouts.yaml``; a person adds to it with ``--layout FILE``, and describes a file on the spot with
-``--columns`` and ``--winner``. A row of a layout becomes a row in our columns (`preferl.data.rows` reads them):
-its other columns travel along.
+The table is ``layouts.yaml``; a person adds to it with ``--layout FILE``, and describes a file on the spot
+with
+``--columns`` and ``--winner``. A row of a layout becomes a row in our columns (`preferl.data.rows` reads
+them): its other columns travel along.
 """
 
 import functools
@@ -26,7 +27,8 @@ KINDS = ("preference", "ranking", "rated", "demonstration", "text", "prompt")
 # What a column can be: the names that --columns and the table use. `response_a` and `response_b` are two
 # `responses`; `response` is a `completion`.
 ROLES = (
-    "prompt", "system", "chosen", "rejected", "responses", "response_a", "response_b", "completion", "response",
+    "prompt", "system", "chosen", "rejected", "responses", "response_a", "response_b", "completion",
+    "response",
     "label", "ratings", "messages", "text", "split", "margin", "unused",
 )  # fmt: skip
 LISTS = ("responses", "ratings", "unused")
@@ -45,24 +47,28 @@ KEYS = (
     "dialogue",
     "note",
 )
-# Good and bad in the words of labels; true and false may come as text or numbers (tables of text have no other).
+# Good and bad in the words of labels; true and false may come as text or numbers (tables of text have no
+# other).
 GOOD = (
-    "true",
-    "1",
-    "1.0",
-    "good",
-    "desirable",
-    "thumbs_up",
-    "thumbs up",
-    "up",
-    "like",
-    "liked",
-    "positive",
+    *("true", "1", "1.0", "good", "desirable", "thumbs_up", "thumbs up", "up", "like", "liked", "positive"),
     "yes",
-    "👍",
 )
-BAD = ("false", "0", "0.0", "bad", "undesirable", "thumbs_down", "thumbs down", "down", "dislike", "disliked", "negative",
-       "no", "👎", "-1")  # fmt: skip
+BAD = (
+    *(
+        "false",
+        "0",
+        "0.0",
+        "-1",
+        "bad",
+        "undesirable",
+        "thumbs_down",
+        "thumbs down",
+        "down",
+        "dislike",
+        "disliked",
+    ),
+    *("negative", "no"),
+)
 
 
 @dataclass(frozen=True)
@@ -267,7 +273,8 @@ def each_response(row: Mapping[str, Any], paths: Sequence[str]) -> tuple[list[An
     return value, [f"{paths[0]} {i}" for i in range(len(value))]
 
 
-# ------------------------------------------------------------------------------------------- rows in our columns
+# ------------------------------------------------------------------------------------------- rows in our
+# columns
 
 
 def in_our_columns(layout: Layout, row: dict[str, Any], with_system: bool) -> dict[str, Any]:
@@ -382,7 +389,8 @@ def ratings_of(row: Mapping[str, Any], paths: str | tuple[str, ...]) -> dict[str
     return found
 
 
-# ----------------------------------------------------------------------------------------------------- the table
+# ----------------------------------------------------------------------------------------------------- the
+# table
 
 
 @functools.cache
@@ -478,7 +486,7 @@ def checked_columns(columns: Mapping[Any, Any], where: str) -> dict[str, str | t
         if not (several and role in LISTS) and not (isinstance(path, str) and path):
             raise DataError(f"{where}: {role} is {path!r:.60}; name a column")
         role = "completion" if role == "response" else role
-        found[role] = tuple(path) if several else path
+        found[role] = path if isinstance(path, str) else tuple(path)
     return found
 
 
@@ -501,7 +509,8 @@ def parsed_columns(text: str | Mapping[str, Any] | None) -> dict[str, str | tupl
             pairs = [entry.partition("=") for entry in text.split(",") if entry.strip()]
             if not all(equals and path.strip() for _, equals, path in pairs):
                 raise DataError(
-                    f"--columns {text} is not understood; write --columns prompt=question,chosen=good,rejected=bad"
+                    f"--columns {text} is not understood; write --columns "
+                    "prompt=question,chosen=good,rejected=bad"
                 )
             text = {role.strip(): path.strip() for role, _, path in pairs}
     if not isinstance(text, Mapping):

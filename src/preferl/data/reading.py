@@ -80,7 +80,8 @@ def without_repeated_prompts(rows: list[Row]) -> list[str]:
         return []
     if len(repeating) < len(texts):
         return [
-            f"the responses of {len(repeating)} of {len(texts)} rows begin with the whole prompt; they are left so"
+            f"the responses of {len(repeating)} of {len(texts)} rows begin with the whole prompt; they "
+            "are left so"
         ]
     for row in texts:
         prompt = row["prompt"]
@@ -106,7 +107,8 @@ def _repeats(prompt: str, response: str) -> bool:
     return len(prompt.strip()) >= SHORTEST_REPEATED and response.startswith(prompt) and response != prompt
 
 
-# ----------------------------------------------------------------------------------------------------- grouping
+# -----------------------------------------------------------------------------------------------------
+# grouping
 
 
 def grouped(rows: Sequence[Row], layout: Layout) -> Derived:
@@ -166,7 +168,8 @@ def ranking_of(members: Sequence[dict[str, Any]], layout: Layout) -> dict[str, A
     return columns | {"prompt": last.get("prompt"), "responses": responses, "scores": scores}
 
 
-# -------------------------------------------------------------------------------------------------------- trees
+# --------------------------------------------------------------------------------------------------------
+# trees
 
 
 def of_trees(rows: Sequence[Row], layout: Layout) -> Derived:
@@ -250,7 +253,8 @@ def _answers(
     return {"prompt": path, "responses": [text for text, _ in ranked], "ranks": [rank for _, rank in ranked]}
 
 
-# ----------------------------------------------------------------------------------------- text that is no text
+# ----------------------------------------------------------------------------------------- text that is no
+# text
 
 
 def dialect_notes(rows: Sequence[Row]) -> list[str]:

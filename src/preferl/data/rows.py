@@ -227,7 +227,7 @@ def to_prompt(row: dict[str, Any]) -> PromptRecord:
     return PromptRecord(_with_system(_prompt(_value(row, "prompt")), row), _rest(row, "prompt", "system"))
 
 
-def _value(row: dict[str, Any], column: str) -> Any:
+def _value(row: Mapping[str, Any], column: str) -> Any:
     if column not in row:
         raise RowError("missing_column", f"has no column '{column}'")
     if row[column] is None:
@@ -319,10 +319,11 @@ def _with_system(prompt: Prompt, row: Mapping[str, Any]) -> Prompt:
     if text is not None and not isinstance(text, str):
         raise RowError("wrong_type", f"system is a {type(text).__name__}, not a text")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if not (text or "").strip():
+    text = text or ""
+    if not text.strip():
         return messages
     if messages[0]["role"] in ("system", "developer"):
-        if messages[0]["content"].strip() != (text or "").strip():
+        if messages[0]["content"].strip() != text.strip():
             raise RowError("bad_role_order", "the messages begin with another system message than system")
         return messages
     return [{"role": "system", "content": text}, *messages]
@@ -360,7 +361,8 @@ def _dialogue_after(value: Any, prompt: Prompt) -> Any:
 def _prompt_before(prompt: Prompt, response: Any, column: str) -> Prompt:
     """The messages before a response, where ``prompt`` is only the text of one of them.
 
-    Some chat data sets hold the dialogue in ``chosen`` and its first or last question once more in ``prompt``.
+    Some chat data sets hold the dialogue in ``chosen`` and its first or last question once more in
+    ``prompt``.
     """
     if isinstance(prompt, list) or not isinstance(response, list) or len(response) < 2:
         return prompt

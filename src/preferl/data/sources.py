@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 from preferl import world
 from preferl.data import formats
+from preferl.data.columns import Options
 from preferl.data.files import Row, Table, write_rows
 from preferl.data.own_pairs import own_pairs
-from preferl.data.recognise import Options
 from preferl.data.records import (
     SPLITS,
     Comparison,

@@ -4,7 +4,7 @@
 
 | coding | the column holds |
 |---|---|
-| ``index0``, ``index1`` | the place of the better response, from 0 or from 1; for two from 1, 0 and 1.5 are a tie |
+| ``index0``, ``index1`` | the place of the better response, from 0 or 1 (then 0 and 1.5 tie two) |
 | ``flag`` or ``flag(1=b)`` | 1 or true where a is better (or b), 0 or false where the other is |
 | ``strength(-3..3, negative=a)`` | a signed strength; 0 is a tie, its size in the range's is the margin |
 | ``word`` | ``a``, ``model_a``, ``A>B``, ``tie``, ``tie (bothbad)`` and the like, or a response's column |
@@ -14,10 +14,12 @@
 | ``probability(a)`` | the probability that a (or b) is better, 0 to 1; .5 is a tie |
 | ``scale(1..2)`` | between 1 (a is better) and 2 (b is); 1.5 and 0 are a tie |
 
-``tie=VALUE`` in the brackets (``index0(tie=2)``) names a value that means a tie. Ratings of single responses, one or several rows a prompt, are named alone or as a weighted sum:
+``tie=VALUE`` in the brackets (``index0(tie=2)``) names a value that means a tie. Ratings of single
+responses, one or several rows a prompt, are named alone or as a weighted sum:
 ``0.7*helpfulness+0.3*correctness``.
 
-Nothing is rounded: a value that a coding does not know is a defect of its row, shown with what the column holds.
+Nothing is rounded: a value that a coding does not know is a defect of its row, shown with what the column
+holds.
 """
 
 import math
@@ -32,15 +34,17 @@ from preferl.data.records import DataError, ranks_of_scores
 
 CODINGS = ("index0", "index1", "flag", "strength", "word", "onehot", "scores", "rank", "probability", "scale")
 TIES = (
-    "tie", "tie (bothbad)", "tie(bothbad)", "tie (both bad)", "bothbad", "both_bad", "both bad", "both", "neither",
-    "none", "draw", "equal", "same", "a=b", "b=a", "a==b", "a~b", "a≈b",
-)  # fmt: skip
+    *("tie", "tie (bothbad)", "tie(bothbad)", "tie (both bad)", "bothbad", "both_bad", "both bad", "both"),
+    *("neither", "none", "draw", "equal", "same", "a=b", "b=a", "a==b", "a~b", "a≈b"),
+)
 FIRST = (
-    "a", "model_a", "response_a", "assistant_a", "answer_a", "output_a", "first", "left", "a>b", "a>>b", "b<a", "b<<a",
-)  # fmt: skip
+    *("a", "model_a", "response_a", "assistant_a", "answer_a", "output_a", "first", "left"),
+    *("a>b", "a>>b", "b<a", "b<<a"),
+)
 SECOND = (
-    "b", "model_b", "response_b", "assistant_b", "answer_b", "output_b", "second", "right", "b>a", "b>>a", "a<b", "a<<b",
-)  # fmt: skip
+    *("b", "model_b", "response_b", "assistant_b", "answer_b", "output_b", "second", "right"),
+    *("b>a", "b>>a", "a<b", "a<<b"),
+)
 # Names by which a column says that less, or more, of it is better.
 RANKS = re.compile(r"rank|place|position", re.IGNORECASE)
 INDICES = re.compile(r"_id|idx|index|choice|winner|better|best|safer|preferred|chosen", re.IGNORECASE)
@@ -127,14 +131,15 @@ def parsed(text: str) -> Winner:
 def _weighted(text: str) -> Winner:
     columns, weights = [], []
     for term in text.split("+"):
-        found = re.fullmatch(r"\s*(?:(-?[\d.]+(?:e-?\d+)?)\s*\*)?\s*(\S+)\s*", term)
+        found = re.fullmatch(r"\s*(?:(-?[\d.]+(?:e-?\d+)?)\s*\*)?\s*([^\s*]+)\s*", term)
         try:
             weight = float(found[1] or 1) if found else math.nan
         except ValueError:
             weight = math.nan
         if found is None or not math.isfinite(weight):
             raise DataError(
-                f"--winner '{text}': '{term.strip()}' is no weight*COLUMN, as in 0.7*helpfulness+0.3*correctness"
+                f"--winner '{text}': '{term.strip()}' is no weight*COLUMN, as in "
+                "0.7*helpfulness+0.3*correctness"
             )
         columns.append(found[2])
         weights.append(weight)
@@ -249,9 +254,9 @@ def _fitting(winner: Winner, seen: list[Counter[Any]], responses: Sequence[str])
         return sides if K == 2 else []
     if boolean:
         return [replace(winner, coding="flag", side=side) for side in "ab"]
-    if all(n == int(n) for n in held):
-        if whole := _whole(winner, held, K, responses):
-            return whole
+    whole = _whole(winner, held, K, responses) if all(n == int(n) for n in held) else []
+    if whole:
+        return whole
     if K == 2 and max(held) <= 1:
         return [replace(winner, coding="probability", side=side) for side in "ab"]
     if K == 2 and min(n for n in held if n) >= 1 and max(held) <= 2:
@@ -272,7 +277,7 @@ def _whole(winner: Winner, held: set[float], K: int, responses: Sequence[str]) -
     fits = [index0] if zero_fits else []
     fits += [index1] if one_fits else []
     fits += [replace(winner, coding="flag", side="a")] if held <= {0, 1} and K == 2 else []
-    if K == 2 and held == {0, 1, 2}:
+    if K == 2 and {0, 2} <= held <= {0, 1, 2}:
         fits += [index1, replace(index0, tie="2")]
     return fits
 

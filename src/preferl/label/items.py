@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from preferl.data.columns import Options
 from preferl.data.files import RowError, read_rows
 from preferl.data.formats import load
-from preferl.data.recognise import Options
 from preferl.data.records import SPLITS, Comparison, DataError
 from preferl.data.rows import MOST_RESPONSES, to_prompt
 from preferl.data.sources import policy_of

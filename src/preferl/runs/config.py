@@ -61,15 +61,15 @@ class ReadOptions(RangedOptions):
     """Which column is what, as ``prompt=question,chosen=good,rejected=bad`` (docs/data.md)."""
     winner: str | None = None
     """The column that says which response is better, with its coding where the values leave it open, as
-    ``overall_preference:strength(-3..3, negative=a)``; or a rating, or a weighted sum of ratings, by which the
-    responses to one prompt are compared."""
+    ``overall_preference:strength(-3..3, negative=a)``; or a rating, or a weighted sum of ratings, by which
+    the responses to one prompt are compared."""
     layout: str | None = None
     """A layout of ``preferl data layouts``, or a YAML file that adds to them."""
     bad_rows: str = "default"
     """``default`` (each kind of defect has its own policy), ``skip`` (leave them out) or ``error``."""
 
     def reading(self) -> dict[str, Any]:
-        """What a person said about columns, as the arguments of ``data.recognise.Options``."""
+        """What a person said about columns, as the arguments of ``data.columns.Options``."""
         return {"columns": self.columns, "winner": self.winner, "layout": self.layout}
 
 

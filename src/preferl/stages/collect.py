@@ -76,8 +76,8 @@ class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, DeviceOption
     """JSONL of {"prompt": …, "responses": […]} to label instead of sampling."""
     layout: str | None = "pairs"
     """``pairs``: every two responses are compared by themselves (a pair has no place for a ``tie``);
-    ``rankings``: all K are ranked at once (none is left out by ``skip``). Or, with pairs, the layout of the data
-    set, as everywhere."""
+    ``rankings``: all K are ranked at once (none is left out by ``skip``). Or, with pairs, the layout of
+    the data set, as everywhere."""
     num_generations: Annotated[int, Range(2, MOST_RESPONSES)] = 2
     """Responses to each prompt, K >= 2."""
     matched: bool = False
