@@ -30,6 +30,7 @@ from preferl.maths.kl import best_of_n_kl_bound
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import seen_from
 from preferl.runs.progress import Steps, say
@@ -99,6 +100,7 @@ class Kept:
 def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Writes the chosen responses as demonstrations in two splits; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("best_of", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path

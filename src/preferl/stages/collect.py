@@ -39,6 +39,7 @@ from preferl.judging.scorers import JUDGE, load_scorer, scored
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import seen_from
 from preferl.runs.progress import Steps
@@ -93,6 +94,7 @@ class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, DeviceOption
 def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Writes labelled pairs in four splits; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("collect", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path

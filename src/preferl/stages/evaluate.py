@@ -34,6 +34,7 @@ from preferl.learning.rollout import Shaping
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts, below
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import names_in
 from preferl.runs.progress import Steps, say
@@ -90,6 +91,7 @@ class EvaluateConfig(PhraseOptions, SamplingOptions, DataOptions, SplitOption, D
 def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Samples, compares and writes ``summary.json`` and ``samples.jsonl``; returns the directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("evaluate", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path

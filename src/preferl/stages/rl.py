@@ -56,6 +56,7 @@ from preferl.runs.checkpoint import (
     restore_schedule,
 )
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps, say
 from preferl.runs.ranges import Count, Finite, Natural, NonNegative, Positive, Share
@@ -158,6 +159,7 @@ def config_class(algorithm: str) -> type[RlConfig]:
 def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/`` and ``value_model/``, writes metrics; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("rl", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
