@@ -25,7 +25,7 @@ import torch
 from preferl.data import formats, sources
 from preferl.data.records import DataError, Demonstration, Prompt, PromptRecord, prompt_key, prompt_text
 from preferl.data.types import Scorer
-from preferl.judging.scorers import load_scorer, reward_models, score_responses
+from preferl.judging.scorers import check_prompts, load_scorer, reward_models, score_responses
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
@@ -109,6 +109,8 @@ def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
         scorer = load_scorer(config.reward_model, stage.device)
         gold = load_scorer(config.gold, stage.device) if config.gold else None
+        for who in filter(None, (scorer, gold)):
+            check_prompts(who, [record.prompt for records in prompts.values() for record in records])
         stage.begin(notes)
         came_from = {"train": config.split or ("rl" if source["rl"].prompts else "train"), "dev": "dev"}
         choose_best(policy, scorer, gold, prompts, came_from, config, stage)

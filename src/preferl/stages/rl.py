@@ -27,7 +27,7 @@ from preferl.data.records import PromptRecord
 from preferl.data.types import Scorer
 from preferl.evaluation.features import PhraseOptions, sign_functions
 from preferl.judging.reward_functions import RewardLog
-from preferl.judging.scorers import ShardedScorer, load_scorer, reward_models
+from preferl.judging.scorers import ShardedScorer, check_prompts, load_scorer, reward_models
 from preferl.learning import monitor, rollout
 from preferl.learning.algorithms import (
     GrpoOptions,
@@ -172,6 +172,8 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
             annotator = load_scorer(config.annotator, stage.device)
         prompts = source.prompts or source.need("prompts", "train")
         held_out = source[config.eval_split].prompts[: config.eval_prompts]
+        for who in filter(None, (scorer, gold, annotator)):
+            check_prompts(who, [record.prompt for record in (*prompts, *held_out)])
         saved = stage.begin(source.notes)
         engine = CachedEngine(models.policy, tokenizer.pad_token_id, config.sampling_batch_size, stage.dtype)
         policy = Policy(models.policy, tokenizer, stage.dtype, engine)
