@@ -114,7 +114,8 @@ class _Reader(ByNames):
 
     def _layout(self) -> Layout:
         layouts = chosen_layouts(self.options.layout)
-        early = [x for x in layouts if x.kind in ("preference", "ranking", "rated")]
+        # What other columns single out comes before names, which would make a rating of a score.
+        early = [x for x in layouts if x.kind in ("preference", "ranking", "rated") or x.needs]
         for layout in (*early, None, *(x for x in layouts if x not in early)):
             found = self.by_names() if layout is None else self._fitted(layout)
             if found is not None and found.kind in self.kinds:
