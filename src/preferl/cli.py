@@ -329,7 +329,7 @@ usage: preferl report DIR [--output FILE]        one page of a run or of one sta
 DATA_USAGE = """\
 usage: preferl data validate IN            check every row; says file, line and reason
        preferl data convert IN OUT [LAYOUT]  write .jsonl, .jsonl.gz or .parquet; --fresh overwrites OUT
-IN is a file, a folder or a Hub name (name, or name:folder of it).
+IN is a file, a folder or a Hub name: name:config[split]@revision, or --config_name and --revision.
 `data convert world OUT_FOLDER` writes the embedded world.
 LAYOUT of preferences: explicit (default; TRL's prompt, chosen, rejected), implicit, hh (hh-rlhf's dialogues),
 ranking (responses, ranks), comparison (response_a, response_b, z).
@@ -345,6 +345,7 @@ def data_command(arguments: list[str]) -> int:
     from preferl.runs.progress import printable
 
     arguments, fresh = take_flag(arguments, "--fresh")
+    arguments = with_hub_options(arguments)
     match arguments:
         case ["validate", name]:
             report = formats.validate(name)
@@ -365,6 +366,17 @@ def data_command(arguments: list[str]) -> int:
             return 0
     print(DATA_USAGE, end="", file=sys.stderr)
     return USAGE
+
+
+def with_hub_options(arguments: list[str]) -> list[str]:
+    """``--config_name`` and ``--revision`` as parts of the name that is read, ``name:config@revision``."""
+    from preferl.data.containers import named
+
+    arguments, config = take_option(arguments, "--config_name")
+    arguments, revision = take_option(arguments, "--revision")
+    if len(arguments) > 1:
+        arguments = [arguments[0], named(arguments[1], config, revision=revision), *arguments[2:]]
+    return arguments
 
 
 def refuse_existing(outputs: Sequence[Path], fresh: bool) -> None:

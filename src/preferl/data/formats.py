@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from preferl.data.files import Row, RowError, Table, read_rows, write_rows
+from preferl.data.containers import read_rows
+from preferl.data.files import Row, RowError, Table, write_rows
 from preferl.data.records import (
     Comparison,
     DataError,
@@ -147,6 +148,7 @@ POLICY = {
     "invalid_json": "error",
     "wrong_encoding": "error",
     "not_an_object": "error",
+    "wrong_cells": "error",
     "missing_column": "error",
     "null_value": "error",
     "wrong_type": "error",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from preferl import world
-from preferl.data import formats
+from preferl.data import containers, formats
 from preferl.data.files import Row, Table, write_rows
 from preferl.data.own_pairs import own_pairs
 from preferl.data.records import (
@@ -225,6 +225,8 @@ def load_source(
     split_shares: Sequence[float] = SHARES,
     split_by: str = "prompt",
     seed: int = 0,
+    config_name: str | None = None,
+    revision: str | None = None,
 ) -> Source:
     """Reads a data set and splits it.
 
@@ -242,12 +244,16 @@ def load_source(
         split_shares: of train, dev and eval, where the data set has no splits of its own.
         split_by: ``prompt``, or ``row``: rows with one prompt may come into several splits.
         seed: of the embedded world.
+        config_name: of a data set that has several configurations.
+        revision: of a data set of the Hub.
 
     Raises:
         DataError: no such data set, rows that the policy does not allow, or an option it does not know.
     """
     if isinstance(name, Source):
         return name
+    if isinstance(name, str):
+        name = containers.named(name, config=config_name, revision=revision)
     if name == "world":
         return world_source(seed)
     if isinstance(name, str) and name.startswith("world:"):

@@ -57,7 +57,13 @@ def meaning(name: str | None) -> str | None:
 
 
 def split_of_file(name: str) -> str | None:
-    """The split that a file's name tells, as ``pairs.train.jsonl.gz``; None where it tells none, or two."""
+    """The split that a file's name tells, as ``pairs.train.jsonl.gz``; None where it tells none, or two.
+
+    A name of the Hub's is the split's own: ``test_prefs-00000-of-00001.parquet`` is of ``test_prefs``.
+    """
+    shard = re.fullmatch(r"([A-Za-z]\w*)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.\w+", name)
+    if shard and meaning(shard[1]):
+        return shard[1]
     found = {MEANING[word]: word for word in re.findall(r"[a-z]+", name.lower()) if word in MEANING}
     return next(iter(found.values())) if len(found) == 1 else None
 

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from preferl.data.files import RowError, read_rows
+from preferl.data.containers import read_rows
+from preferl.data.files import RowError
 from preferl.data.formats import detect, load
 from preferl.data.records import SPLITS, Comparison, DataError
 from preferl.data.rows import MOST_RESPONSES, to_prompt

@@ -51,11 +51,19 @@ class DeviceOptions(RangedOptions):
 
 
 @dataclass(kw_only=True)
-class DataOptions(RangedOptions):
+class HubOptions:
+    config_name: str | None = None
+    """Which of a data set's configurations (or folders); the same as ``name:config``."""
+    revision: str | None = None
+    """A branch, tag or commit of a data set of the Hub; the same as ``name@revision``."""
+
+
+@dataclass(kw_only=True)
+class DataOptions(HubOptions, RangedOptions):
     dataset_name: str | None = None
-    """``world``, preferl's own pairs (``world:demonstration``, ``world:analysis``), a Hub name (``name`` or
-    ``name:config``), or local files: JSONL(.gz), parquet, a folder. By default the embedded world, of models
-    that are new or were trained on it."""
+    """``world``, preferl's own pairs (``world:demonstration``, ``world:analysis``), a Hub name
+    (``name:config[split]@revision``), or local files: JSON Lines, CSV, parquet, a folder. By default the
+    embedded world, of models that are new or were trained on it."""
     dataset_format: str = "auto"
     """``auto``, or how to read the rows: ``preference``, ``demonstration``, ``text``, ``prompt``."""
     max_rows: Count | None = None
@@ -82,6 +90,10 @@ class DataOptions(RangedOptions):
         if self.dataset_name is not None:  # where there is none, ``runs.descent.with_data_set`` says which
             options["name"] = object_of(self.dataset_name) or self.dataset_name
         return options
+
+    def source_of(self, name: str) -> dict[str, Any]:
+        """The same for another data set beside it, which names its own configuration and revision."""
+        return self.source() | {"name": name, "config_name": None, "revision": None}
 
 
 @dataclass(kw_only=True)

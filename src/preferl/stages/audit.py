@@ -65,7 +65,7 @@ def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Call
         check_category(pairs, config)
         train_pairs: Sequence[Pair] = ()
         if config.train_dataset_name:
-            training = sources.load_source(**config.source() | {"name": config.train_dataset_name})
+            training = sources.load_source(**config.source_of(config.train_dataset_name))
             train_pairs = training.need("pairs", "train")
         scorer = load_scorer(config.reward_model, stage.device)
         stage.begin(source.notes)
