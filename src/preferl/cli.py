@@ -362,7 +362,9 @@ def data_command(arguments: list[str]) -> int:
             return 0
         case ["convert", name, out, *layout] if len(layout) < 2:
             refuse_existing([Path(out)], fresh)
-            print(printable(formats.convert(name, Path(out), *layout).summary()))
+            report = formats.convert(name, Path(out), *layout)
+            for line in [report.summary(), *report.notes]:
+                print(printable(line))
             return 0
     print(DATA_USAGE, end="", file=sys.stderr)
     return USAGE

@@ -238,12 +238,14 @@ def _typed(cells: Sequence[str]) -> list[Any]:
     elif all(NUMBER.fullmatch(cell) for cell in filled):
         read = float
     elif all(cell.lower() in ("true", "false") for cell in filled):
-
-        def read(cell: str) -> bool:
-            return cell.strip().lower() == "true"
+        read = _is_true
     else:
         return list(cells)
     return [read(cell) if cell.strip() else None for cell in cells]
+
+
+def _is_true(cell: str) -> bool:
+    return cell.strip().lower() == "true"
 
 
 # --------------------------------------------------------------------------------------------------- texts

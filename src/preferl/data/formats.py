@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from preferl.data import copies
 from preferl.data.containers import read_rows
 from preferl.data.files import Row, RowError, Table, write_rows
 from preferl.data.records import (
@@ -158,6 +159,7 @@ POLICY = {
     "empty_prompt": "skip",
     "empty_response": "skip",
     "identical_pair": "skip",
+    "no_rejected": "skip",
     "different_prompts": "skip",
 }
 
@@ -174,6 +176,7 @@ class ReadReport:
     kept: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def count(self, where: str, error: RowError) -> None:
         self.left_out[error.kind] = self.left_out.get(error.kind, 0) + 1
@@ -242,7 +245,33 @@ def load(
             f"more than half of the rows cannot be used: {report.summary()}; "
             f"`preferl data validate {name}` lists them"
         )
+    return counted_once(found)
+
+
+def counted_once(found: Loaded) -> Loaded:
+    """The same without the files that repeat others; those and rows that repeat others are said."""
+    if written_by_us(found.report.name):  # whatever a stage repeats, it means
+        return found
+    notes = found.report.notes
+    repeated = copies.repeated_files(found.records, found.rows)
+    if repeated:
+        kept = [i for i, row in enumerate(found.rows) if row.file not in repeated]
+        records, rows = [found.records[i] for i in kept], [found.rows[i] for i in kept]
+        found = found._replace(records=records, rows=rows)
+        found.report.kept = len(kept)
+        for file, count in repeated.items():
+            notes.append(f"left out the {count:,} rows of {file}: other files have all of them")
+    count, example = copies.repeated_rows(found.records, found.rows)
+    if count:
+        notes.append(
+            f"{count:,} of {len(found.records):,} rows repeat an earlier one (for example {example})"
+        )
     return found
+
+
+def written_by_us(name: str) -> bool:
+    """Whether it is a stage's directory: its rows and splits are what the stage made, and complete."""
+    return (Path(name) / "manifest.json").exists()
 
 
 def effective_policy(policy: Mapping[str, str]) -> dict[str, str]:

@@ -58,7 +58,11 @@ def to_pair(row: dict[str, Any]) -> Comparison:
     Raises:
         RowError: the row has a defect.
     """
-    chosen, rejected = _value(row, "chosen"), _value(row, "rejected")
+    chosen, rejected = _value(row, "chosen"), row.get("rejected")
+    if "rejected" in row and rejected in (None, "", []):
+        # As in the splits for generation of data sets that were made pairs of (train_gen).
+        raise RowError("no_rejected", "there is a chosen response and no rejected one")
+    _value(row, "rejected")
     if "prompt" in row:
         prompt = _prompt_before(_prompt(_value(row, "prompt")), chosen, "chosen")
         chosen, rejected = _response(chosen, "chosen", prompt), _response(rejected, "rejected", prompt)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from preferl import world
-from preferl.data import containers, formats
+from preferl.data import containers, copies, formats
 from preferl.data.files import Row, Table, write_rows
 from preferl.data.own_pairs import own_pairs
 from preferl.data.records import (
@@ -227,6 +227,7 @@ def load_source(
     seed: int = 0,
     config_name: str | None = None,
     revision: str | None = None,
+    near_copies: str = "auto",
 ) -> Source:
     """Reads a data set and splits it.
 
@@ -246,6 +247,7 @@ def load_source(
         seed: of the embedded world.
         config_name: of a data set that has several configurations.
         revision: of a data set of the Hub.
+        near_copies: ``auto``, ``always`` or ``never``.
 
     Raises:
         DataError: no such data set, rows that the policy does not allow, or an option it does not know.
@@ -262,11 +264,12 @@ def load_source(
     check_choice("dataset_format", dataset_format, ("auto", *formats.KINDS))
     check_choice("bad_rows", bad_rows, ("default", "skip", "error"))
     check_choice("split_by", split_by, ("prompt", "row"))
+    check_choice("near_copies", near_copies, ("auto", "always", "never"))
     check_shares(split_shares)
     kind = formats.detect(name) if dataset_format == "auto" else dataset_format
     policy = {} if bad_rows == "default" else {"*": bad_rows}
     loaded = formats.load(name, kind, policy, max_rows)
-    notes = [loaded.report.summary()]
+    notes = [loaded.report.summary(), *loaded.report.notes]
     entries = [entry_of(kind, record, row) for record, row in zip(loaded.records, loaded.rows, strict=True)]
     if kind == "rated":
         good = sum(bool(entry.demonstrations) for entry in entries)
@@ -295,22 +298,20 @@ def load_source(
         keys_of(entries, split_by),
         [entry.own for entry in entries],
         split_shares,
-        complete=written_by_us(str(name)),
+        complete=formats.written_by_us(str(name)),
         unit=split_by,
     )
     parts, named = parts_of(entries, splits, kind)
     notes.append(describe_splits(splits))
+    if not formats.written_by_us(str(name)):
+        prompts = keys_of(entries, "prompt")
+        notes += copies.across_splits(prompts, splits.names, near_copies).sentences()
     return Source(str(name), parts, notes, categories_of(entries), named=named)
 
 
 def check_choice(option: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise DataError(f"{option} '{value}' is unknown; use {', '.join(known)}")
-
-
-def written_by_us(name: str) -> bool:
-    """Whether it is a stage's directory: its splits are what the stage made, and complete."""
-    return (Path(name) / "manifest.json").exists()
 
 
 def entry_of(kind: str, record: Any, row: Row) -> Entry:

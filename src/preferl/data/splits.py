@@ -16,6 +16,7 @@ from preferl.data.records import SPLITS, DataError, Prompt, dialogue_text
 
 SHARES = (0.8, 0.1, 0.1)  # train, dev, eval
 FEWEST = 10  # prompts that can be divided
+FINAL = " .!?…,;:。！？，；：؟"  # what ends a prompt and does not make it another
 # What data sets call their splits; the first word counts, as in train_sft or test-00000-of-00002.
 MEANING = {
     "train": "train",
@@ -69,8 +70,10 @@ def split_of_file(name: str) -> str | None:
 
 
 def normalised(prompt: Prompt) -> str:
-    """A prompt without what does not make it another: case, white space, the code of a character."""
-    return " ".join(unicodedata.normalize("NFKC", dialogue_text(prompt)).casefold().split())
+    """A prompt without what does not make it another: case, white space, the code of a character, final
+    punctuation (where it is not all that there is)."""
+    text = " ".join(unicodedata.normalize("NFKC", dialogue_text(prompt)).casefold().split())
+    return text.rstrip(FINAL) or text
 
 
 def place_of(key: str) -> float:

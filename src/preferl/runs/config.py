@@ -82,6 +82,9 @@ class DataOptions(HubOptions, RangedOptions):
     """Shares of train, dev and eval of a data set without splits of its own."""
     split_by: str = "prompt"
     """What the hash that divides such a data set is of: the ``prompt``, or the whole ``row``."""
+    near_copies: str = "auto"
+    """Whether prompts of one split are looked for among those of another where they are nearly equal:
+    ``auto`` (in data sets of up to 100,000 prompts), ``always`` or ``never``."""
 
     def source(self) -> dict[str, Any]:
         """These options as the arguments of ``data.sources.load_source``."""
