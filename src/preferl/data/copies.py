@@ -9,6 +9,7 @@ Datasets, chapter 3); each is then compared exactly, so that none is named that 
 
 import functools
 import hashlib
+import itertools
 import json
 import zlib
 from collections import Counter
@@ -117,8 +118,6 @@ class Shared:
     def sentence(self) -> str:
         """Says so."""
         text = f"prompts in two splits: of {self.prompts:,} of {self.of} "
-        if self.equal == self.prompts:
-            return f"{text}every one is in {self.other} too: {self.of} is part of {self.other}"
         parts = [f"{self.equal:,} are in {self.other} too"] if self.equal else []
         parts += [f"{self.near:,} are nearly in {self.other}"] if self.near else []
         return f"{text}{' and '.join(parts)} (for example {self.example})"
@@ -174,6 +173,28 @@ def across_splits(prompts: Sequence[str], splits: Sequence[str], near_copies: st
             example = f"'{excerpt(copy)}' and '{excerpt(original)}'"
         found.shared.append(Shared(of, other, len(of_split[of]), len(equal), len(near), example))
     return found
+
+
+def contained(prompts: Sequence[str], own: Sequence[str | None]) -> list[str]:
+    """The splits of the data set's own all of whose prompts are another's too, in sentences.
+
+    Args:
+        prompts: normalised, one for each row.
+        own: what the data set calls the split of each row.
+    """
+    of_split: dict[str, set[str]] = {}
+    for prompt, name in zip(prompts, own, strict=True):
+        if name:
+            of_split.setdefault(name, set()).add(prompt)
+    sentences = []
+    for name, other in itertools.permutations(of_split, 2):
+        mine, theirs = of_split[name], of_split[other]
+        if mine < theirs or (mine == theirs and name < other):
+            what = "part of" if mine < theirs else "the same as"
+            sentences.append(
+                f"the split {name} is {what} the split {other}: all of its {len(mine):,} prompts are in both"
+            )
+    return sentences
 
 
 def near_between(

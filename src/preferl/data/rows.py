@@ -83,6 +83,8 @@ def to_ranking(row: dict[str, Any]) -> Comparison:
     Raises:
         RowError: the row has a defect.
     """
+    # A person ranks few responses; a benchmark's two places (RewardBench 2's Ties) may hold many.
+    most = math.inf if "responses" not in row and "chosen" in row else MOST_RESPONSES
     if "responses" not in row and "output_1" in row:
         row = _two_outputs(row)
     elif "responses" not in row and "chosen" in row:
@@ -94,7 +96,7 @@ def to_ranking(row: dict[str, Any]) -> Comparison:
         columns.pop("margin", None)
     else:
         responses, ranks, scores = _places(row, prompt)
-    if not 2 <= len(responses) <= MOST_RESPONSES:
+    if not 2 <= len(responses) <= most:
         raise RowError("bad_ranking", f"{len(responses)} responses; a ranking has 2 to {MOST_RESPONSES}")
     if any(not text.strip() for text in responses):
         raise RowError("empty_response", "a response is empty")

@@ -305,6 +305,7 @@ def load_source(
     notes.append(describe_splits(splits))
     if not formats.written_by_us(str(name)):
         prompts = keys_of(entries, "prompt")
+        notes += copies.contained(prompts, [entry.own for entry in entries])
         notes += copies.across_splits(prompts, splits.names, near_copies).sentences()
     return Source(str(name), parts, notes, categories_of(entries), named=named)
 
