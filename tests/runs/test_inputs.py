@@ -24,7 +24,17 @@ from preferl.runs.stage import Stage
 # Options that are texts and name neither data nor a model nor a reward.
 PLAIN = {
     *("output_dir", "device", "dtype", "split", "split_by", "dataset_format", "bad_rows", "eval_split"),
-    *("lr_scheduler_type", "layout", "label_mode", "tie_policy", "loss", "loss_type", "pooling", "category"),
+    *(
+        "lr_scheduler_type",
+        "columns",
+        "winner",
+        "label_mode",
+        "tie_policy",
+        "loss",
+        "loss_type",
+        "pooling",
+        "category",
+    ),
     *("kl_controller", "kl_in", "kl_estimator", "ratio_level", "loss_average", "value_model"),
     *("baseline", "preference_labels", "stop_sequences", "phrases"),
 }

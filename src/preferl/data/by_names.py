@@ -38,8 +38,7 @@ class ByNames(Columns):
                 f"known as their prompt; name it with --columns prompt=COLUMN (columns: {self.all_columns()})"
             )
         columns = {"prompt": prompt} if prompt is not None and prompt not in responses else {}
-        (first, *more) = responses
-        columns |= {"responses": responses if more else first, **extra}
+        columns |= {"responses": responses if len(responses) > 1 else next(iter(responses)), **extra}
         winner = self.winner or self._winner_by_name(responses)
         return Layout("", "ranking", columns, winner)
 

@@ -29,7 +29,7 @@ from preferl.runs.mark import read_mark, was_stage
 DATA = ("dataset_name", "also_train_on", "train_dataset_name", "responses_file", "add_to")
 NAMING = (
     *DATA,
-    *("model_name_or_path", "ref_model", "reference_policy"),
+    *("layout", "model_name_or_path", "ref_model", "reference_policy"),
     *("reward_model", "gold", "held_out_reward", "adversarial", "annotator", "judge", "algorithm"),
 )
 # Options that change where and how fast a stage runs, and nothing that it makes.
@@ -126,6 +126,8 @@ def identify(given: Mapping[str, Any]) -> Identity:
         text = options.get(option)
         if not isinstance(text, str) or (option in DATA and text == "world"):
             continue  # not a folder that is called like the embedded world
+        if option == "layout" and not Path(text).is_file():
+            continue  # the name of one that is known
         for number, found in enumerate(inputs_in(text), 1):
             inputs[option if number == 1 else f"{option}-{number}"] = found
             if found.path is not None:
