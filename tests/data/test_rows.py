@@ -148,6 +148,7 @@ DEFECTS = [
     ("missing_column", {**HH, "rejected": "Preface.\n\nHuman: Hello\n\nAssistant: x"}),
     ("null_value", {**GOOD, "prompt": None}),
     ("null_value", {**GOOD, "chosen": None}),
+    ("no_rejected", {**GOOD, "rejected": None}),
     ("null_value", {**GOOD, "rejected": [{**NICE, "content": None}]}),
     ("wrong_type", {**GOOD, "prompt": 3}),
     ("wrong_type", {**GOOD, "chosen": True}),
@@ -195,7 +196,7 @@ SKIPPED = {"empty_prompt", "empty_response", "identical_pair", "different_prompt
 
 def test_every_kind_has_a_case_and_a_default():
     # Rankings have a page of tests of their own.
-    assert {kind for kind, _ in DEFECTS} == set(formats.POLICY) - {"bad_ranking"}
+    assert {kind for kind, _ in DEFECTS} == set(formats.POLICY) - {"bad_ranking", "wrong_cells"}
     assert {kind for kind, rule in formats.POLICY.items() if rule == "skip"} == SKIPPED
 
 
