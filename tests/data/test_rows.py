@@ -150,6 +150,7 @@ DEFECTS = [
     ("missing_column", {**HH, "rejected": "Preface.\n\nHuman: Hello\n\nAssistant: x"}),
     ("null_value", {**GOOD, "prompt": None}),
     ("null_value", {**GOOD, "chosen": None}),
+    ("no_rejected", {**GOOD, "rejected": None}),
     ("null_value", {**GOOD, "rejected": [{**NICE, "content": None}]}),
     ("wrong_type", {**GOOD, "prompt": 3}),
     ("wrong_type", {**GOOD, "chosen": True}),
@@ -204,7 +205,9 @@ OF_SEVERAL_ROWS = {"called_bad", "broken_tree", "single_response"}
 
 
 def test_every_kind_has_a_case_and_a_default():
-    assert {kind for kind, _ in DEFECTS} == set(formats.POLICY) - {"bad_ranking"} - OF_SEVERAL_ROWS
+    # Rankings have a page of tests of their own.
+    elsewhere = {"bad_ranking", "wrong_cells"}
+    assert {kind for kind, _ in DEFECTS} == set(formats.POLICY) - elsewhere - OF_SEVERAL_ROWS
     assert {kind for kind, rule in formats.POLICY.items() if rule == "skip"} == SKIPPED | OF_SEVERAL_ROWS
 
 
