@@ -20,6 +20,7 @@ from preferl import world
 from preferl.data import formats
 from preferl.data.files import Row, Table, write_rows
 from preferl.data.own_pairs import own_pairs
+from preferl.data.rated import labelled_comparisons
 from preferl.data.records import (
     SPLITS,
     Comparison,
@@ -267,6 +268,11 @@ def load_source(
         notes.append(
             f"{good} of {len(entries)} rated responses are demonstrations; the others are called bad"
         )
+        both = labelled_comparisons([entry.record for entry in entries])
+        if both:
+            prompts = len({prompt_key(comparison.prompt) for comparison in both})
+            pairs = sum(len(comparison.pairs()) for comparison in both)
+            notes.append(f"{prompts} prompts have good and bad responses: {pairs} pairs")
     if kind == "text":
         cut = [in_passages(entry, opening_words, max_response_words) for entry in entries]
         kept = [entry for entry in cut if entry]
@@ -393,10 +399,11 @@ def describe_splits(splits: Splits) -> str:
 def part_of(entries: Sequence[Entry], kind: str) -> Part:
     """One split's rows."""
     records = [entry.record for entry in entries]
+    ranked = kind in ("preference", "ranking")
     return Part(
         prompts=distinct(entry.asked for entry in entries),
         demonstrations=[d for entry in entries for d in entry.demonstrations],
-        comparisons=records if kind in ("preference", "ranking") else [],
+        comparisons=labelled_comparisons(records) if kind == "rated" else records if ranked else [],
         rated=records if kind == "rated" else [],
     )
 
