@@ -225,6 +225,7 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
     from preferl import pipeline, sweep
     from preferl.runs.config import declared
     from preferl.runs.progress import say
+    from preferl.stage_choice import with_stages
     from preferl.sweep.plan import SweepConfig, SweepOptions
     from preferl.sweep.run import run as run_sweep
 
@@ -244,8 +245,10 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
     varied = given.pop("sweep", {})
     if count is not None and not varied.get("grid"):
         varied.setdefault("points", [{}])
+    run_config, chosen = with_stages(pipeline.RunConfig(**given))
+    if chosen:
+        say(f"{name}: {chosen}")
     if name != "sweep" and not (varied.get("grid") or varied.get("points")):
-        run_config = pipeline.RunConfig(**given)
         if only_print:
             print(pipeline.resolved_yaml(run_config), end="")
             return 0
@@ -254,7 +257,7 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
                 say(f"{name}: the options of {stage} are not used: it is no stage of this run")
         pipeline.run(run_config, fresh, keep_stale)
         return 0
-    config = SweepConfig(**given, sweep=varied)
+    config = SweepConfig(**run_config.given, sweep=varied)
     if only_print:
         print(pipeline.resolved_yaml(config.base) + config.varied_yaml(), end="")
         return 0

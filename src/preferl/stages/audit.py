@@ -22,6 +22,7 @@ from preferl.judging.backends import parse_judge
 from preferl.judging.scorers import JUDGE, load_scorer, reward_models
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
 from preferl.runs.ranges import Count
@@ -55,6 +56,7 @@ class AuditConfig(PhraseOptions, DataOptions, DeviceOptions):
 def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Scores all pairs and writes what they show; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("audit", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path

@@ -29,11 +29,12 @@ from preferl.evaluation.pool import Pool
 from preferl.evaluation.scored import ScoredPairs, scores_of
 from preferl.judging.backends import JudgeConfig, parse_judge
 from preferl.judging.judges import keep_replies, load_pairwise_judge
-from preferl.judging.scorers import load_scorer, reward_models, score_responses, scored
+from preferl.judging.scorers import check_prompts, load_scorer, reward_models, score_responses, scored
 from preferl.learning.rollout import Shaping
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts, below
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import names_in
 from preferl.runs.progress import Steps, say
@@ -90,6 +91,7 @@ class EvaluateConfig(PhraseOptions, SamplingOptions, DataOptions, SplitOption, D
 def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Samples, compares and writes ``summary.json`` and ``samples.jsonl``; returns the directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("evaluate", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
@@ -99,6 +101,8 @@ def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[C
         reference = Policy.load(config.ref_model, stage.device, stage.dtype)
         named = {"score": config.reward_model, "gold": config.gold, "held_out": config.held_out_reward}
         scorers = {measure: load_scorer(name, stage.device) for measure, name in named.items() if name}
+        for scorer in scorers.values():
+            check_prompts(scorer, [record.prompt for record in source.eval.prompts])
         stage.begin([*source.notes, *trained_on_these(config)])
         evaluate(policy, reference, source, scorers, config, stage)
     return stage.path
