@@ -31,9 +31,14 @@ def feedback(number: int, split: str) -> dict:
     }
 
 
+def split_of(number: int) -> str:
+    """66 train, 30 are dev; one of eval, so that none is taken out of the others."""
+    return "train" if number < 66 else "dev" if number < 96 else "eval"
+
+
 @pytest.fixture(scope="module")
 def feedback_file(tmp_path_factory):
-    rows = [feedback(i, "train" if i < 66 else "dev") for i in range(96)]
+    rows = [feedback(i, split_of(i)) for i in range(97)]
     return write(tmp_path_factory.mktemp("feedback") / "feedback.jsonl", rows)
 
 
@@ -82,7 +87,7 @@ def task_of(policy, reference, config, rows=ROWS, max_length=64):
 
 
 def moved(policy, tokenizer):
-    """A reference some way from the policy, in the direction in which log-ratios are mostly positive."""
+    """A reference some way from the policy."""
     from small_models import make_language_model
 
     other = make_language_model("llama", tokenizer)
@@ -102,8 +107,8 @@ def exact_log_ratio(policy, reference, prompt, response):
 def test_loss_and_gradient_are_the_formulas_and_micro_batches_change_nothing(
     config, policy_directory, tokenizer, turned
 ):
-    """z0 from one row at a time, over all rows; then each row's loss with it; the mean's gradient. With the
-    models exchanged the mean is negative and z0 is 0."""
+    """z0 from one row at a time, over all rows; then each row's loss with it and their gradient. The mean is
+    negative and z0 is 0; with the models exchanged it is not."""
     config = dataclasses.replace(config, temperature=0.7, beta=0.5, desirable_weight=2.0)
     policy = Policy.load(str(policy_directory), CPU, torch.float32)
     reference = moved(policy, tokenizer)
@@ -117,7 +122,7 @@ def test_loss_and_gradient_are_the_formulas_and_micro_batches_change_nothing(
         float(exact_log_ratio(policy, reference, row.prompt, ROWS[partner].response).detach())
         for row, partner in zip(ROWS, PARTNERS, strict=True)
     ) / len(ROWS)
-    assert (mean < 0) == turned
+    assert (mean > 0) == turned
     reference_point = max(0.0, mean)
     policy.model.zero_grad()
     exact = torch.zeros((), dtype=torch.float64)
@@ -215,6 +220,7 @@ def test_rankings_give_their_best_and_worst_responses():
 def test_labels_of_one_prompt_are_pairs_too(config, tmp_path, capsys):
     """The losses of pairs use what has both labels, kto all, sft the good ones."""
     rows = [feedback(i, "train") for i in range(12)]
+    rows += [feedback(90, "dev"), feedback(91, "eval")]
     rows += [rows[0] | {"completion": "Go away.", "label": False}]
     rows += [rows[1] | {"completion": "Yes, gladly.", "label": True}, rows[2] | {"label": True}]
     name = write(tmp_path / "both.jsonl", rows)
@@ -234,8 +240,8 @@ def test_labels_of_one_prompt_are_pairs_too(config, tmp_path, capsys):
 
 def test_pairs_become_one_good_and_one_bad_response_each(config, tmp_path):
     rows = [
-        {"prompt": f"Tell {i}.", "chosen": "It is nice.", "rejected": "No.", "split": "train" if i else "dev"}
-        for i in range(5)
+        {"prompt": f"Tell {i}.", "chosen": "It is nice.", "rejected": "No.", "split": split}
+        for i, split in enumerate(["train"] * 4 + ["dev", "eval"])
     ]
     name = write(tmp_path / "pairs.jsonl", rows)
     summary = summary_of(dpo.run(dataclasses.replace(config, dataset_name=name)))
@@ -261,7 +267,8 @@ def test_what_kto_cannot_learn_from_is_refused(config, tmp_path):
 
 
 def test_one_label_alone_trains_and_is_said(config, tmp_path):
-    rows = [feedback(3 * i, "train" if i < 20 else "dev") for i in range(24)]
+    splits = ["train"] * 20 + ["dev"] * 3 + ["eval"]
+    rows = [feedback(3 * i, split) for i, split in enumerate(splits)]
     name = write(tmp_path / "good.jsonl", rows)
     summary = summary_of(dpo.run(dataclasses.replace(config, dataset_name=name)))
     assert (summary["good"], summary["bad"]) == (20, 0)
@@ -281,9 +288,11 @@ def test_a_run_writes_what_the_other_losses_write(config, policy_directory):
     assert rows[0]["dev/loss"] == pytest.approx((10 * 2.0 + 20 * 1.0) / 30 / 2, abs=1e-5)
     assert rows[0]["dev/reference_point"] == pytest.approx(0, abs=1e-4)
     names = ("accuracy", "margin", "chosen_log_ratio", "rejected_log_ratio", "reference_point")
-    assert all(f"train/{name}" in row for row in rows[1:] for name in names)
+    # A batch of one label alone has no margin.
+    assert all(f"train/{name}" in set().union(*rows) for name in names)
+    assert all("train/accuracy" in row and "train/reference_point" in row for row in rows[1:])
     assert all(f"dev/{name}" in summary for name in names)
-    assert summary["dev/accuracy_low"] <= summary["dev/accuracy"] <= summary["dev/accuracy_high"]
+    assert summary["dev/accuracy_low"] < summary["dev/accuracy"] < summary["dev/accuracy_high"] + 1e-9
     assert (summary["responses"], summary["good"], summary["bad"], summary["dev/responses"]) == (
         66,
         22,
@@ -316,7 +325,7 @@ def test_training_separates_good_from_bad_responses(config, tmp_path):
         accuracies.append(summary["dev/accuracy"])
     require_at_least(0.5, 0.3, margins)
     require_at_least(0.9, 0.8, accuracies)
-    rows = [feedback(i, "train") for i in range(66)] + [feedback(i, "dev") for i in range(66, 96)]
+    rows = [feedback(i, split_of(i)) for i in range(97)]
     turned = [row | {"label": not row["label"]} if row["split"] == "train" else row for row in rows]
     name = write(tmp_path / "turned.jsonl", turned)
     opposite = summary_of(dpo.run(dataclasses.replace(config, dataset_name=name, **steps)))

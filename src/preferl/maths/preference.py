@@ -323,6 +323,27 @@ def kto_weights(
     return desirable, desirable * good / (wanted * bad)
 
 
+def rating_loss(predicted_BK: torch.Tensor, rating_BK: torch.Tensor, mask_BK: torch.Tensor) -> torch.Tensor:
+    """Squared errors of the ratings that a response has, summed over its attributes (Wang et al. 2024,
+    section 4).
+
+    Args:
+        predicted_BK: of K attributes.
+        rating_BK: what they are rated; what masked cells hold, NaN too, changes nothing.
+        mask_BK: 1 where there is a rating.
+
+    Returns:
+        ``loss_B``, in ratings squared; 0 where there is none. The caller divides by the number of ratings.
+
+    Raises:
+        ValueError: shapes differ or a tensor is empty.
+    """
+    require_same_shape(predicted_BK=predicted_BK, rating_BK=rating_BK, mask_BK=mask_BK)
+    # The masked cells are filled before the square: a NaN times 0 would still be NaN, in the gradient too.
+    error_BK = predicted_BK - torch.where(mask_BK != 0, rating_BK, predicted_BK.detach())
+    return error_BK.masked_fill(mask_BK == 0, 0.0).square().sum(-1)
+
+
 def rebel_loss(
     logp_a_B: torch.Tensor,
     logp_b_B: torch.Tensor,
