@@ -172,6 +172,25 @@ def logits_of_texts(
     return all_logits(scorer, rows)
 
 
+def logits_of_rated(scorer: RewardModel, rows: Sequence[Rated]) -> np.ndarray:
+    """``logits_NK`` of rated responses."""
+    return all_logits(scorer, [encode(scorer, row) for row in rows])
+
+
+def logits_of_pairs(scorer: RewardModel, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    """``logits_NK`` of the chosen and of the rejected responses."""
+    chosen_NK, rejected_NK = (
+        logits_of_texts(
+            scorer,
+            [pair.prompt for pair in pairs],
+            [getattr(pair, side) for pair in pairs],
+            [bool(pair.columns.get(f"finished_{side}", True)) for pair in pairs],
+        )
+        for side in ("chosen", "rejected")
+    )
+    return chosen_NK, rejected_NK
+
+
 def correlation(predicted_N: np.ndarray, rating_N: np.ndarray) -> float | None:
     """Pearson's, over the rows that have a rating; None where either does not vary."""
     there_N = np.isfinite(rating_N)
@@ -213,16 +232,8 @@ def fitted_mixture(
     Raises:
         DataError: the pairs do not determine it.
     """
-    logits_2NK = [
-        logits_of_texts(
-            scorer,
-            [pair.prompt for pair in pairs],
-            [getattr(pair, side) for pair in pairs],
-            [bool(pair.columns.get(f"finished_{side}", True)) for pair in pairs],
-        )
-        for side in ("chosen", "rejected")
-    ]
-    gap_NK = logits_2NK[0] - logits_2NK[1]
+    chosen_NK, rejected_NK = logits_of_pairs(scorer, pairs)
+    gap_NK = chosen_NK - rejected_NK
     # A pair that is turned round is the same pair; with all labels alike there would be no regression.
     first_N = np.random.default_rng(devices.derived_seed(seed, "reward", "mixture")).random(len(pairs)) < 0.5
     x_NK = np.where(first_N[:, None], gap_NK, -gap_NK)

@@ -97,14 +97,22 @@ def check_pooling(pooling: str) -> None:
         raise UsageError(f"pooling '{pooling}' is unknown; use {' or '.join(POOLINGS)}")
 
 
-def saved_attributes(name_or_path: str) -> list[str]:
-    """The names of a saved reward model's heads, where it has several; none of anything else."""
-    source = model_directory(name_or_path)
-    if (Path(source) / ADAPTER_FILE).exists():
-        return []
+def configuration(name_or_path: str) -> Any:
+    """A model's configuration.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
     fix = "give a directory written by save_pretrained (safetensors), a stage directory or a Hub name"
     with named_failures(f"no model could be loaded from '{name_or_path}'", fix):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return AutoConfig.from_pretrained(model_directory(name_or_path), trust_remote_code=False)
+
+
+def saved_attributes(name_or_path: str) -> list[str]:
+    """The names of a saved reward model's heads, where it has several; none of anything else."""
+    if (Path(model_directory(name_or_path)) / ADAPTER_FILE).exists():
+        return []
+    config = configuration(name_or_path)
     classifies = (config.architectures or [""])[0].endswith("ForSequenceClassification")
     mean_pooling = config.model_type == MeanPooledRewardModel.config_class.model_type
     return attributes_of(config) if classifies or mean_pooling else []

@@ -22,16 +22,14 @@ import torch
 from transformers import PreTrainedModel
 
 from preferl.data import sources
-from preferl.data.rated import comparisons_by
 from preferl.data.records import (
     Comparison,
     DataError,
     Pair,
-    Rated,
     prompt_key,
     prompt_text,
 )
-from preferl.data.sources import Part, Source
+from preferl.data.sources import Source
 from preferl.data.types import Scorer
 from preferl.evaluation.attributes import attribute_measures
 from preferl.evaluation.audit import audit_scorer
@@ -40,15 +38,14 @@ from preferl.evaluation.scored import ScoredPairs, accuracy_of, quality_of, scor
 from preferl.judging.scorers import MEMBER, ShardedScorer, load_scorer, scored
 from preferl.learning.attributes import (
     Attributes,
-    all_logits,
     attributes_in,
     fitted_mixture,
     keep_reference,
+    logits_of_rated,
     logits_of_texts,
     optimise_attributes,
     to_rating_scale,
 )
-from preferl.learning.attributes import encode as encode_rated
 from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, fit, plan_batches
 from preferl.learning.fit import why_not_longer as fit_why_not_longer
 from preferl.maths import preference
@@ -333,7 +330,7 @@ def reference_logits(
         made = reference_samples(config, source, reference)
         return logits_of_texts(scorer, made.prompts, made.completions, made.finished)
     rows = source.train.rated[: config.normalise_samples]
-    return all_logits(scorer, [encode_rated(scorer, row) for row in rows])
+    return logits_of_rated(scorer, rows)
 
 
 def report_attributes(
@@ -351,7 +348,7 @@ def report_attributes(
     rows = source.eval.rated
     heads: list[dict[str, Any]] = []
     if rows:
-        logits_NK = all_logits(scorer, [encode_rated(scorer, row) for row in rows])
+        logits_NK = logits_of_rated(scorer, rows)
         predicted_NK = logits_NK + np.array(scorer.model.config.rating_mean)
         heads = attribute_measures(attributes.names, predicted_NK, attributes.ratings(rows), rows)
     for row in heads:
@@ -367,28 +364,13 @@ def report_attributes(
     summary |= {"reward_mixture": weights, "reference_mean": mean, "reference_sd": sd}
     collapse(scorer.model, scalar_head(scorer.model), weights)
     if pairs_of is source:
-        pairs_of = by_mixture(source, weights)
+        pairs_of = source.ranked_by_ratings(weights)
     if not (pairs_of.eval.pairs and pairs_of.train.pairs):
         stage.say("no pairs of held-out responses to one prompt: the mixture is not audited")
         save(lambda: stage.write_json("audit.json", {"attributes": heads}))
         stage.finish(train_pairs=0, **summary)
         return
     report(Trained(scorer, sd, summary), pairs_of, config, stage, {"attributes": heads})
-
-
-def by_mixture(source: Source, weights: Mapping[str, float]) -> Source:
-    """Rated responses as comparisons: to each prompt in the order of their mixed ratings."""
-
-    def mixed(row: Rated) -> float | None:
-        if any(name not in row.ratings for name in weights):
-            return None
-        return sum(weight * row.ratings[name] for name, weight in weights.items())
-
-    made: dict[int, Part] = {}
-    for part in source.parts.values():
-        if id(part) not in made:  # a split that is measured on what trains is the same part
-            made[id(part)] = dataclasses.replace(part, comparisons=comparisons_by(part.rated, mixed))
-    return dataclasses.replace(source, parts={name: made[id(part)] for name, part in source.parts.items()})
 
 
 def say_attribute(row: Mapping[str, Any], stage: Stage) -> None:
