@@ -32,7 +32,7 @@ from preferl.models.reward import (
 )
 from preferl.runs.devices import derived_seed
 from preferl.runs.errors import UsageError
-from preferl.stages import reward, rl
+from preferl.stages import audit, report, reward, rl
 from preferl.statistics.calibration import logistic_coefficients
 from seeds import SEEDS, require_at_least
 
@@ -480,3 +480,55 @@ def test_rl_trains_on_a_mixture_of_the_worlds_aspects(policy_directory, tmp_path
     samples = [json.loads(line) for line in (done / "samples.jsonl").read_text().splitlines()]
     again = load_scorer(config.reward_model, CPU)([samples[0]["prompt"]], [samples[0]["response"]])
     assert len(again) == 1
+
+
+# --------------------------------------------------------------------------------------- audit and report
+
+
+def test_the_audit_measures_every_attribute_on_pairs(trained, files, tmp_path, capsys):
+    config = audit.AuditConfig(
+        output_dir=str(tmp_path / "audit"), dataset_name=files[1], reward_model=str(trained), device="cpu"
+    )
+    found = json.loads((audit.run(config) / "audit.json").read_text())
+    rows = {row["attribute"]: row for row in found["attributes"]}
+    assert set(rows) == {"kind", "brief"}
+    assert rows["kind"]["pairs"] == found["accuracy"]["pairs"] == 90
+    by_kind = load_scorer(f"{trained}#1*kind", CPU)
+    right = 0.0
+    for one in load_source(files[1]).named["all"]().pairs:
+        chosen, rejected = by_kind([one.prompt] * 2, [one.chosen, one.rejected])
+        right += chosen > rejected
+    assert rows["kind"]["agreement"]["value"] == pytest.approx(right / 90)
+    assert "attribute kind" in capsys.readouterr().out
+
+
+def test_the_audit_orders_ratings_by_the_mixture(trained, files, tmp_path):
+    """Responses with ratings are pairs where their mixed ratings differ; each attribute has its ratings."""
+    config = audit.AuditConfig(
+        output_dir=str(tmp_path / "audit"),
+        dataset_name=files[0],
+        reward_model=f"{trained}#1*kind",
+        split="eval",
+        device="cpu",
+    )
+    found = json.loads((audit.run(config) / "audit.json").read_text())
+    assert found["accuracy"]["pairs"] == 12
+    assert found["accuracy"]["accuracy"]["value"] > 0.8
+    assert [row["responses"] for row in found["attributes"]] == [24, 30]
+    saved = json.loads((trained / "audit.json").read_text())
+    assert found["attributes"] == saved["attributes"]
+
+
+def test_pages_show_the_attributes(trained, base_config, tmp_path):
+    """Of a mixture, and of a model that only rates: a page of its own with every section that it has."""
+    rates = reward.run(
+        dataclasses.replace(
+            base_config, output_dir=str(tmp_path / "run" / "reward"), max_steps=4, num_evals=2
+        )
+    )
+    for stage, weighed in ((trained, True), (rates, False)):
+        page = report.write(stage.parent).read_text(encoding="utf-8")
+        for words in ("Attributes", "kind", "brief", "correlation", "mean squared error"):
+            assert words in page
+        assert ("weight in the reward" in page) == weighed
+        assert ("Correlations with held-out ratings" in page) != weighed
