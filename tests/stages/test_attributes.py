@@ -121,8 +121,8 @@ def test_mixtures_are_written_and_read():
     [
         ("helpfulness", "no weighted sum"),
         ("0.5*helpfulness 0.5*correctness", "no weighted sum"),
-        ("0.5*helpfulness + correctness", "no attribute of it|no weighted sum"),
-        ("1*truth", "'truth', which is no attribute"),
+        ("0.5*helpfulness + correctness", "none of the attributes|no weighted sum"),
+        ("1*truth", "'truth', which is none of the attributes"),
         ("1*helpfulness + 1*helpfulness", "twice"),
         ("0*helpfulness", "weight 0"),
         ("", "weight 0"),
@@ -306,7 +306,7 @@ def test_another_mixture_is_named_behind_the_directory(trained):
     lengths = load_scorer("length", CPU)(prompts, texts)
     expected = [2 * score + 0.01 * length for score, length in zip(both, lengths, strict=True)]
     assert summed == pytest.approx(expected, abs=1e-4)
-    with pytest.raises(UsageError, match=r"'truth', which is no attribute.*kind, brief"):
+    with pytest.raises(UsageError, match=r"'truth', which is none of the attributes.*kind, brief"):
         load_scorer(f"{trained}#1*truth", CPU)
 
 
@@ -379,7 +379,11 @@ def test_logistic_regression_does_not_see_which_response_stands_first():
         ({"num_members": 2}, "num_members is 2"),
         ({"reward_mixture": "bt"}, "mixture_dataset_name go together"),
         ({"reward_mixture": "1*kind", "mixture_dataset_name": "x.jsonl"}, "go together"),
-        ({"reward_mixture": "1*truth"}, "'truth', which is no attribute"),
+        ({"reward_mixture": "1*truth"}, "'truth', which is none of the attributes"),
+        (
+            {"reward_mixture": "1*always"},
+            "left out the attribute always: all its training.*'always', which is none",
+        ),
     ],
 )
 def test_options_that_do_not_fit_ratings_are_refused(base_config, tmp_path, changes, words):

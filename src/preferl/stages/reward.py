@@ -275,7 +275,8 @@ def run_attributes(source: Source, config: RewardConfig, stage: Stage) -> None:
         pairs_of = sources.load_source(**config.source() | {"name": config.mixture_dataset_name})
         pairs_of.need("pairs", "train")
     elif config.reward_mixture is not None:
-        weights = parse_mixture(config.reward_mixture, attributes.names)
+        beside = "".join(f" ({note})" for note in attributes.notes if note.startswith("left out"))
+        weights = parse_mixture(config.reward_mixture, attributes.names, f"reward_mixture{beside}")
     saved = stage.begin([*source.notes, *attributes.notes])
     policy = None
     if config.reference_policy:
