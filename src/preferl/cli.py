@@ -321,7 +321,7 @@ usage: preferl data validate IN [options]  check every row; says file, line and 
        preferl data describe IN [options]  what the rows are read as, and how they are split
        preferl data convert IN OUT [LAYOUT] [options]  write .jsonl, .jsonl.gz or .parquet
        preferl data layouts                the layouts of data sets that are known
-IN is a file, a folder or a Hub name (name, or name:folder of it).
+IN is a file, a folder or a Hub name: name:config[split]@revision, or --config_name and --revision.
 `data convert world OUT_FOLDER` writes the embedded world.
 LAYOUT of preferences: explicit (default; TRL's prompt, chosen, rejected), implicit, hh (hh-rlhf's dialogues),
 ranking (responses, ranks), comparison (response_a, response_b, z).
@@ -339,6 +339,7 @@ def data_command(arguments: list[str]) -> int:
         return 0
     from preferl.data import commands, sources
     from preferl.data.columns import Options
+    from preferl.data.containers import named
     from preferl.runs.config import DataCommandOptions, instantiate, parser_for
 
     arguments, fresh = take_flag(arguments, "--fresh")
@@ -347,6 +348,8 @@ def data_command(arguments: list[str]) -> int:
     rest = arguments[len(words) :]
     options = instantiate(parser, DataCommandOptions, parser.parse_args(rest))
     how = commands.How(options.dataset_format, options.bad_rows, Options(**options.reading()), options.split)
+    if len(words) > 1:
+        words[1] = named(words[1], config=options.config_name, revision=options.revision)
     match words:
         case ["validate", name]:
             return DATA if commands.validate(name, how) else 0

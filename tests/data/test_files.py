@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from example_rows import HH, NICE, USER, load_pairs, pair_of, write
+from example_rows import HH, NICE, USER, load_pairs, write
 
-from preferl.data import files, formats
+from preferl.data import containers, files, formats
 from preferl.data.records import DataError, Demonstration, PromptRecord
 
 TWICE = {
@@ -58,7 +58,7 @@ def test_plain_text_is_cut_at_empty_lines(tmp_path):
     records = formats.load(name, "demonstration")[0]
     assert [r.response for r in records] == ["First:\nSpeak.", "\tAll:\nSpeak, speak!"]
     assert all(r.prompt == "" for r in records)
-    assert [r.where for r in files.read_rows(name)] == [f"{name}:2", f"{name}:6"]
+    assert [r.where for r in containers.read_rows(name)] == [f"{name}:2", f"{name}:6"]
 
 
 def test_plain_text_is_cut_at_end_of_text_marks_if_it_has_some(tmp_path):
@@ -121,7 +121,7 @@ def test_a_folder_is_its_files_in_order(tmp_path):
     (tmp_path / "d.jsonl.77.tmp").write_text("half a fi")
     assert [r.prompt for r in formats.load(str(tmp_path), "prompt")[0]] == ["1", "2", "3"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no \.jsonl"):
+    with pytest.raises(DataError, match=r"holds no file of data"):
         formats.load(str(tmp_path / "empty"), "prompt")
 
 
@@ -132,7 +132,7 @@ def test_a_stage_is_what_lies_in_its_data_folder(tmp_path):
     assert formats.validate(str(tmp_path)).kept == 1
     (tmp_path / "model").mkdir()
     write(tmp_path / "model" / "manifest.json", "{}")
-    with pytest.raises(DataError, match=r"holds no \.jsonl"):
+    with pytest.raises(DataError, match=r"holds no file of data"):
         formats.validate(str(tmp_path / "model"))
 
 
@@ -160,43 +160,6 @@ def test_hub_names_are_found_in_the_offline_folder(tmp_path, monkeypatch):
     harmless = load_pairs("Anthropic/hh-rlhf:harmless-base")[0]
     assert [r.columns for r in harmless] == [{"kind": "harmless"}]
     assert formats.detect("roneneldan/TinyStories") == "text"
-
-
-def test_without_the_network_the_error_says_what_to_do(monkeypatch):
-    import datasets
-
-    def offline(*_, **__):
-        raise ConnectionError("Couldn't reach the Hub\nlong story")
-
-    monkeypatch.delenv("PREFERL_DATA", raising=False)
-    monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(DataError) as caught:
-        load_pairs("Anthropic/hh-rlhf:helpful-base")
-    assert "Couldn't reach the Hub; check the name, the network, or set PREFERL_DATA" in str(caught.value)
-    assert "long story" not in str(caught.value)
-
-
-def test_a_hub_data_set_is_read_without_its_code(monkeypatch):
-    import datasets
-
-    calls = []
-
-    def load_dataset(*args, **options):
-        calls.append((args, options))
-        return datasets.DatasetDict(
-            {"test": datasets.Dataset.from_list([HH]), "train": datasets.Dataset.from_list([TWICE])}
-        )
-
-    monkeypatch.delenv("PREFERL_DATA", raising=False)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    records, report = load_pairs("org/name:some/folder")
-    assert records == [pair_of(HH)]
-    assert report.examples["bad_role_order"][0].startswith("org/name:some/folder[train] row 1: ")
-    assert calls == [(("org/name",), {"data_dir": "some/folder"})]
-    loaded = formats.load("org/name[test]", "preference")
-    assert [(row.where, row.split) for row in loaded.rows] == [("org/name[test] row 1", "test")]
-    with pytest.raises(DataError, match="no split 'dev'; it has test, train"):
-        formats.load("org/name[dev]", "preference")
 
 
 # ---------------------------------------------------------------------------------------------- real data

@@ -42,7 +42,7 @@ def test_splits_never_move():
     assert [round(place_of(normalised(text)), 4) for text in texts] == PINNED_PLACES
 
 
-PINNED_PLACES = [0.2027, 0.4284, 0.7473, 0.9535, 0.3275]
+PINNED_PLACES = [0.2027, 0.9636, 0.7473, 0.3038, 0.4329]
 
 
 def test_the_place_is_that_of_a_blake2_hash():

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from preferl.cli import main
-from preferl.data.files import LONGEST_LINE, read_rows
+from preferl.data.containers import read_rows
+from preferl.data.files import LONGEST_LINE
 from preferl.data.records import DataError
 from preferl.models.load import load_policy, save
 from preferl.runs import memory

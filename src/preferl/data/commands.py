@@ -6,7 +6,8 @@ from pathlib import Path
 
 from preferl.data import formats, sources
 from preferl.data.columns import Options
-from preferl.data.files import Table, read_rows
+from preferl.data.containers import own_split, read_rows
+from preferl.data.files import Table
 from preferl.data.formats import ReadReport
 from preferl.data.layouts import chosen_layouts
 from preferl.data.records import DataError
@@ -90,10 +91,7 @@ def part_of(name: str, split: str | None) -> str | Table:
     if split in (None, "all"):
         return name
     rows = list(read_rows(name))
-    named = []
-    for row in rows:
-        own = row.value.get("split") if isinstance(row.value, dict) else None
-        named.append(own if isinstance(own, str) else row.split)
+    named = [own_split(row) for row in rows]
     wanted = [
         row for row, own in zip(rows, named, strict=True) if own is not None and split in (own, meaning(own))
     ]

@@ -1,32 +1,40 @@
-"""Rows out of files and into files: JSON Lines, JSON, parquet, plain text (all but parquet also .gz), folders
-of them, Hub names.
+"""Rows out of files and into files: JSON Lines, JSON, CSV, TSV, parquet, Arrow, plain text (texts also .gz
+and .zst). Folders and names of the Hub are in ``containers``.
 
 Nothing that is read is executed: no pickle, no scripts of data sets. Rows come with where they were (file and
 line), and what cannot be read as a row comes as a ``RowError``, so that the reader's policy decides about it.
 """
 
 import contextlib
+import csv
 import gzip
+import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from preferl.data.records import DataError
-from preferl.data.splits import split_of_file
 
-# Hub names of the shipped configurations, as files of the folder PREFERL_DATA.
-OFFLINE = {
-    "Anthropic/hh-rlhf:helpful-base": "pref/hh_helpful_base.*.jsonl.gz",
-    "Anthropic/hh-rlhf:harmless-base": "pref/hh_harmless_base.*.jsonl.gz",
-    "roneneldan/TinyStories": "lm/tinystories_5k.jsonl.gz",
-}
 BYTE_ORDER_MARK, END_OF_TEXT = b"\xef\xbb\xbf", b"<|endoftext|>"
 LONGEST_LINE = 8 * 2**20  # bytes: a row is a prompt and some responses
-ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".txt", ".txt.gz")
+PACKED = (".gz", ".zst")
+TEXTS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+ENDINGS = (*TEXTS, ".parquet", ".arrow", *(text + packed for text in TEXTS for packed in PACKED))
+KINDS_READ = ".jsonl, .json, .csv, .tsv and .txt (each also .gz or .zst), .parquet and .arrow"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# Columns of a table that are texts whatever stands in them: an answer may be a number.
+TEXT_COLUMN = re.compile(
+    r"(prompt|chosen|rejected|text|instruction|input|question|history|context|messages|system"
+    r"|(response|output|answer|completion|conversation)s?_?([ab]|[0-9])|response|completion|output)",
+    re.IGNORECASE,
+)
+WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
+NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
 
 class RowError(Exception):
@@ -40,11 +48,13 @@ class RowError(Exception):
 @dataclass(frozen=True)
 class Row:
     """A row with its place; ``value`` is a dict, or the RowError that reading it gave. ``split`` is what the
-    file's name or the Hub calls the split that it is in, where they do."""
+    file's name or the Hub calls the split that it is in, where they do; ``file`` is the file, or the split of
+    the Hub, that it comes from."""
 
     where: str
     value: dict[str, Any] | RowError
     split: str | None = None
+    file: str = ""
 
 
 class Table:
@@ -71,76 +81,20 @@ class Table:
                 yield Row(f"{self.name}{of_split} row {number}", _object(value), split)
 
 
-def read_rows(name: str | Table) -> Iterator[Row]:
-    """The rows of a data set.
+def file_rows(path: Path) -> Iterator[Row]:
+    """The rows of one file, by its ending.
 
     Raises:
-        DataError: there is no such file or data set, or the file's kind is not known.
+        DataError: its kind is not known, it is no whole file of its kind, or a pointer of Git LFS.
     """
-    if isinstance(name, Table):
-        yield from name.read()
-        return
-    for path in resolve(name):
-        if isinstance(path, str):
-            yield from _hub_rows(path)
-            continue
-        split = split_of_file(path.name)
-        for row in _file_rows(path):
-            yield replace(row, split=split)
-
-
-def resolve(name: str) -> list[Path] | list[str]:
-    """Files of a name: a file, a folder's files in order, or what PREFERL_DATA holds for a Hub name.
-
-    A name that is none of these is taken for a Hub name and comes back as it is.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        path = path / "data" if (path / "manifest.json").exists() else path
-        found = sorted(p for p in path.iterdir() if p.name.endswith(ENDINGS)) if path.is_dir() else []
-        if not found:
-            raise DataError(f"folder '{name}' holds no {', '.join(ENDINGS)} file")
-        return found
-    root = os.environ.get("PREFERL_DATA")
-    if root and name in OFFLINE:
-        found = sorted(Path(root).glob(OFFLINE[name]))
-        if found:
-            return found
-    if name.endswith(ENDINGS) or name.startswith((".", "/", "~")) or name.split(":")[0].count("/") > 1:
-        raise DataError(f"'{name}' is no file or folder here; check the path")
-    return [name]
-
-
-def _hub_rows(name: str) -> Iterator[Row]:
-    """Rows of a Hub data set, all splits one after the other; ``name:config`` picks a folder of it,
-    ``name[split]`` one split."""
-    import datasets
-
-    name, _, wanted = name.removesuffix("]").partition("[")
-    repository, _, part = name.partition(":")
-    try:
-        loaded = datasets.load_dataset(repository, data_dir=part or None)
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(
-            f"data set '{name}' is no local file, and the Hub did not give it: {lines[0]}; "
-            f"check the name, the network, or set PREFERL_DATA to a folder that has it"
-        ) from error
-    splits: dict[str, Any] = dict(loaded.items())  # type: ignore[union-attr]
-    if wanted and wanted not in splits:
-        raise DataError(f"data set '{name}' has no split '{wanted}'; it has {', '.join(splits)}")
-    for split, rows in splits.items():
-        if wanted in ("", split):
-            for number, row in enumerate(rows, 1):
-                yield Row(f"{name}[{split}] row {number}", dict(row), split)
-
-
-def _file_rows(path: Path) -> Iterator[Row]:
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".parquet"):
+    refuse_pointer(path)
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    if path.name.endswith(".parquet"):
         yield from _parquet_rows(path)
+    elif path.name.endswith(".arrow"):
+        yield from _arrow_rows(path)
+    elif name.endswith((".csv", ".tsv")):
+        yield from _cell_rows(path, name)
     elif name.endswith(".jsonl"):
         yield from json_lines(path)
     elif name.endswith(".json"):
@@ -148,7 +102,24 @@ def _file_rows(path: Path) -> Iterator[Row]:
     elif name.endswith(".txt"):
         yield from _paragraphs(path)
     else:
-        raise DataError(f"'{path}' is of no kind that preferl reads; the kinds are {', '.join(ENDINGS)}")
+        raise DataError(f"'{path}' is of no kind that preferl reads; the kinds are {KINDS_READ}")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Git LFS leaves a text of three lines where a file was not fetched.
+
+    Raises:
+        DataError: this is one.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise DataError(
+                f"'{path}' is a pointer of Git LFS, not the data: run `git lfs pull` in '{path.parent}', "
+                f"then the same command again"
+            )
+
+
+# ------------------------------------------------------------------------------------------------ columnar
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -176,6 +147,122 @@ def _table_rows(batch: Any) -> Iterator[dict[str, Any] | RowError]:
                 yield from _table_rows(batch.slice(i, 1))
 
 
+def _arrow_rows(path: Path) -> Iterator[Row]:
+    """A file of Arrow's: a stream, as ``datasets`` writes them, or the file format."""
+    import pyarrow
+
+    number = 0
+    try:
+        with pyarrow.OSFile(str(path)) as file:
+            magic = file.read(6)
+            file.seek(0)
+            reader = pyarrow.ipc.open_file(file) if magic == b"ARROW1" else pyarrow.ipc.open_stream(file)
+            count = getattr(reader, "num_record_batches", None)
+            batches = iter(reader) if count is None else map(reader.get_batch, range(count))
+            for batch in batches:
+                for row in _table_rows(batch):
+                    number += 1
+                    yield Row(f"{path}: row {number}", row)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"'{path}' is no whole Arrow file: {error}; fetch it again") from error
+
+
+# -------------------------------------------------------------------------------------------------- tables
+
+
+def _cell_rows(path: Path, name: str) -> Iterator[Row]:
+    """CSV and TSV: the first row names the columns; a column in which everything is a number (or true and
+    false) holds numbers (or truth values), empty cells are null there.
+
+    Raises:
+        DataError: there is no header, a column is named twice, or quotes do not close.
+    """
+    # What is no UTF-8 is found again in its cell.
+    data = b"".join(_lines(path)).removeprefix(BYTE_ORDER_MARK)
+    cells, lines = _cells(path, data.decode("utf-8", "surrogateescape"), name.endswith(".tsv"))
+    if not cells:
+        return
+    header = [cell.strip() or f"column_{number}" for number, cell in enumerate(cells[0], 1)]
+    twice = [column for column in header if header.count(column) > 1]
+    if twice:
+        raise DataError(f"{path}:1: the column '{twice[0]}' is named twice in the header; rename one")
+    rows = [row for row in cells[1:] if len(row) == len(header)]
+    columns = []
+    for column, values in zip(header, zip(*rows, strict=True) if rows else [()] * len(header), strict=True):
+        columns.append(list(values) if TEXT_COLUMN.fullmatch(column) else _typed(values))
+    values_of = iter(zip(*columns, strict=True))
+    for row, line in zip(cells[1:], lines[1:], strict=True):
+        where = f"{path}:{line}"
+        if len(row) != len(header):
+            what = f"has {len(row)} cells where the header has {len(header)}"
+            yield Row(where, RowError("wrong_cells", what))
+            continue
+        value = dict(zip(header, next(values_of), strict=True))
+        if any(0xDC80 <= ord(letter) <= 0xDCFF for cell in row for letter in cell):
+            yield Row(where, RowError("wrong_encoding", "is not UTF-8; save the table as UTF-8"))
+        else:
+            yield Row(where, _object(value))
+
+
+def _cells(path: Path, text: str, tabs: bool) -> tuple[list[list[str]], list[int]]:
+    """The cells of every row that has some, and the line on which each begins."""
+    dialect: type[csv.Dialect] = csv.excel_tab if tabs else csv.excel
+    delimiter = dialect.delimiter
+    if not tabs:
+        with contextlib.suppress(csv.Error):  # a table of one column has no delimiter
+            delimiter = csv.Sniffer().sniff(text.split("\n", 1)[0], ",;\t|").delimiter
+    # The limit is the module's own, so it is put back; a dialogue in one cell may be longer than it.
+    usual = csv.field_size_limit(LONGEST_LINE)
+    cells, lines, line = [], [], 1
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), dialect, delimiter=delimiter, strict=True)
+        for row in reader:
+            if row:
+                cells.append(row)
+                lines.append(line)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}:{line}: is no row of a table ({error}); mend its quotes") from error
+    finally:
+        csv.field_size_limit(usual)
+    return cells, lines
+
+
+def _typed(cells: Sequence[str]) -> list[Any]:
+    """A column's values: numbers or truth values where every cell that is not empty is one."""
+    filled = [cell.strip() for cell in cells if cell.strip()]
+    if not filled:
+        return list(cells)
+    if all(WHOLE_NUMBER.fullmatch(cell) for cell in filled):
+        read: Any = int
+    elif all(NUMBER.fullmatch(cell) for cell in filled):
+        read = float
+    elif all(cell.lower() in ("true", "false") for cell in filled):
+        read = _is_true
+    else:
+        return list(cells)
+    return [read(cell) if cell.strip() else None for cell in cells]
+
+
+def _is_true(cell: str) -> bool:
+    return cell.strip().lower() == "true"
+
+
+# --------------------------------------------------------------------------------------------------- texts
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A file as bytes, unpacked."""
+    if path.name.endswith(".gz"):
+        return gzip.open(path)  # type: ignore[return-value]
+    if path.name.endswith(".zst"):
+        import pyarrow
+
+        unpacked = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+        return io.BufferedReader(unpacked)
+    return open(path, "rb")
+
+
 def _lines(path: Path, longest: int = -1) -> Iterator[bytes]:
     """Lines as bytes, so that one line in a wrong encoding does not take the others with it.
 
@@ -184,7 +271,7 @@ def _lines(path: Path, longest: int = -1) -> Iterator[bytes]:
             whole gzip file.
     """
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+        with _opened(path) as file:
             number = 0
             while line := file.readline(longest + 1 if longest >= 0 else -1):
                 number += 1
@@ -196,6 +283,11 @@ def _lines(path: Path, longest: int = -1) -> Iterator[bytes]:
                 yield line
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"'{path}' is no whole gzip file: {error}; fetch it again") from error
+    except OSError as error:
+        # Arrow's errors of a damaged stream carry no number of the system's.
+        if error.errno is not None or not path.name.endswith(".zst"):
+            raise
+        raise DataError(f"'{path}' is no whole zstd file: {error}; fetch it again") from error
 
 
 def json_lines(path: Path) -> Iterator[Row]:

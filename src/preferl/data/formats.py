@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from preferl.data import copies
 from preferl.data.columns import Options
-from preferl.data.files import Row, RowError, Table, read_rows, write_rows
+from preferl.data.containers import read_rows
+from preferl.data.files import Row, RowError, Table, write_rows
 from preferl.data.layouts import Layout
 from preferl.data.reading import derived, dialect_notes
 from preferl.data.recognise import Recognised, recognised
@@ -103,6 +105,7 @@ POLICY = {
     "invalid_json": "error",
     "wrong_encoding": "error",
     "not_an_object": "error",
+    "wrong_cells": "error",
     "missing_column": "error",
     "null_value": "error",
     "wrong_type": "error",
@@ -113,6 +116,7 @@ POLICY = {
     "empty_prompt": "skip",
     "empty_response": "skip",
     "identical_pair": "skip",
+    "no_rejected": "skip",
     "different_prompts": "skip",
     "tools_in_response": "skip",
     "called_bad": "skip",
@@ -203,6 +207,27 @@ def load(
             f"{report.summary()}; "
             f"`preferl data validate {name}` lists them"
         )
+    return counted_once(found)
+
+
+def counted_once(found: Loaded) -> Loaded:
+    """The same without the files that repeat others; those and rows that repeat others are said."""
+    if written_by_us(found.report.name):  # whatever a stage repeats, it means
+        return found
+    notes = found.report.notes
+    repeated = copies.repeated_files(found.records, found.rows)
+    if repeated:
+        kept = [i for i, row in enumerate(found.rows) if row.file not in repeated]
+        records, rows = [found.records[i] for i in kept], [found.rows[i] for i in kept]
+        found = found._replace(records=records, rows=rows)
+        found.report.kept = len(kept)
+        for file, count in repeated.items():
+            notes.append(f"left out the {count:,} rows of {file}: other files have all of them")
+    count, example = copies.repeated_rows(found.records, found.rows)
+    if count:
+        notes.append(
+            f"{count:,} of {len(found.records):,} rows repeat an earlier one (for example {example})"
+        )
     return found
 
 
@@ -289,6 +314,11 @@ def demonstration_of(record: Comparison | Rated) -> Demonstration:
     if record.good is False:
         raise RowError("called_bad", "its label says that the response is bad")
     return Demonstration(record.prompt, record.response, record.columns)
+
+
+def written_by_us(name: str) -> bool:
+    """Whether it is a stage's directory: its rows and splits are what the stage made, and complete."""
+    return (Path(name) / "manifest.json").exists()
 
 
 def effective_policy(policy: Mapping[str, str]) -> dict[str, str]:

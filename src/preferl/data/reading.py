@@ -49,7 +49,7 @@ def _row(row: Row, found: Recognised) -> Row:
             refuse_unlabelled(layout, value)
     except RowError as error:
         value = error
-    return Row(row.where, value, row.split)
+    return Row(row.where, value, row.split, row.file)
 
 
 def refuse_unlabelled(layout: Layout, row: Mapping[str, Any]) -> None:
@@ -128,7 +128,7 @@ def grouped(rows: Sequence[Row], layout: Layout) -> Derived:
             value: Any = ranking_of([m.value for m in members if isinstance(m.value, dict)], layout)
         except RowError as error:
             value = error
-        found.append(Row(members[0].where, value, members[0].split))
+        found.append(Row(members[0].where, value, members[0].split, members[0].file))
     # In the order of the file, whatever went wrong
     order = {row.where: i for i, row in enumerate(rows)}
     found.sort(key=lambda row: order[row.where])
@@ -193,14 +193,19 @@ def _from_root(row: Row, tree: Mapping[str, str]) -> Iterable[Row]:
     while waiting:
         node, before = waiting.pop()
         if not isinstance(node, dict):
-            yield Row(row.where, RowError("wrong_type", f"{tree['root']} is no tree of messages"), row.split)
+            yield Row(
+                row.where,
+                RowError("wrong_type", f"{tree['root']} is no tree of messages"),
+                row.split,
+                row.file,
+            )
             continue
         path = [*before, _turn(node, tree)]
         replies = node.get(tree["replies"]) or []
         if isinstance(replies, list):
             answers = [r for r in replies if isinstance(r, dict)]
             if answers and path[-1]["role"] not in ("assistant", "gpt"):
-                yield Row(row.where, _answers(path, answers, tree), row.split)
+                yield Row(row.where, _answers(path, answers, tree), row.split, row.file)
             waiting += [(reply, path) for reply in reversed(answers)]
 
 
@@ -232,7 +237,7 @@ def _from_messages(rows: Sequence[Row], tree: Mapping[str, str]) -> list[Row]:
             at_id = None if parent is None or parent == "" else str(parent)
         if value is None and path[-1]["role"] in ("assistant", "gpt"):
             continue  # what people say to an answer is no answer
-        found.append(Row(where, value or _answers(path, values, tree), split))
+        found.append(Row(where, value or _answers(path, values, tree), split, answers[0].file))
     return found
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from preferl import world
-from preferl.data import formats
+from preferl.data import containers, copies, formats
 from preferl.data.columns import Options
 from preferl.data.files import Row, Table, write_rows
 from preferl.data.own_pairs import own_pairs
@@ -245,6 +245,9 @@ def load_source(
     columns: str | Mapping[str, Any] | None = None,
     winner: str | None = None,
     layout: str | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+    near_copies: str = "auto",
 ) -> Source:
     """Reads a data set and splits it.
 
@@ -265,12 +268,17 @@ def load_source(
         columns: which column is what, as ``--columns`` takes it.
         winner: what says which response won, as ``--winner`` takes it.
         layout: of the table, or a YAML file that adds to it.
+        config_name: of a data set that has several configurations.
+        revision: of a data set of the Hub.
+        near_copies: ``auto``, ``always`` or ``never``.
 
     Raises:
         DataError: no such data set, rows that the policy does not allow, or an option it does not know.
     """
     if isinstance(name, Source):
         return name
+    if isinstance(name, str):
+        name = containers.named(name, config=config_name, revision=revision)
     if name == "world":
         return world_source(seed)
     if isinstance(name, str) and name.startswith("world:"):
@@ -278,6 +286,7 @@ def load_source(
         return own_pairs_source(name)
     check_choice("dataset_format", dataset_format, ("auto", *formats.KINDS))
     check_choice("split_by", split_by, ("prompt", "row"))
+    check_choice("near_copies", near_copies, ("auto", "always", "never"))
     check_shares(split_shares)
     options = Options(columns=columns, winner=winner, layout=layout)
     loaded = formats.load(name, dataset_format, policy_of(bad_rows), max_rows, options)
@@ -320,11 +329,15 @@ def load_source(
         keys_of(entries, split_by),
         [entry.own for entry in entries],
         split_shares,
-        complete=written_by_us(str(name)),
+        complete=formats.written_by_us(str(name)),
         unit=split_by,
     )
     parts, named = parts_of(entries, splits, kind)
     notes.append(describe_splits(splits))
+    if not formats.written_by_us(str(name)):
+        prompts = keys_of(entries, "prompt")
+        notes += copies.contained(prompts, [entry.own for entry in entries])
+        notes += copies.across_splits(prompts, splits.names, near_copies).sentences()
     return Source(str(name), parts, notes, categories_of(entries), named=named)
 
 
@@ -337,11 +350,6 @@ def policy_of(bad_rows: str) -> dict[str, str]:
 def check_choice(option: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise DataError(f"{option} '{value}' is unknown; use {', '.join(known)}")
-
-
-def written_by_us(name: str) -> bool:
-    """Whether it is a stage's directory: its splits are what the stage made, and complete."""
-    return (Path(name) / "manifest.json").exists()
 
 
 def entry_of(kind: str, record: Any, row: Row) -> Entry:

@@ -16,6 +16,7 @@ from preferl.data.records import SPLITS, DataError, Prompt, dialogue_text
 
 SHARES = (0.8, 0.1, 0.1)  # train, dev, eval
 FEWEST = 10  # prompts that can be divided
+FINAL = " .!?…,;:。！？，；：؟"  # what ends a prompt and does not make it another
 # What data sets call their splits; the first word counts, as in train_sft or test-00000-of-00002.
 MEANING = {
     "train": "train",
@@ -57,14 +58,22 @@ def meaning(name: str | None) -> str | None:
 
 
 def split_of_file(name: str) -> str | None:
-    """The split that a file's name tells, as ``pairs.train.jsonl.gz``; None where it tells none, or two."""
+    """The split that a file's name tells, as ``pairs.train.jsonl.gz``; None where it tells none, or two.
+
+    A name of the Hub's is the split's own: ``test_prefs-00000-of-00001.parquet`` is of ``test_prefs``.
+    """
+    shard = re.fullmatch(r"([A-Za-z]\w*)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.\w+", name)
+    if shard and meaning(shard[1]):
+        return shard[1]
     found = {MEANING[word]: word for word in re.findall(r"[a-z]+", name.lower()) if word in MEANING}
     return next(iter(found.values())) if len(found) == 1 else None
 
 
 def normalised(prompt: Prompt) -> str:
-    """A prompt without what does not make it another: case, white space, the code of a character."""
-    return " ".join(unicodedata.normalize("NFKC", dialogue_text(prompt)).casefold().split())
+    """A prompt without what does not make it another: case, white space, the code of a character, final
+    punctuation (where it is not all that there is)."""
+    text = " ".join(unicodedata.normalize("NFKC", dialogue_text(prompt)).casefold().split())
+    return text.rstrip(FINAL) or text
 
 
 def place_of(key: str) -> float:

@@ -23,6 +23,7 @@ from preferl.evaluation.accuracy import (
     accuracy_with_interval,
 )
 from preferl.evaluation.baselines import baselines
+from preferl.evaluation.benchmarks import benchmark_score
 from preferl.evaluation.bias import bias_audit
 from preferl.evaluation.calibration import calibration, score_summary
 from preferl.evaluation.columns import is_number
@@ -76,6 +77,9 @@ def audit(
     }
     left_out = {}
     report["by_section"] = accuracy_by_section(report["by_category"])
+    benchmark = benchmark_score(scored, level)
+    if benchmark is not None:
+        report["benchmark"] = benchmark
     for name in ("by_style", "by_section"):
         if report[name] is None:
             del report[name]

@@ -4,22 +4,29 @@
 number or None for each completion. Prompts and completions are messages where the data set's prompts are
 messages, texts where they are texts; ``**columns`` are all other columns of the rows. preferl adds
 ``finished`` (whether each response ended by itself) and ``lengths`` (tokens, the end included). A function
-that names only some of these gets only those.
+that names only some of these gets only those. Asynchronous functions are awaited; among several, those that
+take longer than a second run in parallel, and each call's time is logged (``seconds/NAME``).
 """
 
+import asyncio
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from preferl.data.records import Prompt, UserTurn
-from preferl.runs import distributed
-from preferl.runs.errors import UsageError
+from preferl.runs import distributed, signals
+from preferl.runs.errors import Interrupted, UsageError
 from preferl.runs.plugins import load_object
 
 ARGUMENTS = (
     *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"),
     *("finished", "lengths"),
 )
+SLOW_S = 1.0  # of a call: a function that took longer runs beside the others the next time
+SEARCH_S = 10.0  # for finding the row at which a function fails
 
 
 class RewardFunction:
@@ -35,6 +42,10 @@ class RewardFunction:
             raise UsageError(f"'{name}' is not a function: f(prompts, completions, **columns) is needed")
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.last_seconds = 0.0
+        # An object that is called as a function may be asynchronous in its method.
+        called = function if inspect.isroutine(function) else type(function).__call__
+        self.is_async = inspect.iscoroutinefunction(called)
         self._call = accept_columns(function)
 
     def __call__(
@@ -43,8 +54,8 @@ class RewardFunction:
         """Scores of texts; a completion is handed on as the data set writes its prompt.
 
         Raises:
-            UsageError: the function raised, returned another number of scores, or something that is no
-                number.
+            UsageError: the function raised (``SystemExit`` too), returned another number of scores, or
+                something that is no number; the row is named.
         """
         given = {"log_extra": _ignored, "log_metric": _ignored, "trainer_state": None} | columns
         # As the data set has them: a user's turn that we made of a text is a text again, and a completion is
@@ -54,22 +65,162 @@ class RewardFunction:
         for prompt, text in zip(asked, completions, strict=True):
             message = [{"role": "assistant", "content": text}]
             written.append(text if isinstance(prompt, str) else message)
+        given = {"prompts": asked, "completions": written} | given
+        started = time.perf_counter()
+        returned = self._called(given)
+        self.last_seconds = time.perf_counter() - started
+        given["log_metric"](f"seconds/{self.name}", self.last_seconds)
+        return self._numbers(returned, written)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it is worth a thread of its own beside other functions."""
+        return self.is_async or self.last_seconds > SLOW_S
+
+    def _called(self, given: dict[str, Any]) -> Any:
+        """What the function returns; a coroutine's result.
+
+        Raises:
+            UsageError: it raised, or asked the program to end.
+        """
         try:
-            scores = self._call(prompts=asked, completions=written, **given)
-            scores = [None if score is None else float(score) for score in scores]
-        except UsageError:
+            return self._run(given)
+        except (UsageError, Interrupted):
             raise
-        except Exception as error:
+        except KeyboardInterrupt as error:
+            # The command line turns Ctrl+C into another exception, so this one is the function's.
+            if not signals.are_handled() or signals.pending():
+                raise
+            raise self._failure(given, error) from error
+        except (Exception, SystemExit) as error:
+            raise self._failure(given, error) from error
+
+    def _run(self, given: dict[str, Any]) -> Any:
+        returned = self._call(**given)
+        if inspect.isawaitable(returned):
+            return in_a_loop_of_its_own(returned)
+        return returned
+
+    def _failure(self, given: dict[str, Any], error: BaseException) -> UsageError:
+        """What a function that raised is reported as, with the first row at which it does so alone."""
+        place = ""
+        deadline, rows = time.perf_counter() + SEARCH_S, len(given["completions"])
+        for row, completion in enumerate(given["completions"]):
+            if time.perf_counter() > deadline:
+                break
+            try:
+                self._run({name: of_one(name, value, row, rows) for name, value in given.items()})
+            except (Exception, SystemExit, KeyboardInterrupt) as again:  # noqa: BLE001 - it is being told
+                place = f" at row {row}, the response {completion!r:.120}" if same(again, error) else ""
+                break
+        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        return UsageError(
+            f"the reward function '{self.name}' failed{place}: {said} (--debug shows where; a run goes on "
+            f"from its last checkpoint)"
+        )
+
+    def _numbers(self, returned: Any, written: Sequence[Any]) -> list[float | None]:
+        """A list, tensor or array as numbers, None where the function says nothing.
+
+        Raises:
+            UsageError: there is another number of them, or one is no number.
+        """
+        if hasattr(returned, "detach"):  # a tensor, on whatever device
+            returned = returned.detach().cpu()
+        if hasattr(returned, "tolist"):
+            returned = returned.tolist()
+        if isinstance(returned, str | bytes | Mapping) or not isinstance(returned, Iterable):
             raise UsageError(
-                f"the reward function '{self.name}' failed: {type(error).__name__}: {error} (--debug shows "
-                f"where)"
-            ) from error
-        if len(scores) != len(written):
+                f"the reward function '{self.name}' returned {returned!r:.80} for {len(written)} responses; "
+                f"it must return a list with one number, or None, for each"
+            )
+        values = list(returned)
+        if len(values) != len(written):
             raise UsageError(
-                f"the reward function '{self.name}' returned {len(scores)} scores for {len(written)} "
+                f"the reward function '{self.name}' returned {len(values)} scores for {len(written)} "
                 f"responses; it must return one number, or None, for each"
             )
+        scores: list[float | None] = []
+        for row, value in enumerate(values):
+            if value is None:
+                scores.append(None)
+                continue
+            try:
+                if isinstance(value, str | bytes):
+                    raise TypeError("a text is no number")
+                scores.append(float(value))
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise UsageError(
+                    f"the reward function '{self.name}' returned {value!r:.80} for row {row}, the response "
+                    f"{written[row]!r:.120}; it must return a number, or None"
+                ) from error
         return scores
+
+
+def in_a_loop_of_its_own(awaitable: Awaitable[Any]) -> Any:
+    """The result of a coroutine. In a notebook this thread has a loop that runs already, so another thread
+    waits for it."""
+
+    async def result() -> Any:
+        return await awaitable
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(result())
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, result()).result()
+
+
+def of_one(name: str, value: Any, row: int, rows: int) -> Any:
+    """An argument for one row alone: columns are lists with a value for each row. Nothing is logged."""
+    if name in ("log_extra", "log_metric"):
+        return _ignored
+    return [value[row]] if isinstance(value, list) and len(value) == rows else value
+
+
+def same(one: BaseException, other: BaseException) -> bool:
+    """Whether two exceptions are of one kind."""
+    return type(one) is type(other)
+
+
+def scores_of_each(
+    scorers: Mapping[str, Any],
+    prompts: Sequence[Prompt],
+    completions: Sequence[str],
+    columns: Mapping[str, Any],
+) -> dict[str, list[float | None]]:
+    """The scores of several scorers. Functions that are slow or asynchronous run in threads beside the
+    others; what they log is logged in the order in which they are given, whoever ends first.
+
+    Raises:
+        UsageError: as of the first scorer that fails.
+    """
+    slow = [name for name, scorer in scorers.items() if isinstance(scorer, RewardFunction) and scorer.is_slow]
+    if len(scorers) < 2 or not slow:
+        return {name: list(score(prompts, completions, **columns)) for name, score in scorers.items()}
+    waiting: dict[str, Future[Any]] = {}
+    logged: dict[str, list[tuple[str, str, Any]]] = {name: [] for name in slow}
+    found: dict[str, list[float | None]] = {}
+    with ThreadPoolExecutor(len(slow), thread_name_prefix="reward") as pool:
+        for name in slow:
+            own = dict(columns)
+            for door in ("log_extra", "log_metric"):
+                own[door] = functools.partial(_remember, logged[name], door)
+            waiting[name] = pool.submit(scorers[name], prompts, completions, **own)
+        for name, scorer in scorers.items():
+            if name not in waiting:
+                found[name] = list(scorer(prompts, completions, **columns))
+        for name in slow:
+            found[name] = list(waiting[name].result())
+    for name in slow:
+        for door, key, value in logged[name]:
+            columns.get(door, _ignored)(key, value)
+    return {name: found[name] for name in scorers}
+
+
+def _remember(logged: list[tuple[str, str, Any]], door: str, key: str, value: Any) -> None:
+    logged.append((door, key, value))
 
 
 def load_function(name: str) -> RewardFunction:

@@ -28,7 +28,7 @@ from preferl.data.records import Prompt
 from preferl.data.types import Scorer
 from preferl.judging.backends import JudgeConfig
 from preferl.judging.judges import PointwiseJudge, load_pointwise_judge
-from preferl.judging.reward_functions import RewardFunction, check_columns, load_function
+from preferl.judging.reward_functions import RewardFunction, check_columns, load_function, scores_of_each
 from preferl.judging.utilities import NAMED, WorldUtility, named_utility
 from preferl.models.attributes import split_mixture
 from preferl.models.load import model_directory
@@ -62,9 +62,7 @@ class Ensemble:
         self.last_parts: Parts = {}
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> Scores:
-        self.last_parts = {}
-        for name, member in self.members.items():
-            self.last_parts[name] = list(member(prompts, completions, **columns))
+        self.last_parts = scores_of_each(self.members, prompts, completions, columns)
         return combined(list(self.last_parts.values()), lambda score_MN, weight_M: self._together(score_MN))
 
     def _together(self, score_MN: np.ndarray) -> np.ndarray:
@@ -82,9 +80,8 @@ class Mixture:
         self.last_parts: Parts = {}
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> Scores:
-        self.last_parts = {}
-        for name, (_, scorer) in self.parts.items():
-            self.last_parts[name] = list(scorer(prompts, completions, **columns))
+        scorers = {name: scorer for name, (_, scorer) in self.parts.items()}
+        self.last_parts = scores_of_each(scorers, prompts, completions, columns)
         weight_P = np.array([weight for weight, _ in self.parts.values()])
         return combined(
             list(self.last_parts.values()), lambda score_PN, weight_P: weight_P @ score_PN, weight_P

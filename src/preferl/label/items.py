@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from preferl.data.columns import Options
-from preferl.data.files import RowError, read_rows
+from preferl.data.containers import named, read_rows
+from preferl.data.files import RowError
 from preferl.data.formats import load
 from preferl.data.records import SPLITS, Comparison, DataError
 from preferl.data.rows import MOST_RESPONSES, to_prompt
@@ -40,6 +41,7 @@ def read_items(name: str, how: ReadOptions | None = None) -> tuple[list[Comparis
         DataError: nothing there can be compared.
     """
     path, how = Path(name), how or ReadOptions()
+    name = named(name, config=how.config_name, revision=how.revision)
     if path.is_dir() and (path / "data").is_dir():
         found = [str(path / "data" / f"{split}.jsonl") for split in SPLITS]
         parts = [read_items(file, how) for file in found if Path(file).exists() and Path(file).stat().st_size]
@@ -65,6 +67,7 @@ def read_items(name: str, how: ReadOptions | None = None) -> tuple[list[Comparis
 def read_gold(name: str, how: ReadOptions | None = None) -> list[Comparison]:
     """Items of known answer: preferences or rankings, whose labels are the answer."""
     how = how or ReadOptions()
+    name = named(name, config=how.config_name, revision=how.revision)
     kind = "ranking" if how.dataset_format == "auto" else how.dataset_format
     return load(name, kind, policy_of(how.bad_rows), options=Options(**how.reading())).records
 

@@ -67,6 +67,10 @@ class ReadOptions(RangedOptions):
     """A layout of ``preferl data layouts``, or a YAML file that adds to them."""
     bad_rows: str = "default"
     """``default`` (each kind of defect has its own policy), ``skip`` (leave them out) or ``error``."""
+    config_name: str | None = None
+    """Which of a data set's configurations (or folders); the same as ``name:config``."""
+    revision: str | None = None
+    """A branch, tag or commit of a data set of the Hub; the same as ``name@revision``."""
 
     def reading(self) -> dict[str, Any]:
         """What a person said about columns, as the arguments of ``data.columns.Options``."""
@@ -76,9 +80,9 @@ class ReadOptions(RangedOptions):
 @dataclass(kw_only=True)
 class DataOptions(ReadOptions):
     dataset_name: str | None = None
-    """``world``, preferl's own pairs (``world:demonstration``, ``world:analysis``), a Hub name (``name`` or
-    ``name:config``), or local files: JSONL(.gz), parquet, a folder. By default the embedded world, of models
-    that are new or were trained on it."""
+    """``world``, preferl's own pairs (``world:demonstration``, ``world:analysis``), a Hub name
+    (``name:config[split]@revision``), or local files: JSON Lines, CSV, parquet, a folder. By default the
+    embedded world, of models that are new or were trained on it."""
     max_rows: Count | None = None
     """Read at most this many rows of the data set."""
     opening_words: Count = 12
@@ -93,6 +97,9 @@ class DataOptions(ReadOptions):
     """Shares of train, dev and eval of a data set without splits of its own."""
     split_by: str = "prompt"
     """What the hash that divides such a data set is of: the ``prompt``, or the whole ``row``."""
+    near_copies: str = "auto"
+    """Whether prompts of one split are looked for among those of another where they are nearly equal:
+    ``auto`` (in data sets of up to 100,000 prompts), ``always`` or ``never``."""
 
     def source(self) -> dict[str, Any]:
         """These options as the arguments of ``data.sources.load_source``."""
@@ -101,6 +108,10 @@ class DataOptions(ReadOptions):
         if self.dataset_name is not None:  # where there is none, ``runs.descent.with_data_set`` says which
             options["name"] = object_of(self.dataset_name) or self.dataset_name
         return options
+
+    def source_of(self, name: str) -> dict[str, Any]:
+        """The same for another data set beside it, which names its own configuration and revision."""
+        return self.source() | {"name": name, "config_name": None, "revision": None}
 
 
 @dataclass(kw_only=True)

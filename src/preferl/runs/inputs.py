@@ -264,7 +264,9 @@ def own_module(name: str) -> Path | None:
 
 def hub_revision(name: str) -> str | None:
     """The commit of a Hub name that the local cache would give; None where it has none."""
-    repository = re.split(r"[:\[]", name)[0]
+    repository = re.split(r"[:\[@]", name)[0]
+    at = re.search(r"@([^:@\[]+)", name)
+    revision = at[1] if at else "main"
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
         return None
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -273,7 +275,7 @@ def hub_revision(name: str) -> str | None:
     for kind in ("model", "dataset"):
         folder = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type=kind)
         with contextlib.suppress(OSError):
-            return (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+            return (folder / "refs" / revision).read_text(encoding="utf-8").strip()
     return None
 
 

@@ -104,6 +104,11 @@ def patient() -> Iterator[None]:
         raise Interrupted(f"interrupted by {_name(_asked.number)}; {GOES_ON}")
 
 
+def are_handled() -> bool:
+    """Whether Ctrl+C raises ``Interrupted`` here, so that a KeyboardInterrupt is somebody else's."""
+    return _asked.installed
+
+
 def pending() -> bool:
     """Whether this process, or by ``asked`` another one, was asked to stop."""
     return _asked.number is not None or _asked.agreed

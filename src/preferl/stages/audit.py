@@ -75,7 +75,7 @@ def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Call
         check_category(pairs, config)
         train_pairs: Sequence[Pair] = ()
         if config.train_dataset_name:
-            training = sources.load_source(**config.source() | {"name": config.train_dataset_name})
+            training = sources.load_source(**config.source_of(config.train_dataset_name))
             train_pairs = training.need("pairs", "train")
         scorer = load_scorer(config.reward_model, stage.device)
         stage.begin(source.notes)
@@ -219,11 +219,47 @@ def say_result(found: dict[str, Any]) -> None:
         say(f"audit:   {row['category']:<28} {estimate_text(row['accuracy'])}  {row['pairs']:>6,} pairs")
     for row in found.get("by_section") or []:
         say(f"audit:   {row['section']:<28} {row['accuracy']:.1%}  {row['pairs']:>20,} pairs")
+    for line in benchmark_lines(found):
+        say(f"audit: {line}")
     for row in (found.get("baselines") or {"rows": []})["rows"]:
         say(
             f"audit:   baseline {row['baseline']:<19} {estimate_text(row['accuracy'])}; model minus baseline "
             f"{estimate_text(row['model_minus_baseline'], '+.1%')}"
         )
+
+
+def benchmark_lines(found: dict[str, Any]) -> list[str]:
+    """The score of a benchmark by its published rule, or why the numbers here are not the benchmark's."""
+    score = found.get("benchmark")
+    if score is None:
+        if found.get("by_section"):
+            return [
+                "RewardBench's own score is the mean of its four sections, where a tie of the scores "
+                "counts as wrong; here it counts half"
+            ]
+        return []
+    lines = [f"{score['benchmark']} by its published rule ({score['rule']}):"]
+    for row in score["rows"]:
+        text = "undefined" if row["score"] is None else f"{row['score']:.1%}"
+        if "low" in row:
+            text += f" [{row['low']:.1%}, {row['high']:.1%}]"
+        lines.append(f"  {row['category']:<28} {text}  {row['prompts']:>6,} prompts")
+    right = score.get("prompts_right")
+    if right:
+        lines.append(
+            f"  {right['score']:.1%} [{right['low']:.1%}, {right['high']:.1%}] of {right['prompts']:,} "
+            f"prompts right by best of 4"
+        )
+    if score["score"] is None:
+        lines.append(
+            f"  no score of {score['benchmark']}'s: {', '.join(score['missing'])} is missing; the accuracy "
+            f"on pairs above is not the benchmark's number"
+        )
+    else:
+        lines.append(
+            f"  score {score['score']:.1%}; the accuracy on pairs above is not the benchmark's number"
+        )
+    return lines
 
 
 def estimate_text(row: dict[str, Any], form: str = ".1%") -> str:

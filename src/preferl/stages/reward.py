@@ -235,7 +235,7 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
         if config.also_train_on:
-            more = sources.load_source(**config.source() | {"name": config.also_train_on})
+            more = sources.load_source(**config.source_of(config.also_train_on))
             source = source.also_training_on(more)
         if rates_attributes(source):
             run_attributes(source, config, stage)
