@@ -36,7 +36,7 @@ PLAIN = {
         "category",
     ),
     *("kl_controller", "kl_in", "kl_estimator", "ratio_level", "loss_average", "value_model"),
-    *("baseline", "preference_labels", "stop_sequences", "phrases"),
+    *("reward_mixture", "baseline", "preference_labels", "stop_sequences", "phrases"),
 }
 
 

@@ -29,7 +29,8 @@ class MeanPooledConfig(PretrainedConfig):
         for limit in ("max_position_embeddings", "n_positions"):
             if limit in self.trunk:
                 setattr(self, limit, kwargs.pop(limit, self.trunk[limit]))
-        kwargs.setdefault("num_labels", 1)
+        if "id2label" not in kwargs:  # else there are as many heads as names
+            kwargs.setdefault("num_labels", 1)
         super().__init__(**kwargs)
 
     def trunk_config(self) -> PretrainedConfig:
@@ -48,7 +49,7 @@ class MeanPooledRewardModel(PreTrainedModel):
         self.model = (
             AutoModel.from_config(config.trunk_config(), trust_remote_code=False) if trunk is None else trunk
         )
-        self.score = torch.nn.Linear(self.model.config.hidden_size, 1, bias=False)
+        self.score = torch.nn.Linear(self.model.config.hidden_size, self.config.num_labels, bias=False)
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -76,7 +77,9 @@ AutoConfig.register(MeanPooledConfig.model_type, MeanPooledConfig, exist_ok=True
 AutoModelForSequenceClassification.register(MeanPooledConfig, MeanPooledRewardModel, exist_ok=True)
 
 
-def mean_pooled(trunk: PreTrainedModel) -> MeanPooledRewardModel:
+def mean_pooled(trunk: PreTrainedModel, num_labels: int = 1) -> MeanPooledRewardModel:
     """A reward model with a new head on a trunk."""
-    config = MeanPooledConfig(trunk=trunk.config.to_dict(), pad_token_id=trunk.config.pad_token_id)
+    config = MeanPooledConfig(
+        trunk=trunk.config.to_dict(), pad_token_id=trunk.config.pad_token_id, num_labels=num_labels
+    )
     return MeanPooledRewardModel(config, trunk)

@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from preferl.data.records import Prompt
 from preferl.data.tokens import pad, positions, scored_ids
+from preferl.models.attributes import (
+    attributes_of,
+    chosen_mixture,
+    collapse,
+    name_attributes,
+    split_mixture,
+)
 from preferl.models.load import (
     ensure_pad_token,
     load_pretrained,
@@ -44,14 +51,23 @@ def load_reward_model(
 
     With ``new_head_allowed`` the directory may hold a language model: its trunk is kept and a head with
     standard deviation 1/sqrt(d + 1) is added (Stiennon et al. 2020, appendix B.1), on the last real token or,
-    with ``pooling`` ``mean``, on the mean of all of them. A saved reward model keeps the pooling it has.
+    with ``pooling`` ``mean``, on the mean of all of them. A saved reward model keeps the pooling it has. Of a
+    model with several heads the one that its mixture makes of them is loaded (``models.attributes``).
 
     Raises:
-        UsageError: weights are missing that would otherwise load as random numbers, or the pooling is
-            unknown.
+        UsageError: weights are missing that would otherwise load as random numbers, the pooling is unknown,
+            or a model of several attributes has no mixture.
     """
-    if pooling not in POOLINGS:
-        raise UsageError(f"pooling '{pooling}' is unknown; use {' or '.join(POOLINGS)}")
+    check_pooling(pooling)
+    name_or_path, mixture = split_mixture(name_or_path)
+    if saved_attributes(name_or_path):
+        model, tokenizer = _load_heads(name_or_path)
+        collapse(model, scalar_head(model), chosen_mixture(model.config, mixture, name_or_path))
+        return model.to(device).eval(), tokenizer
+    if mixture is not None:
+        raise UsageError(
+            f"'{name_or_path}' has one score, which '#{mixture}' cannot be made of; leave it out"
+        )
     source = Path(model_directory(name_or_path))
     if (source / ADAPTER_FILE).exists():
         return _load_adapter(source, device)
@@ -72,6 +88,83 @@ def load_reward_model(
         if missing:
             weight = scalar_head(model).weight
             torch.nn.init.normal_(weight, std=(weight.shape[-1] + 1) ** -0.5)
+    ensure_pad_token(tokenizer, model)
+    return model.to(device).eval(), tokenizer
+
+
+def check_pooling(pooling: str) -> None:
+    if pooling not in POOLINGS:
+        raise UsageError(f"pooling '{pooling}' is unknown; use {' or '.join(POOLINGS)}")
+
+
+def configuration(name_or_path: str) -> Any:
+    """A model's configuration.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    fix = "give a directory written by save_pretrained (safetensors), a stage directory or a Hub name"
+    with named_failures(f"no model could be loaded from '{name_or_path}'", fix):
+        return AutoConfig.from_pretrained(model_directory(name_or_path), trust_remote_code=False)
+
+
+def saved_attributes(name_or_path: str) -> list[str]:
+    """The names of a saved reward model's heads, where it has several; none of anything else."""
+    if (Path(model_directory(name_or_path)) / ADAPTER_FILE).exists():
+        return []
+    config = configuration(name_or_path)
+    classifies = (config.architectures or [""])[0].endswith("ForSequenceClassification")
+    mean_pooling = config.model_type == MeanPooledRewardModel.config_class.model_type
+    return attributes_of(config) if classifies or mean_pooling else []
+
+
+def _load_heads(name_or_path: str) -> tuple[PreTrainedModel, Any]:
+    """A saved model with all its heads, and its tokenizer."""
+    tokenizer = load_tokenizer(name_or_path)
+    model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path)
+    ensure_pad_token(tokenizer, model)
+    return model, tokenizer
+
+
+def load_attribute_model(name_or_path: str, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """A saved model with one head an attribute in evaluation mode, and its tokenizer.
+
+    Raises:
+        UsageError: it cannot be loaded, or has one score.
+    """
+    name_or_path, _ = split_mixture(name_or_path)
+    if not saved_attributes(name_or_path):
+        raise UsageError(f"'{name_or_path}' is no reward model with several attributes")
+    model, tokenizer = _load_heads(name_or_path)
+    return model.to(device).eval(), tokenizer
+
+
+def new_attribute_model(
+    name_or_path: str, device: torch.device, attributes: Sequence[str], pooling: str = "last"
+) -> tuple[PreTrainedModel, Any]:
+    """A model with a new regression head for each attribute, on the trunk of a language model, an encoder or
+    a reward model, and its tokenizer; a saved model of these attributes goes on with its own heads."""
+    check_pooling(pooling)
+    name_or_path, _ = split_mixture(name_or_path)
+    if saved_attributes(name_or_path) == list(attributes):
+        return load_attribute_model(name_or_path, device)
+    tokenizer = load_tokenizer(name_or_path)
+    if pooling == "mean":
+        trunk, _ = load_pretrained(AutoModel, name_or_path, ("pooler",))
+        model: PreTrainedModel = mean_pooled(trunk, len(attributes))
+    else:
+        model, _ = load_pretrained(
+            AutoModelForSequenceClassification,
+            name_or_path,
+            HEADS,
+            num_labels=len(attributes),
+            ignore_mismatched_sizes=True,  # the head of a model with other labels is not kept
+        )
+        head = scalar_head(model)
+        torch.nn.init.normal_(head.weight, std=(head.weight.shape[-1] + 1) ** -0.5)
+        if head.bias is not None:
+            torch.nn.init.zeros_(head.bias)
+    name_attributes(model.config, attributes)
     ensure_pad_token(tokenizer, model)
     return model.to(device).eval(), tokenizer
 
