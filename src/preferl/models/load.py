@@ -203,7 +203,8 @@ def ensure_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = tokenizer.pad_token_id  # a nested text configuration has one of its own
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -241,10 +242,21 @@ def parameter_count(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def max_positions(model: PreTrainedModel) -> int | None:
-    """Longest sequence that the model has positions for; None where it does not say."""
-    config = model.config
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+def max_positions(model: Any) -> int | None:
+    """Longest sequence that the model has positions for; None where it does not say.
+
+    RoBERTa and its like number positions from behind the padding's on: their table has two rows more than
+    they can read tokens.
+    """
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    stated = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if stated is None or not isinstance(model, torch.nn.Module):
+        return stated
+    for name, module in model.named_modules():
+        table = module if name.endswith("position_embeddings") else None
+        if isinstance(table, torch.nn.Embedding) and table.padding_idx is not None:
+            return min(stated, table.num_embeddings - table.padding_idx - 1)
+    return stated
 
 
 def _first_line(error: BaseException) -> str:

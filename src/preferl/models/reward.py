@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from preferl.data.records import Prompt
-from preferl.data.tokens import pad, positions, scored_ids
+from preferl.data.tokens import pad, scored_ids
 from preferl.models.load import (
     ensure_pad_token,
     load_pretrained,
@@ -28,6 +28,7 @@ from preferl.models.load import (
     refuse_nonfinite,
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
+from preferl.models.passes import hidden_states
 from preferl.runs import devices
 from preferl.runs.errors import UsageError
 from preferl.runs.files import whole_directory
@@ -303,11 +304,6 @@ def token_values(
 
     That state is prompt and response tokens before t, so it is read at position P - 1 + t.
     """
-    hidden_BSD = critic.base_model(
-        input_ids=tokens_BS,
-        attention_mask=mask_BS,
-        position_ids=positions(mask_BS),
-        use_cache=False,
-    ).last_hidden_state
+    hidden_BSD = hidden_states(critic.base_model, tokens_BS, mask_BS)
     states_BTD = hidden_BSD[:, prompt_width - 1 : -1]
     return critic.score(states_BTD)[..., 0].float() - reward_mean(critic)
