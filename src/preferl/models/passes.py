@@ -3,8 +3,8 @@
 Rows are left-padded, so that column t is response token t in each. A family may have no argument for
 positions (ALiBi, state spaces), and one whose layers carry a state from token to token may let padding into
 it. What a family does is tried on the model itself, once; no list of names says it. Where padding on the left
-changes anything, rows are moved to the left for the pass and back after it: behind the real tokens of a causal
-model padding changes nothing.
+changes anything, rows are moved to the left for the pass and back after it: behind the real tokens of a
+causal model padding changes nothing.
 """
 
 import inspect
