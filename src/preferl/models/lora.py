@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from preferl.models.adapters import CONFIG as ADAPTER_FILE
+from preferl.models.adapters import quiet_peft
 from preferl.models.load import model_directory, refuse_nonfinite
-from preferl.models.reward import ADAPTER_FILE, ADAPTER_NOTES, quiet_peft
+from preferl.models.reward import ADAPTER_NOTES
 from preferl.runs.errors import UsageError
 
 POLICY = "policy"

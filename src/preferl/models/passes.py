@@ -72,11 +72,11 @@ def call(
     model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor, position_BS: torch.Tensor, **options: Any
 ) -> Any:
     """One pass without a cache, with those of the arguments that the model takes."""
-    if not takes(model, "position_ids"):  # its positions come of the mask, or it has none
-        return model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False, **options)
-    return model(
-        input_ids=ids_BS, attention_mask=mask_BS, position_ids=position_BS, use_cache=False, **options
-    )
+    if takes(model, "position_ids"):  # else its positions come of the mask, or it has none
+        options["position_ids"] = position_BS
+    if takes(model, "use_cache"):
+        options["use_cache"] = False
+    return model(input_ids=ids_BS, attention_mask=mask_BS, **options)
 
 
 def takes(model: Any, argument: str) -> bool:
@@ -164,8 +164,6 @@ def state_size(model: Any) -> int:
     ``hidden_size``. Tried on one token."""
     ids_11 = torch.tensor([probe_rows(model, (1,))[0]], device=model.device)
     mask_11 = torch.ones_like(ids_11)
-    return (
-        call(model, ids_11, mask_11, positions(mask_11), output_hidden_states=True)
-        .hidden_states[-1]
-        .shape[-1]
-    )
+    outputs = call(model, ids_11, mask_11, positions(mask_11), output_hidden_states=True)
+    last = outputs.last_hidden_state if "last_hidden_state" in outputs else outputs.hidden_states[-1]
+    return last.shape[-1]

@@ -8,24 +8,30 @@ models all of them. A directory of LoRA weights stands for its base model with t
 import contextlib
 import copy
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from preferl.data.records import Prompt
 from preferl.data.tokens import pad, scored_ids
+from preferl.models.adapters import Adapter, find_adapter, quiet_peft
 from preferl.models.load import (
     ensure_pad_token,
+    load_adapted,
     load_pretrained,
     load_tokenizer,
     max_positions,
     model_directory,
     named_failures,
-    refuse_nonfinite,
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
 from preferl.models.passes import hidden_states
@@ -33,9 +39,8 @@ from preferl.runs import devices
 from preferl.runs.errors import UsageError
 from preferl.runs.files import whole_directory
 
-HEADS = ("score", "classifier")
 POOLINGS = ("last", "mean")
-ADAPTER_FILE, ADAPTER_NOTES = "adapter_config.json", "preferl.json"
+ADAPTER_NOTES = "preferl.json"
 
 
 def load_reward_model(
@@ -54,25 +59,33 @@ def load_reward_model(
     if pooling not in POOLINGS:
         raise UsageError(f"pooling '{pooling}' is unknown; use {' or '.join(POOLINGS)}")
     source = Path(model_directory(name_or_path))
-    if (source / ADAPTER_FILE).exists():
-        return _load_adapter(source, device)
+    adapter = find_adapter(str(source))
+    if adapter is not None:
+        return _load_adapter(adapter, device, new_head_allowed)
     tokenizer = load_tokenizer(name_or_path)
     saved_pooling = _saved_pooling(source)
+    family = family_without_scores(name_or_path)
+    if new_head_allowed and pooling == "last" and family is not None:
+        raise UsageError(
+            f"'{name_or_path}' is a {family} model, and transformers has no class of that family with a head "
+            f"that scores the last token, so that nothing but preferl could load the reward model; give "
+            f"--pooling mean, which preferl saves under an architecture of its own, or start from a model of "
+            f"another family"
+        )
     if new_head_allowed and pooling == "mean" and saved_pooling is None:
-        trunk, _ = load_pretrained(AutoModel, name_or_path, ("pooler",))
+        trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
         model: PreTrainedModel = mean_pooled(trunk)
     elif new_head_allowed and saved_pooling not in (None, pooling):
         raise UsageError(
             f"'{name_or_path}' is a reward model with {saved_pooling} pooling; give --pooling {saved_pooling}"
         )
     else:
-        allowed = HEADS if new_head_allowed else ()
         model, missing = load_pretrained(
-            AutoModelForSequenceClassification, name_or_path, allowed, num_labels=1
+            AutoModelForSequenceClassification, name_or_path, new_head_allowed, num_labels=1
         )
-        if missing:
-            weight = scalar_head(model).weight
-            torch.nn.init.normal_(weight, std=(weight.shape[-1] + 1) ** -0.5)
+        name, head = _named_head(model)
+        if f"{name}.weight" in missing:
+            torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
     ensure_pad_token(tokenizer, model)
     return model.to(device).eval(), tokenizer
 
@@ -91,42 +104,53 @@ def _saved_pooling(source: Path) -> str | None:
     return "last" if architectures[0].endswith("ForSequenceClassification") else None
 
 
-def _load_adapter(source: Path, device: torch.device) -> tuple[PreTrainedModel, Any]:
-    """The base model of a directory of LoRA weights with them merged in, and its mean score."""
-    from peft import PeftConfig, PeftModel
+def _load_adapter(
+    adapter: Adapter, device: torch.device, new_head_allowed: bool
+) -> tuple[PreTrainedModel, Any]:
+    """The base model of a directory of LoRA weights with them merged in, and its mean score: ours with notes
+    of it, anybody's else with the score as it comes."""
+    notes = {"pooling": "last", "reward_mean": 0.0}
+    own = adapter.directory / ADAPTER_NOTES
+    if own.exists():
+        with named_failures(f"the notes {own} could not be read", "give a directory as preferl wrote it"):
+            notes = json.loads(own.read_text(encoding="utf-8"))
 
-    fix = "give a directory that preferl reward --lora_r wrote"
-    with named_failures(f"no LoRA weights could be loaded from '{source}'", fix):
-        base = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
-        notes = json.loads((source / ADAPTER_NOTES).read_text(encoding="utf-8"))
-        model, tokenizer = load_reward_model(str(base), device, True, notes["pooling"])
-    with named_failures(f"no LoRA weights could be loaded from '{source}'", fix), quiet_peft():
-        merged = PeftModel.from_pretrained(model, str(source)).merge_and_unload()
-    refuse_nonfinite(merged, str(source))
-    merged.config.reward_mean = notes["reward_mean"]
-    return merged.to(device).eval(), tokenizer
+    def load_base(name: str) -> tuple[PreTrainedModel, Any]:
+        model, tokenizer = load_reward_model(name, device, True, notes["pooling"])
+        parts = {part.split(".")[-1] for part in parts_on_trunk(model)}
+        brings_head = any(key.split(".")[0] in parts for key in adapter.shapes())
+        if not (brings_head or new_head_allowed or _saved_pooling(Path(model_directory(name)))):
+            raise UsageError(
+                f"neither it nor the adapter has a head that makes a score ({', '.join(sorted(parts))}), "
+                f"which would be random"
+            )
+        return model, tokenizer
 
-
-@contextlib.contextmanager
-def quiet_peft() -> Iterator[None]:
-    """peft asks transformers for an attribute by its old name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        yield
+    model, tokenizer = load_adapted(adapter, load_base)
+    model.config.reward_mean = notes["reward_mean"]
+    ensure_pad_token(tokenizer, model)
+    return model.to(device).eval(), tokenizer
 
 
 def with_lora(model: PreTrainedModel, base: str, r: int, alpha: float, dropout: float) -> Any:
-    """The model with trainable LoRA weights (Hu et al. 2021) on every linear layer and a trainable head."""
+    """The model with trainable LoRA weights (Hu et al. 2021) on every linear layer of its trunk; what stands
+    on the trunk is trained as it is."""
     from peft import LoraConfig, get_peft_model
 
-    head = next(name for name in HEADS if hasattr(model, name))
+    parts = parts_on_trunk(model)
+    layers = [
+        f"{part}.{name}".rstrip(".")
+        for part in parts
+        for name, layer in model.get_submodule(part).named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    ]
     config = LoraConfig(
         r=r,
         lora_alpha=int(alpha),
         lora_dropout=dropout,
         target_modules="all-linear",
-        exclude_modules=[head],
-        modules_to_save=[head],
+        exclude_modules=layers,
+        modules_to_save=parts,
     )
     with quiet_peft():
         adapted = get_peft_model(model, config)
@@ -157,17 +181,36 @@ def save_adapter(adapted: Any, path: Path, pooling: str) -> None:
         (directory / ADAPTER_NOTES).write_text(json.dumps(notes) + "\n", encoding="utf-8")
 
 
+def parts_on_trunk(model: PreTrainedModel) -> list[str]:
+    """Names of the modules that a task puts on the trunk: head, pooler, what lies between. They are new where
+    the trunk is a language model's."""
+    trunk = model.base_model
+    parts = [name for name, part in model.named_children() if part is not trunk and any(part.parameters())]
+    pooled = getattr(trunk, "pooler", None) is not None and not isinstance(model, MeanPooledRewardModel)
+    return [f"{model.base_model_prefix}.pooler", *parts] if pooled else parts
+
+
 def scalar_head(model: PreTrainedModel) -> torch.nn.Linear:
-    """The linear layer that makes the score."""
-    for name in HEADS:
-        head = getattr(model, name, None)
-        if hasattr(head, "modules_to_save"):  # LoRA trains a copy
-            head = head.modules_to_save["default"]
-        if isinstance(head, torch.nn.Linear):
-            return head
-        if head is not None and isinstance(getattr(head, "out_proj", None), torch.nn.Linear):
-            return head.out_proj
-    raise UsageError(f"{type(model).__name__} has no linear scalar head that preferl knows")
+    """The linear layer that makes the score: the last one on the trunk.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return _named_head(model)[1]
+
+
+def _named_head(model: Any) -> tuple[str, torch.nn.Linear]:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = [
+        (f"{part}.{name}".rstrip("."), layer)
+        for part in parts_on_trunk(inner)
+        for name, layer in inner.get_submodule(part).named_modules()
+        # Where LoRA trains a copy of a head, the copy counts.
+        if isinstance(layer, torch.nn.Linear) and "original_module" not in name.split(".")
+    ]
+    if not found:
+        raise UsageError(f"{type(inner).__name__} has no linear layer on its trunk that makes a score")
+    return found[-1]
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
@@ -292,9 +335,32 @@ def critic_from_reward_model(
 
 def critic_from_policy(name_or_path: str, device: torch.device) -> PreTrainedModel:
     """A critic on the SFT model's trunk with a zero head: the first values are 0."""
-    model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path, ("score",), num_labels=1)
+    model, _ = _with_new_head(name_or_path)
     torch.nn.init.zeros_(model.score.weight)
     return model.to(device).eval()
+
+
+def _with_new_head(name_or_path: str) -> tuple[PreTrainedModel, Any]:
+    """A language model's trunk with a head named ``score``, and its tokenizer."""
+    adapter = find_adapter(model_directory(name_or_path))
+    if adapter is not None:
+        return load_adapted(adapter, _with_new_head)
+    tokenizer = load_tokenizer(name_or_path)
+    if family_without_scores(name_or_path) is None:
+        model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path, True, num_labels=1)
+    else:  # a critic reads every position, whatever a model of this class makes of them
+        model = mean_pooled(load_pretrained(AutoModel, name_or_path)[0])
+    return model, tokenizer
+
+
+def family_without_scores(name_or_path: str) -> str | None:
+    """The family of a model for which transformers has no class with a head that scores; None where it has
+    one, or where there is no model."""
+    try:
+        config = AutoConfig.from_pretrained(model_directory(name_or_path), trust_remote_code=False)
+    except (OSError, ValueError):  # whoever loads it says what is wrong
+        return None
+    return None if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING else config.model_type
 
 
 def token_values(

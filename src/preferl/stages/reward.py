@@ -36,13 +36,13 @@ from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, fit, plan_
 from preferl.learning.fit import why_not_longer as fit_why_not_longer
 from preferl.maths import preference
 from preferl.models import load
+from preferl.models.adapters import quiet_peft
 from preferl.models.packing import can_pack, flat_scores
 from preferl.models.reward import (
     RewardModel,
     fold_normalisation,
     load_reward_model,
     lora_dropout,
-    quiet_peft,
     reward_mean,
     save_adapter,
     with_lora,
