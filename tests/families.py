@@ -48,6 +48,14 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4}
         | {"use_mamba_kernels": False},
     ),
+    "rwkv": ("Rwkv", {"attention_hidden_size": 32, "intermediate_size": 64, "context_length": 128}),
+    "falcon_mamba": ("FalconMamba", {"state_size": 8, "time_step_rank": 4}),
+    "recurrent_gemma": (
+        "RecurrentGemma",
+        HEADS | {"lru_width": 32, "attention_window_size": 16, "block_types": ["recurrent", "attention"]},
+    ),
+    "granite": ("Granite", HEADS),
+    "cohere": ("Cohere", HEADS),
     "qwen3_next": (
         "Qwen3Next",
         HEADS
@@ -108,6 +116,18 @@ def decoder(name: str, seed: int = 0) -> PreTrainedModel:
     return _build(config, prefix + suffix, options, tokenizer, seed)
 
 
+def gemma3_with_vision(seed: int = 0) -> PreTrainedModel:
+    """A Gemma 3 that also sees pictures: its text configuration is nested in it."""
+    tokenizer = character_tokenizer()
+    text = SIZE | GEMMA | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 8, "patch_size": 4}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(seed)
+    return transformers.Gemma3ForConditionalGeneration(config).eval()
+
+
 def encoder(name: str, seed: int = 0) -> PreTrainedModel:
     """A masked language model of a family, as the Hub has it: no pooler, no classifier."""
     prefix, options = ENCODERS[name]
@@ -126,7 +146,8 @@ def _build(config: str, model: str, options: dict[str, Any], tokenizer: Any, see
 
 
 def save_decoder(path: Path, name: str, seed: int = 0) -> Path:
-    decoder(name, seed).save_pretrained(path)
+    made = gemma3_with_vision(seed) if name == "gemma3_with_vision" else decoder(name, seed)
+    made.save_pretrained(path)
     character_tokenizer().save_pretrained(path)
     return path
 

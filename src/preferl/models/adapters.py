@@ -86,7 +86,8 @@ def merge(model: Any, adapter: Adapter) -> Any:
         config.task_type = None  # a language model's, on the trunk of a reward model that starts from it
     for name, shape in adapter.shapes().items():
         rows = model.get_input_embeddings().weight.shape[0]
-        if name.endswith("embed_tokens.weight") and shape[0] != rows:  # it came with tokens of its own
+        if name.endswith("embed_tokens.weight") and shape[0] != rows:
+            # It came with tokens of its own.
             model.resize_token_embeddings(shape[0], mean_resizing=False)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
