@@ -106,6 +106,8 @@ PAGES = "tests/reporting/test_report_pages.py"
 GATHER = "tests/reporting/test_gather.py"
 SFT = "tests/stages/test_sft.py::"
 DPO = "tests/stages/test_dpo.py::"
+KTO = "tests/stages/test_kto.py::"
+ATTRIBUTES = "tests/stages/test_attributes.py::"
 REWARD = "tests/stages/test_reward.py::"
 RL = "tests/stages/test_rl.py::"
 RL_MODELS = "tests/stages/test_rl_models.py::"
@@ -369,8 +371,9 @@ MUTANTS = (
     # Dropout: GPT-2 has it, Llama has none.
     Mutant("dropout-in-the-policy", "models/load.py", "return model.to(device).eval(), tokenizer",
            "return model.to(device).train(), tokenizer", (EVAL_MODE + "[gpt2]",)),
-    Mutant("dropout-in-the-reward-model", SCALAR, "return model.to(device).eval(), tokenizer",
-           "return model.to(device).train(), tokenizer",
+    Mutant("dropout-in-the-reward-model", SCALAR,
+           "    return model.to(device).eval(), tokenizer\n\n\ndef check_pooling",
+           "    return model.to(device).train(), tokenizer\n\n\ndef check_pooling",
            (MODELS + "test_scores_do_not_depend_on_the_batch[gpt2]",)),
     Mutant("dropout-in-the-critic-from-the-policy", SCALAR,
            "zeros_(model.score.weight)\n    return model.to(device).eval()",
@@ -400,15 +403,38 @@ MUTANTS = (
            "reference_N2[: len(numbers)]",
            (DPO + "test_a_policy_that_is_its_reference_has_the_known_first_loss",)),
     Mutant("dpo-prompt-in-the-sum", "stages/dpo.py",
-           "    prompt_BP, prompt_mask_BP =",
+           "    prompts = [pair.prompt for pair in pairs] * 2",
            """    pairs = [
         EncodedPair(p.prompt[:1], p.prompt[1:] + p.chosen, p.prompt[1:] + p.rejected, p.cut)
         for p in pairs
     ]
-    prompt_BP, prompt_mask_BP =""",
+    prompts = [pair.prompt for pair in pairs] * 2""",
            (DPO_SUMS,)),
     Mutant("dpo-micro-batch-by-its-own-count", "stages/dpo.py", ".sum(), sums", ".mean(), sums",
            (DPO + "test_accumulated_gradients_are_those_of_the_whole_batch",)),
+    # KTO: the reference point and the labels.
+    Mutant("kto-swapped-labels", PREFERENCE, "torch.where(good_B == 1, good_loss_B, bad_loss_B)",
+           "torch.where(good_B == 0, good_loss_B, bad_loss_B)", (GRADIENTS,)),
+    Mutant("kto-reference-point-below-zero", PREFERENCE, ".detach().mean().clamp(min=0)", ".detach().mean()",
+           (KTO + "test_loss_and_gradient_are_the_formulas_and_micro_batches_change_nothing",)),
+    Mutant("kto-reference-point-of-matched-pairs", "learning/unpaired.py",
+           "pairs = self.with_other_prompts(batch, self.rows)", "pairs = batch",
+           (KTO + "test_loss_and_gradient_are_the_formulas_and_micro_batches_change_nothing",)),
+    Mutant("kto-another-rows-reference", "learning/unpaired.py", "self.reference_N[list(numbers)].to",
+           "self.reference_N[: len(numbers)].to",
+           (KTO + "test_loss_and_gradient_are_the_formulas_and_micro_batches_change_nothing",)),
+    Mutant("kto-the-middle-of-rankings-is-bad", "learning/unpaired.py", "if rank in (best, worst):",
+           "if rank:", (KTO + "test_rankings_give_their_best_and_worst_responses",)),
+    # Ratings by attribute.
+    Mutant("a-missing-rating-counts", PREFERENCE,
+           "torch.where(mask_BK != 0, rating_BK, predicted_BK.detach())", "rating_BK.nan_to_num()",
+           (ATTRIBUTES + "test_the_loss_is_least_squares_over_the_ratings_there_are",)),
+    Mutant("a-mixture-without-its-scale", "models/attributes.py",
+           "return float(weight_K @ np.array(mean_K)), math.sqrt(variance)", "return float(weight_K @ np.array(mean_K)), 1.0",
+           (ATTRIBUTES + "test_heads_on_the_scale_of_the_ratings_and_their_mixture_as_one_head",)),
+    Mutant("a-mixture-in-another-order", "models/attributes.py",
+           "np.array([weights.get(name, 0.0) for name in attributes]", "np.array([*weights.values()]",
+           (ATTRIBUTES + "test_another_mixture_is_named_behind_the_directory",)),
     Mutant("reward-model-swapped-labels", PREFERENCE, "rank_BK[..., :, None] < rank_BK[..., None, :]",
            "rank_BK[..., :, None] > rank_BK[..., None, :]", (BY_FORMULA + "[balanced]",)),
     Mutant("reward-model-swapped-rows", "stages/reward.py", "finished[i]) for i in order]",
@@ -495,7 +521,8 @@ MUTANTS = (
            "effective = n**2 / float((np.bincount(cluster_N) ** 2).sum())", "effective = float(n)",
            ("tests/statistics/test_intervals.py::test_shares_of_very_few_prompts_count_a_prompt_once",)),
     Mutant("the-kept-weights-pass-for-the-last", "stages/reward.py",
-           '"dev/final_loss": fitted.last', '"dev/final_loss": fitted.best',
+           '"dev/final_loss": fitted.last["dev/loss"],\n            "dev/final_accuracy"',
+           '"dev/final_loss": fitted.best["dev/loss"],\n            "dev/final_accuracy"',
            (REWARD + "test_the_last_weights_are_measured_beside_the_kept_ones",)),
     Mutant("one-reference-sample", "stages/reward.py", "reference.respond(prompts, each,",
            "reference.respond(prompts, 1,",

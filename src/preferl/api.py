@@ -227,11 +227,12 @@ def train_reward(
     verbose: bool = True,
     **options: Any,
 ) -> Trained[Scorer]:
-    """Trains a reward model on comparisons (``preferl reward``); ``.model`` scores prompts and completions.
+    """Trains a reward model on comparisons, or on ratings by attribute (``preferl reward``); ``.model``
+    scores prompts and completions.
 
     Args:
         model: what it starts from: a language model (a head is added), an encoder, or a reward model.
-        data: comparisons.
+        data: comparisons, or rows with prompt, completion and ratings.
         **options: those of ``preferl reward``. The others are those of ``train_sft``.
 
     Raises:
@@ -257,11 +258,12 @@ def train_dpo(
     verbose: bool = True,
     **options: Any,
 ) -> Trained[Policy]:
-    """Fine-tunes a policy on comparisons themselves, by DPO or IPO (``preferl dpo``).
+    """Fine-tunes a policy on comparisons themselves, by DPO or IPO, or on single responses called good or
+    bad, by KTO (``preferl dpo``).
 
     Args:
         model: the policy to start from.
-        data: comparisons.
+        data: comparisons; with ``loss_type="kto"`` also rows with prompt, completion and label.
         **options: those of ``preferl dpo``; ``ref_model`` may be a model. The others are those of
             ``train_sft``.
 

@@ -33,7 +33,7 @@ One stage at a time (each takes the previous stage's directory):
   preferl collect                  sample responses and let an annotator compare them
   preferl reward                   train a reward model on preferences
   preferl best_of                  keep the best of N responses by a reward, as demonstrations for sft
-  preferl dpo                      fine-tune the policy on the pairs themselves (dpo, ipo)
+  preferl dpo                      fine-tune the policy on the labels themselves (dpo, ipo, kto)
   preferl rl                       fine-tune the policy against the reward (ppo, rloo, grpo, rebel, …)
   preferl audit                    any reward on labelled pairs: RewardBench, RM-Bench, LLMBar, your own
   preferl evaluate                 compare the policy with its SFT model and with best-of-N

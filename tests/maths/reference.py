@@ -100,6 +100,16 @@ def dpo_loss(policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B, b
     return bradley_terry_loss(reward_w, reward_l, label_smoothing=label_smoothing)
 
 
+def kto_loss(policy_B, ref_B, good_B, reference_point, beta, desirable_weight=1.0, undesirable_weight=1.0):
+    losses = []
+    for p, r, good in rows(policy_B, ref_B, good_B):
+        reward, sign = p - r, 1 if good else -1
+        weight = desirable_weight if good else undesirable_weight
+        value = weight / (1 + math.exp(-beta * sign * (reward - reference_point)))
+        losses.append(weight - value)
+    return np.array(losses)
+
+
 def ipo_loss(policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B, beta, label_smoothing=0.0):
     losses = []
     for pw, pl, rw, rl in rows(policy_chosen_B, policy_rejected_B, ref_chosen_B, ref_rejected_B):

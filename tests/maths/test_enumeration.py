@@ -303,3 +303,36 @@ def test_best_of_n_stays_below_its_bound():
         held = best > 0
         exact = (best[held] * np.log(best[held] / P_N[order][held])).sum()
         assert exact <= kl.best_of_n_kl_bound(n) + 1e-12
+
+
+# ------------------------------------------------------------------------------------- KTO at a given z0
+
+
+@pytest.mark.parametrize("reference_point", [0.0, 0.8])
+def test_ktos_loss_and_gradient_are_those_of_the_definition(reference_point):
+    """Every response y with a probability in the data and a probability of being called good: the expected
+    loss by NumPy, its gradient by the chain rule with d log pi / d table, against autograd."""
+    beta, desirable, undesirable = 0.6, 1.3, 0.8
+    rng = np.random.default_rng(3)
+    data_N, good_N = rng.dirichlet(np.ones(N)), rng.random(N)
+    z_N = beta * (LOGP_N - REF_LOGP_N - reference_point)
+    sigma_N = 1 / (1 + np.exp(-z_N))
+    loss = (data_N * (good_N * desirable * (1 - sigma_N) + (1 - good_N) * undesirable * sigma_N)).sum()
+    slope_N = beta * sigma_N * (1 - sigma_N)
+    pull_N = data_N * slope_N * ((1 - good_N) * undesirable - good_N * desirable)
+    gradient = np.einsum("n,nsv->sv", pull_N, SCORE_FUNCTION_NSV)
+
+    table_SV = torch.tensor(TABLE_SV, requires_grad=True)
+    logp_NT = table_SV.log_softmax(-1)[STATE_NT].gather(-1, TOKENS_NT[..., None])[..., 0]
+    logp_N = (logp_NT * MASK_NT).sum(-1)
+    reference_N = torch.tensor(REF_LOGP_N)
+    ours = torch.zeros((), dtype=torch.float64)
+    for label, share_N in ((1, good_N), (0, 1 - good_N)):
+        label_N = torch.full((N,), label)
+        loss_N = preference.kto_loss(
+            logp_N, reference_N, label_N, reference_point, beta, desirable, undesirable
+        )
+        ours = ours + (torch.tensor(data_N * share_N) * loss_N).sum()
+    ours.backward()
+    assert ours.item() == pytest.approx(loss, abs=1e-14)
+    np.testing.assert_allclose(table_SV.grad.numpy(), gradient, atol=1e-14)

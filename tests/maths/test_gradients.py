@@ -16,6 +16,7 @@ MASK_BK = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]])
 RANK_BK = np.array([[0, 0, 1, 2], [0, 1, 1, 9], [0, 1, 9, 9]])
 MARGIN_BKK = RNG.random(size=(3, 4, 4))
 OUTCOME_B = np.array([1, 0, -1, 0, 1])
+GOOD_B = np.array([1, 0, 0, 1, 1])
 X_BT, Y_BT, Z_BT = RNG.normal(size=(3, 3, 4))
 # Some ratios inside the clip range, some outside, none on its edge.
 NEAR_BT = X_BT + 0.3 * Y_BT
@@ -43,6 +44,14 @@ CASES = [
     (preference, "dpo_loss", [A_B, B_B, C_B, D_B], {"beta": 0.3, "label_smoothing": 0.2}, [0, 1]),
     (preference, "ipo_loss", [A_B, B_B, C_B, D_B], {"beta": 0.3}, [0, 1, 2, 3]),
     (preference, "ipo_loss", [A_B, B_B, C_B, D_B], {"beta": 0.3, "label_smoothing": 0.2}, [0, 1]),
+    (preference, "kto_loss", [A_B, B_B, GOOD_B], {"reference_point": 0.4, "beta": 0.7}, [0, 1]),
+    (
+        preference,
+        "kto_loss",
+        [A_B, B_B, GOOD_B],
+        {"reference_point": 0.0, "beta": 2.0, "desirable_weight": 1.5, "undesirable_weight": 0.5},
+        [0, 1],
+    ),
     (preference, "rebel_loss", [A_B, B_B, C_B, D_B, E_B, F_B], {"eta": 0.7}, [0, 1, 2, 3, 4, 5]),
     (policy, "clipped_policy_loss", [NEAR_BT, X_BT, Z_BT], {"cliprange": 0.2}, [0]),
     (policy, "clipped_policy_loss", [NEAR_BT, X_BT, Z_BT], {"cliprange": 0.2, "dual_clip": 1.3}, [0]),

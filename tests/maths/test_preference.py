@@ -14,6 +14,9 @@ from preferl.maths.preference import (
     bradley_terry_loss,
     dpo_loss,
     ipo_loss,
+    kto_loss,
+    kto_reference_point,
+    kto_weights,
     plackett_luce_loss,
     rao_kupper_loss,
     rebel_loss,
@@ -150,6 +153,11 @@ ONE, TWO, EMPTY = d(1.0), d(1, 2), d()
         (lambda: dpo_loss(ONE, ONE, ONE, ONE, math.nan), "beta is nan"),
         (lambda: dpo_loss(ONE, ONE, ONE, ONE, 0.1, 0.6), "label_smoothing"),
         (lambda: ipo_loss(ONE, ONE, ONE, ONE, -1.0), "beta is -1.0"),
+        (lambda: kto_loss(ONE, ONE, ONE, 0.0, 0.0), "beta is 0.0"),
+        (lambda: kto_loss(ONE, ONE, 2 * ONE, 0.0, 1.0), "other than 1"),
+        (lambda: kto_loss(ONE, ONE, TWO, 0.0, 1.0), "good_B"),
+        (lambda: kto_reference_point(ONE, TWO), "ref_B"),
+        (lambda: kto_weights(-1, 3), "negative"),
         (lambda: ipo_loss(ONE, TWO, ONE, ONE, 1.0), "policy_rejected_B"),
         (lambda: rebel_loss(ONE, ONE, ONE, ONE, ONE, TWO, 1.0), "reward_b_B"),
         (lambda: rebel_loss(ONE, ONE, ONE, ONE, ONE, ONE, 0.0), "eta is 0.0"),
@@ -158,3 +166,55 @@ ONE, TWO, EMPTY = d(1.0), d(1, 2), d()
 def test_bad_input_says_what_and_why(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_kto_at_the_reference_costs_half_its_weight_and_far_away_all_or_nothing():
+    """A policy that is its reference has z0 = 0 and r = 0: sigma(0) = 1/2 on both sides."""
+    logp, good = d(-3.0, -7.0), torch.tensor([1, 0])
+    assert kto_loss(logp, logp, good, 0.0, 0.1, 3.0, 5.0).tolist() == [1.5, 2.5]
+    far = d(1e4, 1e4, -1e4, -1e4).requires_grad_()
+    loss = kto_loss(far, torch.zeros_like(far), torch.tensor([1, 0, 1, 0]), 0.0, 1.0)
+    assert loss.tolist() == [0, 1, 1, 0]
+    loss.sum().backward()
+    assert far.grad.isfinite().all()
+
+
+def test_the_reference_point_is_a_mean_that_is_never_negative_and_passes_no_gradient():
+    policy = d(-1.0, -2.0, -6.0).requires_grad_()
+    reference = d(-2.0, -4.0, -3.0)
+    found = kto_reference_point(policy, reference)
+    assert found.item() == 0
+    found = kto_reference_point(policy[:2], reference[:2])
+    assert found.item() == 1.5
+    assert not found.requires_grad
+    # Also one that a caller left in the graph stays a constant of the loss.
+    point = (policy[:1] - reference[:1]).mean()
+    kto_loss(policy[1:2], reference[1:2], torch.tensor([1]), point, 1.0).sum().backward()
+    assert policy.grad.tolist()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "given", "expected"),
+    [
+        ((100, 400), (None, None), (4.0, 1.0)),
+        ((400, 100), (None, None), (1.0, 3.0)),
+        ((110, 100), (None, None), (1.0, 1.0)),
+        ((100, 400), (2.0, None), (2.0, 0.5)),
+        ((400, 100), (None, 6.0), (1.5, 6.0)),
+        ((400, 100), (1.0, 1.0), (1.0, 1.0)),
+        ((7, 0), (None, None), (1.0, 1.0)),
+        ((0, 7), (None, 2.0), (1.0, 2.0)),
+    ],
+)
+def test_weights_balance_the_labels_and_what_is_given_stays(counts, given, expected):
+    assert kto_weights(*counts, *given) == pytest.approx(expected)
+
+
+@PROPERTY
+@given(st.integers(1, 10_000), st.integers(1, 10_000), st.floats(0.1, 10))
+def test_derived_weights_are_in_the_papers_range(good, bad, weight):
+    for given_weights in ((None, None), (weight, None), (None, weight)):
+        desirable, undesirable = kto_weights(good, bad, *given_weights)
+        assert 1 - 1e-9 <= desirable * good / (undesirable * bad) <= 4 / 3 + 1e-9
+        if given_weights == (None, None):
+            assert min(desirable, undesirable) == pytest.approx(1)

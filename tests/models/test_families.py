@@ -24,9 +24,11 @@ from preferl.models.reward import (
     token_values,
     with_lora,
 )
+from preferl.runs.config import SamplingOptions
 from preferl.runs.errors import UsageError
 from preferl.sampling import cached
 from preferl.sampling.policy import Policy
+from preferl.sampling.samples import Sampling
 
 CPU = torch.device("cpu")
 # Of unlike length, so that batches are padded; responses of them end at unlike tokens.
@@ -72,18 +74,23 @@ def plain_logprobs(model, prompt_ids, response_ids, pad_id):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_samples_have_the_probabilities_of_plain_passes(name, saved, tmp_path):
+def test_samples_have_the_probabilities_of_plain_passes(name, saved):
     policy, reference = Policy.load(saved(name), "cpu"), Policy.load(saved(name), "cpu")
-    found = policy.respond(PROMPTS, n=2, seed=1, response_length=24)
-    assert len(set(found.lengths)) > 1, "no response ended by itself: rows are never dropped"
+    pad_id, size = policy.tokenizer.pad_token_id, len(policy.tokenizer)
+    # One of eight ids ends a response, so that rows are dropped on the way.
+    sampling = Sampling(1.0, 24, suppressed=(pad_id,), stop=tuple(range(1, size, 8)))
+    prompts = [policy.tokenizer(prompt)["input_ids"] for prompt in PROMPTS for _ in range(2)]
+    samples = policy.sampler(SamplingOptions()).sample(prompts, sampling, torch.Generator().manual_seed(1))
+    lengths = samples.mask_BT.sum(-1).tolist()
+    assert len(set(lengths)) > 3
     plain = AutoModelForCausalLM.from_pretrained(saved(name), dtype=torch.float32).eval()
-    trained_BT = policy.logprobs(found.samples)
-    for row, (prompt, ids) in enumerate(zip(found.prompts, found.completion_ids, strict=True)):
-        prompt_ids = policy.tokenizer(prompt)["input_ids"]
-        exact = torch.tensor(plain_logprobs(plain, prompt_ids, ids, policy.tokenizer.pad_token_id))
-        torch.testing.assert_close(found.samples.logp_BT[row, : len(ids)], exact, atol=1e-4, rtol=0)
-        torch.testing.assert_close(trained_BT[row, : len(ids)], exact, atol=1e-4, rtol=0)
-    kl_B = (trained_BT - reference.logprobs(found.samples)).sum(-1)
+    trained_BT = policy.logprobs(samples)
+    for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        response = samples.response_BT[row, :length].tolist()
+        exact = torch.tensor(plain_logprobs(plain, prompt, response, pad_id))
+        torch.testing.assert_close(samples.logp_BT[row, :length], exact, atol=1e-4, rtol=0)
+        torch.testing.assert_close(trained_BT[row, :length], exact, atol=1e-4, rtol=0)
+    kl_B = (trained_BT - reference.logprobs(samples)).sum(-1)
     assert not kl_B.any(), "a policy is off the reference that it is"
 
 

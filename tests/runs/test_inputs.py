@@ -26,7 +26,7 @@ PLAIN = {
     *("output_dir", "device", "dtype", "split", "split_by", "dataset_format", "bad_rows", "eval_split"),
     *("lr_scheduler_type", "layout", "label_mode", "tie_policy", "loss", "loss_type", "pooling", "category"),
     *("kl_controller", "kl_in", "kl_estimator", "ratio_level", "loss_average", "value_model"),
-    *("baseline", "preference_labels", "stop_sequences", "phrases"),
+    *("reward_mixture", "baseline", "preference_labels", "stop_sequences", "phrases"),
 }
 
 

@@ -542,7 +542,7 @@ def test_the_command_line_runs_it(config, capsys, tmp_path):
     assert cli.main(["dpo", *flags, *more]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == out
     assert cli.main(["dpo", "--output_dir", str(tmp_path / "x"), "--loss_type", "hinge"]) == 2
-    assert "use sigmoid or ipo" in capsys.readouterr().err
+    assert "use sigmoid, ipo, kto" in capsys.readouterr().err
 
 
 def test_the_pipeline_fills_in_what_it_starts_from(tmp_path):

@@ -105,6 +105,33 @@ def test_reward_trains_as_one(options, tmp_path):
 
 
 @pytest.mark.slow
+def test_kto_trains_as_one(options, tmp_path, policy_directory):
+    """The reference point is of the rows of all processes."""
+    config = dpo.DpoConfig(**options, loss_type="kto", check_samples=0)
+    one = dpo.run(config)
+    several("dpo", config)
+    assert_same(one, tmp_path / "several")
+    assert moved(policy_directory, one) > 1e-4
+
+
+@pytest.mark.slow
+def test_ratings_train_as_one(options, tmp_path):
+    """Rows with different numbers of ratings: their count over the whole batch divides the loss."""
+    rows = []
+    for i in range(80):
+        pair = row(i)
+        ratings = {"kind": float(i % 3), "brief": None if i % 4 == 0 else float(i % 5)}
+        rated = {"completion": pair["chosen"], "ratings": ratings}
+        rows.append({"prompt": pair["prompt"], "split": pair["split"], **rated})
+    (tmp_path / "ratings.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    options |= {"dataset_name": "ratings.jsonl", "reward_mixture": "1*kind - 0.5*brief", "num_evals": 9}
+    config = reward.RewardConfig(**options)
+    one = reward.run(config)
+    several("reward", config, processes=3)
+    assert_same(one, tmp_path / "several")
+
+
+@pytest.mark.slow
 def test_dpo_trains_fails_and_goes_on_as_one(options, tmp_path, policy_directory):
     config = dpo.DpoConfig(**options, check_samples=5, response_length=6)
     one = dpo.run(config)

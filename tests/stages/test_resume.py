@@ -49,12 +49,13 @@ def data(tmp_path_factory, policy_directory) -> dict[str, str]:
     place = tmp_path_factory.mktemp("data")
     pairs = [row(i) for i in range(96)]
     texts = [{"prompt": p["prompt"], "completion": p["chosen"], "split": p["split"]} for p in pairs]
-    for name, rows in (("pairs", pairs), ("texts", texts)):
+    ratings = [text | {"ratings": {"kind": i % 3, "brief": i % 2}} for i, text in enumerate(texts)]
+    for name, rows in (("pairs", pairs), ("texts", texts), ("ratings", ratings)):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model, tokenizer = load.load_policy(str(policy_directory), torch.device("cpu"))
     model.config.max_position_embeddings = 2048  # a judge reads more than a policy
     load.save(model, tokenizer, place / "judge")
-    files = {name: str(place / f"{name}.jsonl") for name in ("pairs", "texts")}
+    files = {name: str(place / f"{name}.jsonl") for name in ("pairs", "texts", "ratings")}
     return files | {"policy": str(policy_directory), "judge": str(place / "judge")}
 
 
@@ -74,7 +75,9 @@ CASES = {
     "reward": (reward, "pairs", {"weight_average": 0.5}),
     "reward with LoRA": (reward, "pairs", LORA),
     "reward, an ensemble": (reward, "pairs", {"num_members": 2, "member_share": 0.7, "audit": False}),
+    "reward of ratings": (reward, "ratings", {"weight_average": 0.5, "reward_mixture": "1*kind - 1*brief"}),
     "dpo": (dpo, "pairs", {"check_samples": 4, "response_length": 6}),
+    "dpo, kto": (dpo, "pairs", {"loss_type": "kto", "check_samples": 4, "response_length": 6}),
     "rl, ppo": (rl, "pairs", {**RL, "kl_controller": "adaptive", "num_mini_batches": 2}),
     "rl, grpo with LoRA": (rl, "pairs", {**RL, "algorithm": "grpo", "lora_r": 2}),
     "collect": (collect, "pairs", {"pairs": ONE_SPLIT, "sampling_batch_size": 2}),

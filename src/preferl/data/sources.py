@@ -11,7 +11,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from preferl import world
 from preferl.data import formats
 from preferl.data.files import Row, Table, write_rows
 from preferl.data.own_pairs import own_pairs
+from preferl.data.rated import comparisons_by, labelled_comparisons
 from preferl.data.records import (
     SPLITS,
     Comparison,
@@ -176,6 +177,21 @@ class Source:
         parts = {name: train if part is self.train else part for name, part in self.parts.items()}
         return dataclasses.replace(self, parts=parts, notes=[*self.notes, note])
 
+    def ranked_by_ratings(self, weights: Mapping[str, float]) -> "Source":
+        """The same where the responses to each prompt are compared by their ratings, mixed with these
+        weights; a response without one of these ratings takes no part."""
+
+        def mixed(row: Rated) -> float | None:
+            if any(name not in row.ratings for name in weights):
+                return None
+            return sum(weight * row.ratings[name] for name, weight in weights.items())
+
+        made: dict[int, Part] = {}
+        for part in self.parts.values():
+            if id(part) not in made:  # a split that is measured on what trains is the same part still
+                made[id(part)] = dataclasses.replace(part, comparisons=comparisons_by(part.rated, mixed))
+        return dataclasses.replace(self, parts={name: made[id(part)] for name, part in self.parts.items()})
+
     def measured_on(self, split: str | None) -> "Source":
         """The same where a split that was asked for (``all`` for every row) is what is measured.
 
@@ -263,10 +279,19 @@ def load_source(
     notes = [loaded.report.summary()]
     entries = [entry_of(kind, record, row) for record, row in zip(loaded.records, loaded.rows, strict=True)]
     if kind == "rated":
-        good = sum(bool(entry.demonstrations) for entry in entries)
-        notes.append(
-            f"{good} of {len(entries)} rated responses are demonstrations; the others are called bad"
-        )
+        labels = [entry.record.good for entry in entries]
+        if any(label is not None for label in labels):
+            good = sum(label is not False for label in labels)
+            notes.append(
+                f"{good} of {len(entries)} rated responses are demonstrations; the others are called bad"
+            )
+        else:
+            notes.append(f"{len(entries)} rated responses, demonstrations whatever their ratings")
+        both = labelled_comparisons([entry.record for entry in entries])
+        if both:
+            prompts = len({prompt_key(comparison.prompt) for comparison in both})
+            pairs = sum(len(comparison.pairs()) for comparison in both)
+            notes.append(f"{prompts} prompts have good and bad responses: {pairs} pairs")
     if kind == "text":
         cut = [in_passages(entry, opening_words, max_response_words) for entry in entries]
         kept = [entry for entry in cut if entry]
@@ -393,10 +418,11 @@ def describe_splits(splits: Splits) -> str:
 def part_of(entries: Sequence[Entry], kind: str) -> Part:
     """One split's rows."""
     records = [entry.record for entry in entries]
+    ranked = kind in ("preference", "ranking")
     return Part(
         prompts=distinct(entry.asked for entry in entries),
         demonstrations=[d for entry in entries for d in entry.demonstrations],
-        comparisons=records if kind in ("preference", "ranking") else [],
+        comparisons=labelled_comparisons(records) if kind == "rated" else records if ranked else [],
         rated=records if kind == "rated" else [],
     )
 

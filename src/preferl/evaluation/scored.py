@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from preferl.data.records import Pair, Prompt, known_probability, prompt_key
+from preferl.data.records import Pair, Prompt, Rated, known_probability, prompt_key
 from preferl.data.types import Measures, Scorer
 from preferl.judging.scorers import scored
 from preferl.statistics import bayes_accuracy, expected_calibration_error
@@ -48,8 +48,7 @@ class ScoredPairs:
     @cached_property
     def prompt_N(self) -> np.ndarray:
         """Which pairs share a prompt, numbered from 0."""
-        number: dict[str, int] = {}
-        return np.array([number.setdefault(prompt_key(p.prompt), len(number)) for p in self.pairs])
+        return prompt_numbers(self.pairs)
 
     def accuracy(self, level: float = 0.95, mask_N: np.ndarray | None = None) -> Measures:
         """Accuracy, of all pairs or of some, with the interval that it has everywhere: pairs of one prompt
@@ -60,6 +59,12 @@ class ScoredPairs:
     def where(self, mask_N: np.ndarray) -> "ScoredPairs":
         kept = [pair for pair, keep in zip(self.pairs, mask_N, strict=True) if keep]
         return ScoredPairs(kept, self.score_chosen_N[mask_N], self.score_rejected_N[mask_N])
+
+
+def prompt_numbers(rows: Sequence[Pair | Rated]) -> np.ndarray:
+    """``prompt_N``: which rows share a prompt, numbered from 0."""
+    number: dict[str, int] = {}
+    return np.array([number.setdefault(prompt_key(row.prompt), len(number)) for row in rows])
 
 
 def scores_of(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ Functions of a person's own are called as TRL calls them (``reward_functions.py`
 is written as
 
     runs/demo/reward                          a reward model (or an ensemble: the mean of its members)
+    runs/rm#0.7*helpfulness+0.3*correctness   a mixture of the attributes that a reward model rates
     my_rewards:politeness                     a function of yours
     length, world, sentiment, keyword:please  named utilities
     min(runs/a, runs/b), mean-1.5sd(runs/a)   members put together in another way
@@ -29,6 +30,7 @@ from preferl.judging.backends import JudgeConfig
 from preferl.judging.judges import PointwiseJudge, load_pointwise_judge
 from preferl.judging.reward_functions import RewardFunction, check_columns, load_function
 from preferl.judging.utilities import NAMED, WorldUtility, named_utility
+from preferl.models.attributes import split_mixture
 from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs import distributed
@@ -190,6 +192,9 @@ def load_scorer(spec: str, device: torch.device) -> Scorer:
     given = object_of(spec)
     if given is not None:
         return given(device)
+    base, mixture = split_mixture(spec)
+    if mixture is not None and " + " not in base and not WEIGHTED.fullmatch(base):
+        return load_one(spec.strip(), device)  # the sum is of attributes, and not of scorers
     terms = spec.split(" + ")
     weighted = [WEIGHTED.fullmatch(term) for term in terms]
     if any(weighted):
@@ -216,17 +221,20 @@ def load_one(name: str, device: torch.device) -> Scorer:
     if put_together:
         return Ensemble(_members_of(put_together[3].split(","), device), how=put_together[1])
     # A directory of that name wins over a utility or a function that is called so too.
-    if not Path(name).exists():
+    base, mixture = split_mixture(name)
+    if not Path(base).exists():
         utility = named_utility(name)
         if utility is not None:
             return utility
         if ":" in name:
             return load_function(name)
-    inner = sorted(Path(name).glob(f"{MEMBER}*/model/config.json"), key=_member_number)
+    inner = sorted(Path(base).glob(f"{MEMBER}*/model/config.json"), key=_member_number)
     if inner:
         directories = [path.parent.parent for path in inner]
-        return Ensemble({d.name: RewardModel(*load_reward_model(str(d), device)) for d in directories})
-    if not Path(model_directory(name)).exists() and name.count("/") != 1:
+        behind = "" if mixture is None else f"#{mixture}"
+        members = {d.name: RewardModel(*load_reward_model(f"{d}{behind}", device)) for d in directories}
+        return Ensemble(members)
+    if not Path(model_directory(base)).exists() and base.count("/") != 1:
         raise UsageError(
             f"reward '{name}' is neither a directory nor module:function nor one of "
             f"{', '.join(sorted(NAMED))}; give the directory of a reward stage, a Hub name, or "

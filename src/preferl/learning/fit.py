@@ -66,12 +66,15 @@ class Objective:
         step: the loss of some rows, summed and with its gradient, and sums of what else is to be logged.
         count: what the loss of some rows is divided by: their number, their tokens.
         measure: held-out rows, as ``{"dev/loss": 0.61}``; None or {} where there are none.
+        prepare: called with all rows of a batch before its micro-batches, in all processes: for what a loss
+            needs to know of the whole batch.
     """
 
     model: torch.nn.Module
     step: Callable[[Sequence[int]], tuple[torch.Tensor, Sums]]
     count: Callable[[Sequence[int]], float] = len
     measure: Callable[[], dict[str, float]] = dict
+    prepare: Callable[[Sequence[int]], None] = lambda rows: None
 
 
 @dataclass
@@ -200,6 +203,7 @@ class _Run:
         # Dropout's random numbers belong to the step, on every device and in every process: a run that goes
         # on here draws the same ones.
         torch.manual_seed(derived_seed(self.seed, self.name, "update", step, distributed.rank()))
+        self.objective.prepare(rows)
         own, size = distributed.shard(rows), self.options.micro_batch_size
         with distributed.sync_errors():
             for start in range(0, len(own), size):

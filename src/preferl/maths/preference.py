@@ -229,6 +229,121 @@ def ipo_loss(
     return (1 - label_smoothing) * (gap_B - target) ** 2 + label_smoothing * (gap_B + target) ** 2
 
 
+def kto_loss(
+    policy_B: torch.Tensor,
+    ref_B: torch.Tensor,
+    good_B: torch.Tensor,
+    reference_point: torch.Tensor | float,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> torch.Tensor:
+    """lambda_y - v(x, y) (KTO; Ethayarajh et al. 2024, section 4.1).
+
+    With r the log-ratio of the response and z0 the reference point that is
+    lambda_D (1 - sigma(beta (r - z0))) for a good response, lambda_U (1 - sigma(beta (z0 - r))) for a bad
+    one.
+
+    Args:
+        policy_B: log-probabilities summed over the response.
+        ref_B: those of the reference.
+        good_B: 1 where the response is called good, 0 where bad.
+        reference_point: z0, in nats (``kto_reference_point``); no gradient flows into it.
+        beta: steepness around z0.
+        desirable_weight: lambda_D.
+        undesirable_weight: lambda_U.
+
+    Returns:
+        ``loss_B``, from 0 to the response's weight.
+
+    Raises:
+        ValueError: shapes differ, a tensor is empty, ``beta`` is not above 0, or a label is not 0 or 1.
+    """
+    _require_positive("beta", beta, "else the loss says nothing about the response")
+    require_same_shape(policy_B=policy_B, ref_B=ref_B, good_B=good_B)
+    if not bool(((good_B == 1) | (good_B == 0)).all()):
+        raise ValueError("good_B holds a value other than 1 (good) and 0 (bad)")
+    if isinstance(reference_point, torch.Tensor):
+        reference_point = reference_point.detach()
+    above_B = beta * (policy_B - ref_B - reference_point)
+    # 1 - sigma(x) is sigma(-x), which loses no digits where sigma(x) is near 1.
+    good_loss_B = desirable_weight * torch.sigmoid(-above_B)
+    bad_loss_B = undesirable_weight * torch.sigmoid(above_B)
+    return torch.where(good_B == 1, good_loss_B, bad_loss_B)
+
+
+def kto_reference_point(policy_B: torch.Tensor, ref_B: torch.Tensor) -> torch.Tensor:
+    """z0 = max(0, mean of log-ratios) over prompts with responses to other prompts: an estimate of
+    KL(pi || pi_ref) that is biased but never negative (Ethayarajh et al. 2024, section 4.1).
+
+    Args:
+        policy_B: log-probabilities of responses to other prompts than theirs, summed over the response.
+        ref_B: those of the reference.
+
+    Returns:
+        A number in nats, without a gradient.
+
+    Raises:
+        ValueError: shapes differ or a tensor is empty.
+    """
+    require_same_shape(policy_B=policy_B, ref_B=ref_B)
+    return (policy_B - ref_B).detach().mean().clamp(min=0)
+
+
+def kto_weights(
+    good: int, bad: int, desirable_weight: float | None = None, undesirable_weight: float | None = None
+) -> tuple[float, float]:
+    """lambda_D and lambda_U so that lambda_D n_D / (lambda_U n_U) lies in [1, 4/3] (Ethayarajh et al. 2024,
+    section 4.2): what is not given is 1, and the rarer label's is raised as far as that needs.
+
+    Example: with 100 good and 400 bad responses (4.0, 1.0), with 400 and 100 (1.0, 3.0).
+
+    Args:
+        good: n_D, how many responses are called good.
+        bad: n_U.
+        desirable_weight: lambda_D where a person gives it; what is given stays.
+        undesirable_weight: lambda_U likewise.
+
+    Raises:
+        ValueError: a count is negative.
+    """
+    if good < 0 or bad < 0:
+        raise ValueError(f"{good} good and {bad} bad responses: a count is negative")
+    balanced = desirable_weight is not None and undesirable_weight is not None
+    if balanced or not good or not bad:  # of one label there is nothing to weigh against
+        return _one_if_none(desirable_weight), _one_if_none(undesirable_weight)
+    ratio = _one_if_none(desirable_weight) * good / (_one_if_none(undesirable_weight) * bad)
+    wanted = min(max(ratio, 1.0), 4 / 3)
+    # Where both are free the rarer label's weight is raised: lowering the other would only slow learning.
+    raise_desirable = undesirable_weight is not None or (desirable_weight is None and ratio < wanted)
+    if raise_desirable:
+        undesirable = _one_if_none(undesirable_weight)
+        return wanted * undesirable * bad / good, undesirable
+    desirable = _one_if_none(desirable_weight)
+    return desirable, desirable * good / (wanted * bad)
+
+
+def rating_loss(predicted_BK: torch.Tensor, rating_BK: torch.Tensor, mask_BK: torch.Tensor) -> torch.Tensor:
+    """Squared errors of the ratings that a response has, summed over its attributes (Wang et al. 2024,
+    section 4).
+
+    Args:
+        predicted_BK: of K attributes.
+        rating_BK: what they are rated; what masked cells hold, NaN too, changes nothing.
+        mask_BK: 1 where there is a rating.
+
+    Returns:
+        ``loss_B``, in ratings squared; 0 where there is none. The caller divides by the number of ratings.
+
+    Raises:
+        ValueError: shapes differ or a tensor is empty.
+    """
+    require_same_shape(predicted_BK=predicted_BK, rating_BK=rating_BK, mask_BK=mask_BK)
+    # The masked cells are filled before the square: a NaN times 0 would still be NaN, in the gradient too.
+    error_BK = predicted_BK - torch.where(mask_BK != 0, rating_BK, predicted_BK.detach())
+    return error_BK.masked_fill(mask_BK == 0, 0.0).square().sum(-1)
+
+
 def rebel_loss(
     logp_a_B: torch.Tensor,
     logp_b_B: torch.Tensor,
@@ -302,6 +417,10 @@ def _log_ratio_gap(
         ref_rejected_B=ref_rejected_B,
     )
     return (policy_chosen_B - ref_chosen_B) - (policy_rejected_B - ref_rejected_B)
+
+
+def _one_if_none(weight: float | None) -> float:
+    return 1.0 if weight is None else weight
 
 
 def _require_positive(name: str, value: float, why: str) -> None:

@@ -97,8 +97,8 @@ def merge(model: Any, adapter: Adapter) -> Any:
         raise UsageError(f"the adapter '{adapter.source}' is not whole: {missing}")
     if not hasattr(adapted, "merge_and_unload"):
         raise UsageError(
-            f"'{adapter.source}' is a {config.peft_type.value} adapter, which cannot be merged into its base; "
-            f"take LoRA weights, or the base"
+            f"'{adapter.source}' is a {config.peft_type.value} adapter, which cannot be merged into its "
+            f"base; take LoRA weights, or the base"
         )
     with quiet_peft():
         return adapted.merge_and_unload()

@@ -38,7 +38,8 @@ class MeanPooledConfig(PretrainedConfig):
         for limit in ("max_position_embeddings", "n_positions"):
             if limit in self.trunk:
                 setattr(self, limit, kwargs.pop(limit, self.trunk[limit]))
-        kwargs.setdefault("num_labels", 1)
+        if "id2label" not in kwargs:  # else there are as many heads as names
+            kwargs.setdefault("num_labels", 1)
         super().__init__(**kwargs)
 
     def trunk_config(self) -> PretrainedConfig:
@@ -58,7 +59,7 @@ class MeanPooledRewardModel(PreTrainedModel):
             AutoModel.from_config(config.trunk_config(), trust_remote_code=False) if trunk is None else trunk
         )
         width = config.head_size or self.model.config.get_text_config().hidden_size
-        self.score = torch.nn.Linear(width, 1, bias=False)
+        self.score = torch.nn.Linear(width, self.config.num_labels, bias=False)
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -86,7 +87,7 @@ AutoConfig.register(MeanPooledConfig.model_type, MeanPooledConfig, exist_ok=True
 AutoModelForSequenceClassification.register(MeanPooledConfig, MeanPooledRewardModel, exist_ok=True)
 
 
-def mean_pooled(trunk: PreTrainedModel) -> MeanPooledRewardModel:
+def mean_pooled(trunk: PreTrainedModel, num_labels: int = 1) -> MeanPooledRewardModel:
     """A reward model with a new head on a trunk."""
     text = trunk.config.get_text_config()
     width = state_size(trunk)
@@ -94,5 +95,6 @@ def mean_pooled(trunk: PreTrainedModel) -> MeanPooledRewardModel:
         trunk=trunk.config.to_dict(),
         pad_token_id=text.pad_token_id,
         head_size=None if width == text.hidden_size else width,
+        num_labels=num_labels,
     )
     return MeanPooledRewardModel(config, trunk)

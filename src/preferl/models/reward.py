@@ -24,6 +24,13 @@ from transformers import (
 from preferl.data.records import Prompt
 from preferl.data.tokens import pad, scored_ids
 from preferl.models.adapters import Adapter, find_adapter, quiet_peft
+from preferl.models.attributes import (
+    attributes_of,
+    chosen_mixture,
+    collapse,
+    name_attributes,
+    split_mixture,
+)
 from preferl.models.load import (
     ensure_pad_token,
     load_adapted,
@@ -50,28 +57,31 @@ def load_reward_model(
 
     With ``new_head_allowed`` the directory may hold a language model: its trunk is kept and a head with
     standard deviation 1/sqrt(d + 1) is added (Stiennon et al. 2020, appendix B.1), on the last real token or,
-    with ``pooling`` ``mean``, on the mean of all of them. A saved reward model keeps the pooling it has.
+    with ``pooling`` ``mean``, on the mean of all of them. A saved reward model keeps the pooling it has. Of a
+    model with several heads the one that its mixture makes of them is loaded (``models.attributes``).
 
     Raises:
-        UsageError: weights are missing that would otherwise load as random numbers, or the pooling is
-            unknown.
+        UsageError: weights are missing that would otherwise load as random numbers, the pooling is unknown,
+            or a model of several attributes has no mixture.
     """
-    if pooling not in POOLINGS:
-        raise UsageError(f"pooling '{pooling}' is unknown; use {' or '.join(POOLINGS)}")
+    check_pooling(pooling)
+    name_or_path, mixture = split_mixture(name_or_path)
     source = Path(model_directory(name_or_path))
     adapter = find_adapter(str(source))
     if adapter is not None:
-        return _load_adapter(adapter, device, new_head_allowed)
+        return _load_adapter(adapter, device, new_head_allowed, mixture)
+    if saved_attributes(name_or_path):
+        model, tokenizer = _load_heads(name_or_path)
+        collapse(model, scalar_head(model), chosen_mixture(model.config, mixture, name_or_path))
+        return model.to(device).eval(), tokenizer
+    if mixture is not None:
+        raise UsageError(
+            f"'{name_or_path}' has one score, which '#{mixture}' cannot be made of; leave it out"
+        )
     tokenizer = load_tokenizer(name_or_path)
     saved_pooling = _saved_pooling(source)
-    family = family_without_scores(name_or_path)
-    if new_head_allowed and pooling == "last" and family is not None:
-        raise UsageError(
-            f"'{name_or_path}' is a {family} model, and transformers has no class of that family with a head "
-            f"that scores the last token, so that nothing but preferl could load the reward model; give "
-            f"--pooling mean, which preferl saves under an architecture of its own, or start from a model of "
-            f"another family"
-        )
+    if new_head_allowed and pooling == "last":
+        refuse_family_without_scores(name_or_path)
     if new_head_allowed and pooling == "mean" and saved_pooling is None:
         trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
         model: PreTrainedModel = mean_pooled(trunk)
@@ -90,6 +100,92 @@ def load_reward_model(
     return model.to(device).eval(), tokenizer
 
 
+def check_pooling(pooling: str) -> None:
+    if pooling not in POOLINGS:
+        raise UsageError(f"pooling '{pooling}' is unknown; use {' or '.join(POOLINGS)}")
+
+
+def configuration(name_or_path: str) -> Any:
+    """A model's configuration.
+
+    Raises:
+        UsageError: it cannot be loaded.
+    """
+    fix = "give a directory written by save_pretrained (safetensors), a stage directory or a Hub name"
+    with named_failures(f"no model could be loaded from '{name_or_path}'", fix):
+        return AutoConfig.from_pretrained(model_directory(name_or_path), trust_remote_code=False)
+
+
+def saved_attributes(name_or_path: str) -> list[str]:
+    """The names of a saved reward model's heads, where it has several; none of anything else."""
+    if find_adapter(model_directory(name_or_path)) is not None:
+        return []
+    config = configuration(name_or_path)
+    classifies = (config.architectures or [""])[0].endswith("ForSequenceClassification")
+    mean_pooling = config.model_type == MeanPooledRewardModel.config_class.model_type
+    return attributes_of(config) if classifies or mean_pooling else []
+
+
+def _load_heads(name_or_path: str) -> tuple[PreTrainedModel, Any]:
+    """A saved model with all its heads, and its tokenizer."""
+    tokenizer = load_tokenizer(name_or_path)
+    model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path)
+    ensure_pad_token(tokenizer, model)
+    return model, tokenizer
+
+
+def load_attribute_model(name_or_path: str, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """A saved model with one head an attribute in evaluation mode, and its tokenizer.
+
+    Raises:
+        UsageError: it cannot be loaded, or has one score.
+    """
+    name_or_path, _ = split_mixture(name_or_path)
+    if not saved_attributes(name_or_path):
+        raise UsageError(f"'{name_or_path}' is no reward model with several attributes")
+    model, tokenizer = _load_heads(name_or_path)
+    return model.to(device).eval(), tokenizer
+
+
+def new_attribute_model(
+    name_or_path: str, device: torch.device, attributes: Sequence[str], pooling: str = "last"
+) -> tuple[PreTrainedModel, Any]:
+    """A model with a new regression head for each attribute, on the trunk of a language model, an encoder or
+    a reward model, and its tokenizer; a saved model of these attributes goes on with its own heads."""
+    check_pooling(pooling)
+    name_or_path, _ = split_mixture(name_or_path)
+    if saved_attributes(name_or_path) == list(attributes):
+        return load_attribute_model(name_or_path, device)
+    model, tokenizer = _with_new_heads(name_or_path, len(attributes), pooling)
+    name_attributes(model.config, attributes)
+    ensure_pad_token(tokenizer, model)
+    return model.to(device).eval(), tokenizer
+
+
+def _with_new_heads(name_or_path: str, num_labels: int, pooling: str) -> tuple[PreTrainedModel, Any]:
+    """A model with a new linear layer for so many labels on the trunk of any model, and its tokenizer."""
+    adapter = find_adapter(model_directory(name_or_path))
+    if adapter is not None:
+        return load_adapted(adapter, lambda base: _with_new_heads(base, num_labels, pooling))
+    tokenizer = load_tokenizer(name_or_path)
+    if pooling == "mean":
+        trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
+        return mean_pooled(trunk, num_labels), tokenizer
+    refuse_family_without_scores(name_or_path)
+    model, _ = load_pretrained(
+        AutoModelForSequenceClassification,
+        name_or_path,
+        new_head=True,
+        num_labels=num_labels,
+        ignore_mismatched_sizes=True,  # the head of a model with other labels is not kept
+    )
+    head = scalar_head(model)
+    torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
+    if head.bias is not None:
+        torch.nn.init.zeros_(head.bias)
+    return model, tokenizer
+
+
 def _saved_pooling(source: Path) -> str | None:
     """How a saved reward model pools; None for a language model, an encoder's trunk or a Hub name."""
     if not (source / "config.json").exists():
@@ -105,7 +201,7 @@ def _saved_pooling(source: Path) -> str | None:
 
 
 def _load_adapter(
-    adapter: Adapter, device: torch.device, new_head_allowed: bool
+    adapter: Adapter, device: torch.device, new_head_allowed: bool, mixture: str | None
 ) -> tuple[PreTrainedModel, Any]:
     """The base model of a directory of LoRA weights with them merged in, and its mean score: ours with notes
     of it, anybody's else with the score as it comes."""
@@ -114,20 +210,29 @@ def _load_adapter(
     if own.exists():
         with named_failures(f"the notes {own} could not be read", "give a directory as preferl wrote it"):
             notes = json.loads(own.read_text(encoding="utf-8"))
+    num_labels = 1
 
     def load_base(name: str) -> tuple[PreTrainedModel, Any]:
+        nonlocal num_labels
         model, tokenizer = load_reward_model(name, device, True, notes["pooling"])
-        parts = {part.split(".")[-1] for part in parts_on_trunk(model)}
-        brings_head = any(key.split(".")[0] in parts for key in adapter.shapes())
-        if not (brings_head or new_head_allowed or _saved_pooling(Path(model_directory(name)))):
+        head, _ = _named_head(model)
+        # Trained heads are copies, whose names peft leaves as they are.
+        rows = [shape[0] for key, shape in adapter.shapes().items() if key.endswith(f"{head}.weight")]
+        if not (rows or new_head_allowed or _saved_pooling(Path(model_directory(name)))):
             raise UsageError(
-                f"neither it nor the adapter has a head that makes a score ({', '.join(sorted(parts))}), "
-                f"which would be random"
+                f"neither it nor the adapter has a head that makes a score ({head}), which would be random"
             )
-        return model, tokenizer
+        num_labels = rows[0] if rows else 1
+        return (model, tokenizer) if num_labels == 1 else _with_new_heads(name, num_labels, notes["pooling"])
 
     model, tokenizer = load_adapted(adapter, load_base)
     model.config.reward_mean = notes["reward_mean"]
+    if num_labels > 1:
+        collapse(model, scalar_head(model), chosen_mixture(model.config, mixture, adapter.source))
+    elif mixture is not None:
+        raise UsageError(
+            f"'{adapter.source}' has one score, which '#{mixture}' cannot be made of; leave it out"
+        )
     ensure_pad_token(tokenizer, model)
     return model.to(device).eval(), tokenizer
 
@@ -351,6 +456,20 @@ def _with_new_head(name_or_path: str) -> tuple[PreTrainedModel, Any]:
     else:  # a critic reads every position, whatever a model of this class makes of them
         model = mean_pooled(load_pretrained(AutoModel, name_or_path)[0])
     return model, tokenizer
+
+
+def refuse_family_without_scores(name_or_path: str) -> None:
+    """Raises:
+    UsageError: transformers has no class for a reward model of this family.
+    """
+    family = family_without_scores(name_or_path)
+    if family is not None:
+        raise UsageError(
+            f"'{name_or_path}' is a {family} model, and transformers has no class of that family with a head "
+            f"that scores the last token, so that nothing but preferl could load the reward model; give "
+            f"--pooling mean, which preferl saves under an architecture of its own, or start from a model of "
+            f"another family"
+        )
 
 
 def family_without_scores(name_or_path: str) -> str | None:

@@ -177,9 +177,12 @@ def work_of(kind: str, s: dict[str, Any]) -> str:
         return f"pairs by {s['annotator']}: {counts}"
     if kind == "reward":
         made = f"{s['updates']:,} updates" if "updates" in s else f"{s['members']} members"
+        if "rated_responses" in s:
+            return f"{s['rated_responses']:,} rated responses, {made}"
         return f"{s['train_pairs']:,} pairs, {made}"
     if kind == "dpo":
-        return f"{s['pairs']:,} pairs, {s['updates']:,} updates"
+        rows = f"{s['pairs']:,} pairs" if "pairs" in s else f"{s['responses']:,} labelled responses"
+        return f"{rows}, {s['updates']:,} updates"
     if kind == "rl":
         return f"{s['algorithm']}, {s['iterations']} iterations, {s['episodes']:,} episodes"
     if kind == "evaluate":

@@ -22,6 +22,8 @@ def trained_in(stages: Stages) -> dict[str, StageRecord]:
 @of_one_run("reward")
 def reward_plot(stages: Stages) -> Plot | None:
     record, trained = stages["reward"], trained_in(stages)
+    if not any(series(part, "dev/accuracy")[1] for part in trained.values()):
+        return None  # trained on ratings: there are no dev pairs
     marks: list[Mark] = []
     for (name, part), (colour, marker) in zip(trained.items(), styles(len(trained)), strict=True):
         look = {"color": colour, "marker": marker, "markersize": 3}
@@ -66,6 +68,8 @@ def reward_loss_plot(stages: Stages) -> Plot | None:
     """Training and held-out loss over the updates: where the second rises, the labels are being learnt by
     heart."""
     trained, where = trained_in(stages), unseen(stages["reward"], "dev")
+    loss_name = next(iter(trained.values())).summary.get("loss_name", "bradley_terry")
+    rows = "ratings" if loss_name == "regression" else "pairs"
     marks: list[Mark] = []
     readings = []
     for (name, part), (colour, marker) in zip(trained.items(), styles(len(trained)), strict=True):
@@ -88,7 +92,7 @@ def reward_loss_plot(stages: Stages) -> Plot | None:
             curve(
                 dev_step,
                 dev_loss,
-                f"{where} pairs" if one else f"{name}, {where} pairs",
+                f"{where} {rows}" if one else f"{name}, {where} {rows}",
                 color=held_out,
                 marker=marker,
                 markersize=3,
@@ -98,13 +102,16 @@ def reward_loss_plot(stages: Stages) -> Plot | None:
         at = min(range(len(dev_loss)), key=dev_loss.__getitem__)
         readings.append(
             f"{'The' if one else name + ': the'} training loss went from {loss[0]:.3f} to "
-            f"{smooth(loss)[-1]:.3f}; the loss on {where} pairs was lowest, {dev_loss[at]:.3f}, at update "
+            f"{smooth(loss)[-1]:.3f}; the loss on {where} {rows} was lowest, {dev_loss[at]:.3f}, at update "
             f"{dev_step[at]}, whose weights are kept, and ended at {dev_loss[-1]:.3f}{last_accuracy(part)}."
         )
-    name = next(iter(trained.values())).summary.get("loss_name", "bradley_terry")
-    if name != "bradley_terry":
-        readings.append(f"The training loss is {name}, the other Bradley–Terry’s of every pair.")
-    return Plot("Reward model: loss", draw(marks, "update", "loss (nats)"), " ".join(readings))
+    unit = "loss (nats)"
+    if loss_name == "regression":
+        unit = "mean squared error"
+        readings.append("Ratings are standardised: 1 is the error of who always says the mean.")
+    elif loss_name != "bradley_terry":
+        readings.append(f"The training loss is {loss_name}, the other Bradley–Terry’s of every pair.")
+    return Plot("Reward model: loss", draw(marks, "update", unit), " ".join(readings))
 
 
 def dot(step: Sequence[float]) -> str | None:
@@ -163,7 +170,9 @@ def reward_scores_plot(stages: Stages) -> Plot | None:
 def audit_in(stages: Stages) -> dict[str, Any] | None:
     """The reward stage's audit, or else that of an audit stage."""
     found = [stages["reward"].audit] if "reward" in stages else []
-    return next((audit for audit in (*found, *benchmarks_in(stages).values()) if audit), None)
+    audits = (*found, *benchmarks_in(stages).values())
+    # Of ratings without pairs only the attributes were audited.
+    return next((audit for audit in audits if audit and "accuracy" in audit), None)
 
 
 def benchmarks_in(stages: Stages) -> dict[str, dict[str, Any]]:
@@ -206,6 +215,8 @@ def calibration_plot(stages: Stages) -> Plot | None:
 @of_one_run("reward")
 def reward_table(stages: Stages) -> Table | None:
     r = stages["reward"].summary
+    if "eval/accuracy" not in r:
+        return None
     where = unseen(stages["reward"], "eval")
     rows = [[f"agreement with {where} labels", with_interval(r, "eval/accuracy", percent)]]
     for name, key in (("length alone", "length"), ("a bag of words", "bag_of_words")):

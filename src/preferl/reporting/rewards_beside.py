@@ -36,10 +36,10 @@ def row_of(record: StageRecord) -> dict[str, str]:
     demonstration = (record.audit or {}).get("demonstration", {})
     return {
         "agreement with labels": with_interval(found, "accuracy", percent),
-        "pairs": f"{found['pairs']:,}",
+        "pairs": f"{found['pairs']:,}" if "pairs" in found else "–",
         "length alone": percent(length) if length is not None else "–",
-        "log-loss (nats)": f"{found['loss']:.3f}",
-        "calibration error": f"{found['ece']:.3f}",
+        "log-loss (nats)": f"{found['loss']:.3f}" if "loss" in found else "–",
+        "calibration error": f"{found['ece']:.3f}" if "ece" in found else "–",
         "six demonstration pairs": accuracy_of(demonstration.get("seen")),
         "four more": accuracy_of(demonstration.get("unseen")),
     }

@@ -1,6 +1,15 @@
 """What the page of runs shows, section by section; each maker decides whether it has something to show."""
 
-from preferl.reporting import cost, evaluation, frontier, hacking, rewards, rewards_beside, training
+from preferl.reporting import (
+    cost,
+    evaluation,
+    frontier,
+    hacking,
+    reward_attributes,
+    rewards,
+    rewards_beside,
+    training,
+)
 from preferl.reporting.measures import Runs, evaluated
 from preferl.reporting.page import Maker, Section, section
 
@@ -47,6 +56,8 @@ SECTIONS: dict[str, tuple[Maker, ...]] = {
         rewards.reward_table,
         rewards.verification_table,
         rewards.audit_table,
+        reward_attributes.attributes_plot,
+        reward_attributes.attributes_table,
         rewards.analysis_table,
         rewards.benchmark_table,
         rewards.bias_table,

@@ -33,18 +33,24 @@ def dpo_plot(stages: Stages) -> Plot:
     step, train = series(record, "train/accuracy")
     eval_step, held_out = series(record, "dev/accuracy")
     _, loss = series(record, "dev/loss")
+    kto = record.config.get("loss_type") == "kto"
+    rows = "responses" if kto else "pairs"
     marks = [
         curve(step, train, color=BLUE, alpha=0.25, linewidth=0.8),
-        curve(step, smooth(train), "training pairs", color=BLUE),
-        curve(eval_step, held_out, "held-out pairs", color=ORANGE, marker="o", markersize=3),
+        curve(step, smooth(train), f"training {rows}", color=BLUE),
+        curve(eval_step, held_out, f"held-out {rows}", color=ORANGE, marker="o", markersize=3),
     ]
-    reading = f"The implicit reward orders {percent(smooth(train)[-1])} of the training pairs as labelled"
+    share = percent(smooth(train)[-1])
+    reading = f"The implicit reward orders {share} of the training pairs as labelled"
+    if kto:
+        reading = f"{share} of the training responses lie on their label’s side of the reference point"
     if held_out:
         reading += (
             f" and {percent(held_out[-1])} of the held-out ones; the held-out loss went from "
             f"{loss[0]:.3f} to {loss[-1]:.3f}"
         )
-    return Plot("DPO: pairs ordered as labelled", draw(marks, "update", "accuracy"), reading + ".")
+    title = "KTO: responses on their label’s side" if kto else "DPO: pairs ordered as labelled"
+    return Plot(title, draw(marks, "update", "accuracy"), reading + ".")
 
 
 @of_one_run("rl")

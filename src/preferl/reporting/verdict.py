@@ -97,7 +97,15 @@ def without_evaluation(stages: Stages) -> Verdict:
 
 
 def of_reward_model(summary: dict[str, Any]) -> str:
-    """How often a reward model agrees with labels that it has not seen."""
+    """How often a reward model agrees with labels that it has not seen; of one with several attributes and no
+    pairs, how it rates."""
+    if "eval/accuracy" not in summary:
+        found = [
+            f"{name} {with_interval(summary, f'eval/{name}_correlation', format_2f)}"
+            for name in summary["attributes"]
+            if f"eval/{name}_correlation" in summary
+        ]
+        return f"Correlations with held-out ratings: {', '.join(found) or 'none could be measured'}."
     accuracy = with_interval(summary, "eval/accuracy", percent)
     return (
         f"It agrees with {accuracy} of the labels of {summary['eval/pairs']:,} held-out pairs; length alone "
@@ -252,8 +260,9 @@ def facts_of_one(stages: Stages) -> list[tuple[str, str, str]]:
             cards.append(("training the policy", f"{spent:,}", "forward passes"))
     if "reward" in stages and rewarded_by_it(stages):
         r = stages["reward"].summary
-        ends = brackets(r, "eval/accuracy", percent)
-        cards.append(("reward model accuracy", percent(r["eval/accuracy"]), ends))
+        if "eval/accuracy" in r:
+            ends = brackets(r, "eval/accuracy", percent)
+            cards.append(("reward model accuracy", percent(r["eval/accuracy"]), ends))
     seconds = sum(record.summary.get("seconds", 0) for record in stages.values())
     cards.append(("all stages", f"{seconds / 60:.1f}", "minutes"))
     return cards

@@ -26,7 +26,10 @@ from preferl.runs.files import sha256_of, write_atomically
 from preferl.runs.mark import read_mark, was_stage
 
 # Options that name data, models and rewards.
-DATA = ("dataset_name", "also_train_on", "train_dataset_name", "responses_file", "add_to")
+DATA = (
+    *("dataset_name", "also_train_on", "train_dataset_name", "responses_file", "add_to"),
+    "mixture_dataset_name",
+)
 NAMING = (
     *DATA,
     *("model_name_or_path", "ref_model", "reference_policy"),
@@ -36,8 +39,9 @@ NAMING = (
 NOT_COMPARED = ("output_dir", "device", "num_threads", "save_every")
 # What the stages after one read of it.
 MADE = ("model", "value_model", "adapter", "data")
-# What stands between the names of a mixture, an ensemble or a judge: 0.7*runs/a + 0.3*min(runs/b, runs/c).
-BETWEEN = re.compile(r"\s+\+\s+|\s*[,*?()]\s*|judge:")
+# What stands between the names of a mixture, an ensemble or a judge: 0.7*runs/a + 0.3*min(runs/b, runs/c),
+# and between a reward model and the weights of its attributes: runs/d#0.6*helpfulness+0.4*correctness.
+BETWEEN = re.compile(r"\s+\+\s+|\s*[,*?()]\s*|judge:|#(?=[+-]?[\d.])")
 MOST_SHOWN = 4  # changes, in a message
 LARGE = 16 << 20  # bytes; of larger files the hash is remembered
 SETTLED_S = 2.0  # a file that was written just now may be written again within one tick of its time

@@ -1,12 +1,15 @@
 """What an engine returns: token ids, masks and the log-probabilities with which it drew them."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+from preferl.data.tokens import pad
 
 TENSORS = ("tokens_BS", "prompt_mask_BP", "mask_BT", "logp_BT", "finished_B")
 
@@ -71,6 +74,24 @@ class Samples:
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], sampling: Sampling) -> "Samples":
         """What ``tensors`` gave, with the parameters of their sampling."""
         return cls(**{name: tensors[name] for name in TENSORS}, sampling=sampling, version=0)
+
+
+def written_samples(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int, sampling: Sampling
+) -> Samples:
+    """Token ids of prompts and of responses that a data set holds, as an engine would have returned them."""
+    prompt_BP, prompt_mask_BP = pad(prompts, pad_id, "left")
+    response_BT, mask_BT = pad(responses, pad_id, "right")
+    return Samples(
+        tokens_BS=torch.cat([prompt_BP, response_BT], dim=1),
+        prompt_mask_BP=prompt_mask_BP,
+        mask_BT=mask_BT,
+        # Whatever wrote them did not say how likely they were: nothing may be computed from this.
+        logp_BT=torch.full(mask_BT.shape, math.nan),
+        finished_B=torch.tensor([response[-1] in sampling.stop for response in responses]),
+        sampling=sampling,
+        version=0,
+    )
 
 
 def rows_of(samples: Samples, rows: torch.Tensor) -> Samples:

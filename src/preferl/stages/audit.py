@@ -1,9 +1,11 @@
 """audit: any reward on any labelled pairs, by category: benchmarks such as RewardBench, or a model at hand.
 
 Writes ``audit.json`` (accuracy, calibration, categories, biases, baselines, disagreements), prints accuracy
-by category with intervals.
+by category with intervals. Of a reward model with one head an attribute every attribute is audited too: on
+the same pairs, and on held-out ratings where the data set has such.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +15,19 @@ import numpy as np
 import torch
 
 from preferl.data import sources
-from preferl.data.records import Pair, prompt_text
-from preferl.data.types import Scorer
+from preferl.data.records import Pair, Rated, prompt_text
+from preferl.data.sources import Source
+from preferl.data.types import Measures, Scorer
+from preferl.evaluation.attributes import agreement_of_heads, attribute_measures
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.features import PhraseOptions
 from preferl.evaluation.scored import ScoredPairs, quality_of, scores_of
 from preferl.judging.backends import parse_judge
 from preferl.judging.scorers import JUDGE, load_scorer, reward_models
+from preferl.learning.attributes import logits_of_pairs, logits_of_rated
+from preferl.models.attributes import attributes_of, chosen_mixture, split_mixture
+from preferl.models.load import model_directory
+from preferl.models.reward import RewardModel, configuration, load_attribute_model, saved_attributes
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions
 from preferl.runs.descent import with_data_set
@@ -61,6 +69,8 @@ def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Call
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).measured_on(config.split)
+        heads = heads_of(config.reward_model)
+        source = with_mixed_pairs(source, config.reward_model, heads)
         pairs = source.need("pairs", "eval")[: config.max_pairs]
         check_category(pairs, config)
         train_pairs: Sequence[Pair] = ()
@@ -69,8 +79,46 @@ def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Call
             train_pairs = training.need("pairs", "train")
         scorer = load_scorer(config.reward_model, stage.device)
         stage.begin(source.notes)
-        audit(scorer, pairs, train_pairs, scale_of(config.reward_model), config, stage)
+        by_attribute: list[Measures] = []
+        if heads:
+            by_attribute = audit_heads(config.reward_model, pairs, source.eval.rated, stage)
+        audit(scorer, pairs, train_pairs, scale_of(config.reward_model), config, stage, by_attribute)
     return stage.path
+
+
+def heads_of(reward_model: str) -> list[str]:
+    """The attributes of a reward model; none of any other reward."""
+    name, _ = split_mixture(reward_model)
+    saved = (Path(model_directory(name)) / "config.json").exists()
+    return saved_attributes(name) if saved else []
+
+
+def with_mixed_pairs(source: Source, reward_model: str, heads: Sequence[str]) -> Source:
+    """Responses with ratings as pairs, in the order of their ratings mixed as the reward mixes its heads,
+    where the data set has no pairs of its own."""
+    if not heads or source.eval.pairs or not source.eval.rated:
+        return source
+    name, mixture = split_mixture(reward_model)
+    return source.ranked_by_ratings(chosen_mixture(configuration(name), mixture, name))
+
+
+def audit_heads(
+    reward_model: str, pairs: Sequence[Pair], rated: Sequence[Rated], stage: Stage
+) -> list[Measures]:
+    """Every attribute's agreement with the pairs, and its correlation with ratings of it."""
+    scorer = RewardModel(*load_attribute_model(reward_model, stage.device))
+    names = attributes_of(scorer.model.config)
+    if any(name in row.ratings for row in rated for name in names):
+        ratings = [[row.ratings.get(name, math.nan) for name in names] for row in rated]
+        logits_NK = logits_of_rated(scorer, rated)
+        predicted_NK = logits_NK + np.array(getattr(scorer.model.config, "rating_mean", 0.0))
+        found = attribute_measures(names, predicted_NK, np.array(ratings, dtype=np.float64), rated)
+    else:
+        found = agreement_of_heads(names, *logits_of_pairs(scorer, pairs), pairs)
+    for row in found:
+        agreement = estimate_text(row["agreement"])
+        say(f"audit:   attribute {row['attribute']:<18} {agreement}  {row['pairs']:>6,} pairs")
+    return found
 
 
 def check_options(config: AuditConfig) -> None:
@@ -86,6 +134,7 @@ def audit(
     scale: float,
     config: AuditConfig,
     stage: Stage,
+    by_attribute: Sequence[Measures] = (),
 ) -> None:
     """Audits a scorer on pairs and finishes the stage.
 
@@ -96,12 +145,15 @@ def audit(
         scale: what brings scores to log-odds.
         config: the options.
         stage: where it is written.
+        by_attribute: what was found of a reward model's heads.
     """
     chosen_N, rejected_N = scores_in_parts(scorer, pairs, Parts(stage.state, stage.owner))
     scored = ScoredPairs(pairs, chosen_N * scale, rejected_N * scale)
     found = audit_scorer(
         scorer, scored, train_pairs, scale, config.seed, config.category, phrases=config.phrases
     )
+    if by_attribute:
+        found |= {"attributes": list(by_attribute)}
     stage.write_json("audit.json", found)
     stage.log_samples(
         {

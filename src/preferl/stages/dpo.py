@@ -3,27 +3,32 @@
 Direct preference optimisation (Rafailov et al. 2023) and its relatives, rows of ``LOSSES``: a loss of the
 log-ratios log pi(y|x) - log pi_ref(y|x) of the two responses of a pair. Log-ratios are sums over the
 response's tokens, EOS included where the response is finished, in every loss (TRL's IPO takes means), and at
-the temperature at which the policy will be sampled. The reference reads every pair once, before training.
+the temperature at which the policy will be sampled. The reference reads every pair once, before the
+training.
+
+``--loss_type kto`` needs no pairs: it learns from single responses called good or bad
+(``learning.unpaired``).
 
 preferl dpo --model_name_or_path runs/demo/sft --dataset_name runs/demo/collect
+preferl dpo --model_name_or_path runs/demo/sft --dataset_name feedback.jsonl --loss_type kto
 """
 
 import itertools
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from preferl.data import sources
 from preferl.data.records import DataError, Pair, PromptRecord, prompt_text
 from preferl.data.sources import Source
-from preferl.data.tokens import pad, prompt_ids, response_ids
+from preferl.data.tokens import prompt_ids, response_ids
 from preferl.evaluation.scored import accuracy_of
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
+from preferl.learning.unpaired import KtoOptions, KtoTask, ResponseSplits, cut_to_fit, read_responses
 from preferl.maths import preference
 from preferl.models import load
 from preferl.runs import devices, distributed
@@ -34,17 +39,18 @@ from preferl.runs.ranges import Count, ErrorRate, Natural, NonNegative, Positive
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.logprobs import policy_logprobs
 from preferl.sampling.policy import Policy
-from preferl.sampling.samples import Samples, Sampling
+from preferl.sampling.samples import Samples, Sampling, written_samples
 from preferl.statistics import mean_interval, wilson_interval
 from preferl.statistics.intervals import Estimate
 
 LOSSES = {"sigmoid": preference.dpo_loss, "ipo": preference.ipo_loss}
+KTO = "kto"  # no row of the table: it reads single responses
 # The policy against its own copy, nats per response: only the padding of the two batches differs.
 MAX_FIRST_LOG_RATIO = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 
 @dataclass(kw_only=True)
-class DpoConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
+class DpoConfig(KtoOptions, FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     """Options of the dpo stage."""
 
     output_dir: str = "runs/dpo"
@@ -54,20 +60,23 @@ class DpoConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOpt
     ref_model: str | None = None
     """The reference; by default a frozen copy of the policy at its start."""
     dataset_name: str = "runs/collect"
-    """Preferences: a collect stage, a Hub name (``name`` or ``name:config``), or local files."""
+    """Preferences: a collect stage, a Hub name (``name`` or ``name:config``), or local files; for ``kto``
+    responses with a ``label`` too."""
     loss_type: str = "sigmoid"
-    """``sigmoid`` (DPO) or ``ipo`` (Azar et al. 2023)."""
+    """``sigmoid`` (DPO), ``ipo`` (Azar et al. 2023), or ``kto`` (Ethayarajh et al. 2024), which learns from
+    single responses called good or bad; of pairs it makes one of each."""
     beta: Positive = 0.1
     """Strength of the KL penalty to the reference: the implicit reward is beta times the log-ratio; ``ipo``
-    drives log-ratios 1 / (2 beta) nats apart."""
+    drives log-ratios 1 / (2 beta) nats apart, ``kto`` values a response by sigma of beta times its distance
+    to the reference point."""
     label_smoothing: ErrorRate = 0.0
-    """Probability that a label is wrong, 0 to 0.5 (with ``sigmoid`` this is cDPO)."""
+    """Probability that a label is wrong, 0 to 0.5 (with ``sigmoid`` this is cDPO; ``kto`` has none)."""
     max_length: Several = 512
     """Longest (prompt + response) in tokens; what is too long loses the oldest half of the room from its
     prompt, then the end of its responses."""
     micro_batch_size: Count = 32
-    """Pairs (two sequences each) in one forward and backward pass; a smaller one saves memory and changes
-    nothing."""
+    """Pairs (two sequences each; ``kto``: responses) in one forward and backward pass; a smaller one saves
+    memory and changes nothing."""
     learning_rate: NonNegative = 3e-4
     """Peak learning rate of AdamW (5e-7 to 5e-6 suits a pretrained model)."""
     lr_scheduler_type: str = "linear"
@@ -103,6 +112,7 @@ class PairSplits:
     dev: list[EncodedPair]
     counts: dict[str, int]
     held_out: bool = True
+    unit: ClassVar[str] = "pairs"
 
 
 def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
@@ -115,79 +125,125 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
         policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
         reference = Policy.load(config.ref_model or config.model_name_or_path, stage.device, stage.dtype)
         check_vocabulary(policy, reference, config)
-        pairs = read_pairs(config, source, policy, reference)
-        saved = stage.begin([*source.notes, *notes_of(pairs.counts)])
-        train(policy, reference, pairs, source.dev.prompts[: config.check_samples], config, stage, saved)
+        if config.loss_type == KTO:
+            limit = fitting_length(config, policy, reference)
+            data = read_responses(source, policy.tokenizer, limit, config.eval_pairs, config.stop_sequences)
+            notes = data.notes
+        else:
+            data = read_pairs(config, source, policy, reference)
+            notes = notes_of(data.counts)
+        saved = stage.begin([*source.notes, *notes])
+        train(policy, reference, data, source.dev.prompts[: config.check_samples], config, stage, saved)
     return stage.path
 
 
 def train(
     policy: Policy,
     reference: Policy,
-    pairs: PairSplits,
+    data: PairSplits | ResponseSplits,
     prompts: Sequence[PromptRecord],
     config: DpoConfig,
     stage: Stage,
     saved: Checkpoint | None = None,
 ) -> None:
-    """Fine-tunes the policy in place on pairs, samples responses to ``prompts``, and finishes the stage."""
+    """Fine-tunes the policy in place on pairs or on labelled responses, samples responses to ``prompts``, and
+    finishes the stage."""
     load.freeze(reference.model)
-    stage.say(
-        f"{load.parameter_count(policy.model):,} parameters, {len(pairs.train):,} pairs, "
-        f"loss {config.loss_type}"
-    )
     # The tokens of the prompts are made before the training: what does not fit is found at once.
     policy.prompt_tokens([record.prompt for record in prompts], config.response_length)
     reference_hash = load.weights_hash(reference.model)
     same_start = load.weights_hash(policy.model) == reference_hash
+    if isinstance(data, ResponseSplits):
+        task = KtoTask(policy, reference, data, config, fitting_length(config, policy, reference))
+    else:
+        task = PairTask(policy, reference, data, config)
+    stage.say(
+        f"{load.parameter_count(policy.model):,} parameters, {task.describe()}, loss {config.loss_type}"
+    )
 
     rng = random.Random(devices.derived_seed(config.seed, "dpo", "batches"))
-    batches = plan_batches([len(pair) for pair in pairs.train], config, rng)
-    read = sorted(set(itertools.chain.from_iterable(batches)))  # part of an epoch reads part of the pairs
-    reference_N2 = torch.zeros((len(pairs.train), 2))
-    reference_N2[read] = pair_logprobs(reference, [pairs.train[i] for i in read], config)
-    reference_dev_N2 = pair_logprobs(reference, pairs.dev, config)
+    batches = plan_batches(task.lengths, config, rng)
+    read = sorted(set(itertools.chain.from_iterable(batches)))  # part of an epoch reads part of the rows
+    task.read_reference(read)
     unchecked = same_start and saved is None
 
     def step(numbers: Sequence[int]) -> tuple[torch.Tensor, Sums]:
         nonlocal unchecked
-        reference_B2 = reference_N2[list(numbers)]
-        logp_B2 = trained_logprobs(policy, [pairs.train[i] for i in numbers], config)
+        loss, sums, log_ratios = task.step(numbers)
         if unchecked:
-            check_first(logp_B2.detach().cpu() - reference_B2, policy.dtype)
+            check_first(log_ratios, policy.dtype)
             unchecked = False
-        return batch_loss(config, logp_B2, reference_B2)
+        return loss, sums
 
-    def measure() -> dict[str, float]:
-        if not pairs.dev:
-            return {}
-        found = describe(config, pair_logprobs(policy, pairs.dev, config), reference_dev_N2)
-        return {f"dev/{name}": value for name, value in found.items()}
-
-    objective = Objective(policy.model, step, measure=measure)
+    objective = Objective(policy.model, step, measure=task.measure, prepare=task.prepare)
     fitted = fit(objective, batches, config, stage, saved, measure_first=True)
     seen = sum(map(len, batches[: fitted.step]))
 
-    summary = held_out_summary(fitted.last, len(pairs.dev))
+    summary = held_out_summary(fitted.last, len(data.dev))
     summary |= sample_check(config, stage, policy, reference, prompts)
     if load.weights_hash(reference.model) != reference_hash:
         raise DivergedError("dpo: the weights of the frozen reference have changed")
     save(policy, stage)
-    say_result(summary, stage, pairs.held_out)
+    say_result(summary, stage, data)
     checks = ["weights of reference unchanged"]
     if same_start:
         checks.insert(
             0, f"log-ratios before the first update within {MAX_FIRST_LOG_RATIO[policy.dtype]:.0e} of 0"
         )
     stage.finish(
-        pairs=len(pairs.train),
+        **{data.unit: len(data.train)},
         updates=fitted.step,
-        **pairs.counts,
+        **data.counts,
         **summary,
-        forward_passes={"policy_update": 3 * 2 * seen, "reference": 2 * len(read)},
+        forward_passes=task.forward_passes(seen, len(read)),
         frozen_hashes={"reference": reference_hash},
         checks=checks,
     )
+
+
+class PairTask:
+    """What ``fit`` trains with a loss of ``LOSSES``: pairs, their reference and their measurements."""
+
+    def __init__(self, policy: Policy, reference: Policy, pairs: PairSplits, config: DpoConfig):
+        self.policy, self.reference, self.pairs, self.config = policy, reference, pairs, config
+        self.reference_N2 = torch.zeros((len(pairs.train), 2))
+        self.reference_dev_N2 = pair_logprobs(reference, pairs.dev, config)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each training pair."""
+        return [len(pair) for pair in self.pairs.train]
+
+    def describe(self) -> str:
+        """The training set in a few words."""
+        return f"{len(self.pairs.train):,} pairs"
+
+    def read_reference(self, read: Sequence[int]) -> None:
+        """The reference's log-probabilities of the pairs that train, once."""
+        pairs = [self.pairs.train[i] for i in read]
+        self.reference_N2[list(read)] = pair_logprobs(self.reference, pairs, self.config)
+
+    def prepare(self, numbers: Sequence[int]) -> None:
+        """A pair's loss needs nothing of the rest of its batch."""
+
+    def step(self, numbers: Sequence[int]) -> tuple[torch.Tensor, Sums, torch.Tensor]:
+        """Summed loss of some pairs with its gradient, what is logged of them, and their log-ratios."""
+        reference_B2 = self.reference_N2[list(numbers)]
+        logp_B2 = trained_logprobs(self.policy, [self.pairs.train[i] for i in numbers], self.config)
+        loss, sums = batch_loss(self.config, logp_B2, reference_B2)
+        return loss, sums, logp_B2.detach().cpu() - reference_B2
+
+    def measure(self) -> dict[str, float]:
+        """The loss and its parts on the dev pairs."""
+        if not self.pairs.dev:
+            return {}
+        logp_N2 = pair_logprobs(self.policy, self.pairs.dev, self.config)
+        found = describe(self.config, logp_N2, self.reference_dev_N2)
+        return {f"dev/{name}": value for name, value in found.items()}
+
+    def forward_passes(self, seen: int, read: int) -> dict[str, int]:
+        """Of each model, from the pairs that updates saw and the pairs that were read."""
+        return {"policy_update": 3 * 2 * seen, "reference": 2 * read}
 
 
 @distributed.main_writes
@@ -197,8 +253,23 @@ def save(policy: Policy, stage: Stage) -> None:
 
 def check_options(config: DpoConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    if config.loss_type not in LOSSES:
-        raise UsageError(f"loss_type '{config.loss_type}' is unknown; use {' or '.join(LOSSES)}")
+    known = (*LOSSES, KTO)
+    if config.loss_type not in known:
+        raise UsageError(f"loss_type '{config.loss_type}' is unknown; use {', '.join(known)}")
+    if config.loss_type != KTO:
+        for name in ("desirable_weight", "undesirable_weight"):
+            if getattr(config, name) is not None:
+                raise UsageError(
+                    f"{name} is of loss_type {KTO}; {config.loss_type} weighs pairs, which have both"
+                )
+        return
+    if config.label_smoothing:
+        raise UsageError(f"label_smoothing is of the losses of pairs; {KTO} has none, leave it out")
+    if config.train_batch_size < 2:
+        raise UsageError(
+            "train_batch_size is 1: the reference point of kto is a mean over responses to the batch's "
+            "other prompts, so a batch needs two rows at least"
+        )
 
 
 def check_vocabulary(policy: Policy, reference: Policy, config: DpoConfig) -> None:
@@ -225,12 +296,15 @@ def read_pairs(config: DpoConfig, source: Source, policy: Policy, reference: Pol
     Raises:
         DataError: no training pair is left.
     """
+    if not source.train.pairs and source.train.rated:
+        raise DataError(
+            f"{source.missing('pairs', 'train')}. Or learn from single responses called good or bad with "
+            f"--loss_type {KTO}"
+        )
     train_pairs, dev_pairs = source.need("pairs", "train"), source.dev.pairs[: config.eval_pairs]
     sizes = [len(comparison.responses) for comparison in source.train.comparisons]
     ties = sum(K * (K - 1) // 2 for K in sizes) - len(train_pairs)
-    models = (policy.model, reference.model)
-    limits = [config.max_length, *(load.max_positions(model) for model in models)]
-    max_length = min(limit for limit in limits if limit is not None)
+    max_length = fitting_length(config, policy, reference)
     train, dev = (
         [pair for row in rows if (pair := encode(policy.tokenizer, row, max_length, config.stop_sequences))]
         for rows in (train_pairs, dev_pairs)
@@ -249,6 +323,12 @@ def read_pairs(config: DpoConfig, source: Source, policy: Policy, reference: Pol
     return PairSplits(train, dev, counts, held_out=source.own("dev") == source.dev)
 
 
+def fitting_length(config: DpoConfig, policy: Policy, reference: Policy) -> int:
+    """Most tokens of prompt and response: ``max_length``, or the fewest positions of the two models."""
+    limits = [config.max_length, *(load.max_positions(p.model) for p in (policy, reference))]
+    return min(limit for limit in limits if limit is not None)
+
+
 def encode(tokenizer: Any, row: Pair, max_length: int, stop_texts: Sequence[str] = ()) -> EncodedPair | None:
     """A comparison as token ids; a response that was cut off while sampling, or ended by one of
     ``stop_texts``, carries no EOS: the policy did not write one.
@@ -265,11 +345,9 @@ def encode(tokenizer: Any, row: Pair, max_length: int, stop_texts: Sequence[str]
         )
         for side, text in (("chosen", row.chosen), ("rejected", row.rejected))
     )
-    longest = max(len(chosen), len(rejected))
-    # Both responses must follow the same prompt, or their log-ratios would not be of one question.
-    kept = prompt[-max(max_length - longest, max_length // 2) :]
-    room = max_length - len(kept)
-    pair = EncodedPair(kept, chosen[:room], rejected[:room], len(kept) < len(prompt) or room < longest)
+    kept, (fit_chosen, fit_rejected) = cut_to_fit(prompt, [chosen, rejected], max_length)
+    whole = (kept, fit_chosen, fit_rejected) == (prompt, chosen, rejected)
+    pair = EncodedPair(kept, fit_chosen, fit_rejected, not whole)
     return pair if pair.chosen and pair.rejected and pair.chosen != pair.rejected else None
 
 
@@ -287,19 +365,9 @@ def notes_of(counts: dict[str, int]) -> list[str]:
 
 def samples_of(pairs: Sequence[EncodedPair], pad_id: int, sampling: Sampling) -> Samples:
     """The chosen responses of all pairs, then the rejected ones, as an engine would have returned them."""
-    prompt_BP, prompt_mask_BP = pad([pair.prompt for pair in pairs] * 2, pad_id, "left")
+    prompts = [pair.prompt for pair in pairs] * 2
     responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    response_BT, mask_BT = pad(responses, pad_id, "right")
-    return Samples(
-        tokens_BS=torch.cat([prompt_BP, response_BT], dim=1),
-        prompt_mask_BP=prompt_mask_BP,
-        mask_BT=mask_BT,
-        # Whatever wrote them did not say how likely they were: nothing may be computed from this.
-        logp_BT=torch.full(mask_BT.shape, math.nan),
-        finished_B=torch.tensor([response[-1] in sampling.stop for response in responses]),
-        sampling=sampling,
-        version=0,
-    )
+    return written_samples(prompts, responses, pad_id, sampling)
 
 
 # --------------------------------------------------------------------------------------------------- loss
@@ -401,11 +469,12 @@ def sample_check(
     }
 
 
-def say_result(summary: dict[str, Any], stage: Stage, held_out: bool) -> None:
+def say_result(summary: dict[str, Any], stage: Stage, data: PairSplits | ResponseSplits) -> None:
     if "dev/accuracy" in summary:
         accuracy = Estimate.read(summary, "dev/accuracy").text(".1%")
-        which = "held-out pairs" if held_out else "pairs that trained"
-        stage.say(f"{which} ordered as labelled {accuracy}, loss {summary['dev/loss']:.3f}")
+        which = f"held-out {data.unit}" if data.held_out else f"{data.unit} that trained"
+        ordered = "ordered" if data.unit == "pairs" else "on their side of the reference point"
+        stage.say(f"{which} {ordered} as labelled {accuracy}, loss {summary['dev/loss']:.3f}")
     if "dev/kl" in summary:
         stage.say(
             f"KL {summary['dev/kl']:.2f} nats per response, EOS {summary['dev/eos_rate']:.1%}, "

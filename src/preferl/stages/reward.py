@@ -5,6 +5,9 @@ through one forward pass, each once, and a loss of ``LOSSES`` reads their scores
 -log sigma(r(x, chosen) - r(x, rejected)) (Bradley & Terry 1952; Stiennon et al. 2020, eq. 1) or a relative.
 The weights with the lowest dev log-loss are kept, scores are normalised to mean 0 and sd 1 on reference
 samples, and quality is reported on the eval split.
+
+Where the rows are single responses with ratings by attribute, the model gets one head an attribute, trained
+by regression (``learning.attributes``), and ``--reward_mixture`` says how one score is made of them.
 """
 
 import dataclasses
@@ -28,23 +31,37 @@ from preferl.data.records import (
 )
 from preferl.data.sources import Source
 from preferl.data.types import Scorer
+from preferl.evaluation.attributes import attribute_measures
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.baselines import baselines
 from preferl.evaluation.scored import ScoredPairs, accuracy_of, quality_of, scores_of
 from preferl.judging.scorers import MEMBER, ShardedScorer, load_scorer, scored
+from preferl.learning.attributes import (
+    Attributes,
+    attributes_in,
+    fitted_mixture,
+    keep_reference,
+    logits_of_rated,
+    logits_of_texts,
+    optimise_attributes,
+    to_rating_scale,
+)
 from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, fit, plan_batches
 from preferl.learning.fit import why_not_longer as fit_why_not_longer
 from preferl.maths import preference
 from preferl.models import load
 from preferl.models.adapters import quiet_peft
+from preferl.models.attributes import collapse, mixture_text, parse_mixture, scale_of_mixture
 from preferl.models.packing import can_pack, flat_scores
 from preferl.models.reward import (
     RewardModel,
     fold_normalisation,
     load_reward_model,
     lora_dropout,
+    new_attribute_model,
     reward_mean,
     save_adapter,
+    scalar_head,
     with_lora,
 )
 from preferl.runs import devices, distributed
@@ -64,9 +81,10 @@ from preferl.runs.ranges import (
 )
 from preferl.runs.record import StageRecord
 from preferl.runs.stage import Callback, Stage
-from preferl.sampling.policy import Policy
+from preferl.sampling.policy import Policy, Responses
 from preferl.statistics.intervals import Estimate
 
+FITTED = "bt"  # the mixture that explains pairs best
 FEWEST_SAMPLES = 32  # of the reference policy, for the mean and standard deviation of its scores
 
 
@@ -86,10 +104,16 @@ class RewardConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, Device
     helpfulness, safety and accuracy, which every audit scores."""
     reference_policy: str | None = None
     """Normalise on samples of this policy; without it on the responses of the training pairs."""
+    reward_mixture: str | None = None
+    """Of ratings by attribute: the reward that they make, as ``0.7*helpfulness + 0.3*correctness``, or
+    ``bt``: the weights that explain the pairs of ``mixture_dataset_name`` best. Without it the model rates,
+    and whatever takes a reward of it names a mixture (``runs/rm#0.7*helpfulness+0.3*correctness``)."""
+    mixture_dataset_name: str | None = None
+    """``reward_mixture bt``: a data set of pairs."""
     loss: str = "auto"
     """``bradley_terry`` (every pair for itself), ``balanced`` (all pairs of a ranking together, their mean),
     ``margin`` (balanced, minus margins), ``plackett_luce`` or ``rao_kupper`` (with ties). ``auto``: balanced
-    where there are rankings of three or more, else bradley_terry."""
+    where there are rankings of three or more, else bradley_terry; ratings have a regression instead."""
     margin_scale: Finite = 1.0
     """``margin``: multiplies the margins of the data; 0 is the binarised comparison."""
     tie_margin: Positive = 0.5
@@ -213,6 +237,10 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         if config.also_train_on:
             more = sources.load_source(**config.source() | {"name": config.also_train_on})
             source = source.also_training_on(more)
+        if rates_attributes(source):
+            run_attributes(source, config, stage)
+            return stage.path
+        refuse_mixture(config)
         for split in ("train", "dev", "eval"):
             source.need("pairs", split)
         saved = stage.begin(source.notes, keep=MEMBER)
@@ -228,6 +256,165 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
             trained = train(RewardModel(model, tokenizer), source, config, stage, saved, policy)
         report(trained, source, config, stage)
     return stage.path
+
+
+def rates_attributes(source: Source) -> bool:
+    """Whether what trains is single responses with ratings."""
+    return any(row.ratings for row in source.train.rated)
+
+
+def run_attributes(source: Source, config: RewardConfig, stage: Stage) -> None:
+    """Trains one head an attribute, makes the mixture that was asked for, and finishes the stage."""
+    refuse_with_ratings(config)
+    attributes = attributes_in(source)
+    source.need("rated", "dev")
+    weights: dict[str, float] = {}
+    pairs_of = source
+    if config.reward_mixture == FITTED:
+        assert config.mixture_dataset_name is not None
+        pairs_of = sources.load_source(**config.source() | {"name": config.mixture_dataset_name})
+        pairs_of.need("pairs", "train")
+    elif config.reward_mixture is not None:
+        weights = parse_mixture(config.reward_mixture, attributes.names)
+    saved = stage.begin([*source.notes, *attributes.notes])
+    policy = None
+    if config.reference_policy:
+        policy = Policy.load(config.reference_policy, stage.device, stage.dtype)
+    model, tokenizer = new_attribute_model(
+        config.model_name_or_path, stage.device, attributes.names, config.pooling
+    )
+    model.get_input_embeddings().requires_grad_(config.train_embeddings)
+    scorer = RewardModel(model, tokenizer, max_length=config.max_length)
+    stage.say(
+        f"{load.parameter_count(model):,} parameters; {len(source.train.rated):,} rated responses, "
+        f"attributes {', '.join(attributes.names)}"
+    )
+    fitted = optimise_attributes(
+        scorer, attributes, source, config, stage, config.patience, config.weight_average, saved
+    )
+    model.requires_grad_(True)
+    to_rating_scale(model, attributes)
+    keep_reference(model, reference_logits(config, scorer, source, policy))
+    summary: dict[str, Any] = {
+        "updates": fitted.step,
+        "best_update": fitted.best_step,
+        **fitted.best,
+        "dev/final_loss": fitted.last["dev/loss"],
+        "parameters": load.parameter_count(model),
+        "loss_name": "regression",
+        "attributes": attributes.names,
+        "rated_responses": len(source.train.rated),
+    }
+    if config.reward_mixture == FITTED:
+        found = fitted_mixture(scorer, attributes.names, pairs_of.train.pairs, config.seed)
+        weights = {name: coefficient.value for name, coefficient in found.items()}
+        for name, coefficient in found.items():
+            summary |= Estimate(coefficient.value, coefficient.low, coefficient.high).named(f"mixture/{name}")
+    if weights:
+        model.config.reward_mixture = weights
+        stage.say(f"mixture {mixture_text(weights)}")
+    else:
+        stage.say(
+            "no mixture: whatever takes a reward from it must name one, as "
+            f"{stage.path}#1*{attributes.names[0]}, or give --reward_mixture here"
+        )
+    save(lambda: load.save(model, tokenizer, stage.model))
+    report_attributes(scorer, attributes, weights, source, pairs_of, summary, config, stage)
+
+
+def reference_logits(
+    config: RewardConfig, scorer: RewardModel, source: Source, reference: Policy | None
+) -> np.ndarray:
+    """``logits_NK`` of reference samples: of a policy, or the rated responses that train."""
+    if reference is not None:
+        made = reference_samples(config, source, reference)
+        return logits_of_texts(scorer, made.prompts, made.completions, made.finished)
+    rows = source.train.rated[: config.normalise_samples]
+    return logits_of_rated(scorer, rows)
+
+
+def report_attributes(
+    scorer: RewardModel,
+    attributes: Attributes,
+    weights: dict[str, float],
+    source: Source,
+    pairs_of: Source,
+    summary: dict[str, Any],
+    config: RewardConfig,
+    stage: Stage,
+) -> None:
+    """Measures every attribute on held-out ratings, and the mixture on held-out pairs where there are such:
+    those of ``mixture_dataset_name``, or responses to one prompt whose ratings mix to different numbers."""
+    rows = source.eval.rated
+    heads: list[dict[str, Any]] = []
+    if rows:
+        logits_NK = logits_of_rated(scorer, rows)
+        predicted_NK = logits_NK + np.array(scorer.model.config.rating_mean)
+        heads = attribute_measures(attributes.names, predicted_NK, attributes.ratings(rows), rows)
+    for row in heads:
+        for measure in ("correlation", "agreement"):
+            name = f"eval/{row['attribute']}_{measure}"
+            summary |= Estimate.read(row[measure]).named(name) if row[measure]["value"] is not None else {}
+        say_attribute(row, stage)
+    if not weights:
+        save(lambda: stage.write_json("audit.json", {"attributes": heads}))
+        stage.finish(train_pairs=0, **summary)
+        return
+    mean, sd = scale_of_mixture(scorer.model.config, weights)
+    summary |= {"reward_mixture": weights, "reference_mean": mean, "reference_sd": sd}
+    collapse(scorer.model, scalar_head(scorer.model), weights)
+    if pairs_of is source:
+        pairs_of = source.ranked_by_ratings(weights)
+    if not (pairs_of.eval.pairs and pairs_of.train.pairs):
+        stage.say("no pairs of held-out responses to one prompt: the mixture is not audited")
+        save(lambda: stage.write_json("audit.json", {"attributes": heads}))
+        stage.finish(train_pairs=0, **summary)
+        return
+    report(Trained(scorer, sd, summary), pairs_of, config, stage, {"attributes": heads})
+
+
+def say_attribute(row: Mapping[str, Any], stage: Stage) -> None:
+    correlation, agreement = (Estimate.read(row[name]) for name in ("correlation", "agreement"))
+    line = f"{row['attribute']}: correlation with {row['responses']} held-out ratings "
+    line += correlation.text(".2f", missing="undefined")
+    if row["pairs"]:
+        line += f"; orders {agreement.text('.1%')} of {row['pairs']} pairs as rated"
+    stage.say(line)
+
+
+def refuse_with_ratings(config: RewardConfig) -> None:
+    """Refuses options that ratings have no use for.
+
+    Raises:
+        UsageError: one is given.
+    """
+    of_pairs = {"loss": "auto", "lora_r": 0, "num_members": 1, "also_train_on": None, "label_smoothing": 0.0}
+    for name, neutral in of_pairs.items():
+        if getattr(config, name) != neutral:
+            raise UsageError(
+                f"{name} is {getattr(config, name)}, which is of comparisons; '{config.dataset_name}' has "
+                f"ratings by attribute, one head of the model for each: leave {name} out"
+            )
+    fits = config.reward_mixture == FITTED
+    if fits != (config.mixture_dataset_name is not None):
+        raise UsageError(
+            f"reward_mixture {FITTED} and mixture_dataset_name go together: the pairs of that data set are "
+            f"what the weights are fitted on"
+        )
+
+
+def refuse_mixture(config: RewardConfig) -> None:
+    """Refuses options of ratings where there are none.
+
+    Raises:
+        UsageError: they are given.
+    """
+    for name in ("reward_mixture", "mixture_dataset_name"):
+        if getattr(config, name) is not None:
+            raise UsageError(
+                f"{name} is of ratings by attribute; '{config.dataset_name}' has none (rows with prompt, "
+                f"completion and ratings), so leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -344,8 +531,15 @@ def save(write: Callable[[], None]) -> None:
     write()
 
 
-def report(trained: Trained, source: Source, config: RewardConfig, stage: Stage) -> None:
-    """Measures a reward on the eval pairs, writes samples and the audit, and finishes the stage."""
+def report(
+    trained: Trained,
+    source: Source,
+    config: RewardConfig,
+    stage: Stage,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Measures a reward on the eval pairs, writes samples and the audit (with ``more`` in it), and finishes
+    the stage."""
     eval_pairs = source.need("pairs", "eval")[: config.max_eval_pairs]
     train_pairs = source.need("pairs", "train")
     scorer, sd = trained.scorer, trained.sd
@@ -353,7 +547,7 @@ def report(trained: Trained, source: Source, config: RewardConfig, stage: Stage)
     unseen = ScoredPairs(eval_pairs, chosen_N * sd, rejected_N * sd)
     quality = quality_of(unseen.gap_N, eval_pairs, config.seed)
     if config.audit:
-        audit = audit_scorer(scorer, unseen, train_pairs, sd, config.seed)
+        audit = audit_scorer(scorer, unseen, train_pairs, sd, config.seed) | dict(more or {})
         save(lambda: stage.write_json("audit.json", audit))
     simple = audit["baselines"] if config.audit else baselines(train_pairs, unseen, seed=config.seed)
     for row in simple["rows"]:
@@ -566,15 +760,21 @@ def reference_scores(
     """Mean and standard deviation of the scores of reference samples."""
     count = config.normalise_samples
     if reference is not None:
-        prompts = source.need("prompts", "train")[:count]
-        seed = devices.generator(config.seed, "reward", "reference")
-        # Few prompts are asked several times: one response each would hardly say how scores spread.
-        each = -(-min(FEWEST_SAMPLES, count) // len(prompts))
-        made = reference.respond(prompts, each, seed, config)
+        made = reference_samples(config, source, reference)
         scores = scored(scorer, made.prompts, made.completions, finished=made.finished)
     else:
         scores = np.concatenate(scores_of(scorer, source.train.pairs[: count // 2]))
     return float(scores.mean()), float(scores.std())
+
+
+def reference_samples(config: RewardConfig, source: Source, reference: Policy) -> Responses:
+    """What a policy responds to training prompts."""
+    count = config.normalise_samples
+    prompts = source.need("prompts", "train")[:count]
+    seed = devices.generator(config.seed, "reward", "reference")
+    # Few prompts are asked several times: one response each would hardly say how scores spread.
+    each = -(-min(FEWEST_SAMPLES, count) // len(prompts))
+    return reference.respond(prompts, each, seed, config)
 
 
 def say_quality(quality: dict[str, Any], stage: Stage, trained_on: bool) -> None:
