@@ -90,8 +90,10 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 """Encoders, as masked language models."""
 
 
-def character_tokenizer(encoder: bool = False) -> PreTrainedTokenizerFast:
-    """One token for each printable character; EOS, or CLS in front and SEP behind."""
+def character_tokenizer(
+    encoder: bool = False, pair: str = "[CLS] $A [SEP] $B [SEP]"
+) -> PreTrainedTokenizerFast:
+    """One token for each printable character; EOS, or for an encoder what stands around a pair of texts."""
     names = {"pad_token": "<pad>", "unk_token": "<unk>"}
     names |= {"cls_token": "[CLS]", "sep_token": "[SEP]"} if encoder else {"eos_token": "<eos>"}
     vocabulary = {token: number for number, token in enumerate([*names.values(), *LETTERS])}
@@ -100,7 +102,7 @@ def character_tokenizer(encoder: bool = False) -> PreTrainedTokenizerFast:
     if encoder:
         core.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
-            pair="[CLS] $A [SEP] $B [SEP]",
+            pair=pair,
             special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
         )
     return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **names)
@@ -152,7 +154,14 @@ def save_decoder(path: Path, name: str, seed: int = 0) -> Path:
     return path
 
 
+PAIRS = {
+    "bert": "[CLS] $A [SEP] $B:1 [SEP]:1",
+    "roberta": "[CLS] $A [SEP] [SEP] $B [SEP]",
+}
+"""What families put around a pair of texts, where it is not CLS, SEP and SEP of one kind."""
+
+
 def save_encoder(path: Path, name: str, seed: int = 0) -> Path:
     encoder(name, seed).save_pretrained(path)
-    character_tokenizer(encoder=True).save_pretrained(path)
+    character_tokenizer(encoder=True, pair=PAIRS.get(name, "[CLS] $A [SEP] $B [SEP]")).save_pretrained(path)
     return path

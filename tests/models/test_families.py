@@ -268,7 +268,8 @@ def test_an_encoder_becomes_a_reward_model(name, lora, tmp_path):
     plain = whole(AutoModelForSequenceClassification, tmp_path / "model")
     for text, score in zip(texts, scores, strict=True):
         with torch.no_grad():
-            raw = float(plain(torch.tensor([tokenizer("Is it so?", text)["input_ids"]])).logits[0, 0])
+            # As cards have it: all that the tokenizer says of a pair.
+            raw = float(plain(**tokenizer("Is it so?", text, return_tensors="pt")).logits[0, 0])
         assert score == pytest.approx(raw - getattr(plain.config, "reward_mean", 0.0), abs=1e-4)
 
 
@@ -377,7 +378,7 @@ def test_roberta_reads_as_many_tokens_as_it_has_positions_for(tmp_path):
     assert scorer.max_length == 128 - padding - 1
     (long,) = scorer(["word " * 100], ["answer " * 10])
     ids = tokenizer("word " * 100, "answer " * 10)["input_ids"]
-    cut = len(ids) - scorer.max_length
+    cut = len(ids) - scorer.max_length  # the oldest tokens of the prompt
     with torch.no_grad():
         exact = float(model(torch.tensor([ids[:1] + ids[1 + cut :]])).logits[0, 0])
     assert long == pytest.approx(exact, abs=1e-4)
@@ -389,3 +390,49 @@ def test_families_have_sizes_of_their_own():
     with torch.no_grad():
         logits = model(torch.tensor([[5, 6, 7]])).logits
     assert logits.std() > 0.5
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """(directory of a DeBERTa with the labels bad and good, head with a bias; what its card's snippet says)"""
+    made = save_encoder(tmp_path / "trunk", "deberta_v2")
+    labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(made, num_labels=2, **labels).eval()
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([0.3, -0.7]))
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    load.save(model, tokenizer, tmp_path / "classifier")
+    with torch.no_grad():
+        logits = model(**tokenizer("Is it so?", "Yes.", return_tensors="pt")).logits[0].tolist()
+    return tmp_path / "classifier", logits
+
+
+def test_a_classifier_of_two_labels_scores_by_the_label_that_is_named(classifier):
+    path, (bad, good) = classifier
+    for named, score in (("1*good", good), ("1*bad", bad), ("1*good-1*bad", good - bad)):
+        scorer = RewardModel.load(f"{path}#{named}", "cpu")
+        assert scorer(["Is it so?"], ["Yes."]) == pytest.approx([score], abs=1e-4)
+
+
+def test_a_classifier_without_a_label_says_how_to_name_one(classifier):
+    path, (bad, good) = classifier
+    with pytest.raises(UsageError) as refused:
+        RewardModel.load(str(path), "cpu")
+    advice = [word.strip("',") for word in str(refused.value).split() if "#" in word]
+    scores = [RewardModel.load(name, "cpu")(["Is it so?"], ["Yes."])[0] for name in advice]
+    assert scores == pytest.approx([good, good - bad], abs=1e-4)
+
+
+def test_a_published_adapter_with_two_labels_is_asked_for_one(saved, tmp_path):
+    torch.manual_seed(0)
+    base = AutoModelForSequenceClassification.from_pretrained(saved("llama"), num_labels=2)
+    tokenizer = AutoTokenizer.from_pretrained(saved("llama"))
+    config = LoraConfig(task_type="SEQ_CLS", modules_to_save=["score"], **LORA)
+    adapted = adapter_at(tmp_path / "published", base, config, tokenizer)
+    with pytest.raises(UsageError, match="#1"):
+        RewardModel.load(str(tmp_path / "published"), "cpu")
+    (score,) = RewardModel.load(f"{tmp_path / 'published'}#1*LABEL_1", "cpu")(["Is it so? "], ["Yes."])
+    ids = tokenizer("Is it so? Yes.")["input_ids"] + [tokenizer.eos_token_id]
+    with torch.no_grad():
+        assert score == pytest.approx(float(adapted(torch.tensor([ids])).logits[0, 1]), abs=1e-4)

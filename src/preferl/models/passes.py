@@ -79,6 +79,17 @@ def call(
     return model(input_ids=ids_BS, attention_mask=mask_BS, **options)
 
 
+def segments(model: Any, ids_BS: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What an encoder is told besides token ids: ``token_type_ids``, 1 behind the first separator, where its
+    tokenizer says so."""
+    separator = getattr(model, "segment_separator", None)
+    if separator is None:
+        return {}
+    is_separator_BS = (ids_BS == separator).long()
+    before_BS = is_separator_BS.cumsum(-1) - is_separator_BS
+    return {"token_type_ids": (before_BS > 0).long()}
+
+
 def takes(model: Any, argument: str) -> bool:
     """Whether a model's forward pass names this argument."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -25,6 +25,7 @@ from preferl.data.records import Prompt
 from preferl.data.tokens import pad, scored_ids
 from preferl.models.adapters import Adapter, find_adapter, quiet_peft
 from preferl.models.attributes import (
+    attribute_logits,
     attributes_of,
     chosen_mixture,
     collapse,
@@ -41,7 +42,7 @@ from preferl.models.load import (
     named_failures,
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
-from preferl.models.passes import hidden_states
+from preferl.models.passes import hidden_states, takes
 from preferl.runs import devices
 from preferl.runs.errors import UsageError
 from preferl.runs.files import whole_directory
@@ -73,7 +74,7 @@ def load_reward_model(
     if saved_attributes(name_or_path):
         model, tokenizer = _load_heads(name_or_path)
         collapse(model, scalar_head(model), chosen_mixture(model.config, mixture, name_or_path))
-        return model.to(device).eval(), tokenizer
+        return ready(model, tokenizer, device)
     if mixture is not None:
         raise UsageError(
             f"'{name_or_path}' has one score, which '#{mixture}' cannot be made of; leave it out"
@@ -96,7 +97,16 @@ def load_reward_model(
         name, head = _named_head(model)
         if f"{name}.weight" in missing:
             torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
+    return ready(model, tokenizer, device)
+
+
+def ready(model: PreTrainedModel, tokenizer: Any, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """A model as scores are asked of it, and its tokenizer: with padding, in evaluation mode, and knowing
+    behind which token a pair's second text begins where the encoder reads it by embeddings of its own."""
     ensure_pad_token(tokenizer, model)
+    types = tokenizer("a", "b").get("token_type_ids") if takes(model, "token_type_ids") else None
+    if types and max(types) and getattr(model.config, "type_vocab_size", 0) > 1:
+        model.segment_separator = tokenizer.sep_token_id
     return model.to(device).eval(), tokenizer
 
 
@@ -130,7 +140,6 @@ def _load_heads(name_or_path: str) -> tuple[PreTrainedModel, Any]:
     """A saved model with all its heads, and its tokenizer."""
     tokenizer = load_tokenizer(name_or_path)
     model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path)
-    ensure_pad_token(tokenizer, model)
     return model, tokenizer
 
 
@@ -143,8 +152,7 @@ def load_attribute_model(name_or_path: str, device: torch.device) -> tuple[PreTr
     name_or_path, _ = split_mixture(name_or_path)
     if not saved_attributes(name_or_path):
         raise UsageError(f"'{name_or_path}' is no reward model with several attributes")
-    model, tokenizer = _load_heads(name_or_path)
-    return model.to(device).eval(), tokenizer
+    return ready(*_load_heads(name_or_path), device)
 
 
 def new_attribute_model(
@@ -158,8 +166,7 @@ def new_attribute_model(
         return load_attribute_model(name_or_path, device)
     model, tokenizer = _with_new_heads(name_or_path, len(attributes), pooling)
     name_attributes(model.config, attributes)
-    ensure_pad_token(tokenizer, model)
-    return model.to(device).eval(), tokenizer
+    return ready(model, tokenizer, device)
 
 
 def _with_new_heads(name_or_path: str, num_labels: int, pooling: str) -> tuple[PreTrainedModel, Any]:
@@ -233,8 +240,7 @@ def _load_adapter(
         raise UsageError(
             f"'{adapter.source}' has one score, which '#{mixture}' cannot be made of; leave it out"
         )
-    ensure_pad_token(tokenizer, model)
-    return model.to(device).eval(), tokenizer
+    return ready(model, tokenizer, device)
 
 
 def with_lora(model: PreTrainedModel, base: str, r: int, alpha: float, dropout: float) -> Any:
@@ -328,12 +334,7 @@ def is_decoder(model: PreTrainedModel) -> bool:
 
 def raw_scores(model: PreTrainedModel, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
     """Scores ``score_B`` (float32, mean not subtracted) of right-padded rows; gradients flow."""
-    if isinstance(model, MeanPooledRewardModel) or not is_decoder(model):
-        return model(input_ids=ids_BS, attention_mask=mask_BS).logits[:, 0].float()
-    hidden_BSD = model.base_model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
-    last_B = mask_BS.sum(-1) - 1
-    rows = torch.arange(len(ids_BS), device=ids_BS.device)
-    return model.score(hidden_BSD[rows, last_B])[:, 0].float()
+    return attribute_logits(model, ids_BS, mask_BS)[:, 0]
 
 
 def reward_mean(model: PreTrainedModel) -> float:
