@@ -353,7 +353,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused_by_its_kind(saved, tmp_path
         Policy.load(str(tmp_path / "prompt"), "cpu")
 
 
-# ------------------------------------------------------------------------------------ published reward models
+# ----------------------------------------------------------------------------------- published reward models
 
 
 def test_a_published_adapter_scores_as_peft_does(saved, tmp_path):

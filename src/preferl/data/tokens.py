@@ -104,8 +104,8 @@ def scored_ids(
 
 
 def segment_frame(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
-    """What an encoder's tokenizer puts in front of a pair of texts, between them and behind them: CLS, SEP and
-    SEP, or as many of each as its family has (RoBERTa's two between)."""
+    """What an encoder's tokenizer puts in front of a pair of texts, between them and behind them: CLS, SEP
+    and SEP, or as many of each as its family has (RoBERTa's two between)."""
     first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "b"))
     whole = tokenizer("a", "b")["input_ids"]
     starts = range(len(whole) - len(first) - len(second) + 1)

@@ -101,7 +101,7 @@ def merge(model: Any, adapter: Adapter) -> Any:
             f"base; take LoRA weights, or the base"
         )
     with quiet_peft():
-        return adapted.merge_and_unload()
+        return adapted.merge_and_unload().requires_grad_(True)  # peft froze the base
 
 
 @contextlib.contextmanager

@@ -296,7 +296,8 @@ def parts_on_trunk(model: PreTrainedModel) -> list[str]:
     """Names of the modules that a task puts on the trunk: head, pooler, what lies between. They are new where
     the trunk is a language model's."""
     trunk = model.base_model
-    parts = [name for name, part in model.named_children() if part is not trunk and any(part.parameters())]
+    children = [(name, part) for name, part in model.named_children() if part is not trunk]
+    parts = [name for name, part in children if next(part.parameters(), None) is not None]
     pooled = getattr(trunk, "pooler", None) is not None and not isinstance(model, MeanPooledRewardModel)
     return [f"{model.base_model_prefix}.pooler", *parts] if pooled else parts
 
