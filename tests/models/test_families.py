@@ -5,6 +5,7 @@ Every comparison is with passes over single rows without padding, written here a
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -382,6 +383,12 @@ def test_roberta_reads_as_many_tokens_as_it_has_positions_for(tmp_path):
     with torch.no_grad():
         exact = float(model(torch.tensor([ids[:1] + ids[1 + cut :]])).logits[0, 0])
     assert long == pytest.approx(exact, abs=1e-4)
+
+
+def test_the_page_lists_what_is_tried():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    for name in (*EVERY, *ENCODERS):
+        assert f"`{name}`" in page
 
 
 def test_families_have_sizes_of_their_own():
