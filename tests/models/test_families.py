@@ -16,6 +16,7 @@ import families
 import preferl
 from families import DECODERS, ENCODERS, save_decoder, save_encoder
 from preferl.models import load, passes
+from preferl.models.lora import lora_policy, merged
 from preferl.models.reward import (
     RewardModel,
     critic_from_policy,
@@ -30,6 +31,8 @@ from preferl.runs.errors import UsageError
 from preferl.sampling import cached
 from preferl.sampling.policy import Policy
 from preferl.sampling.samples import Sampling
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's
 
 CPU = torch.device("cpu")
 # Of unlike length, so that batches are padded; responses of them end at unlike tokens.
@@ -160,6 +163,31 @@ def test_a_critic_values_states_as_if_rows_were_alone(name, saved):
         together = token_values(critic, ids_BS, mask_BS, 9)
         alone = [token_values(critic, ids[None], torch.ones_like(ids[None]), len(ids) - 3) for ids in rows]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mamba2", "bloom", "qwen3_next", "gpt2"])
+def test_lora_weights_train_on_any_family(name, saved, tmp_path):
+    """Fresh ones change nothing; trained ones are sampled from, and merged, as they are."""
+    model, tokenizer = load.load_policy(saved(name), CPU)
+    ids = torch.tensor([tokenizer("Is this so? Yes.")["input_ids"]])
+    with torch.no_grad():
+        before = model(ids).logits
+    adapted = lora_policy(model, saved(name), 2, 4.0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(ids).logits, before, atol=0, rtol=0)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        trained = adapted(ids).logits
+    policy = Policy(adapted, tokenizer)
+    samples = policy.respond(PROMPTS, seed=1, response_length=8).samples
+    torch.testing.assert_close(policy.logprobs(samples), samples.logp_BT, atol=1e-4, rtol=0)
+    load.save(merged(adapted), tokenizer, tmp_path / "model")
+    with torch.no_grad():
+        after = whole(AutoModelForCausalLM, tmp_path / "model")(ids).logits
+    torch.testing.assert_close(after, trained, atol=1e-4, rtol=0)
+    assert (trained - before).abs().max() > 0.01
 
 
 # --------------------------------------------------------------------------------------------------- training
@@ -354,7 +382,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused_by_its_kind(saved, tmp_path
         Policy.load(str(tmp_path / "prompt"), "cpu")
 
 
-# ----------------------------------------------------------------------------------- published reward models
+# ---------------------------------------------------------------------------------- published reward models
 
 
 def test_a_published_adapter_scores_as_peft_does(saved, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from transformers.utils import find_adapter_config_file
 
@@ -102,6 +103,16 @@ def merge(model: Any, adapter: Adapter) -> Any:
         )
     with quiet_peft():
         return adapted.merge_and_unload().requires_grad_(True)  # peft froze the base
+
+
+def fused_layers(model: torch.nn.Module) -> list[str]:
+    """Names of linear layers whose weights are read past them: the last one of a state-space mixer goes into
+    one kernel with its scan, which would not see LoRA weights on it."""
+    return [
+        f"{name}.out_proj"
+        for name, mixer in model.named_modules()
+        if hasattr(mixer, "A_log") and hasattr(mixer, "out_proj")
+    ]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from preferl.models.adapters import CONFIG as ADAPTER_FILE
-from preferl.models.adapters import quiet_peft
+from preferl.models.adapters import fused_layers, quiet_peft
 from preferl.models.load import model_directory, refuse_nonfinite
 from preferl.models.reward import ADAPTER_NOTES
 from preferl.runs.errors import UsageError
@@ -25,16 +25,21 @@ def lora_policy(model: PreTrainedModel, base: str, r: int, alpha: float) -> Any:
     from peft import get_peft_model
 
     with quiet_peft():
-        adapted = get_peft_model(model, lora_config(r, alpha), adapter_name=POLICY)
+        adapted = get_peft_model(model, lora_config(model, r, alpha), adapter_name=POLICY)
     adapted.peft_config[POLICY].base_model_name_or_path = model_directory(base)
     return adapted.eval()
 
 
-def lora_config(r: int, alpha: float) -> Any:
+def lora_config(model: Any, r: int, alpha: float) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
-        r=r, lora_alpha=int(alpha), lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=r,
+        lora_alpha=int(alpha),
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        exclude_modules=fused_layers(model) or None,
+        task_type="CAUSAL_LM",
     )
 
 
@@ -167,7 +172,7 @@ def on_one_base(
     heads = []
     for name in ("reward", "critic"):
         with quiet_peft():
-            adapted.add_adapter(name, lora_config(saved.r, saved.lora_alpha))
+            adapted.add_adapter(name, lora_config(model, saved.r, saved.lora_alpha))
             outcome = set_peft_model_state_dict(adapted, tensors, adapter_name=name)
         if outcome.unexpected_keys:
             raise UsageError(

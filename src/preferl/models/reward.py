@@ -23,7 +23,7 @@ from transformers import (
 
 from preferl.data.records import Prompt
 from preferl.data.tokens import pad, scored_ids
-from preferl.models.adapters import Adapter, find_adapter, quiet_peft
+from preferl.models.adapters import Adapter, find_adapter, fused_layers, quiet_peft
 from preferl.models.attributes import (
     attribute_logits,
     attributes_of,
@@ -260,7 +260,7 @@ def with_lora(model: PreTrainedModel, base: str, r: int, alpha: float, dropout: 
         lora_alpha=int(alpha),
         lora_dropout=dropout,
         target_modules="all-linear",
-        exclude_modules=layers,
+        exclude_modules=layers + fused_layers(model),
         modules_to_save=parts,
     )
     with quiet_peft():
