@@ -398,6 +398,29 @@ def test_a_published_adapter_scores_as_peft_does(saved, tmp_path):
             assert score == pytest.approx(float(adapted(torch.tensor([ids])).logits[0, 0]), abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["bias", "layers"])
+def test_a_published_head_that_its_class_has_not(kind, saved, tmp_path, capsys):
+    """As cards have it that build the head in code of their own: a bias, or two layers with a ReLU."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(saved("llama"), num_labels=1).eval()
+    if kind == "bias":
+        model.score = torch.nn.Linear(32, 1)
+    else:
+        model.score = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+    tokenizer = AutoTokenizer.from_pretrained(saved("llama"))
+    load.save(model, tokenizer, tmp_path / "published")
+    scorer = RewardModel.load(str(tmp_path / "published"), "cpu")
+    assert ("several linear layers" in " ".join(capsys.readouterr().out.split())) == (kind == "layers")
+    scorer_scores = scorer(["Is it so? "] * 2, ["Yes.", "No, it is not."])
+    load.save(scorer.model, tokenizer, tmp_path / "again")
+    again = RewardModel.load(str(tmp_path / "again"), "cpu")(["Is it so? "] * 2, ["Yes.", "No, it is not."])
+    for text, *scores in zip(["Yes.", "No, it is not."], scorer_scores, again, strict=True):
+        ids = tokenizer("Is it so? " + text)["input_ids"] + [tokenizer.eos_token_id]
+        with torch.no_grad():
+            exact = float(model.score(model.model(torch.tensor([ids])).last_hidden_state[0, -1]))
+        assert scores == pytest.approx([exact, exact], abs=1e-4)
+
+
 def test_roberta_reads_as_many_tokens_as_it_has_positions_for(tmp_path):
     """Two fewer than its table has rows."""
     start = str(save_encoder(tmp_path / "start", "roberta"))

@@ -23,6 +23,7 @@ from transformers import (
 
 from preferl.data.records import Prompt
 from preferl.data.tokens import pad, scored_ids
+from preferl.models import heads
 from preferl.models.adapters import Adapter, find_adapter, fused_layers, quiet_peft
 from preferl.models.attributes import (
     attribute_logits,
@@ -46,6 +47,7 @@ from preferl.models.passes import hidden_states, takes
 from preferl.runs import devices
 from preferl.runs.errors import UsageError
 from preferl.runs.files import whole_directory
+from preferl.runs.progress import say
 
 POOLINGS = ("last", "mean")
 ADAPTER_NOTES = "preferl.json"
@@ -91,11 +93,18 @@ def load_reward_model(
             f"'{name_or_path}' is a reward model with {saved_pooling} pooling; give --pooling {saved_pooling}"
         )
     else:
+        stored = heads.stored_head(str(source))
         model, missing = load_pretrained(
-            AutoModelForSequenceClassification, name_or_path, new_head_allowed, num_labels=1
+            AutoModelForSequenceClassification,
+            name_or_path,
+            new_head_allowed or heads.has_layers(stored),
+            num_labels=1,
         )
+        note = heads.restore_head(model, stored)
         name, head = _named_head(model)
-        if f"{name}.weight" in missing:
+        if note is not None:
+            say(f"'{name_or_path}': {note}")
+        elif f"{name}.weight" in missing:
             torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
     return ready(model, tokenizer, device)
 
