@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from tokenizers import processors
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import families
@@ -382,7 +383,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused_by_its_kind(saved, tmp_path
         Policy.load(str(tmp_path / "prompt"), "cpu")
 
 
-# ---------------------------------------------------------------------------------- published reward models
+# ------------------------------------------------------------------------------------ published reward models
 
 
 def test_a_published_adapter_scores_as_peft_does(saved, tmp_path):
@@ -396,6 +397,28 @@ def test_a_published_adapter_scores_as_peft_does(saved, tmp_path):
         ids = tokenizer("Is it so? " + text)["input_ids"] + [tokenizer.eos_token_id]
         with torch.no_grad():
             assert score == pytest.approx(float(adapted(torch.tensor([ids])).logits[0, 0]), abs=1e-4)
+
+
+@pytest.mark.parametrize("answer", ["Yes.", "Yes, and so on. " * 6])
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_tokenizer_that_truncates_on_the_left_keeps_the_end(bos, answer, saved, tmp_path):
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(saved("llama"), num_labels=1).eval()
+    tokenizer = AutoTokenizer.from_pretrained(saved("llama"))
+    tokenizer.truncation_side = "left"
+    if bos:
+        tokenizer.bos_token = "?"  # any token serves
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="? $A", special_tokens=[("?", tokenizer.bos_token_id)]
+        )
+    load.save(model, tokenizer, tmp_path / "published")
+    scorer = RewardModel(*load_reward_model(str(tmp_path / "published"), CPU), max_length=48)
+    (score,) = scorer(["Is it so? " * 8], [answer])
+    text = "Is it so? " * 8 + answer + tokenizer.eos_token
+    inputs = tokenizer(text, truncation=True, max_length=48, return_tensors="pt")
+    with torch.no_grad():
+        exact = float(model(inputs["input_ids"]).logits[0, 0])
+    assert score == pytest.approx(exact, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["bias", "layers"])
@@ -452,7 +475,7 @@ def test_families_have_sizes_of_their_own():
 
 @pytest.fixture
 def classifier(tmp_path):
-    """(directory of a DeBERTa with the labels bad and good, head with a bias; what its card's snippet says)"""
+    """(directory of a DeBERTa with labels bad and good, its head with a bias; what its card's snippet says)"""
     made = save_encoder(tmp_path / "trunk", "deberta_v2")
     labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
     torch.manual_seed(0)

@@ -82,7 +82,8 @@ def scored_ids(
     """Token ids of (prompt, response) as a reward model reads them.
 
     Decoders read prompt, response, EOS; encoders (tokenizers with CLS and SEP) a pair of segments. Over
-    ``max_length`` the prompt loses its oldest tokens, then the response its last.
+    ``max_length`` the prompt loses its oldest tokens, then the response its last, or its first where the
+    tokenizer truncates on the left.
     """
     if tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
         first, second = (
@@ -98,6 +99,9 @@ def scored_ids(
         return [*ids[:limit], *behind]
     first, second = prompt_ids(tokenizer, prompt), response_ids(tokenizer, response, finished)
     if max_length is not None and len(first) + len(second) > max_length:
+        if tokenizer.truncation_side == "left":  # as the model was trained: all but BOS may go
+            begins = isinstance(prompt, str) and first[:1] == [tokenizer.bos_token_id]
+            return first[:begins] + (first + second)[begins - max_length :]
         first = first[max(len(first) - max(max_length - len(second), 0), 0) :]
     ids = first + second
     return ids if max_length is None else ids[:max_length]
