@@ -120,7 +120,7 @@ def test_sampling_without_a_cache_is_said_once(name, saved, capsys):
     assert "every token reads its whole sequence again" in said
 
 
-@pytest.mark.parametrize("name", ["llama", "bloom", "mamba2", "jamba", "qwen3_next"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "mamba2", "jamba", "qwen3_next"])
 def test_a_cache_is_used_where_it_is_exact(name, saved):
     policy = Policy.load(saved(name), "cpu")
     make_reader, why_not = cached.find_reader(policy.model, policy.tokenizer.pad_token_id, torch.float32)
@@ -146,7 +146,8 @@ def test_rows_that_are_moved_for_a_pass_say_the_same(name, saved, monkeypatch):
 
 
 def test_a_family_that_lets_padding_into_its_state_is_found_out(saved):
-    assert passes.respects_left_padding(Policy.load(saved("llama"), "cpu").model)
+    for name in ("llama", "gpt2", "mamba2"):
+        assert passes.respects_left_padding(Policy.load(saved(name), "cpu").model)
     assert not passes.respects_left_padding(Policy.load(saved("rwkv"), "cpu").model)
 
 
@@ -475,7 +476,8 @@ def test_families_have_sizes_of_their_own():
 
 @pytest.fixture
 def classifier(tmp_path):
-    """(directory of a DeBERTa with labels bad and good, its head with a bias; what its card's snippet says)"""
+    """(directory of a DeBERTa with labels bad and good, its head with a bias; what its card's snippet
+    says)"""
     made = save_encoder(tmp_path / "trunk", "deberta_v2")
     labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
     torch.manual_seed(0)
