@@ -21,6 +21,11 @@ KINDS = {
     "prompts": PROMPTS,
     "demonstrations": [row | {"completion": "A pear."} for row in PROMPTS],
     "labels": [row | {"completion": "A plum.", "label": i % 2 == 0} for i, row in enumerate(PROMPTS)],
+    "both labels": [
+        row | {"completion": text, "label": good}
+        for row in PROMPTS
+        for text, good in (("A plum.", True), ("A stone.", False))
+    ],
     "ratings": [row | {"completion": "A fig.", "ratings": {"help": 1.0, "truth": 0.5}} for row in PROMPTS],
 }
 EVALUATED = ["evaluate", "report"]
@@ -62,6 +67,7 @@ def models(tmp_path_factory) -> dict[str, str]:
         ),
         ("demonstrations", {}, "instruct", ["sft", "report"]),
         ("labels", {}, "instruct", ["dpo", "report"]),
+        ("both labels", {}, "instruct", ["dpo", "report"]),
         ("prompts", {"rl": {"reward_model": "length"}}, "base", ["rl", *EVALUATED]),
         (
             "prompts",

@@ -32,7 +32,7 @@ from preferl.runs import lock
 from preferl.runs.config import DataOptions, DeviceOptions, Parser, declared, field_texts, leaf_keys
 from preferl.runs.descent import WORLD, began_on_world, is_world, refuse_no_data_set, started_from
 from preferl.runs.errors import UsageError
-from preferl.runs.found import examine, plain_options, stored_options
+from preferl.runs.found import examine, kept_though_stale, plain_options, stored_options
 from preferl.runs.inputs import NAMING, NOT_COMPARED, changed_options, identify
 from preferl.runs.mark import check_ours, claim
 from preferl.runs.progress import clock, say
@@ -637,8 +637,7 @@ def run_stage(
     fresh: bool | str = False
     if redo is not None and (found.redo != redo or found.state == "damaged"):
         fresh = redo
-    elif found.is_stale and keep_stale:
-        say(f"{stage.name}: kept, though stale: {found.changes}")
+    elif keep_stale and kept_though_stale(stage.name, found):
         return False
     elif found.is_stale or (found.is_unfinished and found.changes.inputs and not found.changes.options):
         say(f"{stage.name}: done again: {found.changes}")

@@ -68,7 +68,7 @@ def choose(config: RunConfig, source: Source) -> Choice:
             [*first, "collect", "reward", "rl", *evaluated],
             f"prompts, whose responses the annotator {annotator} compares{start}",
         )
-    if train.comparisons:
+    if train.comparisons and not train.rated:  # pairs of labels are only some of the labelled rows
         if config.of("dpo"):
             return Choice(
                 [*first, "reward", "dpo", *evaluated], f"comparisons, and there are options of dpo{start}"

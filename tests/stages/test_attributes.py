@@ -32,7 +32,7 @@ from preferl.models.reward import (
 )
 from preferl.runs.devices import derived_seed
 from preferl.runs.errors import UsageError
-from preferl.stages import reward, rl
+from preferl.stages import audit, report, reward, rl
 from preferl.statistics.calibration import logistic_coefficients
 from seeds import SEEDS, require_at_least
 
@@ -121,8 +121,8 @@ def test_mixtures_are_written_and_read():
     [
         ("helpfulness", "no weighted sum"),
         ("0.5*helpfulness 0.5*correctness", "no weighted sum"),
-        ("0.5*helpfulness + correctness", "no attribute of it|no weighted sum"),
-        ("1*truth", "'truth', which is no attribute"),
+        ("0.5*helpfulness + correctness", "none of the attributes|no weighted sum"),
+        ("1*truth", "'truth', which is none of the attributes"),
         ("1*helpfulness + 1*helpfulness", "twice"),
         ("0*helpfulness", "weight 0"),
         ("", "weight 0"),
@@ -306,7 +306,7 @@ def test_another_mixture_is_named_behind_the_directory(trained):
     lengths = load_scorer("length", CPU)(prompts, texts)
     expected = [2 * score + 0.01 * length for score, length in zip(both, lengths, strict=True)]
     assert summed == pytest.approx(expected, abs=1e-4)
-    with pytest.raises(UsageError, match=r"'truth', which is no attribute.*kind, brief"):
+    with pytest.raises(UsageError, match=r"'truth', which is none of the attributes.*kind, brief"):
         load_scorer(f"{trained}#1*truth", CPU)
 
 
@@ -379,7 +379,11 @@ def test_logistic_regression_does_not_see_which_response_stands_first():
         ({"num_members": 2}, "num_members is 2"),
         ({"reward_mixture": "bt"}, "mixture_dataset_name go together"),
         ({"reward_mixture": "1*kind", "mixture_dataset_name": "x.jsonl"}, "go together"),
-        ({"reward_mixture": "1*truth"}, "'truth', which is no attribute"),
+        ({"reward_mixture": "1*truth"}, "'truth', which is none of the attributes"),
+        (
+            {"reward_mixture": "1*always"},
+            "left out the attribute always: all its training.*'always', which is none",
+        ),
     ],
 )
 def test_options_that_do_not_fit_ratings_are_refused(base_config, tmp_path, changes, words):
@@ -480,3 +484,55 @@ def test_rl_trains_on_a_mixture_of_the_worlds_aspects(policy_directory, tmp_path
     samples = [json.loads(line) for line in (done / "samples.jsonl").read_text().splitlines()]
     again = load_scorer(config.reward_model, CPU)([samples[0]["prompt"]], [samples[0]["response"]])
     assert len(again) == 1
+
+
+# --------------------------------------------------------------------------------------- audit and report
+
+
+def test_the_audit_measures_every_attribute_on_pairs(trained, files, tmp_path, capsys):
+    config = audit.AuditConfig(
+        output_dir=str(tmp_path / "audit"), dataset_name=files[1], reward_model=str(trained), device="cpu"
+    )
+    found = json.loads((audit.run(config) / "audit.json").read_text())
+    rows = {row["attribute"]: row for row in found["attributes"]}
+    assert set(rows) == {"kind", "brief"}
+    assert rows["kind"]["pairs"] == found["accuracy"]["pairs"] == 90
+    by_kind = load_scorer(f"{trained}#1*kind", CPU)
+    right = 0.0
+    for one in load_source(files[1]).named["all"]().pairs:
+        chosen, rejected = by_kind([one.prompt] * 2, [one.chosen, one.rejected])
+        right += chosen > rejected
+    assert rows["kind"]["agreement"]["value"] == pytest.approx(right / 90)
+    assert "attribute kind" in capsys.readouterr().out
+
+
+def test_the_audit_orders_ratings_by_the_mixture(trained, files, tmp_path):
+    """Responses with ratings are pairs where their mixed ratings differ; each attribute has its ratings."""
+    config = audit.AuditConfig(
+        output_dir=str(tmp_path / "audit"),
+        dataset_name=files[0],
+        reward_model=f"{trained}#1*kind",
+        split="eval",
+        device="cpu",
+    )
+    found = json.loads((audit.run(config) / "audit.json").read_text())
+    assert found["accuracy"]["pairs"] == 12
+    assert found["accuracy"]["accuracy"]["value"] > 0.8
+    assert [row["responses"] for row in found["attributes"]] == [24, 30]
+    saved = json.loads((trained / "audit.json").read_text())
+    assert found["attributes"] == saved["attributes"]
+
+
+def test_pages_show_the_attributes(trained, base_config, tmp_path):
+    """Of a mixture, and of a model that only rates: a page of its own with every section that it has."""
+    rates = reward.run(
+        dataclasses.replace(
+            base_config, output_dir=str(tmp_path / "run" / "reward"), max_steps=4, num_evals=2
+        )
+    )
+    for stage, weighed in ((trained, True), (rates, False)):
+        page = report.write(stage.parent).read_text(encoding="utf-8")
+        for words in ("Attributes", "kind", "brief", "correlation", "mean squared error"):
+            assert words in page
+        assert ("weight in the reward" in page) == weighed
+        assert ("Correlations with held-out ratings" in page) != weighed

@@ -120,7 +120,7 @@ def test_ratings_train_as_one(options, tmp_path):
     rows = []
     for i in range(80):
         pair = row(i)
-        ratings = {"kind": float(i % 3), "brief": None if i % 4 == 0 else float(i % 5)}
+        ratings = {"kind": float(i // 4 % 3), "brief": None if i % 5 == 0 else float(i // 4 % 2)}
         rated = {"completion": pair["chosen"], "ratings": ratings}
         rows.append({"prompt": pair["prompt"], "split": pair["split"], **rated})
     (tmp_path / "ratings.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_dpo import CPU, NOUNS, log_probability, metrics, summary_of, write
 
+from preferl import pipeline
 from preferl.data.records import Comparison, DataError, Rated
 from preferl.data.sources import Part, load_source
 from preferl.learning import unpaired
@@ -331,3 +332,20 @@ def test_training_separates_good_from_bad_responses(config, tmp_path):
     opposite = summary_of(dpo.run(dataclasses.replace(config, dataset_name=name, **steps)))
     assert opposite["dev/margin"] < -0.3
     assert math.isfinite(opposite["dev/loss"])
+
+
+def test_a_run_has_its_part_in_the_report(config, tmp_path):
+    options = {"train_batch_size": 16, "num_evals": 2, "check_samples": 4, "loss_type": "kto"}
+    run = pipeline.RunConfig(
+        output_dir=str(tmp_path / "run"),
+        stages=["dpo", "report"],
+        model_name_or_path=config.model_name_or_path,
+        dataset_name=config.dataset_name,
+        response_length=10,
+        num_threads=1,
+        device="cpu",
+        dpo=options,
+    )
+    text = pipeline.run(run).read_text(encoding="utf-8")
+    for words in ("KTO: responses on their label", "66 labelled responses, 5 updates", "reference point"):
+        assert words in text

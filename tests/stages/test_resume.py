@@ -49,7 +49,7 @@ def data(tmp_path_factory, policy_directory) -> dict[str, str]:
     place = tmp_path_factory.mktemp("data")
     pairs = [row(i) for i in range(96)]
     texts = [{"prompt": p["prompt"], "completion": p["chosen"], "split": p["split"]} for p in pairs]
-    ratings = [text | {"ratings": {"kind": i % 3, "brief": i % 2}} for i, text in enumerate(texts)]
+    ratings = [text | {"ratings": {"kind": i // 4 % 3, "brief": i // 4 % 2}} for i, text in enumerate(texts)]
     for name, rows in (("pairs", pairs), ("texts", texts), ("ratings", ratings)):
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model, tokenizer = load.load_policy(str(policy_directory), torch.device("cpu"))

@@ -65,7 +65,7 @@ def parse_mixture(text: str, attributes: Sequence[str], where: str = "reward_mix
             raise UsageError(f"{where} '{text}' is no weighted sum at '{text[place:].strip()}'; {form}")
         name, weight = term["name"].strip(), float(term["weight"])
         if name not in attributes:
-            raise UsageError(f"{where} '{text}' names '{name}', which is no attribute of it; {form}")
+            raise UsageError(f"{where} '{text}' names '{name}', which is none of the attributes; {form}")
         if name in weights:
             raise UsageError(f"{where} '{text}' names '{name}' twice; add up its weights; {form}")
         weights[name] = -weight if term["sign"] == "-" else weight

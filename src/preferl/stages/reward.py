@@ -268,14 +268,11 @@ def run_attributes(source: Source, config: RewardConfig, stage: Stage) -> None:
     refuse_with_ratings(config)
     attributes = attributes_in(source)
     source.need("rated", "dev")
-    weights: dict[str, float] = {}
+    weights = given_mixture(config, attributes)
     pairs_of = source
-    if config.reward_mixture == FITTED:
-        assert config.mixture_dataset_name is not None
+    if config.mixture_dataset_name is not None:
         pairs_of = sources.load_source(**config.source() | {"name": config.mixture_dataset_name})
         pairs_of.need("pairs", "train")
-    elif config.reward_mixture is not None:
-        weights = parse_mixture(config.reward_mixture, attributes.names)
     saved = stage.begin([*source.notes, *attributes.notes])
     policy = None
     if config.reference_policy:
@@ -320,6 +317,18 @@ def run_attributes(source: Source, config: RewardConfig, stage: Stage) -> None:
         )
     save(lambda: load.save(model, tokenizer, stage.model))
     report_attributes(scorer, attributes, weights, source, pairs_of, summary, config, stage)
+
+
+def given_mixture(config: RewardConfig, attributes: Attributes) -> dict[str, float]:
+    """The weights that were given; none where they are fitted, or there is no mixture.
+
+    Raises:
+        UsageError: they are of other attributes; what was left out is said.
+    """
+    if config.reward_mixture is None or config.reward_mixture == FITTED:
+        return {}
+    beside = "".join(f" ({note})" for note in attributes.notes if note.startswith("left out"))
+    return parse_mixture(config.reward_mixture, attributes.names, f"reward_mixture{beside}")
 
 
 def reference_logits(
