@@ -405,8 +405,7 @@ def test_a_published_adapter_scores_as_peft_does(saved, tmp_path):
 def test_a_tokenizer_that_truncates_on_the_left_keeps_the_end(bos, answer, saved, tmp_path):
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(saved("llama"), num_labels=1).eval()
-    tokenizer = AutoTokenizer.from_pretrained(saved("llama"))
-    tokenizer.truncation_side = "left"
+    tokenizer = AutoTokenizer.from_pretrained(saved("llama"), truncation_side="left")
     if bos:
         tokenizer.bos_token = "?"  # any token serves
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
