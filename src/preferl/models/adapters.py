@@ -117,7 +117,7 @@ def fused_layers(model: torch.nn.Module) -> list[str]:
 
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
-    """peft asks transformers for an attribute by its old name, and tells how it sets what it was not asked."""
+    """peft asks transformers for an attribute by its old name, and tells what it sets by itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False but the target module is `Conv1D`")
