@@ -82,23 +82,44 @@ def scored_ids(
     """Token ids of (prompt, response) as a reward model reads them.
 
     Decoders read prompt, response, EOS; encoders (tokenizers with CLS and SEP) a pair of segments. Over
-    ``max_length`` the prompt loses its oldest tokens, then the response its last.
+    ``max_length`` the prompt loses its oldest tokens, then the response its last, or its first where the
+    tokenizer truncates on the left.
     """
     if tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
         first, second = (
             prompt_ids_plain(tokenizer, prompt),
             response_ids(tokenizer, response, False),
         )
-        room = None if max_length is None else max(max_length - 3 - len(second), 0)
+        front, between, behind = segment_frame(tokenizer)
+        framing = len(front) + len(between) + len(behind)
+        room = None if max_length is None else max(max_length - framing - len(second), 0)
         first = first if room is None else first[len(first) - min(room, len(first)) :]
-        ids = [tokenizer.cls_token_id, *first, tokenizer.sep_token_id, *second]
-        limit = len(ids) if max_length is None else max_length - 1
-        return [*ids[:limit], tokenizer.sep_token_id]
+        ids = [*front, *first, *between, *second]
+        limit = len(ids) if max_length is None else max_length - len(behind)
+        return [*ids[:limit], *behind]
     first, second = prompt_ids(tokenizer, prompt), response_ids(tokenizer, response, finished)
     if max_length is not None and len(first) + len(second) > max_length:
+        if tokenizer.truncation_side == "left":  # as the model was trained: all but BOS may go
+            begins = isinstance(prompt, str) and first[:1] == [tokenizer.bos_token_id]
+            return first[:begins] + (first + second)[begins - max_length :]
         first = first[max(len(first) - max(max_length - len(second), 0), 0) :]
     ids = first + second
     return ids if max_length is None else ids[:max_length]
+
+
+def segment_frame(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
+    """What an encoder's tokenizer puts in front of a pair of texts, between them and behind them: CLS, SEP
+    and SEP, or as many of each as its family has (RoBERTa's two between)."""
+    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "b"))
+    whole = tokenizer("a", "b")["input_ids"]
+    starts = range(len(whole) - len(first) - len(second) + 1)
+    start = next((i for i in starts if whole[i : i + len(first)] == first), None)
+    if start is not None:
+        rest = whole[start + len(first) :]
+        after = next((i for i in range(len(rest)) if rest[i : i + len(second)] == second), None)
+        if after is not None:
+            return whole[:start], rest[:after], rest[after + len(second) :]
+    return [tokenizer.cls_token_id], [tokenizer.sep_token_id], [tokenizer.sep_token_id]
 
 
 def prompt_ids_plain(tokenizer: Any, prompt: Prompt) -> list[int]:

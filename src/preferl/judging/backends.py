@@ -27,9 +27,10 @@ import torch
 from transformers import GenerationConfig
 
 from preferl.data.records import Messages
-from preferl.data.tokens import pad, positions, prompt_ids, response_ids
+from preferl.data.tokens import pad, prompt_ids, response_ids
 from preferl.maths.policy import response_logprobs
 from preferl.models.load import freeze, load_policy, max_positions
+from preferl.models.passes import last_logits
 from preferl.runs.checkpoint import Parts
 from preferl.runs.devices import derived_seed
 from preferl.runs.errors import UsageError
@@ -244,13 +245,7 @@ class LocalBackend:
             rows += [[*chat_ids, *prefix] for prefix in prefixes]
         logp = [[0.0] * len(choices) for _ in messages]
         for part, ids_BS, mask_BS in self._batches(rows):
-            logits_BTV = self.model(
-                input_ids=ids_BS,
-                attention_mask=mask_BS,
-                position_ids=positions(mask_BS),
-                use_cache=False,
-                logits_to_keep=longest,
-            ).logits.float()
+            logits_BTV = last_logits(self.model, ids_BS, mask_BS, longest)[0].float()
             for i, logits_TV in zip(part, logits_BTV, strict=True):
                 chat, number = divmod(i, len(prefixes))
                 for j, ending in enumerate(endings):

@@ -20,6 +20,7 @@ from preferl.judging.scorers import load_scorer, reward_models
 from preferl.models import load
 from preferl.models import lora as adapters
 from preferl.models.load import freeze
+from preferl.models.passes import state_size
 from preferl.models.reward import RewardModel, critic_from_policy, critic_from_reward_model, token_values
 from preferl.runs import distributed
 from preferl.runs.errors import UsageError
@@ -175,7 +176,7 @@ def load_models(options: ModelOptions, critic: bool, device: torch.device) -> tu
         reference = load.load_policy(options.ref_model or name, device)[0]
     models = RlModels(adapted, reference)
     if critic and options.value_model == "head":
-        models.value_head = torch.nn.Linear(policy.config.hidden_size, 1, device=device)
+        models.value_head = torch.nn.Linear(state_size(policy), 1, device=device)
         torch.nn.init.zeros_(models.value_head.weight)
         torch.nn.init.zeros_(models.value_head.bias)
     elif critic:

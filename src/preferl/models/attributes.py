@@ -23,6 +23,7 @@ import torch
 from transformers import PreTrainedModel
 
 from preferl.models.mean_pooling import MeanPooledRewardModel
+from preferl.models.passes import segments
 from preferl.runs.errors import UsageError
 
 NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
@@ -123,6 +124,13 @@ def chosen_mixture(config: Any, given: str | None, name: str) -> dict[str, float
     if given is not None:
         return parse_mixture(given, attributes, f"the mixture of '{name}'")
     kept = getattr(config, "reward_mixture", None)
+    if not kept and config.problem_type != "regression":
+        first, last = attributes[0], attributes[-1]
+        raise UsageError(
+            f"'{name}' is a classifier of {len(attributes)} labels ({', '.join(attributes)}) and does not "
+            f"say which of them is good; name the label, as '{name}#1*{last}', or a difference, as "
+            f"'{name}#1*{last}-1*{first}'"
+        )
     if not kept:
         raise UsageError(
             f"'{name}' has {len(attributes)} scores ({', '.join(attributes)}) and no reward_mixture that "
@@ -178,12 +186,12 @@ def collapse(model: PreTrainedModel, head: torch.nn.Linear, weights: Mapping[str
 def attribute_logits(model: PreTrainedModel, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
     """``logits_BK`` (float32) of right-padded rows; gradients flow.
 
-    A decoder's head is read at the last real token, as ``models.reward.raw_scores`` does.
+    A decoder's head is read at the last real token.
     """
     if isinstance(model, MeanPooledRewardModel) or not isinstance(
         getattr(model, "score", None), torch.nn.Linear
     ):
-        return model(input_ids=ids_BS, attention_mask=mask_BS).logits.float()
+        return model(input_ids=ids_BS, attention_mask=mask_BS, **segments(model, ids_BS)).logits.float()
     hidden_BSD = model.base_model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
     rows = torch.arange(len(ids_BS), device=ids_BS.device)
     return model.score(hidden_BSD[rows, mask_BS.sum(-1) - 1]).float()

@@ -7,7 +7,7 @@ numbers are not used.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from preferl.data.tokens import PLAIN_TEMPLATE
+from preferl.models.adapters import CONFIG as ADAPTER_FILE
+from preferl.models.adapters import Adapter, find_adapter, merge
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.files import whole_directory
 from preferl.runs.memory import refuse_too_large
 from preferl.runs.objects import object_of
+from preferl.runs.progress import say
 
 PAD = "<|pad|>"
 
@@ -49,13 +52,19 @@ def load_tokenizer(name_or_path: str) -> Any:
 
 
 def load_pretrained(
-    auto_class: Any, name_or_path: str, new_parts: tuple[str, ...] = (), **options: Any
+    auto_class: Any, name_or_path: str, new_head: bool = False, **options: Any
 ) -> tuple[Any, list[str]]:
     """``from_pretrained`` in float32 from safetensors; returns the model and the weights it had to make up.
 
+    Args:
+        auto_class: of transformers.
+        name_or_path: what is loaded.
+        new_head: whether what stands on the trunk, and an encoder's pooler in it, may be new.
+        **options: for ``from_pretrained``.
+
     Raises:
-        UsageError: nothing could be loaded, it cannot fit this machine, or weights outside ``new_parts``
-            (first names of parameters) are missing and would silently be random.
+        UsageError: nothing could be loaded, it cannot fit this machine, or other weights are missing and
+            would silently be random.
         DivergedError: a weight is NaN or infinite.
     """
     source = model_directory(name_or_path)
@@ -78,7 +87,7 @@ def load_pretrained(
             **options,
         )
     missing = sorted(info["missing_keys"])
-    stray = [key for key in missing if key.split(".")[0] not in new_parts]
+    stray = [key for key in missing if not (new_head and is_on_trunk(model, key))]
     if stray:
         raise UsageError(
             f"'{name_or_path}' is no {auto_class.__name__.removeprefix('AutoModelFor')} model: "
@@ -87,6 +96,13 @@ def load_pretrained(
         )
     refuse_nonfinite(model, name_or_path)
     return model, missing
+
+
+def is_on_trunk(model: PreTrainedModel, key: str) -> bool:
+    """Whether a parameter or module belongs to what a task puts on a trunk: any layer outside of it, and the
+    pooler that encoders have in it, which their language models lack."""
+    outside = model.base_model is not model and not key.startswith(f"{model.base_model_prefix}.")
+    return outside or "pooler" in key.split(".")
 
 
 @contextlib.contextmanager
@@ -186,11 +202,50 @@ def load_policy(name_or_path: str, device: torch.device) -> tuple[PreTrainedMode
     """A causal language model, in evaluation mode (no dropout anywhere), and its tokenizer.
 
     The tokenizer has a pad token other than EOS; where one had to be added the embedding grew by a row.
+    A directory of LoRA weights stands for its base with them merged in.
     """
-    tokenizer = load_tokenizer(name_or_path)
-    model, _ = load_pretrained(AutoModelForCausalLM, name_or_path)
+    model, tokenizer = _language_model(name_or_path)
     ensure_pad_token(tokenizer, model)
     return model.to(device).eval(), tokenizer
+
+
+def _language_model(name_or_path: str) -> tuple[PreTrainedModel, Any]:
+    adapter = find_adapter(model_directory(name_or_path))
+    if adapter is not None:
+        return load_adapted(adapter, _language_model)
+    tokenizer = load_tokenizer(name_or_path)
+    return load_pretrained(AutoModelForCausalLM, name_or_path)[0], tokenizer
+
+
+def load_adapted(
+    adapter: Adapter, load_base: Callable[[str], tuple[PreTrainedModel, Any]]
+) -> tuple[PreTrainedModel, Any]:
+    """The base of an adapter with its weights merged in, and the tokenizer: the adapter's own where it brings
+    one.
+
+    Raises:
+        UsageError: the base, which is named, or the adapter cannot be loaded.
+        DivergedError: a weight is NaN or infinite.
+    """
+    try:
+        model, tokenizer = load_base(adapter.base)
+    except UsageError as error:
+        raise UsageError(
+            f"'{adapter.source}' holds adapter weights (LoRA) of the base '{adapter.base}', which cannot be "
+            f"loaded: {error}; bring it there, or change base_model_name_or_path in "
+            f"{adapter.directory / ADAPTER_FILE}"
+        ) from error
+    if adapter.has_tokenizer:
+        tokenizer = load_tokenizer(str(adapter.directory))
+    with named_failures(
+        f"the adapter weights of '{adapter.source}' could not be merged into their base '{adapter.base}'",
+        "give a directory that peft's save_pretrained or preferl's lora_r wrote, and its own base",
+    ):
+        model = merge(model, adapter)
+    refuse_nonfinite(model, adapter.source)
+    model.config.name_or_path = model.name_or_path = adapter.source
+    say(f"'{adapter.source}' holds adapter weights (LoRA), here merged into their base '{adapter.base}'")
+    return model, tokenizer
 
 
 def ensure_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
@@ -203,7 +258,8 @@ def ensure_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = tokenizer.pad_token_id  # a nested text configuration has one of its own
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -241,10 +297,21 @@ def parameter_count(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def max_positions(model: PreTrainedModel) -> int | None:
-    """Longest sequence that the model has positions for; None where it does not say."""
-    config = model.config
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+def max_positions(model: Any) -> int | None:
+    """Longest sequence that the model has positions for; None where it does not say.
+
+    RoBERTa and its like number positions from behind the padding's on: their table has two rows more than
+    they can read tokens.
+    """
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    stated = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if stated is None or not isinstance(model, torch.nn.Module):
+        return stated
+    for name, module in model.named_modules():
+        table = module if name.endswith("position_embeddings") else None
+        if isinstance(table, torch.nn.Embedding) and table.padding_idx is not None:
+            return min(stated, table.num_embeddings - table.padding_idx - 1)
+    return stated
 
 
 def _first_line(error: BaseException) -> str:

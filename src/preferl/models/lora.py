@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from preferl.models.adapters import CONFIG as ADAPTER_FILE
+from preferl.models.adapters import fused_layers, quiet_peft
 from preferl.models.load import model_directory, refuse_nonfinite
-from preferl.models.reward import ADAPTER_FILE, ADAPTER_NOTES, quiet_peft
+from preferl.models.reward import ADAPTER_NOTES
 from preferl.runs.errors import UsageError
 
 POLICY = "policy"
@@ -23,16 +25,21 @@ def lora_policy(model: PreTrainedModel, base: str, r: int, alpha: float) -> Any:
     from peft import get_peft_model
 
     with quiet_peft():
-        adapted = get_peft_model(model, lora_config(r, alpha), adapter_name=POLICY)
+        adapted = get_peft_model(model, lora_config(model, r, alpha), adapter_name=POLICY)
     adapted.peft_config[POLICY].base_model_name_or_path = model_directory(base)
     return adapted.eval()
 
 
-def lora_config(r: int, alpha: float) -> Any:
+def lora_config(model: Any, r: int, alpha: float) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
-        r=r, lora_alpha=int(alpha), lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=r,
+        lora_alpha=int(alpha),
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        exclude_modules=fused_layers(model) or None,
+        task_type="CAUSAL_LM",
     )
 
 
@@ -76,6 +83,28 @@ def set_trainable(adapted: Any, trainable: set[int]) -> None:
         parameter.requires_grad_(id(parameter) in trainable)
 
 
+class TrunkOnAdapter:
+    """The trunk of a base model under one set of its LoRA weights, called as any trunk is."""
+
+    def __init__(self, adapted: Any, name: str):
+        self.adapted, self.name = adapted, name
+
+    @property
+    def config(self) -> Any:
+        return self.adapted.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.adapted.device
+
+    def get_base_model(self) -> PreTrainedModel:
+        return self.adapted.get_base_model().base_model
+
+    def __call__(self, **inputs: Any) -> Any:
+        with using(self.adapted, self.name):
+            return self.get_base_model()(**inputs)
+
+
 class HeadOnAdapter(torch.nn.Module):
     """A scalar head on a base model that wears one set of LoRA weights: a reward model or a critic that needs
     no trunk of its own. It is read as any decoder with a ``score`` head is."""
@@ -83,7 +112,8 @@ class HeadOnAdapter(torch.nn.Module):
     def __init__(self, adapted: Any, name: str, head: torch.nn.Linear, reward_mean: float):
         super().__init__()
         self.score, self.name = head, name
-        self._adapted = [adapted]  # a list, so that the base does not count as this module's own weights
+        # In a list, so that the base does not count as this module's own weights.
+        self._trunk = [TrunkOnAdapter(adapted, name)]
         self.reward_mean = reward_mean
 
     @property
@@ -94,16 +124,14 @@ class HeadOnAdapter(torch.nn.Module):
     def device(self) -> torch.device:
         return self.score.weight.device
 
-    def base_model(self, **inputs: Any) -> Any:
-        """The trunk's outputs under these LoRA weights."""
-        adapted = self._adapted[0]
-        with using(adapted, self.name):
-            return adapted.get_base_model().base_model(**inputs)
+    @property
+    def base_model(self) -> TrunkOnAdapter:
+        return self._trunk[0]
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The head's and its LoRA weights, the base's not."""
         yield from super().named_parameters(*args, **kwargs)
-        for key, parameter in self._adapted[0].named_parameters():
+        for key, parameter in self.base_model.adapted.named_parameters():
             if f".{self.name}." in key:
                 yield key, parameter
 
@@ -144,7 +172,7 @@ def on_one_base(
     heads = []
     for name in ("reward", "critic"):
         with quiet_peft():
-            adapted.add_adapter(name, lora_config(saved.r, saved.lora_alpha))
+            adapted.add_adapter(name, lora_config(model, saved.r, saved.lora_alpha))
             outcome = set_peft_model_state_dict(adapted, tensors, adapter_name=name)
         if outcome.unexpected_keys:
             raise UsageError(

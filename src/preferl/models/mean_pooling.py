@@ -16,14 +16,23 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from preferl.models.passes import state_size
+
 
 class MeanPooledConfig(PretrainedConfig):
     """The trunk's configuration under ``trunk``, and what scorers need at the top."""
 
     model_type = "preferl-mean-pooled"
 
-    def __init__(self, trunk: dict[str, Any] | None = None, reward_mean: float = 0.0, **kwargs: Any):
+    def __init__(
+        self,
+        trunk: dict[str, Any] | None = None,
+        reward_mean: float = 0.0,
+        head_size: int | None = None,
+        **kwargs: Any,
+    ):
         self.trunk = trunk or {}
+        self.head_size = head_size  # where the trunk's last hidden states are of another width than its rest
         self.reward_mean = reward_mean
         self.pad_token_id = kwargs.pop("pad_token_id", self.trunk.get("pad_token_id"))
         for limit in ("max_position_embeddings", "n_positions"):
@@ -49,7 +58,8 @@ class MeanPooledRewardModel(PreTrainedModel):
         self.model = (
             AutoModel.from_config(config.trunk_config(), trust_remote_code=False) if trunk is None else trunk
         )
-        self.score = torch.nn.Linear(self.model.config.hidden_size, self.config.num_labels, bias=False)
+        width = config.head_size or self.model.config.get_text_config().hidden_size
+        self.score = torch.nn.Linear(width, self.config.num_labels, bias=False)
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -79,7 +89,12 @@ AutoModelForSequenceClassification.register(MeanPooledConfig, MeanPooledRewardMo
 
 def mean_pooled(trunk: PreTrainedModel, num_labels: int = 1) -> MeanPooledRewardModel:
     """A reward model with a new head on a trunk."""
+    text = trunk.config.get_text_config()
+    width = state_size(trunk)
     config = MeanPooledConfig(
-        trunk=trunk.config.to_dict(), pad_token_id=trunk.config.pad_token_id, num_labels=num_labels
+        trunk=trunk.config.to_dict(),
+        pad_token_id=text.pad_token_id,
+        head_size=None if width == text.hidden_size else width,
+        num_labels=num_labels,
     )
     return MeanPooledRewardModel(config, trunk)

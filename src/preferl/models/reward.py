@@ -8,17 +8,25 @@ models all of them. A directory of LoRA weights stands for its base model with t
 import contextlib
 import copy
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from preferl.data.records import Prompt
-from preferl.data.tokens import pad, positions, scored_ids
+from preferl.data.tokens import pad, scored_ids
+from preferl.models import heads
+from preferl.models.adapters import Adapter, find_adapter, fused_layers, quiet_peft
 from preferl.models.attributes import (
+    attribute_logits,
     attributes_of,
     chosen_mixture,
     collapse,
@@ -27,21 +35,22 @@ from preferl.models.attributes import (
 )
 from preferl.models.load import (
     ensure_pad_token,
+    load_adapted,
     load_pretrained,
     load_tokenizer,
     max_positions,
     model_directory,
     named_failures,
-    refuse_nonfinite,
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
+from preferl.models.passes import hidden_states, takes
 from preferl.runs import devices
 from preferl.runs.errors import UsageError
 from preferl.runs.files import whole_directory
+from preferl.runs.progress import say
 
-HEADS = ("score", "classifier")
 POOLINGS = ("last", "mean")
-ADAPTER_FILE, ADAPTER_NOTES = "adapter_config.json", "preferl.json"
+ADAPTER_NOTES = "preferl.json"
 
 
 def load_reward_model(
@@ -60,35 +69,53 @@ def load_reward_model(
     """
     check_pooling(pooling)
     name_or_path, mixture = split_mixture(name_or_path)
+    source = Path(model_directory(name_or_path))
+    adapter = find_adapter(str(source))
+    if adapter is not None:
+        return _load_adapter(adapter, device, new_head_allowed, mixture)
     if saved_attributes(name_or_path):
         model, tokenizer = _load_heads(name_or_path)
         collapse(model, scalar_head(model), chosen_mixture(model.config, mixture, name_or_path))
-        return model.to(device).eval(), tokenizer
+        return ready(model, tokenizer, device)
     if mixture is not None:
         raise UsageError(
             f"'{name_or_path}' has one score, which '#{mixture}' cannot be made of; leave it out"
         )
-    source = Path(model_directory(name_or_path))
-    if (source / ADAPTER_FILE).exists():
-        return _load_adapter(source, device)
     tokenizer = load_tokenizer(name_or_path)
     saved_pooling = _saved_pooling(source)
+    if new_head_allowed and pooling == "last":
+        refuse_family_without_scores(name_or_path)
     if new_head_allowed and pooling == "mean" and saved_pooling is None:
-        trunk, _ = load_pretrained(AutoModel, name_or_path, ("pooler",))
+        trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
         model: PreTrainedModel = mean_pooled(trunk)
     elif new_head_allowed and saved_pooling not in (None, pooling):
         raise UsageError(
             f"'{name_or_path}' is a reward model with {saved_pooling} pooling; give --pooling {saved_pooling}"
         )
     else:
-        allowed = HEADS if new_head_allowed else ()
+        stored = heads.stored_head(str(source))
         model, missing = load_pretrained(
-            AutoModelForSequenceClassification, name_or_path, allowed, num_labels=1
+            AutoModelForSequenceClassification,
+            name_or_path,
+            new_head_allowed or heads.has_layers(stored),
+            num_labels=1,
         )
-        if missing:
-            weight = scalar_head(model).weight
-            torch.nn.init.normal_(weight, std=(weight.shape[-1] + 1) ** -0.5)
+        note = heads.restore_head(model, stored)
+        name, head = _named_head(model)
+        if note is not None:
+            say(f"'{name_or_path}': {note}")
+        elif f"{name}.weight" in missing:
+            torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
+    return ready(model, tokenizer, device)
+
+
+def ready(model: PreTrainedModel, tokenizer: Any, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """A model as scores are asked of it, and its tokenizer: with padding, in evaluation mode, and knowing
+    behind which token a pair's second text begins where the encoder reads it by embeddings of its own."""
     ensure_pad_token(tokenizer, model)
+    types = tokenizer("a", "b").get("token_type_ids") if takes(model, "token_type_ids") else None
+    if types and max(types) and getattr(model.config, "type_vocab_size", 0) > 1:
+        model.segment_separator = tokenizer.sep_token_id
     return model.to(device).eval(), tokenizer
 
 
@@ -110,7 +137,7 @@ def configuration(name_or_path: str) -> Any:
 
 def saved_attributes(name_or_path: str) -> list[str]:
     """The names of a saved reward model's heads, where it has several; none of anything else."""
-    if (Path(model_directory(name_or_path)) / ADAPTER_FILE).exists():
+    if find_adapter(model_directory(name_or_path)) is not None:
         return []
     config = configuration(name_or_path)
     classifies = (config.architectures or [""])[0].endswith("ForSequenceClassification")
@@ -122,7 +149,6 @@ def _load_heads(name_or_path: str) -> tuple[PreTrainedModel, Any]:
     """A saved model with all its heads, and its tokenizer."""
     tokenizer = load_tokenizer(name_or_path)
     model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path)
-    ensure_pad_token(tokenizer, model)
     return model, tokenizer
 
 
@@ -135,8 +161,7 @@ def load_attribute_model(name_or_path: str, device: torch.device) -> tuple[PreTr
     name_or_path, _ = split_mixture(name_or_path)
     if not saved_attributes(name_or_path):
         raise UsageError(f"'{name_or_path}' is no reward model with several attributes")
-    model, tokenizer = _load_heads(name_or_path)
-    return model.to(device).eval(), tokenizer
+    return ready(*_load_heads(name_or_path), device)
 
 
 def new_attribute_model(
@@ -148,25 +173,33 @@ def new_attribute_model(
     name_or_path, _ = split_mixture(name_or_path)
     if saved_attributes(name_or_path) == list(attributes):
         return load_attribute_model(name_or_path, device)
+    model, tokenizer = _with_new_heads(name_or_path, len(attributes), pooling)
+    name_attributes(model.config, attributes)
+    return ready(model, tokenizer, device)
+
+
+def _with_new_heads(name_or_path: str, num_labels: int, pooling: str) -> tuple[PreTrainedModel, Any]:
+    """A model with a new linear layer for so many labels on the trunk of any model, and its tokenizer."""
+    adapter = find_adapter(model_directory(name_or_path))
+    if adapter is not None:
+        return load_adapted(adapter, lambda base: _with_new_heads(base, num_labels, pooling))
     tokenizer = load_tokenizer(name_or_path)
     if pooling == "mean":
-        trunk, _ = load_pretrained(AutoModel, name_or_path, ("pooler",))
-        model: PreTrainedModel = mean_pooled(trunk, len(attributes))
-    else:
-        model, _ = load_pretrained(
-            AutoModelForSequenceClassification,
-            name_or_path,
-            HEADS,
-            num_labels=len(attributes),
-            ignore_mismatched_sizes=True,  # the head of a model with other labels is not kept
-        )
-        head = scalar_head(model)
-        torch.nn.init.normal_(head.weight, std=(head.weight.shape[-1] + 1) ** -0.5)
-        if head.bias is not None:
-            torch.nn.init.zeros_(head.bias)
-    name_attributes(model.config, attributes)
-    ensure_pad_token(tokenizer, model)
-    return model.to(device).eval(), tokenizer
+        trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
+        return mean_pooled(trunk, num_labels), tokenizer
+    refuse_family_without_scores(name_or_path)
+    model, _ = load_pretrained(
+        AutoModelForSequenceClassification,
+        name_or_path,
+        new_head=True,
+        num_labels=num_labels,
+        ignore_mismatched_sizes=True,  # the head of a model with other labels is not kept
+    )
+    head = scalar_head(model)
+    torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
+    if head.bias is not None:
+        torch.nn.init.zeros_(head.bias)
+    return model, tokenizer
 
 
 def _saved_pooling(source: Path) -> str | None:
@@ -183,42 +216,61 @@ def _saved_pooling(source: Path) -> str | None:
     return "last" if architectures[0].endswith("ForSequenceClassification") else None
 
 
-def _load_adapter(source: Path, device: torch.device) -> tuple[PreTrainedModel, Any]:
-    """The base model of a directory of LoRA weights with them merged in, and its mean score."""
-    from peft import PeftConfig, PeftModel
+def _load_adapter(
+    adapter: Adapter, device: torch.device, new_head_allowed: bool, mixture: str | None
+) -> tuple[PreTrainedModel, Any]:
+    """The base model of a directory of LoRA weights with them merged in, and its mean score: ours with notes
+    of it, anybody's else with the score as it comes."""
+    notes = {"pooling": "last", "reward_mean": 0.0}
+    own = adapter.directory / ADAPTER_NOTES
+    if own.exists():
+        with named_failures(f"the notes {own} could not be read", "give a directory as preferl wrote it"):
+            notes = json.loads(own.read_text(encoding="utf-8"))
+    num_labels = 1
 
-    fix = "give a directory that preferl reward --lora_r wrote"
-    with named_failures(f"no LoRA weights could be loaded from '{source}'", fix):
-        base = PeftConfig.from_pretrained(str(source)).base_model_name_or_path
-        notes = json.loads((source / ADAPTER_NOTES).read_text(encoding="utf-8"))
-        model, tokenizer = load_reward_model(str(base), device, True, notes["pooling"])
-    with named_failures(f"no LoRA weights could be loaded from '{source}'", fix), quiet_peft():
-        merged = PeftModel.from_pretrained(model, str(source)).merge_and_unload()
-    refuse_nonfinite(merged, str(source))
-    merged.config.reward_mean = notes["reward_mean"]
-    return merged.to(device).eval(), tokenizer
+    def load_base(name: str) -> tuple[PreTrainedModel, Any]:
+        nonlocal num_labels
+        model, tokenizer = load_reward_model(name, device, True, notes["pooling"])
+        head, _ = _named_head(model)
+        # Trained heads are copies, whose names peft leaves as they are.
+        rows = [shape[0] for key, shape in adapter.shapes().items() if key.endswith(f"{head}.weight")]
+        if not (rows or new_head_allowed or _saved_pooling(Path(model_directory(name)))):
+            raise UsageError(
+                f"neither it nor the adapter has a head that makes a score ({head}), which would be random"
+            )
+        num_labels = rows[0] if rows else 1
+        return (model, tokenizer) if num_labels == 1 else _with_new_heads(name, num_labels, notes["pooling"])
 
-
-@contextlib.contextmanager
-def quiet_peft() -> Iterator[None]:
-    """peft asks transformers for an attribute by its old name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        yield
+    model, tokenizer = load_adapted(adapter, load_base)
+    model.config.reward_mean = notes["reward_mean"]
+    if num_labels > 1:
+        collapse(model, scalar_head(model), chosen_mixture(model.config, mixture, adapter.source))
+    elif mixture is not None:
+        raise UsageError(
+            f"'{adapter.source}' has one score, which '#{mixture}' cannot be made of; leave it out"
+        )
+    return ready(model, tokenizer, device)
 
 
 def with_lora(model: PreTrainedModel, base: str, r: int, alpha: float, dropout: float) -> Any:
-    """The model with trainable LoRA weights (Hu et al. 2021) on every linear layer and a trainable head."""
+    """The model with trainable LoRA weights (Hu et al. 2021) on every linear layer of its trunk; what stands
+    on the trunk is trained as it is."""
     from peft import LoraConfig, get_peft_model
 
-    head = next(name for name in HEADS if hasattr(model, name))
+    parts = parts_on_trunk(model)
+    layers = [
+        f"{part}.{name}".rstrip(".")
+        for part in parts
+        for name, layer in model.get_submodule(part).named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    ]
     config = LoraConfig(
         r=r,
         lora_alpha=int(alpha),
         lora_dropout=dropout,
         target_modules="all-linear",
-        exclude_modules=[head],
-        modules_to_save=[head],
+        exclude_modules=layers + fused_layers(model),
+        modules_to_save=parts,
     )
     with quiet_peft():
         adapted = get_peft_model(model, config)
@@ -249,17 +301,37 @@ def save_adapter(adapted: Any, path: Path, pooling: str) -> None:
         (directory / ADAPTER_NOTES).write_text(json.dumps(notes) + "\n", encoding="utf-8")
 
 
+def parts_on_trunk(model: PreTrainedModel) -> list[str]:
+    """Names of the modules that a task puts on the trunk: head, pooler, what lies between. They are new where
+    the trunk is a language model's."""
+    trunk = model.base_model
+    children = [(name, part) for name, part in model.named_children() if part is not trunk]
+    parts = [name for name, part in children if next(part.parameters(), None) is not None]
+    pooled = getattr(trunk, "pooler", None) is not None and not isinstance(model, MeanPooledRewardModel)
+    return [f"{model.base_model_prefix}.pooler", *parts] if pooled else parts
+
+
 def scalar_head(model: PreTrainedModel) -> torch.nn.Linear:
-    """The linear layer that makes the score."""
-    for name in HEADS:
-        head = getattr(model, name, None)
-        if hasattr(head, "modules_to_save"):  # LoRA trains a copy
-            head = head.modules_to_save["default"]
-        if isinstance(head, torch.nn.Linear):
-            return head
-        if head is not None and isinstance(getattr(head, "out_proj", None), torch.nn.Linear):
-            return head.out_proj
-    raise UsageError(f"{type(model).__name__} has no linear scalar head that preferl knows")
+    """The linear layer that makes the score: the last one on the trunk.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return _named_head(model)[1]
+
+
+def _named_head(model: Any) -> tuple[str, torch.nn.Linear]:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = [
+        (f"{part}.{name}".rstrip("."), layer)
+        for part in parts_on_trunk(inner)
+        for name, layer in inner.get_submodule(part).named_modules()
+        # Where LoRA trains a copy of a head, the copy counts.
+        if isinstance(layer, torch.nn.Linear) and "original_module" not in name.split(".")
+    ]
+    if not found:
+        raise UsageError(f"{type(inner).__name__} has no linear layer on its trunk that makes a score")
+    return found[-1]
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
@@ -272,12 +344,7 @@ def is_decoder(model: PreTrainedModel) -> bool:
 
 def raw_scores(model: PreTrainedModel, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
     """Scores ``score_B`` (float32, mean not subtracted) of right-padded rows; gradients flow."""
-    if isinstance(model, MeanPooledRewardModel) or not is_decoder(model):
-        return model(input_ids=ids_BS, attention_mask=mask_BS).logits[:, 0].float()
-    hidden_BSD = model.base_model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
-    last_B = mask_BS.sum(-1) - 1
-    rows = torch.arange(len(ids_BS), device=ids_BS.device)
-    return model.score(hidden_BSD[rows, last_B])[:, 0].float()
+    return attribute_logits(model, ids_BS, mask_BS)[:, 0]
 
 
 def reward_mean(model: PreTrainedModel) -> float:
@@ -384,9 +451,46 @@ def critic_from_reward_model(
 
 def critic_from_policy(name_or_path: str, device: torch.device) -> PreTrainedModel:
     """A critic on the SFT model's trunk with a zero head: the first values are 0."""
-    model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path, ("score",), num_labels=1)
+    model, _ = _with_new_head(name_or_path)
     torch.nn.init.zeros_(model.score.weight)
     return model.to(device).eval()
+
+
+def _with_new_head(name_or_path: str) -> tuple[PreTrainedModel, Any]:
+    """A language model's trunk with a head named ``score``, and its tokenizer."""
+    adapter = find_adapter(model_directory(name_or_path))
+    if adapter is not None:
+        return load_adapted(adapter, _with_new_head)
+    tokenizer = load_tokenizer(name_or_path)
+    if family_without_scores(name_or_path) is None:
+        model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path, True, num_labels=1)
+    else:  # a critic reads every position, whatever a model of this class makes of them
+        model = mean_pooled(load_pretrained(AutoModel, name_or_path)[0])
+    return model, tokenizer
+
+
+def refuse_family_without_scores(name_or_path: str) -> None:
+    """Raises:
+    UsageError: transformers has no class for a reward model of this family.
+    """
+    family = family_without_scores(name_or_path)
+    if family is not None:
+        raise UsageError(
+            f"'{name_or_path}' is a {family} model, and transformers has no class of that family with a head "
+            f"that scores the last token, so that nothing but preferl could load the reward model; give "
+            f"--pooling mean, which preferl saves under an architecture of its own, or start from a model of "
+            f"another family"
+        )
+
+
+def family_without_scores(name_or_path: str) -> str | None:
+    """The family of a model for which transformers has no class with a head that scores; None where it has
+    one, or where there is no model."""
+    try:
+        config = AutoConfig.from_pretrained(model_directory(name_or_path), trust_remote_code=False)
+    except (OSError, ValueError):  # whoever loads it says what is wrong
+        return None
+    return None if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING else config.model_type
 
 
 def token_values(
@@ -396,11 +500,6 @@ def token_values(
 
     That state is prompt and response tokens before t, so it is read at position P - 1 + t.
     """
-    hidden_BSD = critic.base_model(
-        input_ids=tokens_BS,
-        attention_mask=mask_BS,
-        position_ids=positions(mask_BS),
-        use_cache=False,
-    ).last_hidden_state
+    hidden_BSD = hidden_states(critic.base_model, tokens_BS, mask_BS)
     states_BTD = hidden_BSD[:, prompt_width - 1 : -1]
     return critic.score(states_BTD)[..., 0].float() - reward_mean(critic)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from preferl.data.tokens import positions
 from preferl.maths.policy import response_logprobs
+from preferl.models.passes import last_logits
 from preferl.runs import distributed
 from preferl.runs.devices import autocast
 from preferl.runs.errors import DivergedError
@@ -30,17 +30,11 @@ def response_outputs(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``logits_BTV`` as above and, where asked for, ``states_BTD``: the last hidden states behind them."""
     device, width = model.device, samples.mask_BT.shape[1]
-    attention_BS = samples.attention_BS.to(device)
-    outputs = model(
-        input_ids=samples.tokens_BS.to(device),
-        attention_mask=attention_BS,
-        position_ids=positions(attention_BS),
-        use_cache=False,
-        logits_to_keep=width + 1,
-        **({"output_hidden_states": True} if states else {}),
+    logits_BKV, states_BKD = last_logits(
+        model, samples.tokens_BS.to(device), samples.attention_BS.to(device), width + 1, states
     )
-    logits_BTV = outputs.logits[:, :-1].float()
-    states_BTD = outputs.hidden_states[-1][:, -width - 1 : -1] if states else None
+    logits_BTV = logits_BKV[:, :-1].float()
+    states_BTD = None if states_BKD is None else states_BKD[:, :-1]
     if not samples.sampling.suppressed:
         return logits_BTV, states_BTD
     ban_V = torch.zeros(logits_BTV.shape[-1], device=logits_BTV.device)

@@ -50,6 +50,7 @@ from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, fit, plan_
 from preferl.learning.fit import why_not_longer as fit_why_not_longer
 from preferl.maths import preference
 from preferl.models import load
+from preferl.models.adapters import quiet_peft
 from preferl.models.attributes import collapse, mixture_text, parse_mixture, scale_of_mixture
 from preferl.models.packing import can_pack, flat_scores
 from preferl.models.reward import (
@@ -58,7 +59,6 @@ from preferl.models.reward import (
     load_reward_model,
     lora_dropout,
     new_attribute_model,
-    quiet_peft,
     reward_mean,
     save_adapter,
     scalar_head,
