@@ -9,22 +9,24 @@ import contextlib
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
-from preferl.data.records import Prompt
-from preferl.data.tokens import pad, positions, scored_ids
+from preferl.data.records import Prompt, UserTurn
+from preferl.data.tokens import pad, positions, reads_segments, scored_ids
 from preferl.models.load import (
+    ensure_eos_token,
     ensure_pad_token,
     load_pretrained,
     load_tokenizer,
     max_positions,
     model_directory,
     named_failures,
+    reads_dialogue,
     refuse_nonfinite,
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
@@ -38,7 +40,11 @@ ADAPTER_FILE, ADAPTER_NOTES = "adapter_config.json", "preferl.json"
 
 
 def load_reward_model(
-    name_or_path: str, device: torch.device, new_head_allowed: bool = False, pooling: str = "last"
+    name_or_path: str,
+    device: torch.device,
+    new_head_allowed: bool = False,
+    pooling: str = "last",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """A scalar-head model in evaluation mode and its tokenizer.
 
@@ -55,7 +61,7 @@ def load_reward_model(
     source = Path(model_directory(name_or_path))
     if (source / ADAPTER_FILE).exists():
         return _load_adapter(source, device)
-    tokenizer = load_tokenizer(name_or_path)
+    tokenizer = load_tokenizer(name_or_path, chat_template_kwargs)
     saved_pooling = _saved_pooling(source)
     if new_head_allowed and pooling == "mean" and saved_pooling is None:
         trunk, _ = load_pretrained(AutoModel, name_or_path, ("pooler",))
@@ -72,6 +78,8 @@ def load_reward_model(
         if missing:
             weight = scalar_head(model).weight
             torch.nn.init.normal_(weight, std=(weight.shape[-1] + 1) ** -0.5)
+    if not reads_segments(tokenizer):
+        ensure_eos_token(tokenizer, model)
     ensure_pad_token(tokenizer, model)
     return model.to(device).eval(), tokenizer
 
@@ -234,6 +242,7 @@ class RewardModel:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         limits = [limit for limit in (max_positions(model), max_length) if limit]
         self.max_length = min(limits, default=None)
+        self.read = self.cut = 0  # how many responses, and how many of them were longer than max_length
 
     @classmethod
     def load(cls, name_or_path: str, device: str = "auto") -> Self:
@@ -250,6 +259,14 @@ class RewardModel:
         return str(getattr(self.model, "name_or_path", "") or "reward model")
 
     def encode(self, prompt: Prompt, completion: str, finished: bool = True) -> list[int]:
+        """Token ids of a prompt and a completion, cut to ``max_length``; counts what was cut."""
+        if isinstance(prompt, UserTurn) and prompt.by_template and not reads_dialogue(self.tokenizer):
+            prompt = prompt.text  # another model's template made a turn of it
+        ids = scored_ids(self.tokenizer, prompt, completion, finished, None)
+        self.read += 1
+        if self.max_length is None or len(ids) <= self.max_length:
+            return ids
+        self.cut += 1
         return scored_ids(self.tokenizer, prompt, completion, finished, self.max_length)
 
     @torch.no_grad()

@@ -65,8 +65,9 @@ class DataOptions(RangedOptions):
     """Plain-text corpora: the response ends with the last sentence within so many words."""
     max_prompt_words: Count | None = None
     """Leave out prompts longer than this (counted in the report)."""
-    as_dialogue: bool = False
-    """Read a plain-text prompt as the user's turn of a dialogue, for models with a chat template."""
+    as_dialogue: bool | None = None
+    """Read a plain-text prompt as the user's turn of a dialogue. By default where the model that answers, or
+    the reward model that is trained or audited, has a chat template of its own; texts never are one."""
     bad_rows: str = "default"
     """``default`` (each kind of defect has its own policy), ``skip`` (leave them out) or ``error``."""
     split_shares: list[Share] = field(default_factory=lambda: [0.8, 0.1, 0.1])
@@ -79,6 +80,13 @@ class DataOptions(RangedOptions):
         names = [f.name for f in dataclasses.fields(DataOptions) if f.name != "dataset_name"]
         dataset = object_of(self.dataset_name) or self.dataset_name
         return {"name": dataset} | {name: getattr(self, name) for name in names}
+
+
+@dataclass(kw_only=True)
+class TemplateOptions:
+    chat_template_kwargs: dict[str, Any] | None = None
+    """What the chat template is given besides messages, as ``{"enable_thinking": false}``; ``chat_template``
+    names one of several. Kept with a model that is saved, whose own are the default."""
 
 
 @dataclass(kw_only=True)

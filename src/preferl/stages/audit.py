@@ -19,9 +19,10 @@ from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.features import PhraseOptions
 from preferl.evaluation.scored import ScoredPairs, quality_of, scores_of
 from preferl.judging.backends import parse_judge
-from preferl.judging.scorers import JUDGE, load_scorer, reward_models
+from preferl.judging.scorers import JUDGE, load_scorer, reward_models, tokenizers_of, what_was_cut
+from preferl.models import load
 from preferl.runs.checkpoint import Parts
-from preferl.runs.config import DataOptions, DeviceOptions
+from preferl.runs.config import DataOptions, DeviceOptions, TemplateOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
 from preferl.runs.ranges import Count
@@ -34,7 +35,7 @@ SIDES = ("chosen", "rejected")
 
 
 @dataclass(kw_only=True)
-class AuditConfig(PhraseOptions, DataOptions, DeviceOptions):
+class AuditConfig(PhraseOptions, DataOptions, TemplateOptions, DeviceOptions):
     """Options of the audit stage."""
 
     output_dir: str = "runs/audit"
@@ -59,13 +60,17 @@ def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Call
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).measured_on(config.split)
+        source.need("pairs", "eval")
+        scorer = load_scorer(config.reward_model, stage.device)
+        for tokenizer in tokenizers_of(scorer):
+            load.set_template_kwargs(tokenizer, config.chat_template_kwargs)
+        source = load.read_by(source, tokenizers_of(scorer))
         pairs = source.need("pairs", "eval")[: config.max_pairs]
         check_category(pairs, config)
         train_pairs: Sequence[Pair] = ()
         if config.train_dataset_name:
             training = sources.load_source(**config.source() | {"name": config.train_dataset_name})
-            train_pairs = training.need("pairs", "train")
-        scorer = load_scorer(config.reward_model, stage.device)
+            train_pairs = load.read_by(training, tokenizers_of(scorer)).need("pairs", "train")
         stage.begin(source.notes)
         audit(scorer, pairs, train_pairs, scale_of(config.reward_model), config, stage)
     return stage.path
@@ -113,7 +118,11 @@ def audit(
     )
     say_result(found)
     quality = quality_of(scored.gap_N, pairs, config.seed)
+    cut, notes = what_was_cut([], [scorer])
+    for note in notes:
+        stage.say(note)
     stage.finish(
+        **cut,
         reward=config.reward_model,
         reward_models=list(reward_models(scorer)),
         scale=scale,

@@ -35,10 +35,11 @@ from preferl.evaluation.selection import matched, most_contradictory
 from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
 from preferl.judging.backends import parse_judge
 from preferl.judging.judges import JudgedPairs, PairwiseJudge, keep_replies
-from preferl.judging.scorers import JUDGE, load_scorer, scored
+from preferl.judging.scorers import JUDGE, load_scorer, scored, what_was_cut
+from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, TemplateOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import seen_from
 from preferl.runs.progress import Steps
@@ -65,7 +66,7 @@ class PairCounts(RangedOptions):
 
 
 @dataclass(kw_only=True)
-class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, DeviceOptions):
+class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, TemplateOptions, DeviceOptions):
     """Options of the collect stage."""
 
     output_dir: str = "runs/collect"
@@ -99,20 +100,26 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
         annotator = load_annotator(config, config.seed, stage.device, config.layout == "pairs")
         misled = load_scorer(config.adversarial, stage.device) if config.adversarial else None
         older = sources.load_source(config.add_to) if config.add_to else None
+        cut: dict[str, Any] = {}
         if config.responses_file:
             candidates, note = read_candidates(Path(config.responses_file), config)
             stage.begin([note])
         else:
             assert config.model_name_or_path
-            policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
-            source = sources.load_source(**config.source())
+            policy = Policy.load(
+                config.model_name_or_path, stage.device, stage.dtype, config.chat_template_kwargs
+            )
+            source = load.read_by(sources.load_source(**config.source()), [policy.tokenizer])
             source.need("prompts", "train")
-            stage.begin(source.notes)
+            stage.begin([*source.notes, *policy.notes])
             prompts = {split: source[split].prompts for split in SPLITS}
             candidates = sample_candidates(policy, prompts, config, stage)
+            cut, notes = what_was_cut([policy], [])
+            for note in notes:
+                stage.say(note)
         asked = annotator if isinstance(annotator, PairwiseJudge) else annotator.utility
         keep_replies(asked, Parts(stage.state, stage.owner))
-        compare(candidates, annotator, misled, older, config, stage)
+        compare(candidates, annotator, misled, older, config, stage, cut)
     return stage.path
 
 
@@ -123,6 +130,7 @@ def compare(
     older: sources.Source | None,
     config: CollectConfig,
     stage: Stage,
+    cut: dict[str, Any] | None = None,
 ) -> None:
     """Lets the annotator compare the candidates of every split, and finishes the stage.
 
@@ -133,6 +141,7 @@ def compare(
         older: comparisons to which these are added.
         config: the options.
         stage: where they are written.
+        cut: what did not fit while they were sampled, for the summary.
     """
     summary: dict[str, Any] = {}
     for split, rows in candidates.items():
@@ -163,7 +172,7 @@ def compare(
     if isinstance(annotator, PairwiseJudge):
         counts["judge"] = dataclasses.asdict(annotator.counts)
         stage.say("the judge: " + ", ".join(f"{n} {name}" for name, n in counts["judge"].items()))
-    stage.finish(splits=summary, annotator=config.annotator, **counts)
+    stage.finish(splits=summary, annotator=config.annotator, **counts, **(cut or {}))
 
 
 def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> None:

@@ -21,14 +21,15 @@ import torch
 from preferl.data import sources
 from preferl.data.records import DataError, Pair, PromptRecord, prompt_text
 from preferl.data.sources import Source
-from preferl.data.tokens import pad, prompt_ids, response_ids
+from preferl.data.tokens import example_ids, first_tokens, last_tokens, pad, rendering_notes
 from preferl.evaluation.scored import accuracy_of
+from preferl.judging.scorers import what_was_cut
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
 from preferl.maths import preference
 from preferl.models import load
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.ranges import Count, ErrorRate, Natural, NonNegative, Positive, Several
 from preferl.runs.stage import Callback, Stage
@@ -44,7 +45,7 @@ MAX_FIRST_LOG_RATIO = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 
 @dataclass(kw_only=True)
-class DpoConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
+class DpoConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions):
     """Options of the dpo stage."""
 
     output_dir: str = "runs/dpo"
@@ -112,11 +113,15 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
-        policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
-        reference = Policy.load(config.ref_model or config.model_name_or_path, stage.device, stage.dtype)
+        policy, reference = (
+            Policy.load(name, stage.device, stage.dtype, config.chat_template_kwargs)
+            for name in (config.model_name_or_path, config.ref_model or config.model_name_or_path)
+        )
+        source = load.read_by(source, [policy.tokenizer])
         check_vocabulary(policy, reference, config)
         pairs = read_pairs(config, source, policy, reference)
-        saved = stage.begin([*source.notes, *notes_of(pairs.counts)])
+        told = [*policy.notes, *notes_of(pairs.counts), *rendering_notes(policy.tokenizer)]
+        saved = stage.begin([*source.notes, *told])
         train(policy, reference, pairs, source.dev.prompts[: config.check_samples], config, stage, saved)
     return stage.path
 
@@ -179,7 +184,11 @@ def train(
         checks.insert(
             0, f"log-ratios before the first update within {MAX_FIRST_LOG_RATIO[policy.dtype]:.0e} of 0"
         )
+    cut, notes = what_was_cut([policy], [])
+    for note in notes:
+        stage.say(note)
     stage.finish(
+        **cut,
         pairs=len(pairs.train),
         updates=fitted.step,
         **pairs.counts,
@@ -256,10 +265,10 @@ def encode(tokenizer: Any, row: Pair, max_length: int, stop_texts: Sequence[str]
     None where the two responses are the same tokens, as after cutting, or one has none: their log-ratios
     could teach nothing.
     """
-    prompt = prompt_ids(tokenizer, row.prompt)
-    chosen, rejected = (
-        response_ids(
+    (prompt, chosen), (_, rejected) = (
+        example_ids(
             tokenizer,
+            row.prompt,
             text,
             row.columns.get(f"finished_{side}", True) and not any(stop in text for stop in stop_texts),
         )
@@ -267,9 +276,10 @@ def encode(tokenizer: Any, row: Pair, max_length: int, stop_texts: Sequence[str]
     )
     longest = max(len(chosen), len(rejected))
     # Both responses must follow the same prompt, or their log-ratios would not be of one question.
-    kept = prompt[-max(max_length - longest, max_length // 2) :]
+    kept = last_tokens(tokenizer, prompt, max(max_length - longest, max_length // 2))
     room = max_length - len(kept)
-    pair = EncodedPair(kept, chosen[:room], rejected[:room], len(kept) < len(prompt) or room < longest)
+    chosen, rejected = (first_tokens(tokenizer, ids, room) for ids in (chosen, rejected))
+    pair = EncodedPair(kept, chosen, rejected, len(kept) < len(prompt) or room < longest)
     return pair if pair.chosen and pair.rejected and pair.chosen != pair.rejected else None
 
 
