@@ -1,8 +1,8 @@
 """The chat template that a model brings: how it writes a dialogue, and what of a dialogue it can write.
 
-A template is a program (Jinja, run in transformers' sandbox). What it does is found out by running it: on the
-dialogue itself, and once on short ones with marks for contents, which show how it ends a turn, which tokens it
-puts around contents, and whether it takes a system message.
+A template is a program (Jinja, run in transformers' sandbox). What it does is found out by running it: on
+the dialogue itself, and once on short ones with marks for contents, which show how it ends a turn, which
+tokens it puts around contents, and whether it takes a system message.
 """
 
 import re
@@ -84,8 +84,8 @@ class ChatTemplate:
             return next(iter(templates.values()))
         asked = "none of them is called default" if name is None else f"none is called '{name}'"
         raise DataError(
-            f"'{self.tokenizer.name_or_path}' has several chat templates ({', '.join(templates)}) and {asked}; "
-            f'choose one with --{KWARGS} \'{{"chat_template": "{next(iter(templates))}"}}\''
+            f"'{self.tokenizer.name_or_path}' has several chat templates ({', '.join(templates)}) and "
+            f'{asked}; choose one with --{KWARGS} \'{{"chat_template": "{next(iter(templates))}"}}\''
         )
 
     def write(self, messages: Messages, answered: bool = False) -> str:
@@ -111,8 +111,8 @@ class ChatTemplate:
         except Exception as error:
             raise DataError(
                 f"the chat template of '{self.tokenizer.name_or_path}' fails on "
-                f"{dialogue_text(messages)[:80]!r}: {type(error).__name__}: {error}; mend chat_template in the "
-                f"model's directory, or that row"
+                f"{dialogue_text(messages)[:80]!r}: {type(error).__name__}: {error}; mend chat_template in "
+                f"the model's directory, or that row"
             ) from error
 
     def readable(self, messages: Messages) -> Messages:

@@ -89,16 +89,16 @@ class Coder:
         if mark not in text:
             return self.plain(text)
         tokens = list(self.special)
-        # Every token that counts gets a stand-in of another name, then the others their own texts back. A copy
-        # of the tokenizer knows the stand-ins and takes what is called special for characters: so what lies
+        # Every token that counts gets a stand-in of another name, then the others their own texts back. A
+        # copy of the tokenizer knows the stand-ins and takes what is called special for characters: so what lies
         # between is tokenised as it always is, with whatever stands before and behind it.
         outer = unused(text)
         text = self._special_pattern.sub(lambda found: f"{outer}{tokens.index(found[0])}{outer}", text)
         text = re.sub(f"{mark}(\\d+){mark}", lambda found: tokens[int(found[1])], text)
         if mark in text:
             raise DataError(
-                f"the chat template of '{self.tokenizer.name_or_path}' cuts through the text of a message in which "
-                f"a special token is written out; mend chat_template, or that row"
+                f"the chat template of '{self.tokenizer.name_or_path}' cuts through the text of a message in "
+                f"which a special token is written out; mend chat_template, or that row"
             )
         copy = self._copy(outer)
         own = {copy.token_to_id(f"{outer}{i}{outer}"): self.special[token] for i, token in enumerate(tokens)}
@@ -264,8 +264,8 @@ def example_ids(
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of a response to it, as a policy learns them.
 
-    The prompt's are those of ``prompt_ids``: what is there when the policy begins to write. The response's are
-    those that follow where prompt and response are tokenised as one text, up to the end of the turn. To
+    The prompt's are those of ``prompt_ids``: what is there when the policy begins to write. The response's
+    are those that follow where prompt and response are tokenised as one text, up to the end of the turn. To
     messages the response is what the chat template writes behind the prompt; where its rendering of the whole
     dialogue does not begin with the prompt (DeepSeek-R1 opens a thought for generation, and drops it from a
     dialogue), the response's own text follows the prompt, as it does in sampling.
@@ -301,8 +301,8 @@ def scored_parts(
     tokenizer: Any, prompt: Prompt, response: str, finished: bool
 ) -> tuple[list[int], list[int]]:
     """Token ids of (prompt, response) as a decoder with a scalar head reads them, in two parts: of messages
-    all that the chat template writes of the whole dialogue, to its last token; of texts prompt, response, EOS.
-    A response that was cut off has nothing behind it."""
+    all that the chat template writes of the whole dialogue, to its last token; of texts prompt, response,
+    EOS. A response that was cut off has nothing behind it."""
     if isinstance(prompt, str):
         return example_ids(tokenizer, prompt, response, finished)
     coder = coder_of(tokenizer)

@@ -292,8 +292,8 @@ def what_was_cut(
         if policy.prompts_cut and name not in found:
             found[name] = policy.prompts_cut
             notes.append(
-                f"{policy.prompts_cut:,} of {policy.prompts_read:,} prompts were cut: with response_length they "
-                f"exceed the {load.max_positions(policy.model)} positions of '{name}'; they have lost their "
+                f"{policy.prompts_cut:,} of {policy.prompts_read:,} prompts were cut: with response_length "
+                f"they exceed the {load.max_positions(policy.model)} positions of '{name}'; they have lost their "
                 f"beginning, a system message first"
             )
     for scorer in scorers:
@@ -301,8 +301,8 @@ def what_was_cut(
             if model.cut and model.name not in found:
                 found[model.name] = model.cut
                 notes.append(
-                    f"the reward model '{model.name}' read {model.cut:,} of {model.read:,} responses cut: with "
-                    f"their prompts they are longer than {model.max_length} tokens"
+                    f"the reward model '{model.name}' read {model.cut:,} of {model.read:,} responses cut: "
+                    f"with their prompts they are longer than {model.max_length} tokens"
                 )
     return ({"cut": found} if found else {}), notes
 

@@ -339,8 +339,8 @@ def ensure_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
 
 
 def reads_dialogue(tokenizer: Any) -> bool:
-    """Whether a plain-text prompt is a user's turn to a model: it has a chat template of its own, neither ours
-    for tokenizers without one nor that of the small models which are made here (both say nothing of what a
+    """Whether a plain-text prompt is a user's turn to a model: it has a chat template of its own, neither
+    ours for tokenizers without one nor that of the small models which are made here (both say nothing of what a
     model was trained on). What was asked for when it was trained stands with the model."""
     known = tokenizer.init_kwargs.get(AS_DIALOGUE)
     if known is not None:
@@ -373,8 +373,8 @@ def read_by(source: Source, tokenizers: Sequence[Any], others: Sequence[Any] = (
     system = sum(any(m["role"] == "system" for m in prompt) for prompt in asked if isinstance(prompt, list))
     if system and not all(template.takes_system for template in templates):
         note = (
-            f"{system:,} prompts have a system message, which the chat template does not take: its text is put "
-            f"in front of the first user's"
+            f"{system:,} prompts have a system message, which the chat template does not take: its text is "
+            f"put in front of the first user's"
         )
         found = dataclasses.replace(found, notes=[*found.notes, note])
     return found

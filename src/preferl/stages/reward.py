@@ -495,8 +495,8 @@ def optimise(
         )
     if len(differing) < len(encoded):
         stage.say(
-            f"left out {len(encoded) - len(differing):,} of {len(encoded):,} comparisons: their responses are "
-            f"the same tokens, as after cutting to max_length ({scorer.max_length})"
+            f"left out {len(encoded) - len(differing):,} of {len(encoded):,} comparisons: their responses "
+            f"are the same tokens, as after cutting to max_length ({scorer.max_length})"
         )
     if scorer.cut > before:
         stage.say(

@@ -117,7 +117,8 @@ def train(
     held_out = encode(policy.tokenizer, source.dev.demonstrations[: config.eval_rows], max_length).rows
     if not rows:
         raise DataError(
-            f"no demonstration of '{source.name}' has a token of its response within max_length ({max_length})"
+            f"no demonstration of '{source.name}' has a token of its response within "
+            f"max_length ({max_length})"
         )
     for note in [*cut_notes(cuts, len(rows), max_length), *rendering_notes(policy.tokenizer)]:
         stage.say(note)
