@@ -12,6 +12,7 @@ import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -90,8 +91,8 @@ class Coder:
             return self.plain(text)
         tokens = list(self.special)
         # Every token that counts gets a stand-in of another name, then the others their own texts back. A
-        # copy of the tokenizer knows the stand-ins and takes what is called special for characters: so what lies
-        # between is tokenised as it always is, with whatever stands before and behind it.
+        # copy of the tokenizer knows the stand-ins and takes what is called special for characters: so what
+        # lies between is tokenised as it always is, with whatever stands before and behind it.
         outer = unused(text)
         text = self._special_pattern.sub(lambda found: f"{outer}{tokens.index(found[0])}{outer}", text)
         text = re.sub(f"{mark}(\\d+){mark}", lambda found: tokens[int(found[1])], text)
@@ -101,7 +102,9 @@ class Coder:
                 f"which a special token is written out; mend chat_template, or that row"
             )
         copy = self._copy(outer)
-        own = {copy.token_to_id(f"{outer}{i}{outer}"): self.special[token] for i, token in enumerate(tokens)}
+        own = {
+            int(copy.token_to_id(f"{outer}{i}{outer}")): self.special[token] for i, token in enumerate(tokens)
+        }
         return [own.get(i, i) for i in copy.encode(text, add_special_tokens=False).ids]
 
     def _copy(self, mark: str) -> Tokenizer:
@@ -174,16 +177,20 @@ class Coder:
         """The token that ends an assistant's turn."""
         return self.end[1]
 
-    def write(self, prompt: Messages, response: str | None = None) -> tuple[str, str | None, str]:
-        """A dialogue as the template writes it for generation, with its response as a whole, and the mark
-        around the numbers of special tokens that contents hold."""
+    def write(self, prompt: Messages, response: str | None = None) -> "Written":
+        """A dialogue as the template writes it for generation, and as a whole with its response."""
         messages = self.template.readable(prompt)
-        if response is not None:
-            messages = alike(messages, [*messages, {"role": "assistant", "content": response}])
-        safe, mark = self._safe(messages)
         if response is None:
-            return self.template.write(safe), None, mark
-        return self.template.write(alike(safe, safe[:-1])), self.template.write(safe, answered=True), mark
+            safe, mark = self._safe(messages)
+            return Written(self.template.write(safe), "", "", mark)
+        messages = alike(messages, [*messages, {"role": "assistant", "content": response}])
+        safe, mark = self._safe(messages)
+        return Written(
+            prompt=self.template.write(alike(safe, safe[:-1])),
+            whole=self.template.write(safe, answered=True),
+            response=safe[-1]["content"],
+            mark=mark,
+        )
 
     def _safe(self, messages: Messages) -> tuple[Messages, str]:
         """Messages whose texts hold no special token, but numbers between marks."""
@@ -205,6 +212,24 @@ class Coder:
         if tools is not None:
             tools = with_texts(tools, lambda text: self._hidden(text, self._special_pattern, mark))
         return alike(messages, safe, tools), mark
+
+
+@dataclass(frozen=True)
+class Written:
+    """A dialogue as text: its ``prompt`` as it is written for generation, the ``whole`` with its
+    ``response``. Special tokens that contents hold are numbers between ``mark``."""
+
+    prompt: str
+    whole: str
+    response: str
+    mark: str
+
+    def goes_on(self, ending: str) -> bool:
+        """Whether the whole is the prompt, then all of the response but white space, then how a turn ends."""
+        if not (self.whole.startswith(self.prompt) and self.whole.endswith(ending)):
+            return False
+        behind = self.whole[len(self.prompt) :]
+        return "".join(self.response.split()) in "".join(behind.split())
 
 
 _coders: "WeakKeyDictionary[Any, tuple[Any, Coder]]" = WeakKeyDictionary()
@@ -249,8 +274,8 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     coder = coder_of(tokenizer)
     if isinstance(prompt, str):
         return [*coder.front, *coder.spelt(prompt)]
-    text, _, mark = coder.write(prompt)
-    return coder.of_written(text, mark)
+    written = coder.write(prompt)
+    return coder.of_written(written.prompt, written.mark)
 
 
 def response_ids(tokenizer: Any, response: str, finished: bool = True) -> list[int]:
@@ -266,9 +291,10 @@ def example_ids(
 
     The prompt's are those of ``prompt_ids``: what is there when the policy begins to write. The response's
     are those that follow where prompt and response are tokenised as one text, up to the end of the turn. To
-    messages the response is what the chat template writes behind the prompt; where its rendering of the whole
-    dialogue does not begin with the prompt (DeepSeek-R1 opens a thought for generation, and drops it from a
-    dialogue), the response's own text follows the prompt, as it does in sampling.
+    messages the response is what the chat template writes behind the prompt. Where its rendering of the whole
+    dialogue does not begin with the prompt, or leaves something of the response out (DeepSeek-R1 opens a
+    thought for generation, and drops thoughts from a dialogue), the response's own text follows the prompt,
+    as it does in sampling.
 
     Raises:
         DataError: the chat template fails on it.
@@ -280,20 +306,20 @@ def example_ids(
         if whole[: len(first)] == first and len(response):
             return first, whole[len(first) :] + [tokenizer.eos_token_id] * finished
         return first, response_ids(tokenizer, response, finished)
-    text, answered, mark = coder.write(prompt, response)
-    assert answered is not None
-    first, ending = coder.of_written(text, mark), coder.template.ending
-    before_end, end_id = coder.end
-    if not (answered.startswith(text) and answered.endswith(ending)):
+    written, ending = coder.write(prompt, response), coder.template.ending
+    first, (before_end, end_id) = coder.of_written(written.prompt, written.mark), coder.end
+    if not written.goes_on(ending):
         coder.template.counts["unlike_generation"] += 1
         return first, coder.continuation(response, assistant=True) + [end_id] * finished
-    body = answered[: len(answered) - len(ending)] + (before_end if finished else "")
-    whole = coder.of_written(body, mark)
+    body = written.whole.removesuffix(ending) + (before_end if finished else "")
+    whole = coder.of_written(body, written.mark)
     if whole[: len(first)] == first:
         return first, whole[len(first) :] + [end_id] * finished
     # A token lies over the border, as two line breaks that are one: sampling could not write it.
-    rest = body[len(text) :]
-    ids = coder.of_written(rest, mark) if not coder.puts_space else coder.continuation(response, True)
+    if coder.puts_space:
+        ids = coder.continuation(response, assistant=True)
+    else:
+        ids = coder.of_written(body[len(written.prompt) :], written.mark)
     return first, ids + [end_id] * finished
 
 
@@ -306,11 +332,9 @@ def scored_parts(
     if isinstance(prompt, str):
         return example_ids(tokenizer, prompt, response, finished)
     coder = coder_of(tokenizer)
-    text, answered, mark = coder.write(prompt, response)
-    assert answered is not None
-    if not finished:
-        answered = answered.removesuffix(coder.template.ending)
-    first, whole = coder.of_written(text, mark), coder.of_written(answered, mark)
+    written = coder.write(prompt, response)
+    text = written.whole if finished else written.whole.removesuffix(coder.template.ending)
+    first, whole = (coder.of_written(part, written.mark) for part in (written.prompt, text))
     same = next((i for i, (a, b) in enumerate(zip(first, whole, strict=False)) if a != b), len(first))
     return whole[:same], whole[same:]
 
@@ -363,8 +387,9 @@ def rendering_notes(tokenizer: Any) -> list[str]:
         return []
     return [
         f"of {unlike:,} responses the chat template's rendering does not begin with the prompt as it is "
-        f"written for generation: their own text follows that prompt, as it does in sampling (a response "
-        f"to a prompt that opens a thought should hold its end; --{KWARGS} has a template's switches)"
+        f"written for generation, or leaves a part out: their own text follows that prompt, as it does in "
+        f"sampling (a response to a prompt that opens a thought should hold its end; --{KWARGS} has a "
+        f"template's switches)"
     ]
 
 

@@ -293,8 +293,8 @@ def what_was_cut(
             found[name] = policy.prompts_cut
             notes.append(
                 f"{policy.prompts_cut:,} of {policy.prompts_read:,} prompts were cut: with response_length "
-                f"they exceed the {load.max_positions(policy.model)} positions of '{name}'; they have lost their "
-                f"beginning, a system message first"
+                f"they exceed the {load.max_positions(policy.model)} positions of '{name}'; they have lost "
+                f"their beginning, a system message first"
             )
     for scorer in scorers:
         for model in reward_models(scorer).values():

@@ -340,8 +340,8 @@ def ensure_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
 
 def reads_dialogue(tokenizer: Any) -> bool:
     """Whether a plain-text prompt is a user's turn to a model: it has a chat template of its own, neither
-    ours for tokenizers without one nor that of the small models which are made here (both say nothing of what a
-    model was trained on). What was asked for when it was trained stands with the model."""
+    ours for tokenizers without one nor that of the small models which are made here (both say nothing of what
+    a model was trained on). What was asked for when it was trained stands with the model."""
     known = tokenizer.init_kwargs.get(AS_DIALOGUE)
     if known is not None:
         return bool(known)
