@@ -1,6 +1,8 @@
 """Tokenizers of each kind, built on the spot, and the chat templates of model families as they are published
 (what they write; defaults such as dates left out)."""
 
+# ruff: noqa: E501  (templates stand as they are)
+
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -119,7 +121,9 @@ def byte_level() -> Tokenizer:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(TEXTS, trainers.BpeTrainer(special_tokens=SPECIAL, initial_alphabet=alphabet))
+    core.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    )
     return core
 
 
@@ -152,7 +156,8 @@ def wordpiece() -> Tokenizer:
     core.decoder = decoders.WordPiece()
     alphabet = [chr(code) for code in range(33, 127)]
     core.train_from_iterator(
-        TEXTS, trainers.WordPieceTrainer(special_tokens=SPECIAL, initial_alphabet=alphabet)
+        TEXTS,
+        trainers.WordPieceTrainer(special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
     )
     return core
 
@@ -165,7 +170,11 @@ def unigram() -> Tokenizer:
     core.train_from_iterator(
         TEXTS,
         trainers.UnigramTrainer(
-            special_tokens=SPECIAL, initial_alphabet=alphabet, unk_token="<unk>", vocab_size=400
+            special_tokens=SPECIAL,
+            initial_alphabet=alphabet,
+            show_progress=False,
+            unk_token="<unk>",
+            vocab_size=400,
         ),
     )
     return core

@@ -83,7 +83,8 @@ def test_a_template_that_leaves_the_system_text_out_gets_it_with_the_first_user(
 @pytest.mark.parametrize("name", FAMILIES)
 def test_special_tokens_that_are_typed_are_ordinary_characters(name, kind):
     """The ids are those of the dialogue with something harmless in that place, but for that place."""
-    tokenizer, special = family(name, kind), set(coder_of(family(name, kind)).special.values())
+    tokenizer = family(name, kind)
+    special = set(coder_of(tokenizer).special.values()) - {tokenizer.unk_token_id}
     turn = FAMILIES[name][3]
     clean = [*DIALOGUE[:2], {"role": "user", "content": "a time"}]
     dirty = [*DIALOGUE[:2], {"role": "user", "content": f"a {turn} time {turn}"}]
@@ -99,7 +100,7 @@ def test_special_tokens_that_are_typed_are_ordinary_characters(name, kind):
 
 
 def test_marks_that_a_template_looks_for_are_an_assistants_own_speech():
-    """A thought ends where the tokenizer calls its marks special, too; in a user's text they are characters."""
+    """A thought ends also where the tokenizer calls its marks special; a user's are characters."""
     tokenizer = family("Qwen3")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
     end = tokenizer.convert_tokens_to_ids("</think>")
@@ -196,7 +197,8 @@ def test_what_a_template_cannot_write_is_named():
         "tool_calls": [{"function": {"name": "f", "arguments": {}}}],
     }
     asked = {"role": "user", "content": "Hi"}
-    template = coder_of(family("ChatML")).template
+    chatml, r1, qwen = family("ChatML"), family("DeepSeek-R1"), family("Qwen3")
+    template = coder_of(chatml).template
     assert template.unread("Hi") is None
     assert template.unread([SYSTEM, *DIALOGUE]) is None
     assert template.unread([asked, call]) == "tool_calls"
@@ -206,29 +208,22 @@ def test_what_a_template_cannot_write_is_named():
     )
     # ChatML writes any role as it is called; Zephyr's kind too; DeepSeek's passes over it.
     assert template.unread([{"role": "developer", "content": "D"}, asked]) is None
-    assert "developer" in coder_of(family("DeepSeek-R1")).template.unread(
-        [{"role": "developer", "content": "D"}, asked]
-    )
-    qwen = coder_of(family("Qwen3"))
+    assert "developer" in coder_of(r1).template.unread([{"role": "developer", "content": "D"}, asked])
     thought = [asked, {"role": "assistant", "content": "x", "reasoning_content": "y"}, asked]
-    assert qwen.template.unread(thought) is None
+    assert coder_of(qwen).template.unread(thought) is None
 
 
 def test_tools_and_reasoning_reach_a_template_that_knows_them():
     writes = (
         "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
-        "{{ m.reasoning_content or '' }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}</s>"
-        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        "{{ m.reasoning_content or '' }}{% for call in m.tool_calls or [] %}{{ call.function.name }}"
+        "{% endfor %}</s>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     tokenizer = tokenizer_of("byte-level BPE", writes, ["<|user|>", "<|assistant|>", "<|tool|>"])
+    calls = [{"function": {"name": "f</s>"}}]
     messages = [
         {"role": "user", "content": "Hi"},
-        {
-            "role": "assistant",
-            "content": None,
-            "reasoning_content": "R",
-            "tool_calls": [{"function": {"name": "f</s>"}}],
-        },
+        {"role": "assistant", "content": None, "reasoning_content": "R", "tool_calls": calls},
         {"role": "tool", "content": "3"},
     ]
     prompt = ToolDialogue(messages, [{"name": "f"}])

@@ -118,7 +118,7 @@ class ChatTemplate:
     def readable(self, messages: Messages) -> Messages:
         """The dialogue with its system text in front of the first user's, where the template refuses a system
         message or leaves it out; else as it is."""
-        if not any(m["role"] == "system" and m.get("content") for m in messages) or self.takes_system:
+        if not any(m["role"] == "system" for m in messages) or self.takes_system:
             return messages
         first = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
         if first is None:
@@ -215,7 +215,8 @@ def alike(prompt: Messages, messages: Messages, tools: list[Any] | None = None) 
 def merged_system(messages: Messages, first: int) -> Messages:
     """Messages whose system texts stand before the text of the user's turn number ``first``."""
     system = "\n\n".join(m["content"] for m in messages if m["role"] == "system" and m.get("content"))
-    turn = messages[first] | {"content": f"{system}\n\n{messages[first]['content']}"}
+    text = messages[first]["content"]
+    turn = messages[first] | {"content": f"{system}\n\n{text}" if system else text}
     rows = [turn if i == first else message for i, message in enumerate(messages)]
     return [message for message in rows if message["role"] != "system"]
 

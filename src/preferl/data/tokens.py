@@ -63,9 +63,11 @@ class Coder:
 
     @cached_property
     def _assistant_pattern(self) -> re.Pattern[str]:
-        """What an assistant's text may not hold: marks that the template looks for in it, as ``</think>``,
-        are its own speech."""
-        return alternatives(set(self.special) - self.template.searched)
+        """What an assistant's text may not hold. Marks that the template looks for in it, as ``</think>``,
+        are its own speech, and so is what the tokenizer does not call special, if it ends no turn."""
+        named = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        named |= {*self.tokenizer.all_special_tokens, self.end_token}
+        return alternatives((named & set(self.special)) - self.template.searched)
 
     def plain(self, text: str) -> list[int]:
         """Ids of a text in which every special token counts as one; nothing is put around it."""
@@ -102,9 +104,9 @@ class Coder:
                 f"which a special token is written out; mend chat_template, or that row"
             )
         copy = self._copy(outer)
-        own = {
-            int(copy.token_to_id(f"{outer}{i}{outer}")): self.special[token] for i, token in enumerate(tokens)
-        }
+        stand_ins = {f"{outer}{i}{outer}": self.special[token] for i, token in enumerate(tokens)}
+        added = {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items()}
+        own = {copy.token_to_id(token): i for token, i in (added | stand_ins).items()}
         return [own.get(i, i) for i in copy.encode(text, add_special_tokens=False).ids]
 
     def _copy(self, mark: str) -> Tokenizer:
@@ -113,6 +115,13 @@ class Coder:
             written = json.loads(self.tokenizer.backend_tokenizer.to_str())
             for token in written["added_tokens"]:
                 token["special"] = token["content"] in self.special
+            # A model that looks whole words up (Unigram, WordLevel) would find them in its vocabulary.
+            vocabulary, unknown = written["model"]["vocab"], self.tokenizer.unk_token
+            hidden = {token: f"{mark}{token}" for token in self.special if token != unknown}
+            if isinstance(vocabulary, dict):
+                written["model"]["vocab"] = {hidden.get(word, word): i for word, i in vocabulary.items()}
+            else:
+                written["model"]["vocab"] = [[hidden.get(word, word), score] for word, score in vocabulary]
             copy = Tokenizer.from_str(json.dumps(written))
             copy.no_padding()
             copy.no_truncation()
@@ -171,6 +180,10 @@ class Coder:
         if not found:
             return "", self.tokenizer.eos_token_id
         return self.template.ending[: found.start()], self.special[found[0]]
+
+    @property
+    def end_token(self) -> str:
+        return self.tokenizer.convert_ids_to_tokens(self.end[1]) if self.end[1] is not None else ""
 
     @property
     def end_id(self) -> int:
@@ -402,7 +415,7 @@ def first_tokens(tokenizer: Any, ids: list[int], count: int) -> list[int]:
         return ids
     kept = ids[:count]
     for shorter in range(len(kept), max(len(kept) - MOST_BYTES - 1, 0), -1):
-        if not tokenizer.decode(kept[:shorter][-2 * MOST_BYTES :]).endswith(BROKEN):
+        if not tokenizer.decode(kept[:shorter]).endswith(BROKEN):
             return kept[:shorter]
     return kept
 
@@ -413,7 +426,7 @@ def last_tokens(tokenizer: Any, ids: list[int], count: int) -> list[int]:
         return ids
     kept = ids[len(ids) - count :]
     for start in range(min(MOST_BYTES + 1, len(kept))):
-        if not tokenizer.decode(kept[start : start + 2 * MOST_BYTES]).startswith(BROKEN):
+        if not tokenizer.decode(kept[start:]).startswith(BROKEN):
             return kept[start:]
     return kept
 
@@ -432,18 +445,25 @@ def written_text(tokenizer: Any, ids: list[int], before: int | None = None, fini
     """
     coder = coder_of(tokenizer)
     behind_special = before in coder.special.values() and coder.puts_space_after_special
-    if coder.takes_space and not behind_special:
-        start = coder.spelt("x")
-        text = tokenizer.decode([*start, *ids]).removeprefix(tokenizer.decode(start))
-    else:
-        text = tokenizer.decode(ids)
+    start = coder.spelt("x") if coder.takes_space and not behind_special else []
+
+    def decoded(ids: list[int]) -> str:
+        return tokenizer.decode([*start, *ids]).removeprefix(tokenizer.decode(start) if start else "")
+
+    text = decoded(ids)
     if finished or not text.endswith(BROKEN):
         return text
     own = coder.continuation(BROKEN)
     if ids[len(ids) - len(own) :] == own:  # it was written as such
         return text
+    # A token may hold a space and the first byte of a character, so the text is cut; some decoders call a
+    # whole row of bytes broken for the last of them, so tokens are. The longer text is what was whole.
+    shorter = (decoded(ids[:-count]) for count in range(1, MOST_BYTES + 1))
+    whole = next((each for each in shorter if not each.endswith(BROKEN)), "")
     bare = text.rstrip(BROKEN)
-    return bare if len(text) - len(bare) <= MOST_BYTES else text
+    if len(text) - len(bare) > MOST_BYTES and not whole:
+        return text
+    return max(whole, bare, key=len)
 
 
 # ------------------------------------------------------------------------------------------------ batches
