@@ -35,6 +35,7 @@ from preferl.label.store import Store
 from preferl.models.load import load_tokenizer, read_by
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, TemplateOptions
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
 from preferl.runs.ranges import Count, Natural, Range, Several
@@ -177,6 +178,7 @@ def rank(annotator: Annotator, item: Item, rng: np.random.Generator) -> list[int
 
 def feed(config: FeedConfig, store: Store) -> None:
     """Keeps ``ahead`` items in store that nobody has judged, sampled from the policy as it is now."""
+    config = with_data_set(config)
     with devices.prepared(config.seed, config.device, config.dtype, config.num_threads) as (device, dtype):
         _feed(config, store, device, dtype)
 

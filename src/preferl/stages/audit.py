@@ -23,6 +23,7 @@ from preferl.judging.scorers import JUDGE, load_scorer, reward_models, tokenizer
 from preferl.models import load
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, TemplateOptions
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
 from preferl.runs.ranges import Count
@@ -56,6 +57,7 @@ class AuditConfig(PhraseOptions, DataOptions, TemplateOptions, DeviceOptions):
 def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Scores all pairs and writes what they show; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("audit", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path

@@ -26,6 +26,7 @@ from preferl.data import formats, sources
 from preferl.data.records import DataError, Demonstration, Prompt, PromptRecord, prompt_key, prompt_text
 from preferl.data.types import Scorer
 from preferl.judging.scorers import (
+    check_prompts,
     load_scorer,
     reward_models,
     score_responses,
@@ -37,6 +38,7 @@ from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import seen_from
 from preferl.runs.progress import Steps, say
@@ -106,6 +108,7 @@ class Kept:
 def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Writes the chosen responses as demonstrations in two splits; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("best_of", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
@@ -117,6 +120,8 @@ def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         source = load.read_by(source, [policy.tokenizer], tokenizers_of(scorer))
         prompts, notes = prompts_to_answer(source, config)
         gold = load_scorer(config.gold, stage.device) if config.gold else None
+        for who in filter(None, (scorer, gold)):
+            check_prompts(who, [record.prompt for records in prompts.values() for record in records])
         stage.begin([*notes, *policy.notes])
         came_from = {"train": config.split or ("rl" if source["rl"].prompts else "train"), "dev": "dev"}
         choose_best(policy, scorer, gold, prompts, came_from, config, stage)

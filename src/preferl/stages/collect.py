@@ -35,11 +35,12 @@ from preferl.evaluation.selection import matched, most_contradictory
 from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
 from preferl.judging.backends import parse_judge
 from preferl.judging.judges import JudgedPairs, PairwiseJudge, keep_replies
-from preferl.judging.scorers import JUDGE, load_scorer, scored, what_was_cut
+from preferl.judging.scorers import JUDGE, check_prompts, load_scorer, scored, what_was_cut
 from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, TemplateOptions
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import seen_from
 from preferl.runs.progress import Steps
@@ -94,15 +95,19 @@ class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, TemplateOpti
 def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Writes labelled pairs in four splits; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("collect", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
         annotator = load_annotator(config, config.seed, stage.device, config.layout == "pairs")
         misled = load_scorer(config.adversarial, stage.device) if config.adversarial else None
         older = sources.load_source(config.add_to) if config.add_to else None
+        asked = annotator if isinstance(annotator, PairwiseJudge) else annotator.utility
         cut: dict[str, Any] = {}
         if config.responses_file:
             candidates, note = read_candidates(Path(config.responses_file), config)
+            for made in candidates.values():
+                check_prompts(asked, [one.prompt for one in made])
             stage.begin([note])
         else:
             assert config.model_name_or_path
@@ -111,13 +116,14 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
             )
             source = load.read_by(sources.load_source(**config.source()), [policy.tokenizer])
             source.need("prompts", "train")
-            stage.begin([*source.notes, *policy.notes])
             prompts = {split: source[split].prompts for split in SPLITS}
+            for records in prompts.values():
+                check_prompts(asked, [record.prompt for record in records])
+            stage.begin([*source.notes, *policy.notes])
             candidates = sample_candidates(policy, prompts, config, stage)
             cut, notes = what_was_cut([policy], [])
             for note in notes:
                 stage.say(note)
-        asked = annotator if isinstance(annotator, PairwiseJudge) else annotator.utility
         keep_replies(asked, Parts(stage.state, stage.owner))
         compare(candidates, annotator, misled, older, config, stage, cut)
     return stage.path

@@ -30,6 +30,7 @@ from preferl.evaluation.scored import ScoredPairs, scores_of
 from preferl.judging.backends import JudgeConfig, parse_judge
 from preferl.judging.judges import keep_replies, load_pairwise_judge
 from preferl.judging.scorers import (
+    check_prompts,
     load_scorer,
     reward_models,
     score_responses,
@@ -42,6 +43,7 @@ from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts, below
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import names_in
 from preferl.runs.progress import Steps, say
@@ -100,6 +102,7 @@ class EvaluateConfig(
 def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Samples, compares and writes ``summary.json`` and ``samples.jsonl``; returns the directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("evaluate", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
@@ -113,6 +116,8 @@ def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[C
         scorers = {measure: load_scorer(name, stage.device) for measure, name in named.items() if name}
         others = [tokenizer for scorer in scorers.values() for tokenizer in tokenizers_of(scorer)]
         source = load.read_by(source, [policy.tokenizer], [reference.tokenizer, *others])
+        for scorer in scorers.values():
+            check_prompts(scorer, [record.prompt for record in source.eval.prompts])
         stage.begin([*source.notes, *policy.notes, *trained_on_these(config)])
         evaluate(policy, reference, source, scorers, config, stage)
     return stage.path

@@ -27,7 +27,14 @@ from preferl.data.records import PromptRecord
 from preferl.data.types import Scorer
 from preferl.evaluation.features import PhraseOptions, sign_functions
 from preferl.judging.reward_functions import RewardLog
-from preferl.judging.scorers import ShardedScorer, load_scorer, reward_models, tokenizers_of, what_was_cut
+from preferl.judging.scorers import (
+    ShardedScorer,
+    check_prompts,
+    load_scorer,
+    reward_models,
+    tokenizers_of,
+    what_was_cut,
+)
 from preferl.learning import monitor, rollout
 from preferl.learning.algorithms import (
     GrpoOptions,
@@ -56,6 +63,7 @@ from preferl.runs.checkpoint import (
     restore_schedule,
 )
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps, say
 from preferl.runs.ranges import Count, Finite, Natural, NonNegative, Positive, Share
@@ -159,6 +167,7 @@ def config_class(algorithm: str) -> type[RlConfig]:
 def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/`` and ``value_model/``, writes metrics; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("rl", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
@@ -172,6 +181,8 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
         source = load.read_by(source, [tokenizer], tokenizers_of(scorer))
         prompts = source.prompts or source.need("prompts", "train")
         held_out = source[config.eval_split].prompts[: config.eval_prompts]
+        for who in filter(None, (scorer, gold, annotator)):
+            check_prompts(who, [record.prompt for record in (*prompts, *held_out)])
         saved = stage.begin([*source.notes, *load.notes_of(models.policy, tokenizer)])
         engine = CachedEngine(models.policy, tokenizer.pad_token_id, config.sampling_batch_size, stage.dtype)
         policy = Policy(models.policy, tokenizer, stage.dtype, engine)
