@@ -444,8 +444,9 @@ def written_text(tokenizer: Any, ids: list[int], before: int | None = None, fini
         finished: whether it ended by itself.
     """
     coder = coder_of(tokenizer)
-    behind_special = before in coder.special.values() and coder.puts_space_after_special
-    start = coder.spelt("x") if coder.takes_space and not behind_special else []
+    start: list[int] = []
+    if coder.takes_space and not (coder.puts_space_after_special and before in coder.special.values()):
+        start = coder.spelt("x")
 
     def decoded(ids: list[int]) -> str:
         return tokenizer.decode([*start, *ids]).removeprefix(tokenizer.decode(start) if start else "")
