@@ -36,10 +36,10 @@ def test_policies_and_reward_models_count_what_they_cut(policy_directory):
     policy.respond(["Once", LONG], response_length=8)
     model(["Once", LONG, LONG], [" a time."] * 3)
     cut, notes = what_was_cut([policy], [])
-    assert cut == {"cut": {policy.model.name_or_path: 1}}
+    assert cut == {"cut_by_model": {policy.model.name_or_path: 1}}
     assert "1 of 2 prompts were cut" in notes[0]
     cut, notes = what_was_cut([], [Mixture({"part": (1.0, model)})])
-    assert cut == {"cut": {model.name: 2}}
+    assert cut == {"cut_by_model": {model.name: 2}}
     assert "2 of 3 responses cut" in notes[0]
 
 

@@ -295,7 +295,7 @@ def what_was_cut(
     policies: Iterable[Policy], scorers: Iterable[Scorer]
 ) -> tuple[dict[str, dict[str, int]], list[str]]:
     """How many prompts policies and how many responses reward models have cut so far, by their names (a
-    summary's ``cut``; empty for nothing), and that in sentences."""
+    summary's ``cut_by_model``; empty for nothing), and that in sentences."""
     found: dict[str, int] = {}
     notes = []
     for policy in policies:
@@ -315,7 +315,7 @@ def what_was_cut(
                     f"the reward model '{model.name}' read {model.cut:,} of {model.read:,} responses cut: "
                     f"with their prompts they are longer than {model.max_length} tokens"
                 )
-    return ({"cut": found} if found else {}), notes
+    return ({"cut_by_model": found} if found else {}), notes
 
 
 SCORERS = (Ensemble, Mixture, ShardedScorer, RewardFunction, RewardModel, PointwiseJudge)
