@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preferl.data.sources import Source, load_source
-from preferl.data.tokens import PLAIN_TEMPLATE
+from preferl.data.templates import PLAIN_TEMPLATE
 from preferl.models.load import load_tokenizer
 from preferl.pipeline import DATA, RunConfig
 from preferl.runs.config import DataOptions

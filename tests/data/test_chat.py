@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preferl.data.templates import PLAIN_TEMPLATE
 from preferl.data.tokens import (
-    PLAIN_TEMPLATE,
     length_buckets,
     pad,
     positions,

@@ -61,15 +61,15 @@ def test_the_loss_is_the_cross_entropy_of_the_response_with_its_end(language_mod
 
 def test_what_is_too_long_loses_the_oldest_prompt_first_and_keeps_its_end(tokenizer):
     long_prompt = Demonstration("What is red? " * 30, "A colour.")
-    ids, prompt_length = sft.encode(tokenizer, [long_prompt], 60)[0]
-    whole, whole_prompt = sft.encode(tokenizer, [long_prompt], 10_000)[0]
+    ids, prompt_length = sft.encode(tokenizer, [long_prompt], 60).rows[0]
+    whole, whole_prompt = sft.encode(tokenizer, [long_prompt], 10_000).rows[0]
     assert len(ids) == 60
     assert ids == whole[-60:]
     assert whole[whole_prompt:] == ids[prompt_length:]
     assert ids[-1] == tokenizer.eos_token_id
 
     long_response = Demonstration("What is red?", "A colour. " * 30)
-    ids, prompt_length = sft.encode(tokenizer, [long_response], 60)[0]
+    ids, prompt_length = sft.encode(tokenizer, [long_response], 60).rows[0]
     assert len(ids) == 60
     assert tokenizer.eos_token_id not in ids[prompt_length:]
 

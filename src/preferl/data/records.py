@@ -22,11 +22,20 @@ class DataError(ValueError):
 
 class UserTurn(list):
     """A plain-text prompt of a data set that is read as the user's turn of a dialogue: messages, which
-    remember the ``text`` that the data set has."""
+    remember the ``text`` that the data set has. ``by_template``: since the model that answers has a chat
+    template, and not because somebody asked for it."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, by_template: bool = False):
         super().__init__([{"role": "user", "content": text}])
-        self.text = text
+        self.text, self.by_template = text, by_template
+
+
+class ToolDialogue(list):
+    """Messages with the ``tools`` that the assistant may call (JSON schemas, as chat templates take them)."""
+
+    def __init__(self, messages: Sequence[Mapping[str, Any]], tools: list[Any]):
+        super().__init__(messages)
+        self.tools = tools
 
 
 @dataclass(frozen=True)

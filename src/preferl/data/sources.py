@@ -11,6 +11,7 @@ import json
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from preferl.data.records import (
     Prompt,
     PromptRecord,
     Rated,
+    ToolDialogue,
     UserTurn,
     prompt_key,
 )
@@ -74,6 +76,9 @@ class Source:
         categories: prompt -> what kind of prompt it is, where the data set says so.
         well_formed: whether a response to a prompt is one of the data set's language, where that is known.
         named: what makes the part of each split by the data set's own name, and of ``all`` rows.
+        dialogue: whether plain-text prompts are the user's turn, where that is settled; None for what the
+            model says that reads them (``read_by``).
+        asked: whether a person settled that.
     """
 
     name: str
@@ -82,6 +87,8 @@ class Source:
     categories: dict[str, str] = field(default_factory=dict)
     well_formed: Callable[[str, str], bool] | None = None
     named: dict[str, Callable[[], Part]] = field(default_factory=dict)
+    dialogue: bool | None = None
+    asked: bool = False
 
     def __getitem__(self, split: str) -> Part:
         return self.parts[split]
@@ -206,6 +213,38 @@ class Source:
             self, parts=self.parts | {"eval": self._chosen(split)}, notes=[*self.notes, note]
         )
 
+    def read_by(self, instruct: bool, unread: Callable[[Prompt], str | None]) -> "Source":
+        """The same as a model reads it: plain-text prompts as the user's turn where it has a chat template of
+        its own and nothing else was asked for; and without the rows that its template cannot write.
+
+        Args:
+            instruct: whether the model has a chat template of its own.
+            unread: what of a prompt the template would pass over, in words; None where it writes all of it.
+
+        Raises:
+            DataError: nothing is left.
+        """
+        change = RowsFor(instruct and self.dialogue is None, unread)
+        parts: dict[int, Part] = {}
+        for part in self.parts.values():
+            if id(part) not in parts:  # of few rows dev and eval are the very rows that train
+                parts[id(part)] = change(part)
+        found = {name: parts[id(part)] for name, part in self.parts.items()}
+        notes = change.notes()
+        if not notes:
+            return self
+        if not any(part != Part() for part in found.values()):
+            raise DataError(f"no row of '{self.name}' is left: {'; '.join(notes)}")
+        return dataclasses.replace(
+            self,
+            parts=found,
+            notes=[*self.notes, *notes],
+            categories={turn_key(key): name for key, name in self.categories.items()}
+            if change.turns
+            else self.categories,
+            named={name: functools.partial(changed, make, change) for name, make in self.named.items()},
+        )
+
     def _chosen(self, split: str) -> Part:
         if split in self.named:
             return self.named[split]()
@@ -214,6 +253,59 @@ class Source:
             names = list(dict.fromkeys([*there, *self.named]))
             raise DataError(f"data set '{self.name}' has no split '{split}'; it has {', '.join(names)}")
         return self[split]
+
+
+class RowsFor:
+    """Makes the rows of a part those that a model reads (``Source.read_by``), and counts what it did."""
+
+    def __init__(self, turns: bool, unread: Callable[[Prompt], str | None]):
+        self.turns, self.unread = turns, unread
+        self.turned = 0
+        self.left_out: Counter[str] = Counter()
+
+    def __call__(self, part: Part) -> Part:
+        return Part(
+            prompts=self._rows(part.prompts),
+            demonstrations=self._rows(part.demonstrations),
+            comparisons=self._rows(part.comparisons),
+            rated=self._rows(part.rated),
+        )
+
+    def _rows(self, records: list[Record]) -> list[Record]:
+        found = []
+        for record in records:
+            reason = self.unread(record.prompt)
+            if reason is not None:
+                self.left_out[reason] += 1
+            elif self.turns and isinstance(record.prompt, str):
+                self.turned += 1
+                found.append(dataclasses.replace(record, prompt=UserTurn(record.prompt, by_template=True)))
+            else:
+                found.append(record)
+        return found
+
+    def notes(self) -> list[str]:
+        """What was done, in sentences."""
+        notes = []
+        if self.turned:
+            notes.append(
+                "plain-text prompts are read as the user's turn, since the model has a chat template "
+                "(--as_dialogue false keeps them bare)"
+            )
+        for reason, count in self.left_out.items():
+            notes.append(f"left out {count:,} rows: the model's chat template does not write {reason}")
+        return notes
+
+
+def changed(make: Callable[[], Part], change: RowsFor) -> Part:
+    return change(make())
+
+
+def turn_key(key: str) -> str:
+    """The ``prompt_key`` of a user's turn from that of its text; that of messages as it is."""
+    if key.startswith("["):
+        return key
+    return prompt_key(UserTurn(key.removeprefix("text:")))
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -237,7 +329,7 @@ def load_source(
     opening_words: int = 12,
     max_response_words: int | None = None,
     max_prompt_words: int | None = None,
-    as_dialogue: bool = False,
+    as_dialogue: bool | None = None,
     bad_rows: str = "default",
     split_shares: Sequence[float] = SHARES,
     split_by: str = "prompt",
@@ -260,7 +352,8 @@ def load_source(
         opening_words: a plain text is cut into prompt and response after so many words.
         max_response_words: a plain text's response ends with the last sentence that fits.
         max_prompt_words: leave longer prompts out.
-        as_dialogue: read a plain-text prompt as the user's turn.
+        as_dialogue: read a plain-text prompt as the user's turn; None for what ``Source.read_by`` is told.
+            Plain texts and their openings never are one.
         bad_rows: ``default``, ``skip`` or ``error``.
         split_shares: of train, dev and eval, where the data set has no splits of its own.
         split_by: ``prompt``, or ``row``: rows with one prompt may come into several splits.
@@ -323,6 +416,11 @@ def load_source(
             f"prompt over {max_prompt_words} words"
         )
         entries = fitting
+    asked = as_dialogue is not None and kind != "text"
+    if kind == "text":
+        if as_dialogue:
+            notes.append("the openings of texts are no user's turns, whatever as_dialogue says")
+        as_dialogue = False
     if as_dialogue:
         entries = [as_user_turn(entry) for entry in entries]
     splits = divide(
@@ -338,7 +436,8 @@ def load_source(
         prompts = keys_of(entries, "prompt")
         notes += copies.contained(prompts, [entry.own for entry in entries])
         notes += copies.across_splits(prompts, splits.names, near_copies).sentences()
-    return Source(str(name), parts, notes, categories_of(entries), named=named)
+    categories = categories_of(entries)
+    return Source(str(name), parts, notes, categories, named=named, dialogue=as_dialogue, asked=asked)
 
 
 def policy_of(bad_rows: str) -> dict[str, str]:
@@ -355,6 +454,7 @@ def check_choice(option: str, value: str, known: Sequence[str]) -> None:
 def entry_of(kind: str, record: Any, row: Row) -> Entry:
     """A record with what else its row gives."""
     columns = record.columns
+    record = with_tools(record)
     # What can be imitated: of several responses the best one, and none that is called bad.
     demonstrations: list[Demonstration] = []
     if isinstance(record, Comparison):
@@ -373,6 +473,19 @@ def entry_of(kind: str, record: Any, row: Row) -> Entry:
         asked=PromptRecord(record.prompt, other_columns),
         own=own if isinstance(own, str) else row.split,
     )
+
+
+def with_tools(record: Record) -> Record:
+    """A record whose messages know the ``tools`` of its row, a list or its JSON."""
+    tools = record.columns.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            return record
+    if not tools or not isinstance(tools, list) or not isinstance(record.prompt, list):
+        return record
+    return dataclasses.replace(record, prompt=ToolDialogue(record.prompt, tools))
 
 
 def in_passages(entry: Entry, opening_words: int, max_response_words: int | None) -> Entry | None:

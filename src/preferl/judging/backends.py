@@ -29,7 +29,7 @@ from transformers import GenerationConfig
 from preferl.data.records import Messages
 from preferl.data.tokens import pad, prompt_ids, response_ids
 from preferl.maths.policy import response_logprobs
-from preferl.models.load import freeze, load_policy, max_positions
+from preferl.models.load import freeze, load_policy, max_positions, stop_ids
 from preferl.models.passes import last_logits
 from preferl.runs.checkpoint import Parts
 from preferl.runs.devices import derived_seed
@@ -206,8 +206,9 @@ class LocalBackend:
         self.model: Any = freeze(model)
         self.tokenizer, self.config = tokenizer, config
         self.asked: Counter[int] = Counter()
+        self.stops = stop_ids(model, tokenizer)
         self.model.generation_config = GenerationConfig(
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=self.stops
         )
 
     @torch.no_grad()
@@ -229,7 +230,7 @@ class LocalBackend:
                 )
                 for i, ids in zip(part, out_BS[:, ids_BS.shape[1] :].tolist(), strict=True):
                     text = self.tokenizer.decode(ids, skip_special_tokens=True)
-                    replies[i] = text if self.tokenizer.eos_token_id in ids else text + CUT_OFF
+                    replies[i] = text if any(stop in ids for stop in self.stops) else text + CUT_OFF
         return replies
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ is written as
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ from preferl.judging.backends import JudgeConfig
 from preferl.judging.judges import PointwiseJudge, load_pointwise_judge
 from preferl.judging.reward_functions import RewardFunction, check_columns, load_function, scores_of_each
 from preferl.judging.utilities import NAMED, WorldUtility, named_utility
+from preferl.models import load
 from preferl.models.attributes import split_mixture
 from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs import distributed
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.objects import object_of
-from preferl.sampling.policy import Responses
+from preferl.sampling.policy import Policy, Responses
 
 JUDGE = "judge:"
 MEMBER = "member-"  # the directories of an ensemble's members
@@ -288,6 +289,38 @@ def check_prompts(scorer: Scorer, prompts: Sequence[Prompt]) -> None:
 def reward_models(scorer: Scorer) -> dict[str, RewardModel]:
     """The reward models inside a scorer, by name."""
     return {name: part for name, part in parts_of(scorer) if isinstance(part, RewardModel)}
+
+
+def tokenizers_of(scorer: Scorer) -> list[Any]:
+    """The tokenizers of the reward models inside a scorer."""
+    return [model.tokenizer for model in reward_models(scorer).values()]
+
+
+def what_was_cut(
+    policies: Iterable[Policy], scorers: Iterable[Scorer]
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """How many prompts policies and how many responses reward models have cut so far, by their names (a
+    summary's ``cut_by_model``; empty for nothing), and that in sentences."""
+    found: dict[str, int] = {}
+    notes = []
+    for policy in policies:
+        name = policy.model.name_or_path
+        if policy.prompts_cut and name not in found:
+            found[name] = policy.prompts_cut
+            notes.append(
+                f"{policy.prompts_cut:,} of {policy.prompts_read:,} prompts were cut: with response_length "
+                f"they exceed the {load.max_positions(policy.model)} positions of '{name}'; they have lost "
+                f"their beginning, a system message first"
+            )
+    for scorer in scorers:
+        for model in reward_models(scorer).values():
+            if model.cut and model.name not in found:
+                found[model.name] = model.cut
+                notes.append(
+                    f"the reward model '{model.name}' read {model.cut:,} of {model.read:,} responses cut: "
+                    f"with their prompts they are longer than {model.max_length} tokens"
+                )
+    return ({"cut_by_model": found} if found else {}), notes
 
 
 SCORERS = (Ensemble, Mixture, ShardedScorer, RewardFunction, RewardModel, PointwiseJudge)

@@ -32,8 +32,9 @@ from preferl.label.project import read_project
 from preferl.label.queue import order_for
 from preferl.label.schema import DATABASE, assignments, items
 from preferl.label.store import Store
+from preferl.models.load import load_tokenizer, read_by
 from preferl.runs import devices
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
@@ -61,7 +62,7 @@ class SimulateConfig(AnnotatorOptions, DeviceOptions):
 
 
 @dataclass(kw_only=True)
-class FeedConfig(SamplingOptions, DataOptions, DeviceOptions):
+class FeedConfig(SamplingOptions, DataOptions, TemplateOptions, DeviceOptions):
     """Options of ``preferl label feed``."""
 
     db: str = DATABASE
@@ -184,6 +185,9 @@ def feed(config: FeedConfig, store: Store) -> None:
 
 def _feed(config: FeedConfig, store: Store, device: torch.device, dtype: torch.dtype) -> None:
     source = sources.load_source(**config.source()).training_on(config.split)
+    source = read_by(source, [load_tokenizer(config.model_name_or_path, config.chat_template_kwargs)])
+    for note in source.notes:
+        say(f"label: {note}")
     upcoming = collect.rounds(source.need("prompts", "train"), config.seed, config.split)
     seen, policy = None, None
     generator = devices.generator(config.seed, "feed", str(store.clock()))
@@ -193,7 +197,10 @@ def _feed(config: FeedConfig, store: Store, device: torch.device, dtype: torch.d
         if missing > 0:
             now = fingerprint(Path(config.model_name_or_path))
             if policy is None or now != seen:
-                policy, seen = Policy.load(config.model_name_or_path, device, dtype), now
+                policy, seen = (
+                    Policy.load(config.model_name_or_path, device, dtype, config.chat_template_kwargs),
+                    now,
+                )
             prompts = list(itertools.islice(upcoming, min(config.batch, missing)))
             found = sample_items(config, policy, prompts, generator)
             new, _ = store.add_items(found)

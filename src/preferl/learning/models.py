@@ -7,7 +7,7 @@ one base    policy, reward model and critic are LoRA weights on one frozen base
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,12 @@ class RlModels:
             load.save(self.critic, tokenizer, path / "value_model")
 
 
-def load_models(options: ModelOptions, critic: bool, device: torch.device) -> tuple[RlModels, Any, Scorer]:
+def load_models(
+    options: ModelOptions,
+    critic: bool,
+    device: torch.device,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[RlModels, Any, Scorer]:
     """Loads everybody: the models, the policy's tokenizer, and the scorer.
 
     Raises:
@@ -162,7 +167,7 @@ def load_models(options: ModelOptions, critic: bool, device: torch.device) -> tu
     name = options.model_name_or_path
     if options.value_model not in VALUE_MODELS:
         raise UsageError(f"value_model '{options.value_model}' is unknown; use {', '.join(VALUE_MODELS)}")
-    policy, tokenizer = load.load_policy(name, device)
+    policy, tokenizer = load.load_policy(name, device, chat_template_kwargs)
     if options.share_base:
         return _on_one_base(options, policy, tokenizer, critic)
     scorer = load_scorer(options.reward_model, device)

@@ -20,7 +20,7 @@ import torch
 
 from preferl.data.records import Comparison, DataError, Rated
 from preferl.data.sources import Part, Source
-from preferl.data.tokens import prompt_ids, response_ids
+from preferl.data.tokens import example_ids, first_tokens, last_tokens
 from preferl.learning.fit import Sums
 from preferl.maths.preference import kto_loss, kto_reference_point, kto_weights
 from preferl.runs import devices
@@ -172,14 +172,14 @@ def encode(
     """A labelled response as token ids; one that was cut off while sampling, or ended by one of
     ``stop_texts``, carries no EOS: the policy did not write one. None where it has no token."""
     ended = row.columns.get("finished", True) and not any(stop in row.response for stop in stop_texts)
-    prompt, response = prompt_ids(tokenizer, row.prompt), response_ids(tokenizer, row.response, ended)
-    kept, (fitting,) = cut_to_fit(prompt, [response], max_length)
+    prompt, response = example_ids(tokenizer, row.prompt, row.response, ended)
+    kept, (fitting,) = cut_to_fit(tokenizer, prompt, [response], max_length)
     cut = len(kept) < len(prompt) or len(fitting) < len(response)
     return EncodedResponse(kept, fitting, bool(row.good), cut) if fitting else None
 
 
 def cut_to_fit(
-    prompt: list[int], responses: Sequence[list[int]], max_length: int
+    tokenizer: Any, prompt: list[int], responses: Sequence[list[int]], max_length: int
 ) -> tuple[list[int], list[list[int]]]:
     """A prompt and responses to it of at most ``max_length`` tokens together: the prompt loses its oldest
     tokens, half of the room at most, then each response its last ones.
@@ -187,9 +187,9 @@ def cut_to_fit(
     All of them follow the same prompt, or their log-ratios would not be of one question.
     """
     longest = max(map(len, responses))
-    kept = prompt[-max(max_length - longest, max_length // 2) :]
+    kept = last_tokens(tokenizer, prompt, max(max_length - longest, max_length // 2))
     room = max_length - len(kept)
-    return kept, [response[:room] for response in responses]
+    return kept, [first_tokens(tokenizer, response, room) for response in responses]
 
 
 def mismatched(prompts: Sequence[Any]) -> list[int]:
@@ -287,7 +287,9 @@ class KtoTask:
         others = mismatched([row.prompt for row in pool])
         found = []
         for row, other in zip(rows, others, strict=False):
-            prompt, (response,) = cut_to_fit(row.prompt, [pool[other].response], self.max_length)
+            prompt, (response,) = cut_to_fit(
+                self.policy.tokenizer, row.prompt, [pool[other].response], self.max_length
+            )
             found.append(EncodedResponse(prompt, response, row.good, False))
         return found
 

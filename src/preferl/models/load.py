@@ -6,26 +6,33 @@ numbers are not used.
 """
 
 import contextlib
+import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
-from preferl.data.tokens import PLAIN_TEMPLATE
+from preferl.data.records import Prompt
+from preferl.data.sources import Source
+from preferl.data.templates import KWARGS, PLAIN_TEMPLATE, RESERVED
+from preferl.data.tokens import coder_of
 from preferl.models.adapters import CONFIG as ADAPTER_FILE
 from preferl.models.adapters import Adapter, find_adapter, merge
+from preferl.models.tiny import CHAT_TEMPLATE
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.files import whole_directory
 from preferl.runs.memory import refuse_too_large
 from preferl.runs.objects import object_of
 from preferl.runs.progress import say
 
-PAD = "<|pad|>"
+PAD, EOS = "<|pad|>", "<|eos|>"
+AS_DIALOGUE = "as_dialogue"  # of a tokenizer's configuration: what was asked for when its model was trained
 
 
 def model_directory(name_or_path: str) -> str:
@@ -36,19 +43,39 @@ def model_directory(name_or_path: str) -> str:
     return str(inside) if (inside / "config.json").exists() else str(name_or_path)
 
 
-def load_tokenizer(name_or_path: str) -> Any:
-    """The tokenizer of a model directory or Hub name; one without a chat template gets a plain one."""
+def load_tokenizer(name_or_path: str, chat_template_kwargs: Mapping[str, Any] | None = None) -> Any:
+    """The tokenizer of a model directory or Hub name; one without a chat template gets a plain one.
+
+    ``chat_template_kwargs`` are what its template is given besides messages, from now on and in every
+    directory that it is saved to; None for what is kept with it.
+
+    Raises:
+        UsageError: there is no such tokenizer, or an argument is none of a template.
+    """
     source = model_directory(name_or_path)
     with named_failures(
         f"no tokenizer could be loaded from '{name_or_path}'",
         "give a directory written by save_pretrained, a stage directory or a Hub name",
     ):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if tokenizer.eos_token_id is None and tokenizer.cls_token_id is None:
-        raise UsageError(f"the tokenizer of '{name_or_path}' has no EOS token; add one to it first")
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
+    set_template_kwargs(tokenizer, chat_template_kwargs)
     return tokenizer
+
+
+def set_template_kwargs(tokenizer: Any, kwargs: Mapping[str, Any] | None) -> None:
+    """What a tokenizer's chat template is given besides messages; None leaves it as it is.
+
+    Raises:
+        UsageError: an argument is none of a template.
+    """
+    if kwargs is None:
+        return
+    taken = sorted(set(kwargs) & set(RESERVED))
+    if taken:
+        raise UsageError(f"{KWARGS} names {', '.join(taken)}, which preferl itself gives to a template")
+    tokenizer.init_kwargs[KWARGS] = dict(kwargs)
 
 
 def load_pretrained(
@@ -198,27 +225,34 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_policy(name_or_path: str, device: torch.device) -> tuple[PreTrainedModel, Any]:
+def load_policy(
+    name_or_path: str, device: torch.device, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> tuple[PreTrainedModel, Any]:
     """A causal language model, in evaluation mode (no dropout anywhere), and its tokenizer.
 
-    The tokenizer has a pad token other than EOS; where one had to be added the embedding grew by a row.
-    A directory of LoRA weights stands for its base with them merged in.
+    The tokenizer has an EOS token, and a pad token other than EOS; where one had to be added the embedding
+    grew by a row. A directory of LoRA weights stands for its base with them merged in.
     """
-    model, tokenizer = _language_model(name_or_path)
+    model, tokenizer = _language_model(name_or_path, chat_template_kwargs)
+    ensure_eos_token(tokenizer, model)
     ensure_pad_token(tokenizer, model)
     return model.to(device).eval(), tokenizer
 
 
-def _language_model(name_or_path: str) -> tuple[PreTrainedModel, Any]:
+def _language_model(
+    name_or_path: str, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> tuple[PreTrainedModel, Any]:
     adapter = find_adapter(model_directory(name_or_path))
     if adapter is not None:
-        return load_adapted(adapter, _language_model)
-    tokenizer = load_tokenizer(name_or_path)
+        return load_adapted(adapter, _language_model, chat_template_kwargs)
+    tokenizer = load_tokenizer(name_or_path, chat_template_kwargs)
     return load_pretrained(AutoModelForCausalLM, name_or_path)[0], tokenizer
 
 
 def load_adapted(
-    adapter: Adapter, load_base: Callable[[str], tuple[PreTrainedModel, Any]]
+    adapter: Adapter,
+    load_base: Callable[[str], tuple[PreTrainedModel, Any]],
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """The base of an adapter with its weights merged in, and the tokenizer: the adapter's own where it brings
     one.
@@ -237,6 +271,7 @@ def load_adapted(
         ) from error
     if adapter.has_tokenizer:
         tokenizer = load_tokenizer(str(adapter.directory))
+    set_template_kwargs(tokenizer, chat_template_kwargs)
     with named_failures(
         f"the adapter weights of '{adapter.source}' could not be merged into their base '{adapter.base}'",
         "give a directory that peft's save_pretrained or preferl's lora_r wrote, and its own base",
@@ -248,8 +283,104 @@ def load_adapted(
     return model, tokenizer
 
 
+def ensure_eos_token(tokenizer: Any, model: PreTrainedModel) -> None:
+    """Gives a tokenizer without EOS one: the first EOS id of the model, else what ends a turn in its chat
+    template, else SEP (tokenizers of BERT's kind), else a new token."""
+    if tokenizer.eos_token_id is not None:
+        return
+    token = next(iter(tokenizer.convert_ids_to_tokens(eos_ids_of(model, tokenizer))), None)
+    token = token or tokenizer.convert_ids_to_tokens(coder_of(tokenizer).end_id or []) or tokenizer.sep_token
+    tokenizer.add_special_tokens({"eos_token": token or EOS})
+    model._preferl_notes = [  # type: ignore[attr-defined]
+        *getattr(model, "_preferl_notes", []),
+        f"the tokenizer names no EOS token: responses end with {tokenizer.eos_token}"
+        + ("" if token else ", which is new and has to be learnt"),
+    ]
+
+
+def eos_ids_of(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """The EOS ids of a model's generation settings that the tokenizer has."""
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        return []
+    found = settings.eos_token_id
+    ids = [] if found is None else [found] if isinstance(found, int) else [int(i) for i in found]
+    known = tokenizer.added_tokens_decoder
+    # Without a file of such settings they are those of the configuration's class, and may be of no token that
+    # ends anything: an ordinary token is believed only from a file.
+    guessed = getattr(settings, "_from_model_config", False)
+    return [i for i in ids if i in known or (i < len(tokenizer) and not guessed)]
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """The tokens that end a response: the tokenizer's EOS, those of the model's generation settings, and the
+    one with which the chat template ends an assistant's turn."""
+    found = [tokenizer.eos_token_id, *eos_ids_of(model, tokenizer), coder_of(tokenizer).end_id]
+    return list(dict.fromkeys(found))
+
+
+def ids_without_text(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """Rows of the model's output that are no token of the tokenizer: vocabularies are padded to round
+    numbers."""
+    output = model.get_output_embeddings()
+    rows = model.config.get_text_config().vocab_size if output is None else output.weight.shape[0]
+    return sorted(set(range(rows)) - set(tokenizer.get_vocab().values()))
+
+
+def mend_generation_settings(model: PreTrainedModel) -> None:
+    """Removes from a model's generation settings what transformers refuses to write: sampling settings beside
+    ``do_sample: false``, which have no effect. A model that cannot be saved is not worth training."""
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        return
+    dropped: list[str] = []
+    plain = GenerationConfig()
+    while (reason := _refused(settings)) is not None:
+        names = [name for name in re.findall(r"`(\w+)`", reason) if name in vars(settings)]
+        name = next((n for n in names if getattr(settings, n) != getattr(plain, n, None)), None)
+        if name is None:  # nothing that could be put right alone
+            model.generation_config = GenerationConfig(
+                **{key: getattr(settings, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            )
+            dropped = ["all settings but the ids of special tokens"]
+            break
+        dropped.append(f"{name} {getattr(settings, name)}")
+        setattr(settings, name, getattr(plain, name, None))
+    if dropped:
+        model._preferl_notes = [  # type: ignore[attr-defined]
+            *getattr(model, "_preferl_notes", []),
+            f"generation_config.json contradicts itself, and transformers would not write it: left out "
+            f"{', '.join(dropped)}; sampling here has options of its own",
+        ]
+
+
+def _refused(settings: GenerationConfig) -> str | None:
+    """Why transformers would not write generation settings; None where it would."""
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def notes_of(model: PreTrainedModel, tokenizer: Any) -> list[str]:
+    """What was mended in a policy or is unusual about it, in sentences."""
+    notes = list(getattr(model, "_preferl_notes", []))
+    stops = stop_ids(model, tokenizer)
+    if len(stops) > 1:
+        notes.append(f"responses end with any of {', '.join(tokenizer.convert_ids_to_tokens(stops))}")
+    blank = ids_without_text(model, tokenizer)
+    if blank:
+        notes.append(
+            f"{len(blank):,} of the model's ids ({blank[0]} to {blank[-1]}) stand for no text in the "
+            f"tokenizer's vocabulary: they are never drawn"
+        )
+    return notes
+
+
 def ensure_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
-    """Gives the tokenizer a pad token that is not EOS and the model a row for it.
+    """Gives the tokenizer a pad token that is not EOS and the model a row for it; the model's generation
+    settings name pad and every EOS id, and can be saved.
 
     With pad = EOS a model never learns to stop, and sequence-classification heads read the token before.
     """
@@ -262,7 +393,51 @@ def ensure_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
         config.pad_token_id = tokenizer.pad_token_id  # a nested text configuration has one of its own
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        stops = stop_ids(model, tokenizer)
+        model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+        mend_generation_settings(model)
+
+
+def reads_dialogue(tokenizer: Any) -> bool:
+    """Whether a plain-text prompt is a user's turn to a model: it has a chat template of its own, neither
+    ours for tokenizers without one nor that of the small models which are made here (both say nothing of what
+    a model was trained on). What was asked for when it was trained stands with the model."""
+    known = tokenizer.init_kwargs.get(AS_DIALOGUE)
+    if known is not None:
+        return bool(known)
+    return tokenizer.chat_template not in (None, PLAIN_TEMPLATE, CHAT_TEMPLATE)
+
+
+def read_by(source: Source, tokenizers: Sequence[Any], others: Sequence[Any] = ()) -> Source:
+    """A data set as models read it (``Source.read_by``), and a note where a template takes no system message.
+
+    Args:
+        source: what was read.
+        tokenizers: of the models that decide what a plain-text prompt is.
+        others: of models that read the prompts too.
+
+    Raises:
+        DataError: no row is left.
+    """
+    templates = [coder_of(tokenizer).template for tokenizer in (*tokenizers, *others)]
+    instruct = bool(tokenizers) and all(map(reads_dialogue, tokenizers))
+
+    def unread(prompt: Prompt) -> str | None:
+        return next(filter(None, (template.unread(prompt) for template in templates)), None)
+
+    found = source.read_by(instruct, unread)
+    if source.asked:  # later stages take it from the model
+        for tokenizer in tokenizers:
+            tokenizer.init_kwargs[AS_DIALOGUE] = source.dialogue
+    asked = [record.prompt for part in found.parts.values() for record in part.prompts]
+    system = sum(any(m["role"] == "system" for m in prompt) for prompt in asked if isinstance(prompt, list))
+    if system and not all(template.takes_system for template in templates):
+        note = (
+            f"{system:,} prompts have a system message, which the chat template does not take: its text is "
+            f"put in front of the first user's"
+        )
+        found = dataclasses.replace(found, notes=[*found.notes, note])
+    return found
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,7 +8,7 @@ models all of them. A directory of LoRA weights stands for its base model with t
 import contextlib
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from preferl.data.records import Prompt
-from preferl.data.tokens import pad, scored_ids
+from preferl.data.records import Prompt, UserTurn
+from preferl.data.tokens import pad, reads_segments, scored_ids
 from preferl.models import heads
 from preferl.models.adapters import Adapter, find_adapter, fused_layers, quiet_peft
 from preferl.models.attributes import (
@@ -34,6 +34,7 @@ from preferl.models.attributes import (
     split_mixture,
 )
 from preferl.models.load import (
+    ensure_eos_token,
     ensure_pad_token,
     load_adapted,
     load_pretrained,
@@ -41,6 +42,7 @@ from preferl.models.load import (
     max_positions,
     model_directory,
     named_failures,
+    reads_dialogue,
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
 from preferl.models.passes import hidden_states, takes
@@ -54,7 +56,11 @@ ADAPTER_NOTES = "preferl.json"
 
 
 def load_reward_model(
-    name_or_path: str, device: torch.device, new_head_allowed: bool = False, pooling: str = "last"
+    name_or_path: str,
+    device: torch.device,
+    new_head_allowed: bool = False,
+    pooling: str = "last",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """A scalar-head model in evaluation mode and its tokenizer.
 
@@ -81,7 +87,7 @@ def load_reward_model(
         raise UsageError(
             f"'{name_or_path}' has one score, which '#{mixture}' cannot be made of; leave it out"
         )
-    tokenizer = load_tokenizer(name_or_path)
+    tokenizer = load_tokenizer(name_or_path, chat_template_kwargs)
     saved_pooling = _saved_pooling(source)
     if new_head_allowed and pooling == "last":
         refuse_family_without_scores(name_or_path)
@@ -112,6 +118,8 @@ def load_reward_model(
 def ready(model: PreTrainedModel, tokenizer: Any, device: torch.device) -> tuple[PreTrainedModel, Any]:
     """A model as scores are asked of it, and its tokenizer: with padding, in evaluation mode, and knowing
     behind which token a pair's second text begins where the encoder reads it by embeddings of its own."""
+    if not reads_segments(tokenizer):
+        ensure_eos_token(tokenizer, model)
     ensure_pad_token(tokenizer, model)
     types = tokenizer("a", "b").get("token_type_ids") if takes(model, "token_type_ids") else None
     if types and max(types) and getattr(model.config, "type_vocab_size", 0) > 1:
@@ -394,6 +402,7 @@ class RewardModel:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         limits = [limit for limit in (max_positions(model), max_length) if limit]
         self.max_length = min(limits, default=None)
+        self.read = self.cut = 0  # how many responses, and how many of them were longer than max_length
 
     @classmethod
     def load(cls, name_or_path: str, device: str = "auto") -> Self:
@@ -410,6 +419,14 @@ class RewardModel:
         return str(getattr(self.model, "name_or_path", "") or "reward model")
 
     def encode(self, prompt: Prompt, completion: str, finished: bool = True) -> list[int]:
+        """Token ids of a prompt and a completion, cut to ``max_length``; counts what was cut."""
+        if isinstance(prompt, UserTurn) and prompt.by_template and not reads_dialogue(self.tokenizer):
+            prompt = prompt.text  # another model's template made a turn of it
+        ids = scored_ids(self.tokenizer, prompt, completion, finished, None)
+        self.read += 1
+        if self.max_length is None or len(ids) <= self.max_length:
+            return ids
+        self.cut += 1
         return scored_ids(self.tokenizer, prompt, completion, finished, self.max_length)
 
     @torch.no_grad()

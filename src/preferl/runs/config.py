@@ -91,8 +91,9 @@ class DataOptions(ReadOptions):
     """Plain-text corpora: the response ends with the last sentence within so many words."""
     max_prompt_words: Count | None = None
     """Leave out prompts longer than this (counted in the report)."""
-    as_dialogue: bool = False
-    """Read a plain-text prompt as the user's turn of a dialogue, for models with a chat template."""
+    as_dialogue: bool | None = None
+    """Read a plain-text prompt as the user's turn of a dialogue. By default where the model that answers, or
+    the reward model that is trained or audited, has a chat template of its own; texts never are one."""
     split_shares: list[Share] = field(default_factory=lambda: [0.8, 0.1, 0.1])
     """Shares of train, dev and eval of a data set without splits of its own."""
     split_by: str = "prompt"
@@ -112,6 +113,13 @@ class DataOptions(ReadOptions):
     def source_of(self, name: str) -> dict[str, Any]:
         """The same for another data set beside it, which names its own configuration and revision."""
         return self.source() | {"name": name, "config_name": None, "revision": None}
+
+
+@dataclass(kw_only=True)
+class TemplateOptions:
+    chat_template_kwargs: dict[str, Any] | None = None
+    """What the chat template is given besides messages, as ``{"enable_thinking": false}``; ``chat_template``
+    names one of several. Kept with a model that is saved, whose own are the default."""
 
 
 @dataclass(kw_only=True)

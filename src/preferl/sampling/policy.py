@@ -1,7 +1,8 @@
 """One policy: a language model that writes responses to prompts and says how likely responses are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from preferl.data.records import Prompt, PromptRecord, columns_of
-from preferl.data.tokens import prompt_ids
+from preferl.data.tokens import last_tokens, prompt_ids
 from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.config import SamplingOptions
@@ -85,26 +86,39 @@ class Policy:
         engine: SamplingEngine | None = None,
     ):
         self.model, self.tokenizer, self.dtype, self.engine = model, tokenizer, dtype, engine
+        self.prompts_read = self.prompts_cut = 0  # how many there were, and how many did not fit
 
     @classmethod
     def load(
-        cls, name_or_path: str, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+        cls,
+        name_or_path: str,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """A policy from a stage's directory, a model directory or a Hub name, in evaluation mode.
+
+        Args:
+            name_or_path: where it is.
+            device: where it computes.
+            dtype: to compute in.
+            chat_template_kwargs: what its chat template is given besides messages, as ``enable_thinking``; by
+                default what is kept with the model.
 
         Raises:
             UsageError: there is no such model, device or dtype.
         """
         place = device if isinstance(device, torch.device) else devices.chosen_device(device)
         kind = dtype if isinstance(dtype, torch.dtype) else devices.chosen_dtype(dtype, str(place))
-        return cls(*load.load_policy(name_or_path, place), kind)
+        return cls(*load.load_policy(name_or_path, place, chat_template_kwargs), kind)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
     def sampling(self, options: SamplingOptions) -> Sampling:
-        """How tokens are drawn with these options: pad never, EOS ends a response.
+        """How tokens are drawn with these options: pad never, nor an id without text; every EOS id and the
+        token with which the chat template ends a turn end a response.
 
         Raises:
             UsageError: a stop text makes no sense.
@@ -114,10 +128,26 @@ class Policy:
         return Sampling(
             temperature=options.temperature,
             response_length=options.response_length,
-            suppressed=(self.tokenizer.pad_token_id,),
-            stop=(self.tokenizer.eos_token_id,),
+            suppressed=self._suppressed,
+            stop=self._stop,
             stop_texts=tuple(options.stop_sequences),
         )
+
+    @cached_property
+    def _stop(self) -> tuple[int, ...]:
+        return tuple(load.stop_ids(self.model, self.tokenizer))
+
+    @cached_property
+    def _suppressed(self) -> tuple[int, ...]:
+        pad_id = self.tokenizer.pad_token_id
+        # A pad token that is one of a model's EOS ids (Qwen's instruct models) may be drawn, as an end.
+        pad = () if pad_id in self._stop else (pad_id,)
+        return (*pad, *load.ids_without_text(self.model, self.tokenizer))
+
+    @property
+    def notes(self) -> list[str]:
+        """What was mended or is unusual about the model, in sentences."""
+        return load.notes_of(self.model, self.tokenizer)
 
     def prompt_tokens(self, prompts: Sequence[Prompt], response_length: int) -> list[list[int]]:
         """Token ids of prompts; where prompt and response exceed the model's positions the prompt loses its
@@ -135,7 +165,9 @@ class Policy:
             raise UsageError(
                 f"response_length {response_length} leaves no room in the model's {limit} positions; lower it"
             )
-        return [row[-room:] for row in rows]
+        self.prompts_read += len(rows)
+        self.prompts_cut += sum(len(row) > room for row in rows)
+        return [last_tokens(self.tokenizer, row, room) for row in rows]
 
     def respond(
         self,

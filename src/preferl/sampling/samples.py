@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from preferl.data.tokens import pad
+from preferl.data.tokens import pad, written_text
 
 TENSORS = ("tokens_BS", "prompt_mask_BP", "mask_BT", "logp_BT", "finished_B")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: softmax(logits / temperature), with ``suppressed`` ids (pad) impossible.
+    """How tokens are drawn: softmax(logits / temperature), with ``suppressed`` ids (pad, and those that stand
+    for no text) impossible.
 
     ``stop`` ids (EOS) end a response, and so do ``stop_texts`` (``cut_at_stop``). No top-k or top-p:
     a truncated distribution makes KL negative.
@@ -27,6 +28,11 @@ class Sampling:
     suppressed: tuple[int, ...]
     stop: tuple[int, ...]
     stop_texts: tuple[str, ...] = ()
+
+    @property
+    def fill_id(self) -> int:
+        """What stands where there is no token; masks say where that is."""
+        return (*self.suppressed, *self.stop)[0]
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def joined(parts: Sequence[Samples]) -> Samples:
     first = parts[0]
     P = max(part.prompt_width for part in parts)
     T = max(part.mask_BT.shape[1] for part in parts)
-    pad_id = first.sampling.suppressed[0]
+    pad_id = first.sampling.fill_id
     columns: dict[str, list[torch.Tensor]] = {name: [] for name in TENSORS}
     for part in parts:
         before, after = P - part.prompt_width, T - part.mask_BT.shape[1]
@@ -162,7 +168,7 @@ def cut_at_stop(samples: Samples, tokenizer: Any) -> Samples:
     width = int(mask_BT.sum(-1).max())
     tokens_BS = samples.tokens_BS.clone()
     after_BT = mask_BT == 0
-    tokens_BS[:, samples.prompt_width :][after_BT] = samples.sampling.suppressed[0]
+    tokens_BS[:, samples.prompt_width :][after_BT] = samples.sampling.fill_id
     return dataclasses.replace(
         samples,
         tokens_BS=tokens_BS[:, : samples.prompt_width + width],
@@ -173,10 +179,17 @@ def cut_at_stop(samples: Samples, tokenizer: Any) -> Samples:
 
 
 def decode(tokenizer: Any, samples: Samples) -> list[str]:
-    """Responses as text, EOS and padding left out; other special tokens stay visible."""
+    """Responses as text, what ended them and padding left out; other special tokens stay visible."""
     ends = set(samples.sampling.stop) | set(samples.sampling.suppressed)
-    rows = []
-    for tokens, mask in zip(samples.response_BT.tolist(), samples.mask_BT.tolist(), strict=True):
+    rows = zip(
+        samples.response_BT.tolist(),
+        samples.mask_BT.tolist(),
+        samples.tokens_BS[:, samples.prompt_width - 1].tolist(),
+        samples.finished_B.tolist(),
+        strict=True,
+    )
+    texts = []
+    for tokens, mask, before, finished in rows:
         written = [token for token, real in zip(tokens, mask, strict=True) if real and token not in ends]
-        rows.append(written)
-    return tokenizer.batch_decode(rows, skip_special_tokens=False)
+        texts.append(written_text(tokenizer, written, before, finished))
+    return texts

@@ -23,13 +23,14 @@ from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.features import PhraseOptions
 from preferl.evaluation.scored import ScoredPairs, quality_of, scores_of
 from preferl.judging.backends import parse_judge
-from preferl.judging.scorers import JUDGE, load_scorer, reward_models
+from preferl.judging.scorers import JUDGE, load_scorer, reward_models, tokenizers_of, what_was_cut
 from preferl.learning.attributes import logits_of_pairs, logits_of_rated
+from preferl.models import load
 from preferl.models.attributes import attributes_of, chosen_mixture, split_mixture
 from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, configuration, load_attribute_model, saved_attributes
 from preferl.runs.checkpoint import Parts
-from preferl.runs.config import DataOptions, DeviceOptions
+from preferl.runs.config import DataOptions, DeviceOptions, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
@@ -43,7 +44,7 @@ SIDES = ("chosen", "rejected")
 
 
 @dataclass(kw_only=True)
-class AuditConfig(PhraseOptions, DataOptions, DeviceOptions):
+class AuditConfig(PhraseOptions, DataOptions, TemplateOptions, DeviceOptions):
     """Options of the audit stage."""
 
     output_dir: str = "runs/audit"
@@ -71,13 +72,17 @@ def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Call
         source = sources.load_source(**config.source()).measured_on(config.split)
         heads = heads_of(config.reward_model)
         source = with_mixed_pairs(source, config.reward_model, heads)
+        source.need("pairs", "eval")
+        scorer = load_scorer(config.reward_model, stage.device)
+        for tokenizer in tokenizers_of(scorer):
+            load.set_template_kwargs(tokenizer, config.chat_template_kwargs)
+        source = load.read_by(source, tokenizers_of(scorer))
         pairs = source.need("pairs", "eval")[: config.max_pairs]
         check_category(pairs, config)
         train_pairs: Sequence[Pair] = ()
         if config.train_dataset_name:
             training = sources.load_source(**config.source_of(config.train_dataset_name))
-            train_pairs = training.need("pairs", "train")
-        scorer = load_scorer(config.reward_model, stage.device)
+            train_pairs = load.read_by(training, tokenizers_of(scorer)).need("pairs", "train")
         stage.begin(source.notes)
         by_attribute: list[Measures] = []
         if heads:
@@ -167,7 +172,11 @@ def audit(
     )
     say_result(found)
     quality = quality_of(scored.gap_N, pairs, config.seed)
+    cut, notes = what_was_cut([], [scorer])
+    for note in notes:
+        stage.say(note)
     stage.finish(
+        **cut,
         reward=config.reward_model,
         reward_models=list(reward_models(scorer)),
         scale=scale,

@@ -25,11 +25,19 @@ import torch
 from preferl.data import formats, sources
 from preferl.data.records import DataError, Demonstration, Prompt, PromptRecord, prompt_key, prompt_text
 from preferl.data.types import Scorer
-from preferl.judging.scorers import check_prompts, load_scorer, reward_models, score_responses
+from preferl.judging.scorers import (
+    check_prompts,
+    load_scorer,
+    reward_models,
+    score_responses,
+    tokenizers_of,
+    what_was_cut,
+)
 from preferl.maths.kl import best_of_n_kl_bound
+from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import seen_from
@@ -44,7 +52,7 @@ LOGGED = 20  # prompts of each split in samples.jsonl
 
 
 @dataclass(kw_only=True)
-class BestOfConfig(SamplingOptions, DataOptions, SplitOption, DeviceOptions):
+class BestOfConfig(SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions):
     """Options of the best_of stage."""
 
     output_dir: str = "runs/best_of"
@@ -105,13 +113,16 @@ def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
-        prompts, notes = prompts_to_answer(source, config)
-        policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
+        policy = Policy.load(
+            config.model_name_or_path, stage.device, stage.dtype, config.chat_template_kwargs
+        )
         scorer = load_scorer(config.reward_model, stage.device)
+        source = load.read_by(source, [policy.tokenizer], tokenizers_of(scorer))
+        prompts, notes = prompts_to_answer(source, config)
         gold = load_scorer(config.gold, stage.device) if config.gold else None
         for who in filter(None, (scorer, gold)):
             check_prompts(who, [record.prompt for records in prompts.values() for record in records])
-        stage.begin(notes)
+        stage.begin([*notes, *policy.notes])
         came_from = {"train": config.split or ("rl" if source["rl"].prompts else "train"), "dev": "dev"}
         choose_best(policy, scorer, gold, prompts, came_from, config, stage)
     return stage.path
@@ -152,7 +163,11 @@ def choose_best(
             stage.log_samples(examples(rows, split))
     say_result(summary, config)
     responses = config.num_generations * sum(map(len, prompts.values()))
+    cut, notes = what_was_cut([policy], [scorer, *([gold] if gold else [])])
+    for note in notes:
+        stage.say(note)
     stage.finish(
+        **cut,
         num_generations=config.num_generations,
         splits=summary,
         kl_bound=kl_bound(config),

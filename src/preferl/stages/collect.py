@@ -35,10 +35,11 @@ from preferl.evaluation.selection import matched, most_contradictory
 from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
 from preferl.judging.backends import parse_judge
 from preferl.judging.judges import JudgedPairs, PairwiseJudge, keep_replies
-from preferl.judging.scorers import JUDGE, check_prompts, load_scorer, scored
+from preferl.judging.scorers import JUDGE, check_prompts, load_scorer, scored, what_was_cut
+from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import seen_from
@@ -66,7 +67,7 @@ class PairCounts(RangedOptions):
 
 
 @dataclass(kw_only=True)
-class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, DeviceOptions):
+class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, TemplateOptions, DeviceOptions):
     """Options of the collect stage."""
 
     output_dir: str = "runs/collect"
@@ -113,6 +114,7 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
         misled = load_scorer(config.adversarial, stage.device) if config.adversarial else None
         older = sources.load_source(config.add_to) if config.add_to else None
         asked = annotator if isinstance(annotator, PairwiseJudge) else annotator.utility
+        cut: dict[str, Any] = {}
         if config.responses_file:
             candidates, note = read_candidates(Path(config.responses_file), config)
             for made in candidates.values():
@@ -120,16 +122,21 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
             stage.begin([note])
         else:
             assert config.model_name_or_path
-            policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
-            source = sources.load_source(**config.source())
+            policy = Policy.load(
+                config.model_name_or_path, stage.device, stage.dtype, config.chat_template_kwargs
+            )
+            source = load.read_by(sources.load_source(**config.source()), [policy.tokenizer])
             source.need("prompts", "train")
             prompts = {split: source[split].prompts for split in SPLITS}
             for records in prompts.values():
                 check_prompts(asked, [record.prompt for record in records])
-            stage.begin(source.notes)
+            stage.begin([*source.notes, *policy.notes])
             candidates = sample_candidates(policy, prompts, config, stage)
+            cut, notes = what_was_cut([policy], [])
+            for note in notes:
+                stage.say(note)
         keep_replies(asked, Parts(stage.state, stage.owner))
-        compare(candidates, annotator, misled, older, config, stage)
+        compare(candidates, annotator, misled, older, config, stage, cut)
     return stage.path
 
 
@@ -140,6 +147,7 @@ def compare(
     older: sources.Source | None,
     config: CollectConfig,
     stage: Stage,
+    cut: dict[str, Any] | None = None,
 ) -> None:
     """Lets the annotator compare the candidates of every split, and finishes the stage.
 
@@ -150,6 +158,7 @@ def compare(
         older: comparisons to which these are added.
         config: the options.
         stage: where they are written.
+        cut: what did not fit while they were sampled, for the summary.
     """
     summary: dict[str, Any] = {}
     for split, rows in candidates.items():
@@ -180,7 +189,7 @@ def compare(
     if isinstance(annotator, PairwiseJudge):
         counts["judge"] = dataclasses.asdict(annotator.counts)
         stage.say("the judge: " + ", ".join(f"{n} {name}" for name, n in counts["judge"].items()))
-    stage.finish(splits=summary, annotator=config.annotator, **counts)
+    stage.finish(splits=summary, annotator=config.annotator, **counts, **(cut or {}))
 
 
 def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> None:

@@ -25,15 +25,16 @@ import torch
 from preferl.data import sources
 from preferl.data.records import DataError, Pair, PromptRecord, prompt_text
 from preferl.data.sources import Source
-from preferl.data.tokens import prompt_ids, response_ids
+from preferl.data.tokens import example_ids, rendering_notes
 from preferl.evaluation.scored import accuracy_of
+from preferl.judging.scorers import what_was_cut
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
 from preferl.learning.unpaired import KtoOptions, KtoTask, ResponseSplits, cut_to_fit, read_responses
 from preferl.maths import preference
 from preferl.models import load
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.ranges import Count, ErrorRate, Natural, NonNegative, Positive, Several
 from preferl.runs.stage import Callback, Stage
@@ -50,7 +51,9 @@ MAX_FIRST_LOG_RATIO = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 
 @dataclass(kw_only=True)
-class DpoConfig(KtoOptions, FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
+class DpoConfig(
+    KtoOptions, FitOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions
+):
     """Options of the dpo stage."""
 
     output_dir: str = "runs/dpo"
@@ -122,8 +125,11 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
-        policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
-        reference = Policy.load(config.ref_model or config.model_name_or_path, stage.device, stage.dtype)
+        policy, reference = (
+            Policy.load(name, stage.device, stage.dtype, config.chat_template_kwargs)
+            for name in (config.model_name_or_path, config.ref_model or config.model_name_or_path)
+        )
+        source = load.read_by(source, [policy.tokenizer])
         check_vocabulary(policy, reference, config)
         if config.loss_type == KTO:
             limit = fitting_length(config, policy, reference)
@@ -132,7 +138,8 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
         else:
             data = read_pairs(config, source, policy, reference)
             notes = notes_of(data.counts)
-        saved = stage.begin([*source.notes, *notes])
+        told = [*policy.notes, *notes, *rendering_notes(policy.tokenizer)]
+        saved = stage.begin([*source.notes, *told])
         train(policy, reference, data, source.dev.prompts[: config.check_samples], config, stage, saved)
     return stage.path
 
@@ -190,7 +197,11 @@ def train(
         checks.insert(
             0, f"log-ratios before the first update within {MAX_FIRST_LOG_RATIO[policy.dtype]:.0e} of 0"
         )
+    cut, notes = what_was_cut([policy], [])
+    for note in notes:
+        stage.say(note)
     stage.finish(
+        **cut,
         **{data.unit: len(data.train)},
         updates=fitted.step,
         **data.counts,
@@ -336,16 +347,16 @@ def encode(tokenizer: Any, row: Pair, max_length: int, stop_texts: Sequence[str]
     None where the two responses are the same tokens, as after cutting, or one has none: their log-ratios
     could teach nothing.
     """
-    prompt = prompt_ids(tokenizer, row.prompt)
-    chosen, rejected = (
-        response_ids(
+    (prompt, chosen), (_, rejected) = (
+        example_ids(
             tokenizer,
+            row.prompt,
             text,
             row.columns.get(f"finished_{side}", True) and not any(stop in text for stop in stop_texts),
         )
         for side, text in (("chosen", row.chosen), ("rejected", row.rejected))
     )
-    kept, (fit_chosen, fit_rejected) = cut_to_fit(prompt, [chosen, rejected], max_length)
+    kept, (fit_chosen, fit_rejected) = cut_to_fit(tokenizer, prompt, [chosen, rejected], max_length)
     whole = (kept, fit_chosen, fit_rejected) == (prompt, chosen, rejected)
     pair = EncodedPair(kept, fit_chosen, fit_rejected, not whole)
     return pair if pair.chosen and pair.rejected and pair.chosen != pair.rejected else None

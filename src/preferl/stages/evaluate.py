@@ -29,11 +29,20 @@ from preferl.evaluation.pool import Pool
 from preferl.evaluation.scored import ScoredPairs, scores_of
 from preferl.judging.backends import JudgeConfig, parse_judge
 from preferl.judging.judges import keep_replies, load_pairwise_judge
-from preferl.judging.scorers import check_prompts, load_scorer, reward_models, score_responses, scored
+from preferl.judging.scorers import (
+    check_prompts,
+    load_scorer,
+    reward_models,
+    score_responses,
+    scored,
+    tokenizers_of,
+    what_was_cut,
+)
 from preferl.learning.rollout import Shaping
+from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts, below
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import names_in
@@ -59,7 +68,9 @@ SHAPING = ("reward_clip", "length_penalty", "missing_eos_penalty", "replace_miss
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(PhraseOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
+class EvaluateConfig(
+    PhraseOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions
+):
     """Options of the evaluate stage."""
 
     output_dir: str = "runs/evaluate"
@@ -97,13 +108,17 @@ def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[C
             return stage.path
         source = sources.load_source(**config.source()).measured_on(config.split)
         source.need("prompts", "eval")
-        policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
-        reference = Policy.load(config.ref_model, stage.device, stage.dtype)
+        policy, reference = (
+            Policy.load(name, stage.device, stage.dtype, config.chat_template_kwargs)
+            for name in (config.model_name_or_path, config.ref_model)
+        )
         named = {"score": config.reward_model, "gold": config.gold, "held_out": config.held_out_reward}
         scorers = {measure: load_scorer(name, stage.device) for measure, name in named.items() if name}
+        others = [tokenizer for scorer in scorers.values() for tokenizer in tokenizers_of(scorer)]
+        source = load.read_by(source, [policy.tokenizer], [reference.tokenizer, *others])
         for scorer in scorers.values():
             check_prompts(scorer, [record.prompt for record in source.eval.prompts])
-        stage.begin([*source.notes, *trained_on_these(config)])
+        stage.begin([*source.notes, *policy.notes, *trained_on_these(config)])
         evaluate(policy, reference, source, scorers, config, stage)
     return stage.path
 
@@ -200,7 +215,11 @@ def evaluate(
     say_result(policies, against)
     for row in of_pool["best_of"]:
         say_best_of(row, spent=of_pool["cost"]["training_total"])
+    cut, notes = what_was_cut([policy, reference], scorers.values())
+    for note in notes:
+        stage.say(note)
     stage.finish(
+        **cut,
         prompts=len(prompts),
         trained_on=source.eval is source.train,
         num_generations=config.num_generations,

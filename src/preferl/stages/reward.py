@@ -35,7 +35,7 @@ from preferl.evaluation.attributes import attribute_measures
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.baselines import baselines
 from preferl.evaluation.scored import ScoredPairs, accuracy_of, quality_of, scores_of
-from preferl.judging.scorers import MEMBER, ShardedScorer, load_scorer, scored
+from preferl.judging.scorers import MEMBER, ShardedScorer, load_scorer, scored, what_was_cut
 from preferl.learning.attributes import (
     Attributes,
     attributes_in,
@@ -66,7 +66,7 @@ from preferl.models.reward import (
 )
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.ranges import (
     Count,
@@ -89,7 +89,7 @@ FEWEST_SAMPLES = 32  # of the reference policy, for the mean and standard deviat
 
 
 @dataclass(kw_only=True)
-class RewardConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
+class RewardConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions):
     """Options of the reward stage."""
 
     output_dir: str = "runs/reward"
@@ -170,6 +170,11 @@ class Encoded:
     ranks: list[int]
     scores: list[float] | None
 
+    @property
+    def differs(self) -> bool:
+        """Whether there is anything to learn: responses of unlike rank that are unlike, or a tie."""
+        return len(set(self.ranks)) == 1 or any(row != self.rows[0] for row in self.rows)
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -243,16 +248,18 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         refuse_mixture(config)
         for split in ("train", "dev", "eval"):
             source.need("pairs", split)
-        saved = stage.begin(source.notes, keep=MEMBER)
+        kwargs, name = config.chat_template_kwargs, config.model_name_or_path
         if config.num_members > 1:
+            source = load.read_by(source, [load.load_tokenizer(name, kwargs)])
+            stage.begin(source.notes, keep=MEMBER)
             trained = train_members(config, stage)
         else:
-            model, tokenizer = load_reward_model(
-                config.model_name_or_path, stage.device, True, config.pooling
-            )
+            model, tokenizer = load_reward_model(name, stage.device, True, config.pooling, kwargs)
+            source = load.read_by(source, [tokenizer])
+            saved = stage.begin(source.notes, keep=MEMBER)
             policy = None
             if config.reference_policy:
-                policy = Policy.load(config.reference_policy, stage.device, stage.dtype)
+                policy = Policy.load(config.reference_policy, stage.device, stage.dtype, kwargs)
             trained = train(RewardModel(model, tokenizer), source, config, stage, saved, policy)
         report(trained, source, config, stage)
     return stage.path
@@ -271,15 +278,18 @@ def run_attributes(source: Source, config: RewardConfig, stage: Stage) -> None:
     weights = given_mixture(config, attributes)
     pairs_of = source
     if config.mixture_dataset_name is not None:
-        pairs_of = sources.load_source(**config.source() | {"name": config.mixture_dataset_name})
+        pairs_of = sources.load_source(**config.source_of(config.mixture_dataset_name))
         pairs_of.need("pairs", "train")
-    saved = stage.begin([*source.notes, *attributes.notes])
+    kwargs = config.chat_template_kwargs
     policy = None
     if config.reference_policy:
-        policy = Policy.load(config.reference_policy, stage.device, stage.dtype)
+        policy = Policy.load(config.reference_policy, stage.device, stage.dtype, kwargs)
     model, tokenizer = new_attribute_model(
         config.model_name_or_path, stage.device, attributes.names, config.pooling
     )
+    load.set_template_kwargs(tokenizer, kwargs)
+    source, pairs_of = (load.read_by(data, [tokenizer]) for data in (source, pairs_of))
+    saved = stage.begin([*source.notes, *attributes.notes])
     model.get_input_embeddings().requires_grad_(config.train_embeddings)
     scorer = RewardModel(model, tokenizer, max_length=config.max_length)
     stage.say(
@@ -574,7 +584,11 @@ def report(
     )
     trained_on = {split: trained_on_too(source, split) for split in ("dev", "eval")}
     say_quality(quality, stage, trained_on["eval"] == len(source.eval.pairs))
+    cut, notes = what_was_cut([], [scorer])
+    for note in notes:
+        stage.say(note)
     stage.finish(
+        **cut,
         train_pairs=len(train_pairs),
         **trained.summary,
         **{f"eval/{name}": value for name, value in quality.items()},
@@ -677,7 +691,25 @@ def optimise(
     how many sequences were read."""
     model, tokenizer = scorer.model, scorer.tokenizer
     rng = random.Random(devices.derived_seed(config.seed, "reward", "batches"))
+    before = scorer.cut
     encoded = [encode(scorer, ranking, rng) for ranking in comparisons]
+    differing = [comparison for comparison in encoded if comparison.differs]
+    if not differing:
+        raise DataError(
+            f"'{config.dataset_name}' has no comparison whose responses differ within max_length "
+            f"({scorer.max_length}); raise it, or look at the data"
+        )
+    if len(differing) < len(encoded):
+        stage.say(
+            f"left out {len(encoded) - len(differing):,} of {len(encoded):,} comparisons: their responses "
+            f"are the same tokens, as after cutting to max_length ({scorer.max_length})"
+        )
+    if scorer.cut > before:
+        stage.say(
+            f"{scorer.cut - before:,} of {sum(len(c.rows) for c in encoded):,} responses were cut with their "
+            f"prompts to max_length ({scorer.max_length})"
+        )
+    encoded = differing
     batches = plan_batches([max(map(len, comparison.rows)) for comparison in encoded], config, rng)
     packed = can_pack(model)
 

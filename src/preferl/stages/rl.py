@@ -27,7 +27,14 @@ from preferl.data.records import PromptRecord
 from preferl.data.types import Scorer
 from preferl.evaluation.features import PhraseOptions, sign_functions
 from preferl.judging.reward_functions import RewardLog
-from preferl.judging.scorers import ShardedScorer, check_prompts, load_scorer, reward_models
+from preferl.judging.scorers import (
+    ShardedScorer,
+    check_prompts,
+    load_scorer,
+    reward_models,
+    tokenizers_of,
+    what_was_cut,
+)
 from preferl.learning import monitor, rollout
 from preferl.learning.algorithms import (
     GrpoOptions,
@@ -55,7 +62,7 @@ from preferl.runs.checkpoint import (
     restore_random_state,
     restore_schedule,
 )
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps, say
@@ -81,6 +88,7 @@ class RlConfig(
     SamplingOptions,
     DataOptions,
     SplitOption,
+    TemplateOptions,
     DeviceOptions,
 ):
     """Options of the rl stage."""
@@ -165,16 +173,17 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
         critic = find_algorithm(config.algorithm).critic
-        models, tokenizer, scorer = load_models(config, critic, stage.device)
+        models, tokenizer, scorer = load_models(config, critic, stage.device, config.chat_template_kwargs)
         gold = load_scorer(config.gold, stage.device) if config.gold else None
         annotator = gold
         if config.annotator and config.annotator != config.gold and config.check_reward_every:
             annotator = load_scorer(config.annotator, stage.device)
+        source = load.read_by(source, [tokenizer], tokenizers_of(scorer))
         prompts = source.prompts or source.need("prompts", "train")
         held_out = source[config.eval_split].prompts[: config.eval_prompts]
         for who in filter(None, (scorer, gold, annotator)):
             check_prompts(who, [record.prompt for record in (*prompts, *held_out)])
-        saved = stage.begin(source.notes)
+        saved = stage.begin([*source.notes, *load.notes_of(models.policy, tokenizer)])
         engine = CachedEngine(models.policy, tokenizer.pad_token_id, config.sampling_batch_size, stage.dtype)
         policy = Policy(models.policy, tokenizer, stage.dtype, engine)
         trainer = Trainer(
@@ -240,7 +249,11 @@ def train(
     if not config.ref_model:
         checks.append(f"KL of the first batch below {MAX_FIRST_KL[dtype]:.0e} nats per response")
     checks.append("weights of " + " and ".join(hashes) + " unchanged")
+    cut, notes = what_was_cut([trainer.policy], [scorer])
+    for note in notes:
+        stage.say(note)
     stage.finish(
+        **cut,
         algorithm=config.algorithm,
         iterations=config.iterations,
         episodes=config.iterations * config.batch_size,

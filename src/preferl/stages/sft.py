@@ -17,14 +17,15 @@ import torch
 from torch.nn import functional as F
 
 from preferl.data import sources
-from preferl.data.records import Demonstration, prompt_text
+from preferl.data.records import DataError, Demonstration, prompt_text
 from preferl.data.sources import Source
-from preferl.data.tokens import pad, prompt_ids, response_ids
+from preferl.data.tokens import example_ids, first_tokens, last_tokens, pad, rendering_notes
+from preferl.judging.scorers import what_was_cut
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
 from preferl.models import load, tiny
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.memory import refuse_too_large
@@ -36,7 +37,7 @@ IGNORED = -100  # label of positions that carry no loss
 
 
 @dataclass(kw_only=True)
-class SftConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
+class SftConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions):
     """Options of the sft stage."""
 
     output_dir: str = "runs/sft"
@@ -78,7 +79,8 @@ def run(config: SftConfig, fresh: bool | str = False, callbacks: Sequence[Callba
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
         policy = starting_policy(config, source, stage)
-        saved = stage.begin(source.notes)
+        source = load.read_by(source, [policy.tokenizer])
+        saved = stage.begin([*source.notes, *policy.notes])
         train(policy, source, config, stage, saved)
     return stage.path
 
@@ -96,7 +98,7 @@ def check_options(config: SftConfig) -> None:
 def starting_policy(config: SftConfig, source: Source, stage: Stage) -> Policy:
     """The model to fine-tune, or a new one with a tokenizer trained on the demonstrations."""
     if config.model_name_or_path:
-        return Policy.load(config.model_name_or_path, stage.device, stage.dtype)
+        return Policy.load(config.model_name_or_path, stage.device, stage.dtype, config.chat_template_kwargs)
     rows = source.need("demonstrations", "train")
     texts = [text for row in rows for text in (prompt_text(row.prompt), row.response)]
     tokenizer = tiny.train_tokenizer(texts, config.vocab_size)
@@ -110,9 +112,18 @@ def train(
     policy: Policy, source: Source, config: SftConfig, stage: Stage, saved: Checkpoint | None = None
 ) -> None:
     """Fine-tunes the policy in place on the source's demonstrations and finishes the stage."""
-    rows = encode(policy.tokenizer, source.need("demonstrations", "train"), config.max_length)
-    held_out = encode(policy.tokenizer, source.dev.demonstrations, config.max_length)
-    held_out = held_out[: config.eval_rows]
+    limits = [config.max_length, load.max_positions(policy.model)]
+    max_length = min(limit for limit in limits if limit is not None)
+    encoded = encode(policy.tokenizer, source.need("demonstrations", "train"), max_length)
+    rows, cuts = encoded.rows, encoded.counts
+    held_out = encode(policy.tokenizer, source.dev.demonstrations[: config.eval_rows], max_length).rows
+    if not rows:
+        raise DataError(
+            f"no demonstration of '{source.name}' has a token of its response within "
+            f"max_length ({max_length})"
+        )
+    for note in [*cut_notes(cuts, len(rows), max_length), *rendering_notes(policy.tokenizer)]:
+        stage.say(note)
     stage.say(f"{load.parameter_count(policy.model):,} parameters, {len(rows):,} demonstrations")
 
     def loss_of(part: Sequence[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,12 +155,18 @@ def train(
     batches = plan_batches([len(ids) for ids, _ in rows], config, rng)
     fitted = fit(objective, batches, config, stage, saved)
     save(policy, stage)
+    checked = check(policy, source, config, stage)
+    cut, notes = what_was_cut([policy], [])
+    for note in notes:
+        stage.say(note)
     stage.finish(
+        **cut,
         parameters=load.parameter_count(policy.model),
         demonstrations=len(rows),
+        **{name: n for name, n in cuts.items() if n},
         updates=fitted.step,
         **fitted.last,
-        **check(policy, source, config, stage),
+        **checked,
     )
 
 
@@ -158,20 +175,49 @@ def save(policy: Policy, stage: Stage) -> None:
     policy.save(stage.model)
 
 
-def encode(
-    tokenizer: Any, demonstrations: Sequence[Demonstration], max_length: int
-) -> list[tuple[list[int], int]]:
+@dataclass(frozen=True)
+class Encoded:
+    """Demonstrations as (token ids, number of prompt tokens), and how many of them lost something."""
+
+    rows: list[tuple[list[int], int]]
+    counts: dict[str, int]
+
+
+def encode(tokenizer: Any, demonstrations: Sequence[Demonstration], max_length: int) -> Encoded:
     """Each demonstration as (token ids, number of prompt tokens).
 
     What is too long loses the oldest half of the room from its prompt, then the end of its response.
     """
-    rows = []
+    rows, counts = [], {"cut_prompts": 0, "cut_responses": 0, "without_response": 0}
     for demonstration in demonstrations:
-        prompt = prompt_ids(tokenizer, demonstration.prompt)
-        response = response_ids(tokenizer, demonstration.response)
-        prompt = prompt[-max(max_length - len(response), max_length // 2) :]
-        rows.append(((prompt + response)[:max_length], len(prompt)))
-    return rows
+        prompt, response = example_ids(tokenizer, demonstration.prompt, demonstration.response)
+        kept = last_tokens(tokenizer, prompt, max(max_length - len(response), max_length // 2))
+        learnt = first_tokens(tokenizer, response, max_length - len(kept))
+        if not learnt:
+            counts["without_response"] += 1
+            continue
+        counts["cut_prompts"] += len(kept) < len(prompt)
+        counts["cut_responses"] += len(learnt) < len(response)
+        rows.append((kept + learnt, len(kept)))
+    return Encoded(rows, counts)
+
+
+def cut_notes(counts: dict[str, int], rows: int, max_length: int) -> list[str]:
+    """What did not fit, in sentences."""
+    notes = []
+    if counts["cut_prompts"]:
+        notes.append(
+            f"{counts['cut_prompts']:,} of {rows:,} prompts were cut to fit max_length ({max_length}): they "
+            f"have lost their beginning, a system message first"
+        )
+    if counts["cut_responses"]:
+        notes.append(
+            f"{counts['cut_responses']:,} of {rows:,} responses were cut at max_length ({max_length}): they "
+            f"teach no end"
+        )
+    if counts["without_response"]:
+        notes.append(f"left out {counts['without_response']:,} demonstrations without a token to learn")
+    return notes
 
 
 def tensors(
