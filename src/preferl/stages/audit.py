@@ -17,9 +17,10 @@ from preferl.data.records import Pair, prompt_text
 from preferl.data.types import Scorer
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.features import PhraseOptions
-from preferl.evaluation.scored import ScoredPairs, quality_of, scores_of
-from preferl.judging.backends import parse_judge
-from preferl.judging.scorers import JUDGE, load_scorer, reward_models
+from preferl.evaluation.scored import quality_of, scores_of, those_read
+from preferl.judging.judge_options import JudgeOptions, check_judge, jury_of, names_judge, parse_judge
+from preferl.judging.juries import keep_replies, load_pairwise_judge, report_on
+from preferl.judging.scorers import judges_in, load_scorer, reward_models
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions
 from preferl.runs.errors import UsageError
@@ -34,13 +35,14 @@ SIDES = ("chosen", "rejected")
 
 
 @dataclass(kw_only=True)
-class AuditConfig(PhraseOptions, DataOptions, DeviceOptions):
+class AuditConfig(PhraseOptions, JudgeOptions, DataOptions, DeviceOptions):
     """Options of the audit stage."""
 
     output_dir: str = "runs/audit"
     """Where the stage is written."""
     reward_model: str = "runs/reward"
-    """What is audited: a reward model, ``judge:<model>``, ``module:function`` or a mixture of them."""
+    """What is audited: a reward model, ``judge:<model>`` or a jury of such, ``module:function``, or a mixture
+    of them."""
     split: str = "all"
     """The rows whose pairs are scored: ``all``, one of the data set's own splits, ``train``, ``dev``, ``rl``
     or ``eval``."""
@@ -65,16 +67,27 @@ def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Call
         if config.train_dataset_name:
             training = sources.load_source(**config.source() | {"name": config.train_dataset_name})
             train_pairs = training.need("pairs", "train")
-        scorer = load_scorer(config.reward_model, stage.device)
+        scorer = load_audited(config, stage.device)
         stage.begin(source.notes)
+        keep_replies(judges_in(scorer), stage.path)
         audit(scorer, pairs, train_pairs, scale_of(config.reward_model), config, stage)
     return stage.path
 
 
 def check_options(config: AuditConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    if config.reward_model.startswith(JUDGE):
-        parse_judge(config.reward_model)
+    if names_judge(config.reward_model):
+        check_judge(config.reward_model)
+
+
+def load_audited(config: AuditConfig, device: torch.device) -> Any:
+    """The scorer; or a judge that compares the two responses of a pair, where its text asks for that."""
+    how = config.how_judged(config.seed)
+    if names_judge(config.reward_model):
+        first = (jury_of(config.reward_model) or ("", [config.reward_model]))[1][0]
+        if parse_judge(first).config.ask == "pairwise":
+            return load_pairwise_judge(config.reward_model, device, how)
+    return load_scorer(config.reward_model, device, how)
 
 
 def audit(
@@ -96,10 +109,17 @@ def audit(
         stage: where it is written.
     """
     chosen_N, rejected_N = scores_in_parts(scorer, pairs, Parts(stage.state, stage.owner))
-    scored = ScoredPairs(pairs, chosen_N * scale, rejected_N * scale)
+    scored = those_read(pairs, chosen_N, rejected_N, scale)
+    left_out = len(pairs) - len(scored.pairs)
+    if left_out:
+        stage.say(
+            f"{left_out} of {len(pairs)} pairs are left out: the judge wrote nothing readable about them"
+        )
     found = audit_scorer(
         scorer, scored, train_pairs, scale, config.seed, config.category, phrases=config.phrases
     )
+    if left_out:
+        found["left_out"]["pairs"] = f"nothing readable was judged about {left_out} of {len(pairs)}"
     stage.write_json("audit.json", found)
     stage.log_samples(
         {
@@ -110,13 +130,16 @@ def audit(
             "score_rejected": rejected,
         }
         for pair, chosen, rejected in zip(pairs, chosen_N, rejected_N, strict=True)
+        if not np.isnan(chosen + rejected)
     )
     say_result(found)
-    quality = quality_of(scored.gap_N, pairs, config.seed)
+    quality = quality_of(scored.gap_N, scored.pairs, config.seed)
+    judged = report_on(judges_in(scorer), stage.say)
     stage.finish(
         reward=config.reward_model,
         reward_models=list(reward_models(scorer)),
         scale=scale,
+        **judged,
         **{f"{config.split}/{name}": value for name, value in quality.items()},
     )
 
@@ -128,9 +151,12 @@ def scores_in_parts(scorer: Scorer, pairs: Sequence[Pair], parts: Parts) -> tupl
 
         def score(part: Sequence[Pair] = pairs[start : start + PART]) -> Any:
             both = scores_of(scorer, part)
-            return {name: torch.from_numpy(x_N) for name, x_N in zip(SIDES, both, strict=True)}, {}
+            tensors = {name: torch.from_numpy(x_N) for name, x_N in zip(SIDES, both, strict=True)}
+            return tensors, {"judges": [judge.state() for judge in judges_in(scorer)]}
 
-        found, _ = parts.get(str(start), score)
+        found, plain = parts.get(str(start), score)
+        for judge, state in zip(judges_in(scorer), plain["judges"], strict=True):
+            judge.restore(state)
         chosen.append(found["chosen"].numpy())
         rejected.append(found["rejected"].numpy())
     return np.concatenate(chosen), np.concatenate(rejected)

@@ -25,7 +25,9 @@ import torch
 from preferl.data import formats, sources
 from preferl.data.records import DataError, Demonstration, Prompt, PromptRecord, prompt_key, prompt_text
 from preferl.data.types import Scorer
-from preferl.judging.scorers import load_scorer, reward_models, score_responses
+from preferl.judging.judge_options import JudgeOptions
+from preferl.judging.juries import keep_replies, report_on
+from preferl.judging.scorers import judges_in, load_scorer, reward_models, score_responses
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
@@ -43,7 +45,7 @@ LOGGED = 20  # prompts of each split in samples.jsonl
 
 
 @dataclass(kw_only=True)
-class BestOfConfig(SamplingOptions, DataOptions, SplitOption, DeviceOptions):
+class BestOfConfig(JudgeOptions, SamplingOptions, DataOptions, SplitOption, DeviceOptions):
     """Options of the best_of stage."""
 
     output_dir: str = "runs/best_of"
@@ -105,9 +107,11 @@ def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         source = sources.load_source(**config.source()).training_on(config.split)
         prompts, notes = prompts_to_answer(source, config)
         policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
-        scorer = load_scorer(config.reward_model, stage.device)
-        gold = load_scorer(config.gold, stage.device) if config.gold else None
+        how = config.how_judged(config.seed)
+        scorer = load_scorer(config.reward_model, stage.device, how)
+        gold = load_scorer(config.gold, stage.device, how) if config.gold else None
         stage.begin(notes)
+        keep_replies([*judges_in(scorer), *judges_in(gold)], stage.path)
         came_from = {"train": config.split or ("rl" if source["rl"].prompts else "train"), "dev": "dev"}
         choose_best(policy, scorer, gold, prompts, came_from, config, stage)
     return stage.path
@@ -154,6 +158,7 @@ def choose_best(
         kl_bound=kl_bound(config),
         forward_passes={"policy": responses, "reward": responses * len(reward_models(scorer))},
         gold=config.gold,
+        **report_on([*judges_in(scorer), *judges_in(gold)], stage.say),
     )
 
 
@@ -214,6 +219,7 @@ def sample(
     N = config.num_generations
     generator, parts = devices.generator(config.seed, "best_of", split), Parts(stage.state, stage.owner)
     chunk = max(1, 4 * config.sampling_batch_size // N)
+    judges = [*judges_in(scorer), *judges_in(gold)]
     rows = []
     for start in range(0, len(prompts), chunk):
         asked = prompts[start : start + chunk]
@@ -224,9 +230,12 @@ def sample(
             if gold is not None:
                 tensors["gold"] = torch.from_numpy(score_responses(gold, made))
             texts = {"responses": made.completions, "finished": made.finished, "lengths": made.lengths}
+            texts["judges"] = [judge.state() for judge in judges]
             return tensors | {"generator": generator.get_state()}, texts
 
         tensors, texts = parts.get(f"{split}-{start}", answer)
+        for judge, state in zip(judges, texts["judges"], strict=True):
+            judge.restore(state)
         generator.set_state(tensors.pop("generator"))
         value_PN = {name: x_N.numpy().reshape(-1, N) for name, x_N in tensors.items()}
         finished_PN = np.array(texts["finished"]).reshape(-1, N)

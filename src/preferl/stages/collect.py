@@ -33,9 +33,10 @@ from preferl.data.splits import counts, divide, normalised
 from preferl.data.types import Scorer
 from preferl.evaluation.selection import matched, most_contradictory
 from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
-from preferl.judging.backends import parse_judge
-from preferl.judging.judges import JudgedPairs, PairwiseJudge, keep_replies
-from preferl.judging.scorers import JUDGE, load_scorer, scored
+from preferl.judging.judge_options import check_judge, names_judge
+from preferl.judging.judges import PairwiseJudge
+from preferl.judging.juries import keep_replies, report_on
+from preferl.judging.scorers import judges_in, load_scorer, scored
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
@@ -110,8 +111,7 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
             stage.begin(source.notes)
             prompts = {split: source[split].prompts for split in SPLITS}
             candidates = sample_candidates(policy, prompts, config, stage)
-        asked = annotator if isinstance(annotator, PairwiseJudge) else annotator.utility
-        keep_replies(asked, Parts(stage.state, stage.owner))
+        keep_replies(judges_in(annotator), stage.path, Parts(stage.state, stage.owner))
         compare(candidates, annotator, misled, older, config, stage)
     return stage.path
 
@@ -155,6 +155,7 @@ def compare(
             summary[split] = describe(records, rows) | {"left_out": left_out}
         stage.log(split=split, **summary[split])
         stage.log_samples({"split": split, **example(r)} for r in records[:10])
+    judged = report_on(judges_in(annotator), stage.say)
     say_result(summary, config, stage)
     counts: dict[str, Any] = {}
     if older is not None:
@@ -162,8 +163,7 @@ def compare(
         stage.say(f"added to {counts['added_to']['train']} training pairs of {config.add_to}")
     if isinstance(annotator, PairwiseJudge):
         counts["judge"] = dataclasses.asdict(annotator.counts)
-        stage.say("the judge: " + ", ".join(f"{n} {name}" for name, n in counts["judge"].items()))
-    stage.finish(splits=summary, annotator=config.annotator, **counts)
+    stage.finish(splits=summary, annotator=config.annotator, **counts, **judged)
 
 
 def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> None:
@@ -195,13 +195,13 @@ def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> 
 
 def check_options(config: CollectConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    if config.annotator.startswith(JUDGE):
-        parse_judge(config.annotator)
+    if names_judge(config.annotator):
+        check_judge(config.annotator)
     if config.layout not in ("pairs", "rankings"):
         raise UsageError(f"layout '{config.layout}' is unknown; use pairs or rankings")
     if config.layout == "rankings" and (config.matched or config.adversarial):
         raise UsageError("matched and adversarial choose pairs; use --layout pairs")
-    if config.adversarial and config.annotator.startswith(JUDGE):
+    if config.adversarial and names_judge(config.annotator):
         raise UsageError("adversarial needs an annotator with a utility; a judge only compares")
     if config.layout == "pairs" and config.tie_policy == "tie":
         raise UsageError(
@@ -380,14 +380,13 @@ def label(
         [p.finished[0] for p in pairs],
         [p.finished[1] for p in pairs],
     )
-    kept_N = judged.kept_N if isinstance(judged, JudgedPairs) else np.ones(len(pairs), bool)
     p_first_N = judged.probability_N
     if isinstance(annotator, Annotator):
         p_first_N = annotator.label_probability(judged.utility_a_N, judged.utility_b_N)
     who = who_and_whose(annotator, config)
     records = []
     for i, pair in enumerate(pairs):
-        if not kept_N[i] or (judged.tied_N[i] and config.tie_policy == "skip"):
+        if not judged.kept_N[i] or (judged.tied_N[i] and config.tie_policy == "skip"):
             continue
         won = 0 if judged.first_wins_N[i] else 1
         utility = (float(judged.utility_a_N[i]), float(judged.utility_b_N[i]))
