@@ -19,11 +19,11 @@ SHOWN = 300  # characters of a server's words
 
 # finish_reason of OpenAI's API and of what others put through it.
 CUT = ("length", "max_tokens", "model_length")
-FILTERED = ("content_filter", "safety", "prohibited_content", "recitation", "blocklist", "spii", "refusal")
+FILTERED = ("content_filter", "safety", "prohibited_content", "recitation", "blocklist", "refusal")
 FILTER_CODES = re.compile(r"content_?filter|content_?policy|responsible_?ai|moderation|safety", re.IGNORECASE)
 FILTER_WORDS = re.compile(
-    r"content (management |usage )?(policy|policies|filter)|filtered due to|was flagged|safety (system|filter|"
-    r"polic)|requires moderation|blocked by .{0,40}(filter|polic|safety)",
+    r"content (management |usage )?(policy|policies|filter)|filtered due to|was flagged|"
+    r"safety (system|filter|polic)|requires moderation|blocked by .{0,40}(filter|polic|safety)",
     re.IGNORECASE,
 )
 CONTEXT_CODES = re.compile(r"context_length|exceed_context|string_above_max|input_too_long", re.IGNORECASE)

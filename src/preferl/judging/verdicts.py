@@ -51,14 +51,9 @@ def parse_verdict(reply: str) -> float | None:
         return side(found, bare=True)
     alone = len(lines) == 1
     verdict = labelled(lines[-1], alone)
-    # The three lines that were asked for, one of them to be chosen, are no choice.
-    for line in reversed(lines[:-1]):
-        before = labelled(line, alone=False)
-        if before is None:
-            break
-        if before != verdict:
-            return None
-    return verdict
+    # The three lines of which one was asked for are no choice.
+    copied = {labelled(line, alone=False) for line in lines[-3:]}
+    return None if copied == {0.0, 0.5, 1.0} else verdict
 
 
 def parse_score(reply: str, low: int, high: int) -> float | None:
