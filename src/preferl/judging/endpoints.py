@@ -136,6 +136,7 @@ class EndpointBackend:
         self.model, self.config = model, config
         self.store: ReplyStore | None = None
         self.usage = Usage()
+        self.counted: set[str] = set()  # keys of replies that are in ``usage``, each once
         self.answered: set[tuple[str, ...]] = set()  # parameters of requests that were answered
         self._key = None
         if config.api_key_env is not None:
@@ -199,8 +200,8 @@ class EndpointBackend:
                 missing[key] = body
             else:
                 answers[key] = kept
-        for answer in answers.values():
-            self.usage.add(reply_of(answer), was_kept=True)
+        for key, answer in answers.items():
+            self.count(key, answer, was_kept=True)
         if answers:
             self.answered |= {tuple(sorted(body)) for body in bodies}
         if missing:
@@ -215,6 +216,12 @@ class EndpointBackend:
     def keep(self, key: str, body: dict[str, Any], answer: dict[str, Any]) -> None:
         if self.store is not None:
             self.store.put(key, body, answer)
+
+    def count(self, key: str, answer: dict[str, Any], was_kept: bool) -> None:
+        """Adds a reply to ``usage``, unless it was asked for before."""
+        if key not in self.counted:
+            self.counted.add(key)
+            self.usage.add(reply_of(answer), was_kept)
 
     def shown(self, text: str) -> str:
         """A server's words, without the key that it may have repeated."""
@@ -367,7 +374,7 @@ class Asking:
                     self.backend.keep(key, body, answer)
                 with self._lock:
                     self.answers[key] = answer
-                    self.backend.usage.add(reply_of(answer), was_kept=False)
+                    self.backend.count(key, answer, was_kept=False)
             except Exception as error:  # noqa: BLE001 - it is raised again where ``run`` waits
                 self._fail(error)
             self._news.set()

@@ -195,6 +195,11 @@ class Judge(abc.ABC):
         """The judges that are asked: itself, or those of a jury."""
         return [self]
 
+    @property
+    def keeps_replies(self) -> bool:
+        """Whether every reply is kept by itself, so that asking again after an interruption costs nothing."""
+        return all(getattr(member.backend, "store", None) is not None for member in self.members)
+
     def ask(self, texts: Sequence[tuple[str, ...]]) -> list[Answer]:
         """An answer to each request.
 

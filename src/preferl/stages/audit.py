@@ -19,6 +19,7 @@ from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.features import PhraseOptions
 from preferl.evaluation.scored import quality_of, scores_of, those_read
 from preferl.judging.judge_options import JudgeOptions, check_judge, jury_of, names_judge, parse_judge
+from preferl.judging.judges import Judge
 from preferl.judging.juries import keep_replies, load_pairwise_judge, report_on
 from preferl.judging.scorers import judges_in, load_scorer, reward_models
 from preferl.runs.checkpoint import Parts
@@ -146,6 +147,8 @@ def audit(
 
 def scores_in_parts(scorer: Scorer, pairs: Sequence[Pair], parts: Parts) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the chosen and of the rejected responses; what was scored before an interruption is read."""
+    if isinstance(scorer, Judge) and scorer.keeps_replies:
+        return scores_of(scorer, pairs)
     chosen, rejected = [], []
     for start in range(0, len(pairs), PART):
 
