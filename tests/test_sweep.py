@@ -506,7 +506,7 @@ def test_what_reads_from_a_stage_that_became_another_is_made_anew(tmp_path, reco
         (
             {
                 "stages": ["sft", "rl"],
-                "rl": {"model_name_or_path": "p", "reward_model": "r"},
+                "rl": {"model_name_or_path": "p", "dataset_name": "world", "reward_model": "r"},
             },
             {"grid": {"sft.hidden_size": [32]}},
             {"sft.hidden_size=32": {"sft"}, "base": {"rl"}},

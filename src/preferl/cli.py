@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from preferl import __version__
 from preferl.runs import distributed, signals
@@ -178,6 +177,7 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
         import importlib
 
         from preferl.runs.config import declared, instantiate, parser_for
+        from preferl.runs.found import found_now, kept_though_stale
 
         module = importlib.import_module(f"preferl.stages.{name}")
         config_class = getattr(module, name.title().replace("_", "") + "Config")
@@ -189,25 +189,14 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
                 config_class = module.config_class(algorithm)
             parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip())
             config = instantiate(parser, config_class, parser.parse_args(arguments))
-            stale = keep_stale and kept_though_stale(name, config)
-            path = Path(config.output_dir) if stale else module.run(config, fresh=fresh)
+            path = Path(config.output_dir)
+            if not (keep_stale and kept_though_stale(name, found_now(name, config))):
+                path = module.run(config, fresh=fresh)
             if distributed.is_main():
                 print(path)
         return 0
 
     return command
-
-
-def kept_though_stale(name: str, config: Any) -> bool:
-    """Whether a stage is finished with these options, of other inputs than today's; that is said."""
-    from preferl.runs.found import examine, plain_options
-    from preferl.runs.inputs import identify
-    from preferl.runs.progress import say
-
-    found = examine(Path(config.output_dir), name, identify(plain_options(config)))
-    if found.is_stale:
-        say(f"{name}: kept, though stale: {found.changes}")
-    return found.is_stale
 
 
 def run_command(arguments: list[str]) -> int:
@@ -225,6 +214,7 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
     from preferl import pipeline, sweep
     from preferl.runs.config import declared
     from preferl.runs.progress import say
+    from preferl.stage_choice import with_stages
     from preferl.sweep.plan import SweepConfig, SweepOptions
     from preferl.sweep.run import run as run_sweep
 
@@ -244,8 +234,10 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
     varied = given.pop("sweep", {})
     if count is not None and not varied.get("grid"):
         varied.setdefault("points", [{}])
+    run_config, chosen = with_stages(pipeline.RunConfig(**given))
+    if chosen:
+        say(f"{name}: {chosen}")
     if name != "sweep" and not (varied.get("grid") or varied.get("points")):
-        run_config = pipeline.RunConfig(**given)
         if only_print:
             print(pipeline.resolved_yaml(run_config), end="")
             return 0
@@ -254,7 +246,7 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
                 say(f"{name}: the options of {stage} are not used: it is no stage of this run")
         pipeline.run(run_config, fresh, keep_stale)
         return 0
-    config = SweepConfig(**given, sweep=varied)
+    config = SweepConfig(**run_config.given, sweep=varied)
     if only_print:
         print(pipeline.resolved_yaml(config.base) + config.varied_yaml(), end="")
         return 0

@@ -30,8 +30,9 @@ import yaml
 
 from preferl.runs import lock
 from preferl.runs.config import DataOptions, DeviceOptions, Parser, declared, field_texts, leaf_keys
+from preferl.runs.descent import WORLD, began_on_world, is_world, refuse_no_data_set, started_from
 from preferl.runs.errors import UsageError
-from preferl.runs.found import examine, plain_options, stored_options
+from preferl.runs.found import examine, kept_though_stale, plain_options, stored_options
 from preferl.runs.inputs import NAMING, NOT_COMPARED, changed_options, identify
 from preferl.runs.mark import check_ours, claim
 from preferl.runs.progress import clock, say
@@ -257,10 +258,14 @@ def plan(config: RunConfig, others: Mapping[str, Planned] | None = None) -> list
         # 1. All options: what was given, and for the rest what is usual after the stages before it.
         options, keys = with_defaults(name, kind, number, Before(config, done))
         # 2. References stay texts, made exact: `@/rl` is the newest rl that comes before, `@/rl-2` perhaps.
+        known = {stage.reference: stage for stage in done.values()} | dict(others or {})
         options, reads = with_references(options, functools.partial(resolved, done=done, others=others))
+        if options.dataset_name is None:  # the world, where everything began there
+            model = started_from(options)
+            refuse_no_data_set(model, is_on_world(model, known))
+            options = dataclasses.replace(options, dataset_name=WORLD)
         KINDS[kind][0].check_options(options)  # before the first stage is begun
         # 3. A key that decides what a parent makes decides what this stage makes too.
-        known = {stage.reference: stage for stage in done.values()} | dict(others or {})
         keys = keys.union(*(known[reference].keys for reference in reads))
         # 4. The same is true of content: it is by what parents make, not by where they lie, so that a sweep
         #    finds out which stages of its runs are one and the same.
@@ -268,6 +273,21 @@ def plan(config: RunConfig, others: Mapping[str, Planned] | None = None) -> list
         full = name if number == 1 else f"{name}-{number}"
         done[full] = Planned(full, kind, options, keys, reads, content)
     return list(done.values())
+
+
+def is_on_world(model: str | None, known: Mapping[str, Planned]) -> bool:
+    """Whether a model is new, or of stages that have data of the embedded world only.
+
+    Args:
+        model: a stage's model_name_or_path; perhaps a reference.
+        known: the stages before it, by reference.
+    """
+    stage = known.get(model or "")
+    if model is None or stage is None:
+        return model is None or began_on_world(Path(model))
+    data = stage.options.dataset_name
+    made_on_world = is_world(data) or (data in known and is_on_world(data, known))
+    return made_on_world and is_on_world(started_from(stage.options), known)
 
 
 def order_of(config: RunConfig) -> Iterator[tuple[str, str, int]]:
@@ -617,8 +637,7 @@ def run_stage(
     fresh: bool | str = False
     if redo is not None and (found.redo != redo or found.state == "damaged"):
         fresh = redo
-    elif found.is_stale and keep_stale:
-        say(f"{stage.name}: kept, though stale: {found.changes}")
+    elif keep_stale and kept_though_stale(stage.name, found):
         return False
     elif found.is_stale or (found.is_unfinished and found.changes.inputs and not found.changes.options):
         say(f"{stage.name}: done again: {found.changes}")

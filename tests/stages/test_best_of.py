@@ -533,7 +533,9 @@ def test_the_stages_find_each_other_and_own_options_win(tmp_path):
     both = pipeline.resolve(small(tmp_path, stages=["sft", "reward", "best_of", "distil", "rl", "evaluate"]))
     assert both["evaluate"].model_name_or_path == f"{root}/rl"
     best = {"model_name_or_path": "p", "reward_model": "length", "gold": "concise"}
-    stages = pipeline.resolve(small(tmp_path, best_of=best, distil={"model_name_or_path": "q"}))
+    stages = pipeline.resolve(
+        small(tmp_path, dataset_name="world", best_of=best, distil={"model_name_or_path": "q"})
+    )
     assert {name: getattr(stages["best_of"], name) for name in best} == best
     assert stages["distil"].model_name_or_path == "q"
     assert not {"best_of", "distil"} & set(RunConfig().stages)

@@ -77,6 +77,7 @@ def evaluated(tmp_path_factory, policy_directory):
     path = tmp_path_factory.mktemp("evaluate") / "evaluate"
     config = EvaluateConfig(
         output_dir=str(path),
+        dataset_name="world",
         model_name_or_path=str(policy_directory),
         ref_model=str(policy_directory),
         reward_model="tokens",
@@ -145,6 +146,7 @@ def test_every_kl_has_its_sign(tmp_path, policy_directory):
     config = EvaluateConfig(
         output_dir=str(tmp_path / "evaluate"),
         model_name_or_path=str(policy_directory),
+        dataset_name="world",
         ref_model=str(tmp_path / "other"),
         reward_model="concise",
         response_length=8,

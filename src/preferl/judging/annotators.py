@@ -48,7 +48,7 @@ class Annotator:
     """Labels pairs of responses to one prompt.
 
     Example:
-        >>> annotator = Annotator("world", world_utility, "stochastic")
+        >>> annotator = Annotator("world", WorldUtility(), "stochastic")
         >>> annotator(["What is 2 + 2?"], ["4."], ["5."], np.random.default_rng(0)).first_wins_N
         array([ True])
     """

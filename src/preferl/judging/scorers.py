@@ -30,7 +30,7 @@ from preferl.judging.judge_options import JudgeConfig, names_judge
 from preferl.judging.judges import Judge, PointwiseJudge
 from preferl.judging.juries import load_pointwise_judge
 from preferl.judging.reward_functions import RewardFunction, check_columns, load_function
-from preferl.judging.utilities import NAMED, named_utility
+from preferl.judging.utilities import NAMED, WorldUtility, named_utility
 from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs import distributed
@@ -275,6 +275,17 @@ def parts_of(scorer: Scorer) -> Iterator[tuple[str, Scorer]]:
     for name, part in inside.items():
         for below, simple in parts_of(part):
             yield (name if below == "reward" else f"{name}/{below}"), simple
+
+
+def check_prompts(scorer: Scorer, prompts: Sequence[Prompt]) -> None:
+    """Refuses prompts of which a part of a scorer knows nothing, before any response to them is sampled.
+
+    Raises:
+        UsageError: the part and the first such prompt.
+    """
+    for _, part in parts_of(scorer):
+        if isinstance(part, WorldUtility):
+            part.check(prompts)
 
 
 def reward_models(scorer: Scorer) -> dict[str, RewardModel]:

@@ -42,17 +42,38 @@ def concise_utility(prompts: Sequence[Prompt], completions: Sequence[str], **col
     return [-len(text.split()) / 10 for text in completions]
 
 
-def world_utility(aspect: str | None = None) -> Scorer:
-    """The embedded world's gold reward, or what one aspect of it contributes (``world.ASPECTS``)."""
-    if aspect is not None and aspect not in world.ASPECTS:
-        raise UsageError(f"world:{aspect} is unknown; the world's aspects are {', '.join(world.ASPECTS)}")
+class WorldUtility:
+    """The embedded world's gold reward, or what one aspect of it contributes (``world.ASPECTS``).
 
-    def utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+    Raises:
+        UsageError: there is no such aspect; called with a prompt that is none of the world's.
+    """
+
+    def __init__(self, aspect: str | None = None):
+        if aspect is not None and aspect not in world.ASPECTS:
+            raise UsageError(f"world:{aspect} is unknown; the world's aspects are {', '.join(world.ASPECTS)}")
+        self.aspect = aspect
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
+        self.check(prompts)
         return [
-            world.gold_reward(prompt_text(p), c, aspect) for p, c in zip(prompts, completions, strict=True)
+            world.gold_reward(prompt_text(p), c, self.aspect)
+            for p, c in zip(prompts, completions, strict=True)
         ]
 
-    return utility
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuses prompts that have no gold reward, before any response to them is sampled.
+
+        Raises:
+            UsageError: the first that is not of the world.
+        """
+        for prompt in prompts:
+            if not world.knows(prompt_text(prompt)):
+                raise UsageError(
+                    f"the reward 'world' is the embedded world's truth, and {prompt_text(prompt)[:80]!r} is "
+                    f"not one of its prompts: name another reward or annotator (your own module:function, "
+                    f"judge:…, a reward model), or take the world's prompts (--dataset_name world)"
+                )
 
 
 def keyword_utility(words: str) -> Scorer:
@@ -88,7 +109,7 @@ NAMED: dict[str, Callable[[str | None], Scorer]] = {
     "length": lambda rest: length_utility,
     "tokens": lambda rest: token_utility,
     "concise": lambda rest: concise_utility,
-    "world": world_utility,
+    "world": WorldUtility,
     "sentiment": lambda rest: sentiment_utility(),
     "keyword": lambda rest: keyword_utility(rest or ""),
 }

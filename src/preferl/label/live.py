@@ -34,6 +34,7 @@ from preferl.label.schema import DATABASE, assignments, items
 from preferl.label.store import Store
 from preferl.runs import devices
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
 from preferl.runs.ranges import Count, Natural, Range, Several
@@ -175,6 +176,7 @@ def rank(annotator: Annotator, item: Item, rng: np.random.Generator) -> list[int
 
 def feed(config: FeedConfig, store: Store) -> None:
     """Keeps ``ahead`` items in store that nobody has judged, sampled from the policy as it is now."""
+    config = with_data_set(config)
     with devices.prepared(config.seed, config.device, config.dtype, config.num_threads) as (device, dtype):
         _feed(config, store, device, dtype)
 

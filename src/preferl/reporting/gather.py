@@ -5,7 +5,6 @@ led to it; stages that no such link connects are runs of their own. Directories'
 only tell apart what is of one kind.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -270,15 +269,7 @@ def in_order(paths: Iterable[Path]) -> dict[Path, StageRecord]:
     places = sorted(
         {path.resolve() for path in paths}, key=lambda p: (p / "manifest.json").stat().st_mtime_ns
     )
-    records = {}
-    for path in places:
-        try:
-            records[path] = StageRecord(path)
-        except (json.JSONDecodeError, OSError) as error:
-            raise UsageError(
-                f"a file of {path} is damaged ({error}); run its stage again with --fresh"
-            ) from error
-    return records
+    return {path: StageRecord(path) for path in places}
 
 
 def finished_stages(run: Path) -> Stages:

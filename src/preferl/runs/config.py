@@ -52,9 +52,10 @@ class DeviceOptions(RangedOptions):
 
 @dataclass(kw_only=True)
 class DataOptions(RangedOptions):
-    dataset_name: str = "world"
+    dataset_name: str | None = None
     """``world``, preferl's own pairs (``world:demonstration``, ``world:analysis``), a Hub name (``name`` or
-    ``name:config``), or local files: JSONL(.gz), parquet, a folder."""
+    ``name:config``), or local files: JSONL(.gz), parquet, a folder. By default the embedded world, of models
+    that are new or were trained on it."""
     dataset_format: str = "auto"
     """``auto``, or how to read the rows: ``preference``, ``demonstration``, ``text``, ``prompt``."""
     max_rows: Count | None = None
@@ -77,8 +78,10 @@ class DataOptions(RangedOptions):
     def source(self) -> dict[str, Any]:
         """These options as the arguments of ``data.sources.load_source``."""
         names = [f.name for f in dataclasses.fields(DataOptions) if f.name != "dataset_name"]
-        dataset = object_of(self.dataset_name) or self.dataset_name
-        return {"name": dataset} | {name: getattr(self, name) for name in names}
+        options = {name: getattr(self, name) for name in names}
+        if self.dataset_name is not None:  # where there is none, ``runs.descent.with_data_set`` says which
+            options["name"] = object_of(self.dataset_name) or self.dataset_name
+        return options
 
 
 @dataclass(kw_only=True)

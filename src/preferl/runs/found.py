@@ -9,10 +9,12 @@ from typing import Any
 
 import yaml
 
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.files import read_json, read_yaml
-from preferl.runs.inputs import Changes, Identity, changed_options, changes, hash_of
+from preferl.runs.inputs import Changes, Identity, changed_options, changes, hash_of, identify
 from preferl.runs.mark import check_ours, contents, read_mark
+from preferl.runs.progress import say
 
 # Options by which a stage becomes longer.
 LENGTHS = {"num_train_epochs", "num_iterations", "max_steps", "num_evals"}
@@ -74,6 +76,13 @@ class Found:
         return True
 
 
+def kept_though_stale(name: str, found: Found) -> bool:
+    """Whether a stage is stale and so, where that was asked for, taken as it is; that is said."""
+    if found.is_stale:
+        say(f"{name}: kept, though stale: {found.changes}")
+    return found.is_stale
+
+
 def plain_options(config: Any) -> dict[str, Any]:
     """A stage's options as they stand in its ``config.yaml``."""
     return yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))
@@ -124,6 +133,12 @@ def examine(path: Path, name: str, now: Identity) -> Found:
         manifest.get("redo"),
         has_inputs="options" in manifest,
     )
+
+
+def found_now(name: str, config: Any) -> Found:
+    """What a stage's directory holds of it, beside what its options would make today."""
+    options = plain_options(with_data_set(config))
+    return examine(Path(config.output_dir), name, identify(options))
 
 
 def refuse_unmarked(path: Path) -> None:

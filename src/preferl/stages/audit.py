@@ -24,6 +24,7 @@ from preferl.judging.juries import keep_replies, load_pairwise_judge, report_on
 from preferl.judging.scorers import judges_in, load_scorer, reward_models
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
 from preferl.runs.ranges import Count
@@ -58,6 +59,7 @@ class AuditConfig(PhraseOptions, JudgeOptions, DataOptions, DeviceOptions):
 def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Scores all pairs and writes what they show; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("audit", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path

@@ -27,11 +27,12 @@ from preferl.data.records import DataError, Demonstration, Prompt, PromptRecord,
 from preferl.data.types import Scorer
 from preferl.judging.judge_options import JudgeOptions
 from preferl.judging.juries import keep_replies, report_on
-from preferl.judging.scorers import judges_in, load_scorer, reward_models, score_responses
+from preferl.judging.scorers import check_prompts, judges_in, load_scorer, reward_models, score_responses
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import seen_from
 from preferl.runs.progress import Steps, say
@@ -101,6 +102,7 @@ class Kept:
 def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Writes the chosen responses as demonstrations in two splits; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("best_of", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
@@ -110,6 +112,8 @@ def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         how = config.how_judged(config.seed)
         scorer = load_scorer(config.reward_model, stage.device, how)
         gold = load_scorer(config.gold, stage.device, how) if config.gold else None
+        for who in filter(None, (scorer, gold)):
+            check_prompts(who, [record.prompt for records in prompts.values() for record in records])
         stage.begin(notes)
         keep_replies([*judges_in(scorer), *judges_in(gold)], stage.path)
         came_from = {"train": config.split or ("rl" if source["rl"].prompts else "train"), "dev": "dev"}

@@ -36,10 +36,11 @@ from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotat
 from preferl.judging.judge_options import check_judge, names_judge
 from preferl.judging.judges import PairwiseJudge
 from preferl.judging.juries import keep_replies, report_on
-from preferl.judging.scorers import judges_in, load_scorer, scored
+from preferl.judging.scorers import check_prompts, judges_in, load_scorer, scored
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import seen_from
 from preferl.runs.progress import Steps
@@ -94,24 +95,32 @@ class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, DeviceOption
 def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Writes labelled pairs in four splits; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("collect", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
         annotator = load_annotator(config, config.seed, stage.device, config.layout == "pairs")
-        misled = load_scorer(config.adversarial, stage.device) if config.adversarial else None
+        how = config.how_judged(config.seed)
+        misled = load_scorer(config.adversarial, stage.device, how) if config.adversarial else None
         older = sources.load_source(config.add_to) if config.add_to else None
+        asked = annotator if isinstance(annotator, PairwiseJudge) else annotator.utility
         if config.responses_file:
             candidates, note = read_candidates(Path(config.responses_file), config)
+            for made in candidates.values():
+                check_prompts(asked, [one.prompt for one in made])
             stage.begin([note])
         else:
             assert config.model_name_or_path
             policy = Policy.load(config.model_name_or_path, stage.device, stage.dtype)
             source = sources.load_source(**config.source())
             source.need("prompts", "train")
-            stage.begin(source.notes)
             prompts = {split: source[split].prompts for split in SPLITS}
+            for records in prompts.values():
+                check_prompts(asked, [record.prompt for record in records])
+            stage.begin(source.notes)
             candidates = sample_candidates(policy, prompts, config, stage)
-        keep_replies(judges_in(annotator), stage.path, Parts(stage.state, stage.owner))
+        judges = [*judges_in(annotator), *judges_in(misled)]
+        keep_replies(judges, stage.path, Parts(stage.state, stage.owner))
         compare(candidates, annotator, misled, older, config, stage)
     return stage.path
 
@@ -176,13 +185,17 @@ def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> 
         counted = summary.get(split, {"pairs": 0})
         wanted, got = getattr(config.pairs, split), counted.get("rankings", counted["pairs"])
         if got < wanted:
+            reasons = ", ".join(counted.get("left_out", {"identical": 0, "empty": 0}))
             stage.say(
                 f"{split} has {got} {config.layout}, fewer than the {wanted} asked for: "
-                f"the rest was identical, empty or had no prompts"
+                f"the rest was {reasons}, or had no prompts"
             )
     train = summary.get("train", {"pairs": 0})
     if not train["pairs"]:
-        raise DataError("collect: no training pair at all; every prompt's responses were identical or empty")
+        reasons = ", ".join(f"{count} {why}" for why, count in train.get("left_out", {}).items() if count)
+        raise DataError(
+            f"collect: no training pair at all; left out were {reasons or 'all, for want of prompts'}"
+        )
     stage.say(
         f"{train['pairs']} training pairs by {config.annotator}"
         + (
@@ -437,6 +450,14 @@ def rank(
     rankings = []
     for row in different:
         utility_K = np.array(list(itertools.islice(utilities, len(row.responses))), dtype=np.float64)
+        read_K = ~np.isnan(utility_K)
+        if not read_K.all():  # of a judge that wrote nothing readable about some
+            left_out["unreadable"] = left_out.get("unreadable", 0) + int((~read_K).sum())
+            texts = [text for text, read in zip(row.responses, read_K, strict=True) if read]
+            ended = [done for done, read in zip(row.finished, read_K, strict=True) if read]
+            row, utility_K = Candidates(row.prompt, texts, ended), utility_K[read_K]
+            if len(utility_K) < 2:
+                continue
         columns = {
             "split": split,
             **who,

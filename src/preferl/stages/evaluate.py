@@ -30,11 +30,19 @@ from preferl.evaluation.scored import ScoredPairs, scores_of
 from preferl.judging.judge_options import JudgeOptions, check_judge
 from preferl.judging.judges import PairwiseJudge
 from preferl.judging.juries import keep_replies, load_pairwise_judge, report_on
-from preferl.judging.scorers import judges_in, load_scorer, reward_models, score_responses, scored
+from preferl.judging.scorers import (
+    check_prompts,
+    judges_in,
+    load_scorer,
+    reward_models,
+    score_responses,
+    scored,
+)
 from preferl.learning.rollout import Shaping
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts, below
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import names_in
 from preferl.runs.progress import Steps, say
@@ -92,6 +100,7 @@ class EvaluateConfig(PhraseOptions, JudgeOptions, SamplingOptions, DataOptions, 
 def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Samples, compares and writes ``summary.json`` and ``samples.jsonl``; returns the directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("evaluate", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
@@ -102,6 +111,8 @@ def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[C
         named = {"score": config.reward_model, "gold": config.gold, "held_out": config.held_out_reward}
         how = config.how_judged(config.seed)
         scorers = {measure: load_scorer(name, stage.device, how) for measure, name in named.items() if name}
+        for scorer in scorers.values():
+            check_prompts(scorer, [record.prompt for record in source.eval.prompts])
         stage.begin([*source.notes, *trained_on_these(config)])
         keep_replies([judge for scorer in scorers.values() for judge in judges_in(scorer)], stage.path)
         evaluate(policy, reference, source, scorers, config, stage)

@@ -28,7 +28,7 @@ from preferl.data.types import Scorer
 from preferl.evaluation.features import PhraseOptions, sign_functions
 from preferl.judging.juries import keep_replies, report_on
 from preferl.judging.reward_functions import RewardLog
-from preferl.judging.scorers import ShardedScorer, judges_in, load_scorer, reward_models
+from preferl.judging.scorers import ShardedScorer, check_prompts, judges_in, load_scorer, reward_models
 from preferl.learning import monitor, rollout
 from preferl.learning.algorithms import (
     GrpoOptions,
@@ -57,6 +57,7 @@ from preferl.runs.checkpoint import (
     restore_schedule,
 )
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.progress import Steps, say
 from preferl.runs.ranges import Count, Finite, Natural, NonNegative, Positive, Share
@@ -159,6 +160,7 @@ def config_class(algorithm: str) -> type[RlConfig]:
 def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/`` and ``value_model/``, writes metrics; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("rl", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
@@ -172,6 +174,8 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
             annotator = load_scorer(config.annotator, stage.device, how)
         prompts = source.prompts or source.need("prompts", "train")
         held_out = source[config.eval_split].prompts[: config.eval_prompts]
+        for who in filter(None, (scorer, gold, annotator)):
+            check_prompts(who, [record.prompt for record in (*prompts, *held_out)])
         saved = stage.begin(source.notes)
         watched = [other for other in (gold, annotator) if other is not None]
         keep_replies([judge for s in (scorer, *watched) for judge in judges_in(s)], stage.path)

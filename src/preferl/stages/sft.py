@@ -25,6 +25,7 @@ from preferl.models import load, tiny
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption
+from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.memory import refuse_too_large
 from preferl.runs.ranges import Count, Decay, Natural, NonNegative, Positive, Several
@@ -71,6 +72,7 @@ class SftConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, DeviceOpt
 def run(config: SftConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/`` and writes metrics and samples; returns the stage's directory."""
     check_options(config)
+    config = with_data_set(config)
     with Stage("sft", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path

@@ -5,7 +5,7 @@ refusing, padded with keywords). The facts and sentences are in ``facts.yaml``; 
 """
 
 from preferl.world.gold import ASPECTS, BOUNDS, WEIGHTS, gold_reward, parse, well_formed
-from preferl.world.prompts import FAMILIES, SPLITS, WorldPrompt, find, shuffled_prompts
+from preferl.world.prompts import FAMILIES, SPLITS, WorldPrompt, find, knows, shuffled_prompts
 from preferl.world.responses import CONTENTS, STYLES, respond, sft_corpus
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "WorldPrompt",
     "find",
     "gold_reward",
+    "knows",
     "parse",
     "respond",
     "sft_corpus",

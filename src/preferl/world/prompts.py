@@ -79,6 +79,11 @@ def find(text: str) -> WorldPrompt:
         ) from None
 
 
+def knows(text: str) -> bool:
+    """Whether a text is a prompt of the world."""
+    return text in _by_text()
+
+
 @functools.cache
 def _by_text() -> dict[str, WorldPrompt]:
     return {prompt.text: prompt for prompt in all_prompts()}
