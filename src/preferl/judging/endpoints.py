@@ -47,6 +47,7 @@ MOST_PAUSE_S = 60.0  # where the server does not say for how long
 SAID_FROM_S = 5.0  # pauses that are said
 SUSPECTS = 3  # requests refused for no known reason, before any reply: the next would be refused too
 POLL_S = 0.2
+SETTLE_S = 3.0  # for requests that are under way when the rest is given up
 
 
 class Gate:
@@ -355,6 +356,10 @@ class Asking:
                         raise Interrupted(f"interrupted while a judge was asked; {signals.GOES_ON}")
             finally:
                 self.stop.set()
+                # What was sent is paid: its reply is worth a moment, whatever ends the rest.
+                end = time.monotonic() + SETTLE_S
+                while self.gate.under_way and time.monotonic() < end:
+                    time.sleep(0.01)
         if self.error is not None:
             raise self.error
         return self.answers
@@ -375,7 +380,7 @@ class Asking:
                 with self._lock:
                     self.answers[key] = answer
                     self.backend.count(key, answer, was_kept=False)
-            except Exception as error:  # noqa: BLE001 - it is raised again where ``run`` waits
+            except BaseException as error:  # noqa: BLE001 - it is raised again where ``run`` waits
                 self._fail(error)
             self._news.set()
 
