@@ -119,8 +119,9 @@ def judged(complaint: Complaint, seconds: float | None) -> Exception:
         return Broken(about, seconds)
     if status not in (400, 403, 422):
         return WrongForAll(about)
-    named = complaint.parameter and not complaint.parameter.startswith(("messages", "prompt", "input"))
-    return Suspect(about, named=status != 403 and bool(named or WRONG.search(text)))
+    its_texts = complaint.parameter.startswith(("messages", "prompt", "input"))
+    named = bool(complaint.parameter or WRONG.search(text)) and not its_texts
+    return Suspect(about, named=named and status != 403)
 
 
 def reply_of(answer: Mapping[str, Any]) -> Reply:
