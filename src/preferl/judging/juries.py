@@ -65,11 +65,7 @@ class Jury(Judge):
         return np.where(said_N > 0, found_N, np.nan)
 
     def decided(self, value_JN: np.ndarray) -> np.ndarray:
-        """What the majority says."""
-        return self._votes(value_JN)
-
-    def _votes(self, value_JN: np.ndarray) -> np.ndarray:
-        """1 where more judges say 1 than 0, and so on; 0.5 at a tie of votes."""
+        """What the majority says: 1 where more judges prefer the first, 0 where more the second, else 0.5."""
         with np.errstate(invalid="ignore"):
             lead_N = (value_JN > 0.5).sum(0) - (value_JN < 0.5).sum(0)
         return (1 + np.sign(lead_N)) / 2
