@@ -85,7 +85,10 @@ class Jury(Judge):
     def report(self) -> dict[str, Any]:
         """The jury's counts and agreement; tokens and cost of all its judges, and of each."""
         own = dataclasses.asdict(self.counts)
-        of_each = {judge.name: judge.report() for judge in self.judges}
+        of_each: dict[str, Any] = {}
+        for number, judge in enumerate(self.judges, 1):
+            name = judge.name if judge.name not in of_each else f"{judge.name} ({number})"
+            of_each[name] = judge.report()
         for name in ("prompt_tokens", "completion_tokens", "cost"):
             if any(name in row for row in of_each.values()):
                 own[name] = sum(row.get(name, 0) for row in of_each.values())
