@@ -203,6 +203,11 @@ def test_what_is_kept_is_the_question_and_the_answer(tmp_path):
         nowhere(["p"], ["good"])
         assert len(server.bodies) == 4
 
+        for _ in range(2):  # from Python, without a stage
+            server.judge(False, options=f"?replies={tmp_path / 'there'}")(["p"], ["good"])
+        assert len(server.bodies) == 5
+        assert kept(tmp_path / "there") == 1
+
 
 def test_other_parameters_are_another_question(tmp_path):
     with serving(judge) as server:

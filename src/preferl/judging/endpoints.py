@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -36,7 +37,7 @@ from preferl.judging.answers import (
     seconds_asked,
     top_of,
 )
-from preferl.judging.judge_options import JudgeConfig
+from preferl.judging.judge_options import NOWHERE, JudgeConfig
 from preferl.judging.replies import Reply, ReplyStore, Usage, key_of
 from preferl.runs import signals
 from preferl.runs.errors import Interrupted, UsageError
@@ -135,7 +136,8 @@ class EndpointBackend:
         parts = urllib.parse.urlsplit(base_url)
         self.url = parts._replace(path=parts.path.rstrip("/") + "/chat/completions").geturl()
         self.model, self.config = model, config
-        self.store: ReplyStore | None = None
+        named = config.replies not in (None, NOWHERE)
+        self.store = ReplyStore(Path(str(config.replies)).expanduser()) if named else None
         self.usage = Usage()
         self.counted: set[str] = set()  # keys of replies that are in ``usage``, each once
         self.answered: set[tuple[str, ...]] = set()  # parameters of requests that were answered

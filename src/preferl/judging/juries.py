@@ -174,10 +174,8 @@ def keep_replies(judges: Iterable[Judge], stage: Path, parts: Parts | None = Non
     for member in (member for judge in judges for member in judge.members):
         backend = member.backend
         if isinstance(backend, EndpointBackend):
-            named = member.config.replies
-            if named != "none":
-                alone = named is None and distributed.world_size() == 1
-                backend.store = ReplyStore(Path(named or stage / FOLDER).expanduser(), alone)
+            if member.config.replies is None:
+                backend.store = ReplyStore(stage / FOLDER, own=distributed.world_size() == 1)
         elif parts is not None and isinstance(backend, LocalBackend):
             member.backend = KeptReplies(backend, parts)
 
