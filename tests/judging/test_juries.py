@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from judge_server import CPU, QUICK, Body, more_good, parts_of, reply, serving
 from preferl.data.records import DataError, Pair
@@ -22,6 +23,7 @@ from preferl.judging.juries import (
 )
 from preferl.judging.scorers import Ensemble, judges_in, load_scorer, score_responses, scored, unread_rows
 from preferl.sampling.policy import Responses
+from preferl.sampling.samples import Samples, Sampling
 from preferl.stages import audit
 from preferl.statistics.agreement import krippendorff_alpha
 
@@ -177,24 +179,27 @@ def test_an_audit_may_compare_the_two_responses_of_a_pair():
 # Nothing readable, with unparsable=skip
 
 
+def written(texts: list[str]) -> Responses:
+    """Texts as a policy's responses of one token each."""
+    one_B1 = torch.ones(len(texts), 1, dtype=torch.long)
+    tokens_B2 = one_B1.expand(-1, 2)
+    samples = Samples(
+        tokens_B2, one_B1, one_B1, -one_B1.float(), one_B1[:, 0] > 0, Sampling(1.0, 1, (), ()), 0
+    )
+    return Responses(["p"] * len(texts), texts, [True] * len(texts), [1] * len(texts), samples)
+
+
 def test_skipped_scores_are_missing_and_no_others_may_be():
     with serving(scoring) as server:
         mixture = load_scorer(f"0.5*judge:{server.url}#m?unparsable=skip + 0.5*length", CPU)
         score_B = scored(mixture, ["p"] * 3, ["is 4", "none", "is 9"])
         assert np.isnan(score_B).tolist() == [False, True, False]
         assert set(unread_rows(mixture)) == {1}
-        responses = Responses(
-            prompts=["p"] * 3,
-            completions=["is 4", "none", "is 10"],
-            finished=[True] * 3,
-            lengths=[2] * 3,
-            samples=None,  # type: ignore[arg-type]
-        )
+        responses = written(["is 4", "none", "is 10"])
         judge = load_scorer(f"judge:{server.url}#m?unparsable=skip", CPU)
         # Where a response cannot be left out of its batch, it gets the others' mean.
         assert score_responses(judge, responses) == pytest.approx([3 / 9, 6 / 9, 1.0])
         assert judge.counts.dropped == 1
-        alone = Responses(["p"] * 2, ["none", "nil"], [True] * 2, [1] * 2, None)  # type: ignore[arg-type]
         with pytest.raises(DataError, match="none of 2 responses has a score"):
-            score_responses(judge, alone)
+            score_responses(judge, written(["none", "nil"]))
         assert math.isnan(judge(["p"], ["none"])[0])

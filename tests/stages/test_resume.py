@@ -109,7 +109,7 @@ CASES = {
     "best_of, by an endpoint": (
         best_of,
         "pairs",
-        {"num_generations": 4, "dev_prompts": 6, "reward_model": "{endpoint}", "max_prompts": 8},
+        {"num_generations": 4, "dev_prompts": 6, "reward_model": "{endpoint}"},
     ),
     "evaluate, by an endpoint": (
         evaluate,
