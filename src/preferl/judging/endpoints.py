@@ -48,6 +48,7 @@ MOST_PAUSE_S = 60.0  # where the server does not say for how long
 SAID_FROM_S = 5.0  # pauses that are said
 SUSPECTS = 3  # requests refused for no known reason, before any reply: the next would be refused too
 POLL_S = 0.2
+KEY = 16  # characters of a key that tell it from the others of a run
 SETTLE_S = 3.0  # for requests that are under way when the rest is given up
 
 
@@ -139,7 +140,8 @@ class EndpointBackend:
         named = config.replies not in (None, NOWHERE)
         self.store = ReplyStore(Path(str(config.replies)).expanduser()) if named else None
         self.usage = Usage()
-        self.counted: set[str] = set()  # keys of replies that are in ``usage``, each once
+        self.counted: dict[str, None] = {}  # beginnings of keys of replies that are in ``usage``, each once
+        self.told = 0  # how many of them ``keys`` has told
         self.answered: set[tuple[str, ...]] = set()  # parameters of requests that were answered
         self._key = None
         if config.api_key_env is not None:
@@ -222,9 +224,20 @@ class EndpointBackend:
 
     def count(self, key: str, answer: dict[str, Any], was_kept: bool) -> None:
         """Adds a reply to ``usage``, unless it was asked for before."""
-        if key not in self.counted:
-            self.counted.add(key)
+        if key[:KEY] not in self.counted:
+            self.counted[key[:KEY]] = None
             self.usage.add(reply_of(answer), was_kept)
+
+    def keys(self, whole: bool) -> list[str]:
+        """What is in ``usage``: all of it, or what came to it since the last time."""
+        found = list(self.counted)[0 if whole else self.told :]
+        self.told = len(self.counted)
+        return found
+
+    def restore_keys(self, keys: Sequence[str]) -> None:
+        """Adds what ``keys`` told in an earlier process."""
+        self.counted |= dict.fromkeys(keys)
+        self.told = len(self.counted)
 
     def shown(self, text: str) -> str:
         """A server's words, without the key that it may have repeated."""

@@ -28,6 +28,7 @@ import numpy as np
 from preferl.data.records import DataError, Messages, Prompt, dialogue_text
 from preferl.data.types import Judgement
 from preferl.judging.backends import Backend
+from preferl.judging.endpoints import EndpointBackend
 from preferl.judging.judge_options import ASPECTS, JudgeConfig
 from preferl.judging.replies import CUT_OFF, Reply
 from preferl.judging.verdicts import last_line, parse_score, parse_verdict
@@ -308,9 +309,11 @@ class Judge(abc.ABC):
             found["cost"] = round(cost, 6)
         return found | {"examples": self.examples}
 
-    def state(self) -> dict[str, Any]:
-        """What a stage keeps beside the scores of a part, so that its report is whole after a restart."""
+    def state(self, whole: bool = True) -> dict[str, Any]:
+        """What a stage keeps beside the scores, so that its report is whole after a restart: in a checkpoint
+        the ``whole``, in one of several parts that are all read again only which questions are new."""
         return {
+            "asked": self.backend.keys(whole) if isinstance(self.backend, EndpointBackend) else [],
             "counts": dataclasses.asdict(self.counts),
             "usage": dataclasses.asdict(self.backend.usage),
             "examples": self.examples,
@@ -322,6 +325,8 @@ class Judge(abc.ABC):
         self.examples = list(state["examples"])
         for name, value in state["usage"].items():
             setattr(self.backend.usage, name, value)
+        if isinstance(self.backend, EndpointBackend):
+            self.backend.restore_keys(state["asked"])
 
 
 class PairwiseJudge(Judge):

@@ -94,11 +94,11 @@ class Jury(Judge):
                 own[name] = sum(row.get(name, 0) for row in of_each.values())
         return own | {"agreement": self.agreement(), "by_judge": of_each}
 
-    def state(self) -> dict[str, Any]:
+    def state(self, whole: bool = True) -> dict[str, Any]:
         return {
             "counts": dataclasses.asdict(self.counts),
             "answers": self.answers,
-            "judges": [judge.state() for judge in self.judges],
+            "judges": [judge.state(whole) for judge in self.judges],
         }
 
     def restore(self, state: dict[str, Any]) -> None:

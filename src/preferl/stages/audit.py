@@ -157,7 +157,7 @@ def scores_in_parts(scorer: Scorer, pairs: Sequence[Pair], parts: Parts) -> tupl
         def score(part: Sequence[Pair] = pairs[start : start + PART]) -> Any:
             both = scores_of(scorer, part)
             tensors = {name: torch.from_numpy(x_N) for name, x_N in zip(SIDES, both, strict=True)}
-            return tensors, {"judges": [judge.state() for judge in judges_in(scorer)]}
+            return tensors, {"judges": [judge.state(whole=False) for judge in judges_in(scorer)]}
 
         found, plain = parts.get(str(start), score)
         for judge, state in zip(judges_in(scorer), plain["judges"], strict=True):

@@ -234,7 +234,7 @@ def sample(
             if gold is not None:
                 tensors["gold"] = torch.from_numpy(score_responses(gold, made))
             texts = {"responses": made.completions, "finished": made.finished, "lengths": made.lengths}
-            texts["judges"] = [judge.state() for judge in judges]
+            texts["judges"] = [judge.state(whole=False) for judge in judges]
             return tensors | {"generator": generator.get_state()}, texts
 
         tensors, texts = parts.get(f"{split}-{start}", answer)

@@ -342,7 +342,7 @@ class Responder:
         tensors = {f"value/{measure}": torch.from_numpy(value_N) for measure, value_N in values.items()}
         tensors |= made.samples.tensors() | {"generator": generator.get_state()}
         seconds = [sampled - started, scored - sampled]
-        states = [judge.state() for judge in self.judges]
+        states = [judge.state(whole=False) for judge in self.judges]
         return tensors, {"completions": made.completions, "seconds": seconds, "judges": states}
 
 
