@@ -95,6 +95,7 @@ SAMPLING = "tests/sampling/test_sampling.py::"
 CHAT = "tests/data/test_chat.py::"
 SPLITS = "tests/data/test_splits.py::"
 RANKINGS = "tests/data/test_rankings.py::"
+LAYOUTS = "tests/data/test_layouts.py::"
 MARKS = "tests/runs/test_data_loss.py::"
 INPUTS = "tests/runs/test_inputs.py::"
 LOCKS = "tests/runs/test_lock.py::"
@@ -610,10 +611,21 @@ MUTANTS = (
            (SPLITS + "test_little_that_trains_gives_nothing_away",)),
     Mutant("one-split-counts-as-its-own", "data/splits.py", "(len(raw) == 1 and not complete)", "False",
            (SPLITS + "test_a_data_set_of_one_split_is_divided_and_can_still_be_named",)),
-    Mutant("lists-read-as-texts", "data/formats.py", "when=lambda rows: not lists_of_texts(rows)",
-           "when=bool", (RANKINGS + "test_rm_bench_lists_become_nine_pairs_with_styles",)),
-    Mutant("any-label-rates", "data/formats.py", "when=rates", "when=bool",
+    Mutant("any-values-fit-a-layout", "data/recognise.py",
+           "if not all(self.has_shape(path, shape) for path, shape in layout.when.items()):", "if False:",
            ("tests/data/test_comparisons.py::test_single_responses_with_a_label_or_ratings",)),
+    Mutant("bad-labels-are-good", "data/layouts.py", "return False if word in BAD",
+           "return True if word in BAD",
+           (LAYOUTS + "test_what_is_called_bad_is_not_imitated_whatever_is_asked",)),
+    Mutant("flags-turned-round", "data/winners.py", '(n == 1) == (winner.side == "a")',
+           '(n == 1) != (winner.side == "a")', (LAYOUTS + "test_codings_of_one_column",)),
+    Mutant("strengths-turned-round", "data/winners.py", '(n < 0) == (winner.side == "a")',
+           '(n > 0) == (winner.side == "a")', (LAYOUTS + "test_codings_of_one_column",)),
+    Mutant("what-is-not-used-is-passed-over", "data/recognise.py",
+           'if self.options.dataset_format == "auto":', "if False:",
+           (LAYOUTS + "test_what_looks_as_if_it_counted_is_not_passed_over",)),
+    Mutant("one-of-several-meanings-is-taken", "data/winners.py", "if len(fits) == 1:", "if fits:",
+           (LAYOUTS + "test_what_can_mean_several_things_is_asked_and_the_answer_taken",)),
     Mutant("rankings-written-as-pairs", "data/formats.py", "WHOLE_LAYOUTS | PAIR_LAYOUTS",
            "PAIR_LAYOUTS | WHOLE_LAYOUTS", (RANKINGS + "test_conversion_to_pairs_and_to_rankings",)),
     # What may be deleted.

@@ -1,6 +1,7 @@
 """The command line. Help is static and a subcommand's parser is built only when it runs, so that
 ``preferl --help`` never loads torch."""
 
+import itertools
 import os
 import sys
 import traceback
@@ -316,33 +317,45 @@ usage: preferl report DIR [--output FILE]        one page of a run or of one sta
 
 
 DATA_USAGE = """\
-usage: preferl data validate IN            check every row; says file, line and reason
-       preferl data convert IN OUT [LAYOUT]  write .jsonl, .jsonl.gz or .parquet; --fresh overwrites OUT
+usage: preferl data validate IN [options]  check every row; says file, line and reason
+       preferl data describe IN [options]  what the rows are read as, and how they are split
+       preferl data convert IN OUT [LAYOUT] [options]  write .jsonl, .jsonl.gz or .parquet
+       preferl data layouts                the layouts of data sets that are known
 IN is a file, a folder or a Hub name (name, or name:folder of it).
 `data convert world OUT_FOLDER` writes the embedded world.
 LAYOUT of preferences: explicit (default; TRL's prompt, chosen, rejected), implicit, hh (hh-rlhf's dialogues),
 ranking (responses, ranks), comparison (response_a, response_b, z).
+options, the same wherever data is read (docs/data.md):
+  --dataset_format KIND   --columns ROLE=COLUMN,…   --winner COLUMN[:CODING]   --layout NAME|FILE
+  --bad_rows skip|error   --split NAME (the rows of one split alone)
+--fresh overwrites OUT.
 """
 
 
 def data_command(arguments: list[str]) -> int:
-    """``preferl data validate|convert``."""
+    """``preferl data validate|describe|convert|layouts``."""
     if arguments in (["--help"], ["-h"]):
         print(DATA_USAGE, end="")
         return 0
-    from preferl.data import formats, sources
-    from preferl.runs.progress import printable
+    from preferl.data import commands, sources
+    from preferl.data.columns import Options
+    from preferl.runs.config import DataCommandOptions, instantiate, parser_for
 
     arguments, fresh = take_flag(arguments, "--fresh")
-    match arguments:
+    words = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    parser = parser_for(DataCommandOptions, "preferl data", DATA_USAGE)
+    rest = arguments[len(words) :]
+    options = instantiate(parser, DataCommandOptions, parser.parse_args(rest))
+    how = commands.How(options.dataset_format, options.bad_rows, Options(**options.reading()), options.split)
+    match words:
         case ["validate", name]:
-            report = formats.validate(name)
-            for kind, count in sorted(report.left_out.items()):
-                print(f"{kind}: {count}")
-                for example in report.examples[kind]:
-                    print(f"  {printable(example)}")
-            print(printable(report.summary()))
-            return DATA if report.left_out else 0
+            return DATA if commands.validate(name, how) else 0
+        case ["describe", name]:
+            commands.describe(name, how)
+            return 0
+        case ["layouts"]:
+            commands.layouts(how)
+            return 0
         case ["convert", "world", out]:
             refuse_existing(sources.world_files(Path(out)), fresh)
             for path in sources.write_world(Path(out)):
@@ -350,7 +363,7 @@ def data_command(arguments: list[str]) -> int:
             return 0
         case ["convert", name, out, *layout] if len(layout) < 2:
             refuse_existing([Path(out)], fresh)
-            print(printable(formats.convert(name, Path(out), *layout).summary()))
+            commands.convert(name, Path(out), *layout, how=how)
             return 0
     print(DATA_USAGE, end="", file=sys.stderr)
     return USAGE

@@ -268,5 +268,25 @@ def test_other_real_files(real_data):
     assert len(formats.load(str(real_data / "lm" / "tinyshakespeare.txt.gz"), "demonstration")[0]) == 7222
     report = formats.validate(str(real_data / "sentiment" / "pros_cons.jsonl.gz"))
     assert (report.read, report.left_out) == (41199, {"empty_response": 8})
-    with pytest.raises(DataError, match="columns answer, question"):
-        formats.detect(str(real_data / "sft" / "gsm8k_train.jsonl.gz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "kept"),
+    [
+        ("bench/llmbar", "ranking", 416),
+        ("formats/sharegpt_dpo_demo", "preference", 293),
+        ("pref/pandalm_human", "ranking", None),
+        ("prompts/vicuna_bench", "prompt", 60),
+        ("prompts/xstest", "prompt", 450),
+        ("sentiment/rt_polarity.test", "text", 868),
+        ("sft/gpteacher_codegen", "demonstration", None),
+        ("sft/gsm8k_train", "demonstration", 7473),
+        ("noncommercial/alpaca_5000", "demonstration", None),
+        ("noncommercial/alpacaeval_gpt4_pairs", "ranking", None),
+    ],
+)
+def test_layouts_of_real_files(real_data, name, kind, kept):
+    report = formats.load(str(real_data / f"{name}.jsonl.gz")).report
+    assert report.kind == kind
+    assert report.kept == (kept or report.kept)
+    assert report.kept > 0.9 * report.read

@@ -87,8 +87,6 @@ def test_places_are_those_of_a_competition(scores):
 @pytest.mark.parametrize(
     ("kind", "row"),
     [
-        ("missing_column", {"prompt": "p", "responses": ["a", "b"]}),
-        ("missing_column", {"prompt": "p", "response_a": "a", "response_b": "b"}),
         ("null_value", {**JUDGED, "response_b": None}),
         ("wrong_type", {**RANKED, "responses": "4."}),
         ("wrong_type", {**RANKED, "ranks": 1}),
@@ -100,7 +98,6 @@ def test_places_are_those_of_a_competition(scores):
         ("bad_ranking", {**RANKED, "ranks": [1, 2, "3"]}),
         ("bad_ranking", {**RANKED, "ranks": [1, 2, float("nan")]}),
         ("bad_ranking", {**RANKED, "responses": ["a"], "ranks": [1]}),
-        ("bad_ranking", {**RANKED, "responses": list("abcdefghij"), "ranks": [1] * 10}),
         ("bad_ranking", {**RANKED, "ranks": [1, 2, 3], "scores": [1.0, 2.0, 3.0]}),
         ("bad_ranking", {**JUDGED, "z": 2}),
         ("bad_ranking", {**JUDGED, "z": "a"}),
@@ -111,10 +108,11 @@ def test_defects_are_named(tmp_path, kind, row):
     with pytest.raises(RowError) as caught:
         rows.to_ranking(row)
     assert caught.value.kind == kind
-    name = write(tmp_path / "a.jsonl", RANKED, row)
+    good = JUDGED if "z" in row else RANKED
+    name = write(tmp_path / "a.jsonl", good, row)
     with pytest.raises(DataError, match=rf"a\.jsonl:2: .*\({kind}\)"):
         formats.load(name, "ranking", {kind: "error"})
-    assert formats.validate(write(tmp_path / "b.jsonl", RANKED, RANKED, row)).left_out == {kind: 1}
+    assert formats.validate(write(tmp_path / "b.jsonl", good, good, row)).left_out == {kind: 1}
 
 
 def test_both_shapes_are_found_by_their_columns(tmp_path):
@@ -158,33 +156,55 @@ def test_a_source_of_rankings_offers_their_pairs_too(tmp_path):
 # -------------------------------------------------------------------------------------- benchmarks' columns
 
 
-def test_llmbar_names_the_better_output():
+def read(tmp_path, *lines):
+    return formats.load(write(tmp_path / "a.jsonl", *lines)).records
+
+
+def test_llmbar_names_the_better_output(tmp_path):
     row = {"subset": "Natural", "input": "2 + 2?", "output_1": "5.", "output_2": "4.", "label": 2}
-    record = rows.to_ranking(row)
+    (record,) = read(tmp_path, row)
     assert record == Comparison("2 + 2?", ["5.", "4."], [2, 1], None, {"subset": "Natural"})
 
 
-@pytest.mark.parametrize(("preference", "ranks"), [(1, [1, 2]), (2.0, [2, 1]), (0, [1, 1]), (1.5, [1, 1])])
-def test_alpaca_eval_has_instruction_context_and_draws(preference, ranks):
+@pytest.mark.parametrize(
+    ("preference", "ranks"), [(1, [1, 2]), (2.0, [2, 1]), (0, [1, 1]), (1.5, [1, 1]), (1.2, [1, 2])]
+)
+def test_alpaca_eval_has_instruction_context_and_draws(tmp_path, preference, ranks):
     row = {"instruction": "Sum up.", "input": "A text.", "output_1": "a", "output_2": "b"}
-    record = rows.to_ranking({**row, "preference": preference, "generator_1": "x"})
+    (record,) = read(tmp_path, {**row, "preference": preference, "generator_1": "x"})
     assert (record.prompt, record.ranks) == ("Sum up.\n\nA text.", ranks)
-    assert record.columns == {"generator_1": "x"}
+    # Between 1 and 2 it is a degree, which is kept.
+    assert record.columns == {"generator_1": "x", "preference": preference}
 
 
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        ({"preference": None}, "null_value"),
+        ({"preference": None}, "unlabelled"),
         ({"preference": 3}, "bad_ranking"),
         ({"output_2": ""}, "empty_response"),
     ],
 )
-def test_alpaca_eval_rows_without_a_verdict_have_a_defect(change, kind):
+def test_alpaca_eval_rows_without_a_verdict_have_a_defect(tmp_path, change, kind):
     row = {"instruction": "Sum up.", "output_1": "a", "output_2": "b", "preference": 1}
-    with pytest.raises(RowError) as caught:
-        rows.to_ranking(row | change)
-    assert caught.value.kind == kind
+    assert formats.validate(write(tmp_path / "a.jsonl", row, row | change)).left_out == {kind: 1}
+
+
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
+    bare = {"prompt": "p", "responses": ["a", "b"]}
+    assert formats.load(write(tmp_path / "a.jsonl", bare, bare, bare, RANKED)).report.left_out == {
+        "unlabelled": 3
+    }
+    open_pair = {"prompt": "p", "response_a": "a", "response_b": "b"}
+    assert formats.load(write(tmp_path / "b.jsonl", open_pair, JUDGED)).report.left_out == {"unlabelled": 1}
+
+
+def test_a_ranking_may_have_many_responses_and_ranks_between(tmp_path):
+    many = {"prompt": "p", "responses": list("abcdefghijklmn"), "ranks": [*range(1, 15)]}
+    (record,) = read(tmp_path, many)
+    assert len(record.pairs()) == 14 * 13 / 2
+    between = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [2.5, 0.5, 2.5]}
+    assert read(tmp_path, between)[0].ranks == [2, 1, 2]
 
 
 def test_rm_bench_lists_become_nine_pairs_with_styles(tmp_path):

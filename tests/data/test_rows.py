@@ -5,7 +5,7 @@ from example_rows import GOOD, HH, NICE, RUDE, USER, load_pairs, pair_of, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preferl.data import files, formats, rows
+from preferl.data import dialects, files, formats, rows
 from preferl.data.records import DataError, Demonstration, Pair, PromptRecord
 
 
@@ -118,8 +118,10 @@ def test_detect(tmp_path, row, kind):
 
 
 def test_detect_names_the_columns_that_it_does_not_know(tmp_path):
-    with pytest.raises(DataError, match=r"columns answer, question; preferl reads chosen \+ rejected"):
-        formats.detect(write(tmp_path / "a.jsonl", {"question": "?", "answer": "!"}))
+    with pytest.raises(
+        DataError, match=r"columns ask, reply1, which fit no layout; .*--columns prompt=COLUMN"
+    ):
+        formats.detect(write(tmp_path / "a.jsonl", {"ask": "?", "reply1": "!"}))
 
 
 def test_detect_without_a_good_row_says_what_the_first_is(tmp_path):
@@ -151,12 +153,17 @@ DEFECTS = [
     ("null_value", {**GOOD, "rejected": [{**NICE, "content": None}]}),
     ("wrong_type", {**GOOD, "prompt": 3}),
     ("wrong_type", {**GOOD, "chosen": True}),
-    ("wrong_type", {**GOOD, "rejected": {"role": "assistant", "content": "x"}}),
+    ("wrong_type", {**GOOD, "rejected": {"content": "x"}}),
     ("wrong_type", {**GOOD, "chosen": ["4."]}),
     ("wrong_type", {**GOOD, "chosen": [{"role": "assistant"}]}),
-    ("wrong_type", {**GOOD, "chosen": [{"role": "tool", "content": "x"}]}),
+    ("wrong_type", {**GOOD, "chosen": [{"role": "narrator", "content": "x"}]}),
+    ("bad_role_order", {**GOOD, "chosen": [{"role": "tool", "content": "x"}]}),
     ("wrong_type", {**GOOD, "chosen": [{"role": ["user"], "content": "x"}]}),
-    ("wrong_type", {**GOOD, "chosen": [{"role": "assistant", "content": ["x"]}]}),
+    ("not_text", {**GOOD, "chosen": [{"role": "assistant", "content": ["x"]}]}),
+    ("not_text", {**GOOD, "chosen": [{"role": "assistant", "content": [{"type": "image_url", "url": "x"}]}]}),
+    ("unlabelled", {"prompt": "p"}),
+    ("tools_in_response", {**GOOD, "chosen": [{**NICE, "tool_calls": [{"type": "function"}]}]}),
+    ("tools_in_response", {**GOOD, "chosen": [{**NICE, "reasoning_content": "Hm."}]}),
     ("wrong_type", {"chosen": [USER, NICE], "rejected": HH["rejected"]}),
     ("empty_response", {**GOOD, "chosen": ""}),
     ("empty_response", {**GOOD, "rejected": " \n"}),
@@ -191,12 +198,14 @@ DEFECTS = [
 ]
 IDS = [f"{i}-{kind}" for i, (kind, _) in enumerate(DEFECTS)]
 SKIPPED = {"empty_prompt", "empty_response", "identical_pair", "different_prompts", "bad_role_order"}
+SKIPPED |= {"unlabelled", "tools_in_response"}
+# Of ratings, trees and rankings, which have pages of tests of their own.
+OF_SEVERAL_ROWS = {"called_bad", "broken_tree", "single_response"}
 
 
 def test_every_kind_has_a_case_and_a_default():
-    # Rankings have a page of tests of their own.
-    assert {kind for kind, _ in DEFECTS} == set(formats.POLICY) - {"bad_ranking"}
-    assert {kind for kind, rule in formats.POLICY.items() if rule == "skip"} == SKIPPED
+    assert {kind for kind, _ in DEFECTS} == set(formats.POLICY) - {"bad_ranking"} - OF_SEVERAL_ROWS
+    assert {kind for kind, rule in formats.POLICY.items() if rule == "skip"} == SKIPPED | OF_SEVERAL_ROWS
 
 
 @pytest.mark.parametrize(("kind", "line"), DEFECTS, ids=IDS)
@@ -310,7 +319,7 @@ JSON = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(max_size=3)
-    | st.sampled_from(rows.ROLES),
+    | st.sampled_from(sorted(dialects.ROLES)),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner, max_size=2)

@@ -1,17 +1,22 @@
-"""Data sets to records and back: one table of kinds, reading with a policy for defects, a full check,
-writing, converting.
+"""Data sets to records and back: the kinds, reading with a policy for defects, a full check, writing,
+converting.
 
 Each kind of defect has a policy: ``error`` stops at the row and names it, ``skip`` leaves it out and counts
 it. Nothing is left out silently, and a data set of which more than half would be left out is refused. What a
-row may look like is in ``rows``, where rows come from in ``files``.
+row may look like is in ``rows``, where rows come from in ``files``, which layouts of others are known in
+``layouts``; ``recognise`` finds out which one a data set has, by all of its rows.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from preferl.data.columns import Options
 from preferl.data.files import Row, RowError, Table, read_rows, write_rows
+from preferl.data.layouts import Layout
+from preferl.data.reading import derived, dialect_notes
+from preferl.data.recognise import Recognised, recognised
 from preferl.data.records import (
     Comparison,
     DataError,
@@ -35,6 +40,7 @@ from preferl.data.rows import (
     to_ranking,
     to_rated,
 )
+from preferl.data.unused import would_count
 
 Record = Comparison | Rated | Demonstration | PromptRecord
 Rows = Iterable[dict[str, Any]]
@@ -68,76 +74,26 @@ WHOLE_LAYOUTS = {"ranking": one(ranking_row), "comparison": one(outcome_row)}
 
 @dataclass(frozen=True)
 class Kind:
-    """What rows may hold.
+    """What rows in our columns may hold.
 
     Args:
-        columns: sets of columns; a data set of this kind has all of one of them.
         read: a row to a record, or RowError.
         layouts: name -> what writes a record as rows; the first is used where none is asked for.
-        when: what the values of its rows must be besides.
     """
 
-    columns: tuple[frozenset[str], ...]
     read: Callable[[dict[str, Any]], Any]
     layouts: Mapping[str, Callable[[Any], Rows]]
-    when: Callable[[list[dict[str, Any]]], bool] = bool
-
-    def fits(self, rows: list[dict[str, Any]]) -> bool:
-        """Whether rows are of this kind."""
-        there = set().union(*rows)
-        return any(needed <= there for needed in self.columns) and self.when(rows)
 
 
-def lists_of_texts(rows: list[dict[str, Any]]) -> bool:
-    """Several better and several worse responses (RM-Bench, RewardBench 2)."""
-    return all(is_texts(row.get("chosen")) and is_texts(row.get("rejected")) for row in rows)
-
-
-def is_texts(value: Any) -> bool:
-    """Whether it is a list of one text or more; messages are no texts."""
-    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
-
-
-def rates(rows: list[dict[str, Any]]) -> bool:
-    """Good or bad, or numbers by attribute; a label of another type is any column."""
-    return all(isinstance(row.get("label"), bool) or isinstance(row.get("ratings"), dict) for row in rows)
-
-
-def columns(*sets: str) -> tuple[frozenset[str], ...]:
-    return tuple(frozenset(names.split()) for names in sets)
-
-
-# In the order in which they are tried on the first rows of a data set.
 KINDS = {
-    "preference": Kind(
-        columns("chosen rejected"),
-        to_pair,
-        PAIR_LAYOUTS | WHOLE_LAYOUTS,
-        when=lambda rows: not lists_of_texts(rows),
-    ),
-    "ranking": Kind(
-        columns(
-            "chosen rejected",
-            "prompt responses",
-            "prompt response_a response_b z",
-            "output_1 output_2 label",
-            "output_1 output_2 preference",
-        ),
-        to_ranking,
-        WHOLE_LAYOUTS | PAIR_LAYOUTS,
-    ),
-    "rated": Kind(
-        columns("prompt completion label", "prompt completion ratings"),
-        to_rated,
-        {"rated": one(rated_row)},
-        when=rates,
-    ),
-    "demonstration": Kind(
-        columns("messages", "prompt completion"), to_demonstration, {"demonstration": one(demonstration_row)}
-    ),
-    "text": Kind(columns("text"), to_demonstration, {"demonstration": one(demonstration_row)}),
-    "prompt": Kind(columns("prompt"), to_prompt, {"prompt": one(prompt_row)}),
+    "preference": Kind(to_pair, PAIR_LAYOUTS | WHOLE_LAYOUTS),
+    "ranking": Kind(to_ranking, WHOLE_LAYOUTS | PAIR_LAYOUTS),
+    "rated": Kind(to_rated, {"rated": one(rated_row)}),
+    "demonstration": Kind(to_demonstration, {"demonstration": one(demonstration_row)}),
+    "text": Kind(to_demonstration, {"demonstration": one(demonstration_row)}),
+    "prompt": Kind(to_prompt, {"prompt": one(prompt_row)}),
 }
+COMPARISONS = ("preference", "ranking")
 # The kind as which records are written, where nobody says another.
 KIND_OF = {Comparison: "ranking", Rated: "rated", Demonstration: "demonstration", PromptRecord: "prompt"}
 
@@ -152,17 +108,26 @@ POLICY = {
     "wrong_type": "error",
     "bad_margin": "error",
     "bad_ranking": "error",
+    "not_text": "error",
     "bad_role_order": "skip",
     "empty_prompt": "skip",
     "empty_response": "skip",
     "identical_pair": "skip",
     "different_prompts": "skip",
+    "tools_in_response": "skip",
+    "called_bad": "skip",
+    "broken_tree": "skip",
+    "unlabelled": "skip",
+    "single_response": "skip",
 }
+# Rows that are fine and say nothing yet: any share of a data set may be so.
+EXCUSED = ("unlabelled", "single_response", "called_bad")
 
 
 @dataclass
 class ReadReport:
-    """What reading a data set met. ``left_out`` counts by kind, ``examples`` hold a place and a reason.
+    """What reading a data set met. ``left_out`` counts by kind, ``examples`` hold a place and a reason,
+    ``notes`` say what was read as what; ``ties`` are comparisons whose responses are all equally good.
 
     Example: ``ReadReport("a.jsonl", 9, 8, {"empty_prompt": 1}, {"empty_prompt": ["a.jsonl:3: …"]})``.
     """
@@ -172,6 +137,10 @@ class ReadReport:
     kept: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    kind: str = ""
+    unit: str = "rows"
+    ties: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def count(self, where: str, error: RowError) -> None:
         self.left_out[error.kind] = self.left_out.get(error.kind, 0) + 1
@@ -181,7 +150,9 @@ class ReadReport:
 
     def summary(self) -> str:
         """One sentence."""
-        text = f"{self.name}: {self.kept} of {self.read} rows used"
+        text = f"{self.name}: {self.kept} of {self.read} {self.unit} used"
+        if self.ties:
+            text += f", {self.ties} of them ties"
         if self.left_out:
             counts = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in sorted(self.left_out.items()))
             first = next(iter(self.examples.values()))[0]
@@ -193,7 +164,7 @@ class ReadReport:
 
 
 class Loaded(NamedTuple):
-    """Records, what reading them met, and the rows that they are of."""
+    """Records, what reading them met, and the rows that they are of, in our columns."""
 
     records: list[Any]
     report: ReadReport
@@ -201,46 +172,123 @@ class Loaded(NamedTuple):
 
 
 def load(
-    name: str | Table, kind: str = "auto", policy: Mapping[str, str] | None = None, limit: int | None = None
+    name: str | Table,
+    kind: str = "auto",
+    policy: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    options: Options | None = None,
 ) -> Loaded:
     """Reads and converts rows.
 
     Args:
         name: file, folder or Hub name.
-        kind: of ``KINDS``; ``auto`` for what ``detect`` finds.
+        kind: of ``KINDS``; ``auto`` for what the rows are.
         policy: ``error`` or ``skip`` by kind of defect, over ``POLICY``; ``*`` means every other kind.
-        limit: read at most so many rows.
+        limit: use at most so many rows; what they are is found from all.
+        options: how to read them, where a person said so.
 
     Raises:
-        DataError: a row with a defect whose policy is ``error``, no row at all, or more than half left out.
+        DataError: no layout fits or a column that counts would not be used, a row with a defect whose policy
+            is ``error``, no row at all, or more than half left out.
     """
     rules = effective_policy(policy or {})
-    read = KINDS[detect(name) if kind == "auto" else kind].read
-    found = Loaded([], ReadReport(str(name)), [])
+    found = _read(name, kind, limit, options, rules)
     report = found.report
-    for row in read_rows(name):
-        if limit is not None and report.read >= limit:
-            break
-        report.read += 1
-        try:
-            found.records.append(_converted(row, read))
-            found.rows.append(row)
-            report.kept += 1
-        except RowError as error:
-            if rules[error.kind] == "error":
-                raise DataError(
-                    f"{row.where}: {error} ({error.kind}); mend the row, or leave such rows out with "
-                    f"--bad_rows skip"
-                ) from error
-            report.count(row.where, error)
     if report.read == 0:
         raise DataError(f"data set '{name}' has no rows")
-    if report.kept * 2 < report.read:
+    lost = sum(n for kind, n in report.left_out.items() if kind not in EXCUSED)
+    if report.kept == 0 or lost * 2 > report.read:
         raise DataError(
-            f"more than half of the rows cannot be used: {report.summary()}; "
+            f"{'none' if report.kept == 0 else 'more than half'} of the rows cannot be used: "
+            f"{report.summary()}; "
             f"`preferl data validate {name}` lists them"
         )
     return found
+
+
+def _read(
+    name: str | Table, kind: str, limit: int | None, options: Options | None, rules: Mapping[str, str] | None
+) -> Loaded:
+    """Every row as a record. A defect stops at its row where ``rules`` say so; without rules none does."""
+    whole = list(read_rows(name))
+    plan = plan_of(name, whole, kind, options)
+    ours = derived(whole[:limit], plan)
+    read = reader_of(plan, kind)
+    found = Loaded([], ReadReport(str(name), unit=ours.unit), [])
+    report = found.report
+    report.kind = plan.layout.kind if kind == "auto" else kind
+    report.notes = [plan.sentence(), *plan.notes, *ours.notes, *dialect_notes(ours.rows)]
+    for row in ours.rows:
+        report.read += 1
+        try:
+            record = _converted(row, read)
+        except RowError as error:
+            if rules is not None and rules[error.kind] == "error":
+                held = f"; {plan.held}" if error.kind == "bad_ranking" and plan.held else ""
+                raise DataError(
+                    f"{row.where}: {error} ({error.kind}){held}; mend the row, or leave such rows out with "
+                    f"--bad_rows skip"
+                ) from error
+            report.count(row.where, error)
+            continue
+        found.records.append(record)
+        found.rows.append(row)
+        report.kept += 1
+        report.ties += isinstance(record, Comparison) and len(set(record.ranks)) == 1
+    return found
+
+
+def plan_of(name: str | Table, rows: list[Row], kind: str, options: Options | None) -> Recognised:
+    """What rows are, by all of them.
+
+    Raises:
+        DataError: no layout fits, or a column that counts would not be used.
+    """
+    options = replace(options or Options(), dataset_format=kind)
+    good = [row.value for row in rows if isinstance(row.value, dict)]
+    if not good:
+        first = next((row for row in rows), None)
+        reason = f"has no good row; {first.where}: {first.value}" if first else "has no rows"
+        raise DataError(f"data set '{name}' {reason}; `preferl data validate {name}` checks every row")
+    if kind == "auto":
+        return recognised(str(name), good, options, KINDS)
+    # A kind that was named holds, whatever the rows may be besides: pairs are demonstrations of the better
+    # one.
+    wanted = [COMPARISONS if kind in COMPARISONS else (kind,)]
+    wanted += [(*COMPARISONS, "rated")] if kind == "demonstration" else []
+    wanted += [("demonstration", *COMPARISONS, "rated")] if kind == "prompt" else []
+    first_error = None
+    for kinds in wanted:
+        try:
+            return recognised(str(name), good, options, kinds)
+        except DataError as error:
+            first_error = first_error or error
+    if options.columns or options.winner or options.layout:
+        raise first_error or DataError(f"data set '{name}' is not of the kind {kind}")
+    return Recognised(Layout("", kind, {kind: kind} if kind in ("prompt", "text") else {}))
+
+
+def reader_of(plan: Recognised, kind: str) -> Callable[[dict[str, Any]], Any]:
+    """What makes a record of a row in our columns: of the rows' own kind, or of the one that was named."""
+    read = KINDS[plan.layout.kind].read
+    if kind == "demonstration" and plan.layout.kind in (*COMPARISONS, "rated"):
+        return lambda row: demonstration_of(read(row))
+    if kind == "prompt" and plan.layout.kind != "prompt":
+        return lambda row: PromptRecord((record := read(row)).prompt, record.columns)
+    return read
+
+
+def demonstration_of(record: Comparison | Rated) -> Demonstration:
+    """What of a record can be imitated: of several responses the best one.
+
+    Raises:
+        RowError: it is called bad.
+    """
+    if isinstance(record, Comparison):
+        return Demonstration(record.prompt, record.best(), record.columns)
+    if record.good is False:
+        raise RowError("called_bad", "its label says that the response is bad")
+    return Demonstration(record.prompt, record.response, record.columns)
 
 
 def effective_policy(policy: Mapping[str, str]) -> dict[str, str]:
@@ -258,58 +306,30 @@ def effective_policy(policy: Mapping[str, str]) -> dict[str, str]:
     return {kind: policy.get(kind, policy.get("*", rule)) for kind, rule in POLICY.items()}
 
 
-def detect(name: str | Table) -> str:
-    """The kind of a data set by the columns of its first rows.
+def detect(name: str | Table, options: Options | None = None) -> str:
+    """The kind of a data set, by all its rows.
 
     Raises:
-        DataError: there is no good row, or the columns fit none of them.
+        DataError: there is no good row, no layout fits, or a column that counts would not be used.
     """
-    rows, first_error = _first_rows(name)
-    if not rows:
-        reason = f"has no good row; {first_error}" if first_error else "has no rows"
-        raise DataError(f"data set '{name}' {reason}; `preferl data validate {name}` checks every row")
-    for name_of_kind, kind in KINDS.items():
-        if kind.fits(rows):
-            return name_of_kind
-    raise DataError(
-        f"data set '{name}' has the columns {', '.join(sorted(set().union(*rows))) or 'none'}; preferl reads "
-        f"chosen + rejected (+ prompt), prompt + responses + ranks or scores, prompt + response_a + "
-        f"response_b + z, output_1 + output_2 + label or preference, prompt + completion (+ label or "
-        f"ratings), messages, text, or prompt: rename the columns"
-    )
+    return plan_of(name, list(read_rows(name)), "auto", options).layout.kind
 
 
-def _first_rows(name: str | Table, rows: int = 20) -> tuple[list[dict[str, Any]], str]:
-    """The first good rows, and the first bad row's defect."""
-    good, first_error = [], ""
-    for row in read_rows(name):
-        if isinstance(row.value, dict):
-            good.append(row.value)
-        else:
-            first_error = first_error or f"{row.where}: {row.value}"
-        if len(good) == rows:
-            break
-    return good, first_error
-
-
-def validate(name: str) -> ReadReport:
+def validate(name: str | Table, kind: str = "auto", options: Options | None = None) -> ReadReport:
     """Checks every row and counts every kind of defect; never stops at a bad row.
 
     Raises:
-        DataError: there is no such data set, it has no rows, or its columns fit no format.
+        DataError: there is no such data set, it has no rows, or its columns fit no layout.
     """
-    rows, first_error = _first_rows(name)
-    # Where no row can be read, none is converted, and the report is about that.
-    kind = "prompt" if not rows and first_error else detect(name)
-    report = ReadReport(name)
-    for row in read_rows(name):
-        report.read += 1
-        try:
-            _converted(row, KINDS[kind].read)
-            report.kept += 1
-        except RowError as error:
-            report.count(row.where, error)
-    return report
+    rows = list(read_rows(name))
+    if rows and not any(isinstance(row.value, dict) for row in rows):
+        # Where no row can be read, none is converted, and the report is about that.
+        report = ReadReport(str(name), len(rows))
+        for row in rows:
+            assert isinstance(row.value, RowError)
+            report.count(row.where, row.value)
+        return report
+    return _read(name, kind, None, options, None).report
 
 
 def _converted(row: Row, read: Callable[[dict[str, Any]], Any]) -> Any:
@@ -348,7 +368,12 @@ def write(path: Path, records: Iterable[Record | Pair], layout: str | None = Non
 
 
 def convert(
-    name: str, out: Path, layout: str | None = None, policy: Mapping[str, str] | None = None
+    name: str | Table,
+    out: Path,
+    layout: str | None = None,
+    policy: Mapping[str, str] | None = None,
+    kind: str = "auto",
+    options: Options | None = None,
 ) -> ReadReport:
     """Reads any kind and writes ours; rows are checked as in ``load``.
 
@@ -357,9 +382,27 @@ def convert(
         out: the file to write.
         layout: of comparisons, as in ``write``; in a layout of pairs a ranking becomes all its pairs (ties
             make none). By default rankings stay rankings, pairs are written in the explicit layout.
-        policy: as in ``load``.
+        policy, kind, options: as in ``load``.
     """
-    kind = detect(name)
-    records, report, _ = load(name, kind, policy)
-    write(out, records, layout or next(iter(KINDS[kind].layouts)))
-    return report
+    loaded = load(name, kind, policy, options=options)
+    records = [replace(record, columns=aside(record)) for record in loaded.records]
+    layouts = KINDS[loaded.report.kind].layouts
+    if layout in {**PAIR_LAYOUTS, **WHOLE_LAYOUTS} and layout not in layouts:
+        loaded.report.notes.append(
+            f"the layout {layout} is of comparisons; there are none, and rows are written as "
+            f"{next(iter(layouts))}"
+        )
+        layout = None
+    write(out, records, layout or next(iter(layouts)))
+    return loaded.report
+
+
+def aside(record: Record) -> dict[str, Any]:
+    """A record's columns under names by which nobody takes them for labels or responses: ``source_`` goes
+    before those. What belongs to a response keeps its name."""
+    each = record.each if isinstance(record, Comparison) else ()
+    renamed: dict[str, Any] = {}
+    for name, value in record.columns.items():
+        taken = name in each or not would_count(name) or f"source_{name}" in record.columns
+        renamed[name if taken else f"source_{name}"] = value
+    return renamed

@@ -3,22 +3,23 @@
 Preferences: hh-rlhf's implicit prompt (``chosen`` and ``rejected`` are whole dialogues that share everything
 but the last turn; texts or messages), TRL's explicit columns (``prompt``, ``chosen``, ``rejected``, optional
 ``margin``; texts or messages, the responses with or without the prompt's messages repeated before them).
-Rankings: ``prompt``, ``responses`` (2 to 9) and ``ranks`` (1 is best, equal is a tie) or ``scores``; or
+Rankings: ``prompt``, ``responses`` (2 or more) and ``ranks`` (1 is best, equal is a tie) or ``scores``; or
 ``prompt``, ``response_a``, ``response_b`` and ``z`` (1, -1, 0 for a tie) with an optional ``strength``; or
-columns of benchmarks: ``output_1`` and ``output_2`` with ``label`` or ``preference`` (LLMBar, AlpacaEval),
-lists in ``chosen`` and ``rejected`` (RM-Bench, RewardBench 2).
+lists in ``chosen`` and ``rejected`` (RM-Bench, RewardBench 2). Other layouts become these (``layouts``).
 Rated responses: ``prompt``, ``completion`` and ``label`` (true or false) or ``ratings``.
-Demonstrations: ``messages``, ``prompt`` + ``completion``, ``text``. Prompts: ``prompt``.
+Demonstrations: ``messages``, ``prompt`` + ``completion``, ``text``. Prompts: ``prompt``. Beside a prompt or
+messages ``system`` is the system's message. Messages come in every dialect of ``dialects``.
 
 A defect is a ``RowError`` with a kind; what happens then is the reader's business (``formats.POLICY``).
 """
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from preferl.data import dialects
+from preferl.data.dialects import SPEAKER, turns_of
 from preferl.data.files import RowError
 from preferl.data.records import (
     Comparison,
@@ -33,20 +34,15 @@ from preferl.data.records import (
     ranks_of_scores,
 )
 
-ROLES = ("system", "user", "assistant")
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-SPEAKER = {"Human": "user", "Assistant": "assistant"}
-
 # Columns that decide how a row reads back: provenance must not be written under these names.
-PAIR_COLUMNS = ("prompt", "chosen", "rejected", "margin")
-RANKING_COLUMNS = ("prompt", "responses", "ranks", "scores", "response_a", "response_b", "z")
-# What a benchmark's number says about its first output: better, worse, a draw.
-OUTCOMES = {1: 1, 2: -1, 0: 0, 1.5: 0}
+PAIR_COLUMNS = ("prompt", "system", "chosen", "rejected", "margin")
+RANKING_COLUMNS = ("prompt", "system", "responses", "ranks", "scores", "response_a", "response_b", "z")
+# Of an item that people label, or that is sampled; a ranking that is read may have more.
 MOST_RESPONSES = 9
 # A strength of 1 to 3 (slightly, clearly, much better: half of a 7-point scale) is a margin in thirds.
 STRENGTHS = 3
-RATED_COLUMNS = ("prompt", "completion", "label", "ratings")
-OTHER_COLUMNS = ("prompt", "completion", "messages", "text", "chosen", "rejected")
+RATED_COLUMNS = ("prompt", "system", "completion", "label", "ratings")
+OTHER_COLUMNS = ("prompt", "system", "completion", "messages", "text", "chosen", "rejected")
 
 
 # ----------------------------------------------------------------------------------------- rows to records
@@ -60,10 +56,11 @@ def to_pair(row: dict[str, Any]) -> Comparison:
     """
     chosen, rejected = _value(row, "chosen"), _value(row, "rejected")
     if "prompt" in row:
-        prompt = _prompt_before(_prompt(_value(row, "prompt")), chosen, "chosen")
-        chosen, rejected = _response(chosen, "chosen", prompt), _response(rejected, "rejected", prompt)
+        prompt, sides = _answered(row, {"chosen": chosen, "rejected": rejected})
+        chosen, rejected = sides
     else:
         prompt, chosen, rejected = _implicit(chosen, rejected)
+        prompt = _with_system(prompt, row)
     for column, text in (("chosen", chosen), ("rejected", rejected)):
         if not text.strip():
             raise RowError("empty_response", f"{column} is empty")
@@ -74,24 +71,21 @@ def to_pair(row: dict[str, Any]) -> Comparison:
 
 def to_ranking(row: dict[str, Any]) -> Comparison:
     """A row with ``responses`` and ``ranks`` or ``scores``, with ``response_a``, ``response_b`` and ``z``, or
-    in the columns of a benchmark.
+    with lists in ``chosen`` and ``rejected``.
 
     Raises:
         RowError: the row has a defect.
     """
-    if "responses" not in row and "output_1" in row:
-        row = _two_outputs(row)
-    elif "responses" not in row and "chosen" in row:
+    if "responses" not in row and "chosen" in row:
         row = _better_and_worse(row)
-    prompt = _prompt(_value(row, "prompt"))
     columns = _rest(row, *RANKING_COLUMNS)
     if "responses" not in row and "response_a" in row:
-        responses, ranks, scores = _outcome(row, prompt)
+        prompt, responses, ranks, scores = _outcome(row)
         columns.pop("margin", None)
     else:
-        responses, ranks, scores = _places(row, prompt)
-    if not 2 <= len(responses) <= MOST_RESPONSES:
-        raise RowError("bad_ranking", f"{len(responses)} responses; a ranking has 2 to {MOST_RESPONSES}")
+        prompt, responses, ranks, scores = _places(row)
+    if len(responses) < 2:
+        raise RowError("bad_ranking", f"{len(responses)} responses; a ranking has 2 or more")
     if any(not text.strip() for text in responses):
         raise RowError("empty_response", "a response is empty")
     rank_of: dict[str, int] = {}
@@ -101,30 +95,32 @@ def to_ranking(row: dict[str, Any]) -> Comparison:
     return Comparison(prompt, responses, ranks, scores, columns, per_response(columns, len(responses)))
 
 
-Places = tuple[list[str], list[int], list[float] | None]
+Places = tuple[Prompt, list[str], list[int], list[float] | None]
 
 
-def _outcome(row: dict[str, Any], prompt: Prompt) -> Places:
-    """Responses, ranks and scores of ``response_a``, ``response_b`` and ``z``."""
-    responses = [_response(_value(row, f"response_{side}"), f"response_{side}", prompt) for side in "ab"]
+def _outcome(row: dict[str, Any]) -> Places:
+    """Prompt, responses, ranks and scores of ``response_a``, ``response_b`` and ``z``."""
+    sides = {name: _value(row, name) for name in ("response_a", "response_b")}
+    prompt, responses = _answered(row, sides)
     z = _number(_value(row, "z"), "z", "bad_ranking")
     if z not in (1, 0, -1):
         raise RowError("bad_ranking", f"z is {z:g}; it must be 1 (a is better), -1 (b is) or 0 (a tie)")
     ranks = {1: [1, 2], -1: [2, 1], 0: [1, 1]}[int(z)]
     margin = _margin(row)
     if margin is None or z == 0:
-        return responses, ranks, None
-    return responses, ranks, [margin, 0.0] if z == 1 else [0.0, margin]
+        return prompt, responses, ranks, None
+    return prompt, responses, ranks, [margin, 0.0] if z == 1 else [0.0, margin]
 
 
-def _places(row: dict[str, Any], prompt: Prompt) -> Places:
-    """Responses, ranks and scores of ``responses`` with ``ranks`` or ``scores``."""
-    responses = [_response(r, "responses", prompt) for r in _list(row, "responses")]
+def _places(row: dict[str, Any]) -> Places:
+    """Prompt, responses, ranks and scores of ``responses`` with ``ranks`` or ``scores``."""
+    named = {f"responses {i}": response for i, response in enumerate(_list(row, "responses"), 1)}
+    prompt, responses = _answered(row, named)
     scores = None
     if row.get("scores") is not None:
         scores = [_number(s, "scores", "bad_ranking") for s in _list(row, "scores")]
     if row.get("ranks") is not None:
-        ranks = [int(_number(r, "ranks", "bad_ranking")) for r in _list(row, "ranks")]
+        ranks = _whole_ranks([_number(r, "ranks", "bad_ranking") for r in _list(row, "ranks")])
     elif scores is not None:
         ranks = ranks_of_scores(scores)
     else:
@@ -136,23 +132,14 @@ def _places(row: dict[str, Any], prompt: Prompt) -> Places:
         for i, j in itertools.permutations(range(len(ranks)), 2):
             if ranks[i] < ranks[j] and scores[i] < scores[j]:
                 raise RowError("bad_ranking", "ranks and scores disagree: a better rank has a lower score")
-    return responses, ranks, scores
+    return prompt, responses, ranks, scores
 
 
-def _two_outputs(row: dict[str, Any]) -> dict[str, Any]:
-    """LLMBar's and AlpacaEval's columns as ``response_a``, ``response_b`` and ``z``.
-
-    The prompt is ``prompt``, or ``instruction`` with what stands in ``input`` below it, or ``input``.
-    """
-    asked = [row[c] for c in ("instruction", "input") if isinstance(row.get(c), str) and row[c].strip()]
-    prompt = row["prompt"] if "prompt" in row else "\n\n".join(asked)
-    column = "label" if "label" in row else "preference"
-    verdict = _number(_value(row, column), column, "bad_ranking")
-    if verdict not in OUTCOMES:
-        raise RowError("bad_ranking", f"{column} is {verdict:g}; 1 or 2 names the better output, 0 is a draw")
-    used = ("prompt", "instruction", "input", "output_1", "output_2", column)
-    sides = {"response_a": _value(row, "output_1"), "response_b": _value(row, "output_2")}
-    return _rest(row, *used) | {"prompt": prompt, "z": OUTCOMES[verdict]} | sides
+def _whole_ranks(ranks: list[float]) -> list[int]:
+    """Ranks as they are where they are whole numbers from 1, else the places that they give."""
+    if all(rank >= 1 and rank == int(rank) for rank in ranks):
+        return [int(rank) for rank in ranks]
+    return ranks_of_scores([-rank for rank in ranks])
 
 
 def _better_and_worse(row: dict[str, Any]) -> dict[str, Any]:
@@ -184,13 +171,11 @@ def to_demonstration(row: dict[str, Any]) -> Demonstration:
         messages = _messages(_value(row, "messages"), "messages")
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise RowError("bad_role_order", "messages must end with the assistant's turn after a user's")
-        prompt, response = _prompt(messages[:-1]), messages[-1]["content"]
-        columns = _rest(row, "messages")
+        prompt, response = _with_system(_prompt(messages[:-1]), row), _said(messages[-1], "messages")
+        columns = _rest(row, "messages", "system")
     elif form == "completion":
-        completion = _value(row, "completion")
-        prompt = _prompt_before(_prompt(_value(row, "prompt")), completion, "completion")
-        response = _response(completion, "completion", prompt)
-        columns = _rest(row, "prompt", "completion")
+        prompt, (response,) = _answered(row, {"completion": _value(row, "completion")})
+        columns = _rest(row, "prompt", "system", "completion")
     elif form == "chosen":
         pair = to_pair(row)
         return Demonstration(pair.prompt, pair.best(), _rest(row, *PAIR_COLUMNS))
@@ -199,6 +184,9 @@ def to_demonstration(row: dict[str, Any]) -> Demonstration:
         if not isinstance(response, str):
             raise RowError("wrong_type", f"text is a {type(response).__name__}, not a text")
         columns = _rest(row, "text")
+        written = dialects.inverted(response)
+        if written is not None and len(written[1]) > 1 and written[1][-1]["role"] == "assistant":
+            return to_demonstration({"messages": written[1], **columns})
     if not response.strip():
         raise RowError("empty_response", "the response is empty")
     return Demonstration(prompt, response, columns)
@@ -211,9 +199,7 @@ def to_rated(row: dict[str, Any]) -> Rated:
     Raises:
         RowError: the row has a defect.
     """
-    completion = _value(row, "completion")
-    prompt = _prompt_before(_prompt(_value(row, "prompt")), completion, "completion")
-    response = _response(completion, "completion", prompt)
+    prompt, (response,) = _answered(row, {"completion": _value(row, "completion")})
     if not response.strip():
         raise RowError("empty_response", "the response is empty")
     good, ratings = row.get("label"), row.get("ratings")
@@ -238,10 +224,10 @@ def to_prompt(row: dict[str, Any]) -> PromptRecord:
     Raises:
         RowError: the row has a defect.
     """
-    return PromptRecord(_prompt(_value(row, "prompt")), _rest(row, "prompt"))
+    return PromptRecord(_with_system(_prompt(_value(row, "prompt")), row), _rest(row, "prompt", "system"))
 
 
-def _value(row: dict[str, Any], column: str) -> Any:
+def _value(row: Mapping[str, Any], column: str) -> Any:
     if column not in row:
         raise RowError("missing_column", f"has no column '{column}'")
     if row[column] is None:
@@ -291,65 +277,107 @@ def _margin(row: dict[str, Any]) -> float | None:
 
 
 def _prompt(value: Any) -> Prompt:
-    """A prompt that a response can follow: a text, or messages ending with the user's turn."""
+    """A prompt that a response can follow: a text, or messages ending with the user's turn (or with what a
+    tool answered). A text that writes such messages down is read as them."""
     if isinstance(value, str):
         if not value.strip():
             raise RowError("empty_prompt", "prompt is empty")
-        return value
+        value = _opened(value) or value
+        if isinstance(value, str):
+            return value
     messages = _messages(value, "prompt")
     if not any(m["content"].strip() for m in messages):
         raise RowError("empty_prompt", "prompt has no message with text")
-    if messages[-1]["role"] != "user":
+    if messages[-1]["role"] not in ("user", "tool"):
         raise RowError(
             "bad_role_order", f"prompt ends with the {messages[-1]['role']}'s turn, not the user's"
         )
     return messages
 
 
-def _prompt_before(prompt: Prompt, response: Any, column: str) -> Prompt:
-    """The messages before a response, where ``prompt`` is only the text of the last of them.
+def _opened(text: str) -> list[Any] | None:
+    """The messages that a text writes down, up to where the response begins; None where it is any other."""
+    written = dialects.spelt_out(text)
+    if written is None:
+        return None
+    how, turns = written
+    if how == "lists in text":
+        return turns
+    before = dialects.without_opening(turns)
+    # Without an open turn of the assistant marks may be the words of somebody who asks about them.
+    if how.startswith("Human") and before is turns:
+        return None
+    return before if before and before[-1]["role"] == "user" else None
 
-    Some chat data sets hold the dialogue in ``chosen`` and its last question once more in ``prompt``.
+
+def _with_system(prompt: Prompt, row: Mapping[str, Any]) -> Prompt:
+    """A prompt with what stands in the column ``system`` before it; where there is such a column all prompts
+    are dialogues."""
+    if "system" not in row:
+        return prompt
+    text = row["system"]
+    if text is not None and not isinstance(text, str):
+        raise RowError("wrong_type", f"system is a {type(text).__name__}, not a text")
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    text = text or ""
+    if not text.strip():
+        return messages
+    if messages[0]["role"] in ("system", "developer"):
+        if messages[0]["content"].strip() != text.strip():
+            raise RowError("bad_role_order", "the messages begin with another system message than system")
+        return messages
+    return [{"role": "system", "content": text}, *messages]
+
+
+def _answered(row: Mapping[str, Any], responses: Mapping[str, Any]) -> tuple[Prompt, list[str]]:
+    """The prompt of a row and the texts of its responses, by the names of their columns."""
+    given = _value(row, "prompt")
+    prompt = _prompt(given)
+    spelt = isinstance(given, str) and isinstance(prompt, list) and dialects.messages_in(given) is None
+    values = {column: _dialogue_after(value, prompt) for column, value in responses.items()}
+    for column, value in values.items():
+        prompt = _prompt_before(prompt, value, column)
+    texts = [_response(value, column, prompt) for column, value in values.items()]
+    if spelt:  # the template's end of turn, or the space behind a mark, is layout too
+        texts = [dialects.without_end(text).strip() for text in texts]
+    return _with_system(prompt, row), texts
+
+
+def _dialogue_after(value: Any, prompt: Prompt) -> Any:
+    """A response's text as messages where it writes down a whole dialogue about the prompt."""
+    written = dialects.spelt_out(value) if isinstance(value, str) else None
+    if written is None:
+        return value
+    turns = turns_of(written[1], "response")
+    if turns[-1]["role"] != "assistant":
+        return value
+    if written[0] == "lists in text" or (len(turns) == 1 and written[0].startswith("the template")):
+        return turns
+    asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    about = any(turn["role"] == "user" and turn["content"].strip() == asked.strip() for turn in turns)
+    return turns if about else value
+
+
+def _prompt_before(prompt: Prompt, response: Any, column: str) -> Prompt:
+    """The messages before a response, where ``prompt`` is only the text of one of them.
+
+    Some chat data sets hold the dialogue in ``chosen`` and its first or last question once more in
+    ``prompt``.
     """
     if isinstance(prompt, list) or not isinstance(response, list) or len(response) < 2:
         return prompt
     messages = _prompt(_messages(response, column)[:-1])
     assert isinstance(messages, list)
-    if messages[-1]["content"].strip() != prompt.strip():
+    asked = [m["content"].strip() for m in messages if m["role"] == "user"]
+    if prompt.strip() not in (asked[0], asked[-1]):
         raise RowError("different_prompts", f"{column} answers another prompt than the column prompt")
     return messages
 
 
 def _messages(value: Any, column: str) -> Messages:
     """Messages whose roles alternate, user first, after at most one system message."""
-    messages = _turns(value, column)
-    roles = [m["role"] for m in messages]
-    first = 1 if roles[:1] == ["system"] else 0
-    for number, role in enumerate(roles[first:]):
-        due = "assistant" if number % 2 else "user"
-        if role != due:
-            raise RowError(
-                "bad_role_order", f"{column}: message {first + number + 1} is by the {role}, due is the {due}"
-            )
-    return messages
-
-
-def _turns(value: Any, column: str) -> Messages:
-    """Messages in any order of roles, without keys other than role and content."""
-    if not isinstance(value, list):
-        raise RowError("wrong_type", f"{column} is a {type(value).__name__}, not a text or messages")
-    messages = []
-    for message in value:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise RowError("wrong_type", f"{column} holds something that is no message with role and content")
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            raise RowError("wrong_type", f"{column}: role {role!r:.40} is none of {', '.join(ROLES)}")
-        if content is None:
-            raise RowError("null_value", f"{column}: a {role} message has a null content")
-        if not isinstance(content, str):
-            raise RowError("wrong_type", f"{column}: a content is a {type(content).__name__}, not a text")
-        messages.append({"role": role, "content": content})
+    messages = turns_of(value, column)
+    dialects.check_order(messages, column)
     return messages
 
 
@@ -357,52 +385,60 @@ def _response(value: Any, column: str, prompt: Prompt) -> str:
     """A response's text; messages must hold one assistant turn, or repeat the prompt and add one."""
     if isinstance(value, str):
         return value
-    turns = _turns(value, column)
+    turns = turns_of(value, column)
     if isinstance(prompt, list) and turns[: len(prompt)] == prompt:
         turns = turns[len(prompt) :]
     elif len(turns) > 1:
         raise RowError("different_prompts", f"{column} answers another prompt than the column prompt")
     if [m["role"] for m in turns] != ["assistant"]:
         raise RowError("bad_role_order", f"{column} must be one assistant message after the prompt")
-    return turns[0]["content"]
+    return _said(turns[0], column)
+
+
+def _said(message: Mapping[str, Any], column: str) -> str:
+    """The text of a response's message.
+
+    Raises:
+        RowError: it holds more than text, which no response of ours can.
+    """
+    more = [key for key in ("tool_calls", "reasoning_content") if key in message]
+    if more:
+        raise RowError(
+            "tools_in_response",
+            f"{column} has {' and '.join(more)} beside its text; only texts are responses",
+        )
+    return message["content"]
 
 
 def _implicit(chosen: Any, rejected: Any) -> tuple[Prompt, str, str]:
     """Prompt and responses of two whole dialogues that share everything but the last turn."""
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        first, second = _dialogue(chosen, "chosen"), _dialogue(rejected, "rejected")
-    elif isinstance(chosen, list) and isinstance(rejected, list):
-        first, second = _messages(chosen, "chosen"), _messages(rejected, "rejected")
-    else:
+    dialogues = [_whole_dialogue(chosen, "chosen"), _whole_dialogue(rejected, "rejected")]
+    if isinstance(chosen, str) != isinstance(rejected, str):
         raise RowError("wrong_type", "chosen and rejected must both be texts or both be messages")
-    for column, dialogue in (("chosen", first), ("rejected", second)):
+    for column, dialogue in zip(("chosen", "rejected"), dialogues, strict=True):
         if len(dialogue) < 2 or dialogue[-1]["role"] != "assistant":
             raise RowError(
                 "bad_role_order",
                 f"{column} must end with the assistant's turn after a user's, or have a prompt",
             )
-    if first[:-1] != second[:-1]:
-        raise RowError("different_prompts", "chosen and rejected answer different prompts")
-    return _prompt(first[:-1]), first[-1]["content"], second[-1]["content"]
+    before = dialects.before_last(dialogues, "chosen and rejected")
+    first, second = (_said(turns[-1], "chosen or rejected") for turns in dialogues)
+    return _prompt(before), first, second
 
 
-def _dialogue(text: str, column: str) -> Messages:
-    """hh-rlhf's text as messages; white space around turns is layout, not content."""
-    if not text.strip():
-        raise RowError("empty_response", f"{column} is empty")
-    marks = list(TURN.finditer(text))
-    if not marks or text[: marks[0].start()].strip():
-        raise RowError(
-            "missing_column",
-            f"has no column 'prompt', and {column} is no dialogue that starts with '\\n\\nHuman:'",
-        )
-    # A turn goes from its mark to the next one's.
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    turns: Messages = []
-    for mark, end in zip(marks, ends, strict=True):
-        content = text[mark.end() : end].strip()
-        turns.append({"role": SPEAKER[mark[1]], "content": content})
-    return _messages(turns, column)
+def _whole_dialogue(value: Any, column: str) -> Messages:
+    """A dialogue that holds its prompt, as messages or as text that writes them down."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise RowError("empty_response", f"{column} is empty")
+        written = dialects.spelt_out(value)
+        if written is None:
+            raise RowError(
+                "missing_column",
+                f"has no column 'prompt', and {column} is no dialogue that starts with '\\n\\nHuman:'",
+            )
+        return _messages(written[1], column)
+    return _messages(value, column)
 
 
 # ----------------------------------------------------------------------------------------- records to rows

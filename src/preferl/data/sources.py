@@ -11,13 +11,14 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from preferl import world
 from preferl.data import formats
+from preferl.data.columns import Options
 from preferl.data.files import Row, Table, write_rows
 from preferl.data.own_pairs import own_pairs
 from preferl.data.records import (
@@ -225,6 +226,9 @@ def load_source(
     split_shares: Sequence[float] = SHARES,
     split_by: str = "prompt",
     seed: int = 0,
+    columns: str | Mapping[str, Any] | None = None,
+    winner: str | None = None,
+    layout: str | None = None,
 ) -> Source:
     """Reads a data set and splits it.
 
@@ -242,6 +246,9 @@ def load_source(
         split_shares: of train, dev and eval, where the data set has no splits of its own.
         split_by: ``prompt``, or ``row``: rows with one prompt may come into several splits.
         seed: of the embedded world.
+        columns: which column is what, as ``--columns`` takes it.
+        winner: what says which response won, as ``--winner`` takes it.
+        layout: of the table, or a YAML file that adds to it.
 
     Raises:
         DataError: no such data set, rows that the policy does not allow, or an option it does not know.
@@ -254,13 +261,12 @@ def load_source(
         check_choice("dataset_name", name, ("world", *OWN_PAIRS))
         return own_pairs_source(name)
     check_choice("dataset_format", dataset_format, ("auto", *formats.KINDS))
-    check_choice("bad_rows", bad_rows, ("default", "skip", "error"))
     check_choice("split_by", split_by, ("prompt", "row"))
     check_shares(split_shares)
-    kind = formats.detect(name) if dataset_format == "auto" else dataset_format
-    policy = {} if bad_rows == "default" else {"*": bad_rows}
-    loaded = formats.load(name, kind, policy, max_rows)
-    notes = [loaded.report.summary()]
+    options = Options(columns=columns, winner=winner, layout=layout)
+    loaded = formats.load(name, dataset_format, policy_of(bad_rows), max_rows, options)
+    kind = loaded.report.kind
+    notes = [loaded.report.summary(), *loaded.report.notes]
     entries = [entry_of(kind, record, row) for record, row in zip(loaded.records, loaded.rows, strict=True)]
     if kind == "rated":
         good = sum(bool(entry.demonstrations) for entry in entries)
@@ -295,6 +301,12 @@ def load_source(
     parts, named = parts_of(entries, splits, kind)
     notes.append(describe_splits(splits))
     return Source(str(name), parts, notes, categories_of(entries), named=named)
+
+
+def policy_of(bad_rows: str) -> dict[str, str]:
+    """What ``--bad_rows`` means for every kind of defect."""
+    check_choice("bad_rows", bad_rows, ("default", "skip", "error"))
+    return {} if bad_rows == "default" else {"*": bad_rows}
 
 
 def check_choice(option: str, value: str, known: Sequence[str]) -> None:

@@ -19,10 +19,10 @@ from preferl.label.items import read_gold, read_items
 from preferl.label.project import Project
 from preferl.label.schema import DATABASE, Database, describe_url, open_database, parse_url
 from preferl.label.store import Store
-from preferl.runs.config import instantiate, parser_for
+from preferl.runs.config import ReadOptions, instantiate, parser_for
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
-from preferl.runs.ranges import Range, RangedOptions, Seed
+from preferl.runs.ranges import Range, Seed
 
 USAGE = """\
 usage: preferl label --items F [--db URL] [options]   serve the labelling pages
@@ -45,7 +45,7 @@ KEEP_ALIVE_SECONDS = 75  # people read for a while between two requests
 
 
 @dataclass(kw_only=True)
-class ServeConfig(RangedOptions):
+class ServeConfig(ReadOptions):
     """Options of the labelling pages. Those of the project are remembered: a later start needs only --db."""
 
     items: str | None = None
@@ -193,11 +193,11 @@ def prepare(store: Store, config: ServeConfig) -> None:
             changes[name] = read_text(name, changes[name])
     store.configure(**changes)
     if config.items:
-        rankings, report = read_items(config.items)
+        rankings, report = read_items(config.items, config)
         new, old = store.add_items(rankings)
         say(f"label: {report}; {new} new items{f', {old} were there before' if old else ''}")
     if config.gold:
-        new, old = store.add_items(read_gold(config.gold), gold=True)
+        new, old = store.add_items(read_gold(config.gold, config), gold=True)
         there = f"; {old} were there before and stay what they were" if old else ""
         say(f"label: {new} new items of known answer{there}")
     if not store.progress().items:

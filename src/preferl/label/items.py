@@ -4,10 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from preferl.data.columns import Options
 from preferl.data.files import RowError, read_rows
-from preferl.data.formats import detect, load
+from preferl.data.formats import load
 from preferl.data.records import SPLITS, Comparison, DataError
 from preferl.data.rows import MOST_RESPONSES, to_prompt
+from preferl.data.sources import policy_of
+from preferl.runs.config import ReadOptions
 
 # What an earlier annotator said, or a simulated one would have: it must not pass for the new one's.
 LABELS = (
@@ -25,37 +28,45 @@ LABELS = (
 )
 
 
-def read_items(name: str) -> tuple[list[Comparison], str]:
-    """Items, and one sentence about what was read. Labels that are there already are left behind.
+def read_items(name: str, how: ReadOptions | None = None) -> tuple[list[Comparison], str]:
+    """Items, and what was read. Labels that are there already are left behind.
 
     Args:
-        name: a collect stage's directory, or a file, folder or Hub name of preferences or rankings, or of
-            rows with ``prompt`` and ``responses`` alone.
+        name: a collect stage's directory, or a file, folder or Hub name of comparisons, or of rows with
+            ``prompt`` and ``responses`` alone.
+        how: how its rows are read.
 
     Raises:
         DataError: nothing there can be compared.
     """
-    path = Path(name)
+    path, how = Path(name), how or ReadOptions()
     if path.is_dir() and (path / "data").is_dir():
         found = [str(path / "data" / f"{split}.jsonl") for split in SPLITS]
-        parts = [read_items(file) for file in found if Path(file).exists() and Path(file).stat().st_size]
+        parts = [read_items(file, how) for file in found if Path(file).exists() and Path(file).stat().st_size]
         if not parts:
             raise DataError(f"'{name}' holds no rows in data/; give a finished collect stage")
         return [item for part, _ in parts for item in part], "; ".join(text for _, text in parts)
     if unlabelled(name):
         items = [bare_item(row.where, row.value) for row in read_rows(name)]
         return items, f"{name}: {len(items)} rows used"
-    if detect(name) not in ("preference", "ranking"):
+    loaded = load(name, how.dataset_format, policy_of(how.bad_rows), options=Options(**how.reading()))
+    if not loaded.records or not isinstance(loaded.records[0], Comparison):
         raise DataError(
-            f"'{name}' holds nothing to compare; items need chosen + rejected, or prompt + responses"
+            f"'{name}' holds nothing to compare ({loaded.report.notes[0]}); items need chosen + rejected, or "
+            f"prompt + responses: say which columns are so with --columns"
         )
-    comparisons, report, _ = load(name)
-    return [without_label(comparison) for comparison in comparisons], report.summary()
+    few = [record for record in loaded.records if len(record.responses) <= MOST_RESPONSES]
+    said = "; ".join([loaded.report.summary(), *loaded.report.notes])
+    if len(few) < len(loaded.records):
+        said += f"; left out {len(loaded.records) - len(few)} with more than {MOST_RESPONSES} responses"
+    return [without_label(comparison) for comparison in few], said
 
 
-def read_gold(name: str) -> list[Comparison]:
+def read_gold(name: str, how: ReadOptions | None = None) -> list[Comparison]:
     """Items of known answer: preferences or rankings, whose labels are the answer."""
-    return load(name, detect(name) if detect(name) == "preference" else "ranking").records
+    how = how or ReadOptions()
+    kind = "ranking" if how.dataset_format == "auto" else how.dataset_format
+    return load(name, kind, policy_of(how.bad_rows), options=Options(**how.reading())).records
 
 
 def unlabelled(name: str) -> bool:

@@ -51,13 +51,34 @@ class DeviceOptions(RangedOptions):
 
 
 @dataclass(kw_only=True)
-class DataOptions(RangedOptions):
+class ReadOptions(RangedOptions):
+    """How rows are read: the same in every command that reads a data set."""
+
+    dataset_format: str = "auto"
+    """``auto`` (found from all rows), or what to read them as: ``preference`` or ``ranking``, ``rated``,
+    ``demonstration``, ``text``, ``prompt``."""
+    columns: dict[str, str] | str | None = None
+    """Which column is what, as ``prompt=question,chosen=good,rejected=bad`` (docs/data.md)."""
+    winner: str | None = None
+    """The column that says which response is better, with its coding where the values leave it open, as
+    ``overall_preference:strength(-3..3, negative=a)``; or a rating, or a weighted sum of ratings, by which
+    the responses to one prompt are compared."""
+    layout: str | None = None
+    """A layout of ``preferl data layouts``, or a YAML file that adds to them."""
+    bad_rows: str = "default"
+    """``default`` (each kind of defect has its own policy), ``skip`` (leave them out) or ``error``."""
+
+    def reading(self) -> dict[str, Any]:
+        """What a person said about columns, as the arguments of ``data.columns.Options``."""
+        return {"columns": self.columns, "winner": self.winner, "layout": self.layout}
+
+
+@dataclass(kw_only=True)
+class DataOptions(ReadOptions):
     dataset_name: str | None = None
     """``world``, preferl's own pairs (``world:demonstration``, ``world:analysis``), a Hub name (``name`` or
     ``name:config``), or local files: JSONL(.gz), parquet, a folder. By default the embedded world, of models
     that are new or were trained on it."""
-    dataset_format: str = "auto"
-    """``auto``, or how to read the rows: ``preference``, ``demonstration``, ``text``, ``prompt``."""
     max_rows: Count | None = None
     """Read at most this many rows of the data set."""
     opening_words: Count = 12
@@ -68,8 +89,6 @@ class DataOptions(RangedOptions):
     """Leave out prompts longer than this (counted in the report)."""
     as_dialogue: bool = False
     """Read a plain-text prompt as the user's turn of a dialogue, for models with a chat template."""
-    bad_rows: str = "default"
-    """``default`` (each kind of defect has its own policy), ``skip`` (leave them out) or ``error``."""
     split_shares: list[Share] = field(default_factory=lambda: [0.8, 0.1, 0.1])
     """Shares of train, dev and eval of a data set without splits of its own."""
     split_by: str = "prompt"
@@ -89,6 +108,11 @@ class SplitOption:
     split: str | None = None
     """The rows to work on instead of the usual ones: a split by the data set's own name, or train, dev, rl,
     eval or all."""
+
+
+@dataclass(kw_only=True)
+class DataCommandOptions(SplitOption, ReadOptions):
+    """Options of ``preferl data``."""
 
 
 @dataclass(kw_only=True)

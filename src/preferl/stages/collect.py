@@ -76,9 +76,10 @@ class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, DeviceOption
     """Policy that writes the responses: a stage's directory, a model directory or a Hub name."""
     responses_file: str | None = None
     """JSONL of {"prompt": …, "responses": […]} to label instead of sampling."""
-    layout: str = "pairs"
+    layout: str | None = "pairs"
     """``pairs``: every two responses are compared by themselves (a pair has no place for a ``tie``);
-    ``rankings``: all K are ranked at once (none is left out by ``skip``)."""
+    ``rankings``: all K are ranked at once (none is left out by ``skip``). Or, with pairs, the layout of
+    the data set, as everywhere."""
     num_generations: Annotated[int, Range(2, MOST_RESPONSES)] = 2
     """Responses to each prompt, K >= 2."""
     matched: bool = False
@@ -91,6 +92,16 @@ class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, DeviceOption
     pairs: PairCounts = field(default_factory=PairCounts)
     """New comparisons (pairs, or rankings) in each split."""
 
+    @property
+    def written_as(self) -> str:
+        """How comparisons are written: ``pairs`` or ``rankings``."""
+        return "rankings" if self.layout == "rankings" else "pairs"
+
+    def source(self) -> dict[str, Any]:
+        """Its ``layout`` speaks of the data set only where it is neither of the two."""
+        own = self.layout in ("pairs", "rankings")
+        return super().source() | {"layout": None if own else self.layout}
+
 
 def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Writes labelled pairs in four splits; returns the stage's directory."""
@@ -99,7 +110,7 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
     with Stage("collect", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
-        annotator = load_annotator(config, config.seed, stage.device, config.layout == "pairs")
+        annotator = load_annotator(config, config.seed, stage.device, config.written_as == "pairs")
         how = config.how_judged(config.seed)
         misled = load_scorer(config.adversarial, stage.device, how) if config.adversarial else None
         older = sources.load_source(config.add_to) if config.add_to else None
@@ -147,7 +158,7 @@ def compare(
     for split, rows in candidates.items():
         rng = np.random.default_rng(devices.derived_seed(config.seed, "collect", split, "labels"))
         limit, path = getattr(config.pairs, split), stage.data / f"{split}.jsonl"
-        if isinstance(annotator, Annotator) and config.layout == "rankings":
+        if isinstance(annotator, Annotator) and config.written_as == "rankings":
             rankings, left_out = rank(rows[:limit], annotator, rng, split, config)
             formats.write(path, [*(older.own(split).comparisons if older else ()), *rankings])
             records = [pair for ranking in rankings for pair in ranking.pairs()]
@@ -187,7 +198,7 @@ def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> 
         if got < wanted:
             reasons = ", ".join(counted.get("left_out", {"identical": 0, "empty": 0}))
             stage.say(
-                f"{split} has {got} {config.layout}, fewer than the {wanted} asked for: "
+                f"{split} has {got} {config.written_as}, fewer than the {wanted} asked for: "
                 f"the rest was {reasons}, or had no prompts"
             )
     train = summary.get("train", {"pairs": 0})
@@ -211,16 +222,16 @@ def check_options(config: CollectConfig) -> None:
     if names_judge(config.annotator):
         check_judge(config.annotator)
     if config.layout not in ("pairs", "rankings"):
-        raise UsageError(f"layout '{config.layout}' is unknown; use pairs or rankings")
-    if config.layout == "rankings" and (config.matched or config.adversarial):
+        raise UsageError(f"layout '{config.written_as}' is unknown; use pairs or rankings")
+    if config.written_as == "rankings" and (config.matched or config.adversarial):
         raise UsageError("matched and adversarial choose pairs; use --layout pairs")
     if config.adversarial and names_judge(config.annotator):
         raise UsageError("adversarial needs an annotator with a utility; a judge only compares")
-    if config.layout == "pairs" and config.tie_policy == "tie":
+    if config.written_as == "pairs" and config.tie_policy == "tie":
         raise UsageError(
             "tie_policy tie needs --layout rankings: a pair has no place for a tie; use coin or skip"
         )
-    if config.layout == "rankings" and config.tie_policy == "skip":
+    if config.written_as == "rankings" and config.tie_policy == "skip":
         raise UsageError(
             "tie_policy skip is for --layout pairs; a ranking keeps ties (tie) or breaks them (coin)"
         )
@@ -235,7 +246,7 @@ def sample_candidates(
     ``MOST_VISITS`` times as many visits as would do if no two responses were equal. What was sampled before
     an interruption is read."""
     K = config.num_generations
-    each = K * (K - 1) // 2 if config.layout == "pairs" and not config.adversarial else 1
+    each = K * (K - 1) // 2 if config.written_as == "pairs" and not config.adversarial else 1
     visits = {
         split: -(-int(1.1 * getattr(config.pairs, split)) // each) if prompts[split] else 0
         for split in SPLITS
@@ -274,7 +285,7 @@ def sample_candidates(
 
 def visits_missing(rows: Sequence[Candidates], wanted: int, config: CollectConfig, each: int) -> int:
     """How many more prompts to visit for ``wanted`` comparisons, by what the visits so far have given."""
-    if config.layout == "rankings":
+    if config.written_as == "rankings":
         have = sum(len({text for text in row.responses if text.strip()}) > 1 for row in rows)
     else:
         nothing = [np.zeros(len(row.responses)) for row in rows] if config.adversarial else None

@@ -1,0 +1,264 @@
+"""What a data set is: its layout, found from all of its rows, and what of it is not used.
+
+A layout of the table comes first; else columns are known by their names and codings by all their values. What
+is found is said, and a column that is not used although it looks like a comparison, a rating, a label,
+another speaker or a split is an error that names the option which settles it.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from preferl.data import winners
+from preferl.data.by_names import ByNames
+from preferl.data.columns import Options
+from preferl.data.layouts import MISSING, Layout, alternatives, at, chosen_layouts, filled, may_miss, top
+from preferl.data.records import DataError
+from preferl.data.unused import refuse_suspicious
+from preferl.data.winners import Winner
+
+# What of our own layouts says who won, and by how much.
+OWN_PLACES = {
+    "comparison": ("z", "margin", "strength"),
+    "ranking": ("ranks", "scores"),
+    "rated": ("ratings", "label"),
+}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A layout with what was found in the rows.
+
+    Args:
+        layout: how they are written, with the coding of its winner.
+        unused: the columns that travel along.
+        with_system: whether a column of system messages has a text.
+        notes: what else is to be said.
+        held: what the winner's columns hold, in words.
+    """
+
+    layout: Layout
+    unused: tuple[str, ...] = ()
+    with_system: bool = False
+    notes: tuple[str, ...] = ()
+    held: str = ""
+
+    def sentence(self) -> str:
+        """What the rows were read as."""
+        layout = self.layout
+        named = f" ({layout.name}{f', as {layout.of}' if layout.of else ''})" if layout.name else ""
+        unused = f"; not used: {', '.join(self.unused)}" if self.unused else ""
+        what = "ratings, grouped by prompt," if is_grouped(layout) else ""
+        return f"read as {layout.kind} by {what + ' ' if what else ''}{layout.what_it_says()}{named}{unused}"
+
+
+def is_grouped(layout: Layout) -> bool:
+    """Whether ratings of single responses become rankings of their prompts."""
+    return layout.kind == "ranking" and "completion" in layout.columns
+
+
+def recognised(
+    name: str, rows: Sequence[Mapping[str, Any]], options: Options, kinds: Collection[str]
+) -> Recognised:
+    """The layout of rows.
+
+    Args:
+        name: of the data set, for messages.
+        rows: all that could be read.
+        options: what a person said.
+        kinds: of the layouts that may be found.
+
+    Raises:
+        DataError: none fits, several do, a column that is named is not there, or one is not used that
+        looks as
+            if it should be.
+    """
+    return _Reader(name, rows, options, kinds).result()
+
+
+class _Reader(ByNames):
+    def __init__(
+        self, name: str, rows: Sequence[Mapping[str, Any]], options: Options, kinds: Collection[str]
+    ):
+        super().__init__(name, rows, options)
+        self.kinds = kinds
+
+    def result(self) -> Recognised:
+        layout = self._layout()
+        notes, held = [layout.note] if layout.note else [], ""
+        if layout.winner is not None:
+            held = "; ".join(
+                f"{path} holds {winners.show(values)}"
+                for path, values in zip(layout.winner.columns, self.seen(layout.winner), strict=True)
+            )
+        if layout.winner is not None and not is_grouped(layout):
+            layout = self._with_coding(layout)
+            notes += self._disagreements(layout)
+        if layout.kind == "rated":
+            notes += self._rating_notes(layout)
+        if layout.kind == "ranking" and "completion" not in layout.columns and layout.winner is not None:
+            self._check_values(layout)
+        used = layout.read() | {top(p) for p in self.listed("unused")} | {"split"}
+        used |= set(
+            OWN_PLACES.get(layout.name, ("margin", "strength") if layout.kind == "preference" else ())
+        )
+        # What is not filled in any row says nothing.
+        unused = [c for c, column in self.columns.items() if c not in used and column.filled]
+        if self.options.dataset_format == "auto":
+            refuse_suspicious(self, layout, [c for c in unused if c not in layout.known])
+        system = layout.columns.get("system")
+        with_system = isinstance(system, str) and any(
+            isinstance(text := filled(row, system), str) and bool(text.strip()) for row in self.rows
+        )
+        return Recognised(layout, tuple(unused), with_system, tuple(notes), held)
+
+    def _layout(self) -> Layout:
+        layouts = chosen_layouts(self.options.layout)
+        # What other columns single out comes before names, which would make a rating of a score.
+        early = [x for x in layouts if x.kind in ("preference", "ranking", "rated") or x.needs]
+        for layout in (*early, None, *(x for x in layouts if x not in early)):
+            found = self.by_names() if layout is None else self._fitted(layout)
+            if found is not None and found.kind in self.kinds:
+                return found
+        raise DataError(self._nothing_fits())
+
+    def _fitted(self, layout: Layout) -> Layout | None:
+        """A layout of the table with what a person said, where the rows are written so; else None."""
+        extra = ("system", "split", "margin", "unused")
+        if any(role not in layout.columns and role not in extra for role in self.given):
+            return None
+        system = {} if "system" in layout.columns or layout.tree else self.system()
+        layout = replace(layout, columns={**system, **layout.columns, **self.given})
+        if self.winner is not None:
+            if (overridden := self._overridden(layout, self.winner)) is None:
+                return None
+            layout = overridden
+        for path in layout.paths():
+            for names, optional in zip(alternatives(path), may_miss(path), strict=True):
+                if not optional and not any(self.exists(name) for name in names):
+                    return None
+            there = any(self.exists(name) for names in alternatives(path) for name in names)
+            if not there and (not all(may_miss(path)) or path == layout.columns.get("prompt")):
+                return None
+        needed = [*layout.needs, *(layout.winner.columns if layout.winner else ())]
+        needed += [layout.tree[key] for key in ("id", "parent", "root") if key in layout.tree]
+        needed += [layout.tree["rank"]] if "id" in layout.tree else []
+        if not all(self.exists(path) for path in needed):
+            return None
+        if (
+            layout.tree
+            and "root" in layout.tree
+            and not self.exists(f"{layout.tree['root']}.{layout.tree['replies']}")
+        ):
+            return None
+        if layout.either and not any(self.exists(path) for path in layout.either):
+            return None
+        if not all(self.has_shape(path, shape) for path, shape in layout.when.items()):
+            return None
+        if any(self.has_shape(path, shape) for path, shape in layout.unless.items()):
+            return None
+        return replace(layout, columns=self._there(layout.columns))
+
+    def _there(self, columns: Mapping[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
+        """The paths without the columns that are not there."""
+        found: dict[str, str | tuple[str, ...]] = {}
+        for role, path in columns.items():
+            if isinstance(path, tuple):
+                found[role] = tuple(p.rstrip("?") for p in path if self.exists(p.rstrip("?")))
+                continue
+            parts = [[name for name in names if self.exists(name)] for names in alternatives(path)]
+            if any(parts):
+                found[role] = " + ".join(" | ".join(names) for names in parts if names)
+        return found
+
+    def _overridden(self, layout: Layout, winner: Winner) -> Layout | None:
+        """A layout with the winner that a person named, or None where it can have none."""
+        known = [w for w in (layout.winner, *layout.also) if w is not None]
+        if layout.responses:
+            # Without its own label a file is no data set of this layout, whatever its other columns are
+            # called.
+            if layout.winner is not None and not all(map(self.exists, layout.winner.columns)):
+                return None
+            same = [w for w in known if w.columns == winner.columns and winner.coding is None]
+            return replace(layout, winner=same[0] if same else winner)
+        if layout.kind == "rated":
+            return self.grouped(layout, winner)
+        return None
+
+    def _nothing_fits(self) -> str:
+        return (
+            f"data set '{self.name}' has the columns {self.all_columns()}, which fit no layout; "
+            f"say what they are, as --columns prompt=COLUMN,chosen=COLUMN,rejected=COLUMN, or "
+            "--columns prompt=COLUMN,response_a=COLUMN,response_b=COLUMN with --winner COLUMN "
+            "(docs/data.md; "
+            f"`preferl data layouts` lists what is known)"
+        )
+
+    def _names(self, layout: Layout) -> list[str]:
+        path, *more = layout.responses
+        if more:
+            return list(layout.responses)
+        lengths = [len(v) for row in self.rows if isinstance(v := at(row, path), list)]
+        return [f"{path} {i}" for i in range(max(lengths, default=2))]
+
+    def _with_coding(self, layout: Layout) -> Layout:
+        assert layout.winner is not None
+        names = self._names(layout)
+        if len(layout.responses) == 1:  # their numbers in a list are no names
+            names = [f"#{chr(97 + i % 26)}" for i in range(len(names))]
+        return replace(layout, winner=winners.found(layout.winner, self.seen(layout.winner), names))
+
+    def _check_values(self, layout: Layout) -> None:
+        """Nothing is checked here that a row's reading does not: only a column that says nothing at all."""
+        assert layout.winner is not None
+        if not any(self.seen(layout.winner)):
+            raise DataError(
+                f"data set '{self.name}': {', '.join(layout.winner.columns)} is empty in every row, so "
+                "nothing says "
+                f"which response is better; name another column with --winner"
+            )
+
+    def _disagreements(self, layout: Layout) -> list[str]:
+        """How often another label of the layout says something else than the one that is used."""
+        found, names = [], self._names(layout)
+        for other in layout.also:
+            if (
+                layout.winner is None
+                or other.columns == layout.winner.columns
+                or not all(map(self.exists, other.columns))
+            ):
+                continue
+            different, both = 0, 0
+            for row in self.rows:
+                try:
+                    ours, theirs = (
+                        winners.places(
+                            w, [None if (v := at(row, p)) is MISSING else v for p in w.columns], names
+                        ).ranks
+                        for w in (layout.winner, other)
+                    )
+                except winners.RowError:
+                    continue
+                both += 1
+                different += ours != theirs
+            found.append(
+                f"who won is read from {', '.join(layout.winner.columns)}; {', '.join(other.columns)} "
+                "says otherwise in "
+                f"{different} of {both} rows (--winner {','.join(other.columns)} takes that)"
+            )
+        return found
+
+    def _rating_notes(self, layout: Layout) -> list[str]:
+        ratings = layout.columns.get("ratings")
+        if ratings is None:
+            return []
+        names = [
+            top(p.rstrip("?")) if "." not in p else p.rstrip("?")
+            for p in ((ratings,) if isinstance(ratings, str) else ratings)
+        ]
+        example = f"0.7*{names[0]}+0.3*{names[1]}" if len(names) > 1 else names[0]
+        return [
+            f"each response has ratings ({', '.join(names)}); comparisons of a prompt's responses are "
+            "made by naming one, "
+            f"--winner {names[0]}" + (f", or a weighted sum, --winner '{example}'" if len(names) > 1 else "")
+        ]
