@@ -17,6 +17,7 @@ five checkpoints or parts lie in each run.
 
 import argparse
 import contextlib
+import http.server
 import json
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -131,6 +132,12 @@ CASES = {
         },
     ),
     "audit": Case("audit", {**SMALL, "dataset_name": "{many}", "reward_model": "length"}),
+    "collect, judge": Case(
+        "collect", {**SMALL, "responses_file": "{candidates}", "annotator": "{judge}?unparsable=skip"}
+    ),
+    "audit, judge": Case(
+        "audit", {**SMALL, "dataset_name": "{pairs}", "reward_model": "{judge}?unparsable=skip"}
+    ),
     "reward, 2 members": Case(
         "reward",
         {**FROM_POLICY, **TRAINING, **SAMPLING, "num_members": 2, "member_share": 0.7, "audit": False},
@@ -158,11 +165,56 @@ def materials(folder: Path) -> dict[str, str]:
     load.save(make_language_model("llama", tokenizer), tokenizer, folder / "policy")
     rows = [row(i) for i in range(96)]
     texts = [{"prompt": r["prompt"], "completion": r["chosen"], "split": r["split"]} for r in rows]
-    for name, content in (("pairs", rows), ("texts", texts), ("many", [row(i) for i in range(10_001)])):
+    both = [{"prompt": r["prompt"], "responses": [r["chosen"], r["rejected"]]} for r in rows[:24]]
+    for name, content in (
+        ("pairs", rows),
+        ("texts", texts),
+        ("many", [row(i) for i in range(10_001)]),
+        ("candidates", both),
+    ):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in content))
     return {"policy": str(folder / "policy")} | {
-        name: str(folder / f"{name}.jsonl") for name in ("pairs", "texts", "many")
+        name: str(folder / f"{name}.jsonl") for name in ("pairs", "texts", "many", "candidates")
     }
+
+
+def judging(connection: Any) -> None:
+    """A judge behind an endpoint, in a process of its own: it sends its URL, and prefers what thanks."""
+
+    class Judge(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            text = body["messages"][0]["content"]
+            verdict = "VERDICT: A" if text.find("Thanks") < text.find("Shut up") else "VERDICT: B"
+            reply = verdict if "RESPONSE B" in text else f"SCORE: {9 if 'Thanks' in text else 2}"
+            choice = {"message": {"content": reply}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": len(text), "completion_tokens": len(reply)}
+            data = json.dumps({"choices": [choice], "usage": usage}).encode()
+            with contextlib.suppress(ConnectionError):  # whoever asked was killed
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
+        connection.send(f"judge:http://127.0.0.1:{server.server_address[1]}/v1#stub")
+        server.serve_forever()
+
+
+@contextlib.contextmanager
+def judge() -> Iterator[str]:
+    """What names the judge, as long as the context lasts."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=judging, args=(there,), daemon=True)
+    process.start()
+    try:
+        yield here.recv()
+    finally:
+        process.kill()
+        process.join()
 
 
 def placed(value: Any, paths: dict[str, str]) -> Any:
@@ -223,6 +275,8 @@ def kind_of(path: str) -> str:
     folders, name = path.split("/")[:-1], path.split("/")[-1]
     if "state" in folders:
         return "checkpoint"
+    if "judge_replies" in folders:
+        return "reply"
     if {"model", "value_model", "adapter", "data"} & {*folders, name.removeprefix(".").removesuffix(".tmp")}:
         return "model"
     if name in ("metrics.jsonl", "samples.jsonl"):
@@ -527,7 +581,9 @@ def main() -> None:
     print(HEAD)
     print("| --- " * HEAD.count(" |") + "|", flush=True)
     found: list[str] = []
-    with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
+    with contextlib.ExitStack() as context:
+        work.keywords["paths"]["judge"] = context.enter_context(judge())
+        pool = context.enter_context(multiprocessing.get_context("fork").Pool(options.jobs))
         for name, tally in zip(chosen, pool.imap(work, chosen), strict=True):
             print(line(name, tally), flush=True)
             found += [f"{name}: {text}" for text in tally.differences]

@@ -520,6 +520,18 @@ MUTANTS = (
            "annotator.label_probability(judged.utility_a_N, judged.utility_b_N)", "judged.probability_N",
            ("tests/stages/test_collect.py::"
             "test_the_best_possible_accuracy_counts_errors_and_the_bias_for_a_place",)),
+    # Judges.
+    Mutant("reasoning-is-read", "judging/verdicts.py", "verdict = labelled(lines[-1], alone)",
+           "verdict = labelled(lines[0], alone)",
+           ("tests/judging/test_verdicts_read.py::test_a_verdict_is_read_through_its_decoration",)),
+    Mutant("paid-twice", "judging/endpoints.py",
+           "self.store.get(key) if self.store is not None else None", "None",
+           ("tests/judging/test_replies.py::test_what_is_kept_is_the_question_and_the_answer",)),
+    Mutant("a-filter-ends-the-run", "judging/answers.py",
+           'PairRefused(f"refused by a content filter', 'WrongForAll(f"refused by a content filter',
+           ("tests/judging/test_endpoints.py::test_what_is_wrong_with_one_pair_counts_against_that_pair",)),
+    Mutant("no-fewer-at-a-time", "judging/endpoints.py", "max(1, self.limit // 2)", "self.limit",
+           ("tests/judging/test_endpoints.py::test_requests_at_a_time_fall_and_climb_again",)),
     Mutant("no-coin-within-the-width", "judging/annotators.py",
            'self.tie_width if self.tie_policy == "coin" else 0.0', "0.0",
            ("tests/judging/test_annotators.py::test_a_coin_decides_what_lies_within_the_width",)),

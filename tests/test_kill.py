@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 PROGRAM = Path(__file__).parents[1] / "benchmarks" / "kill.py"
-COMMANDS = ("sft", "dpo", "rl", "collect", "evaluate", "reward, 2 members", "run")
+COMMANDS = ("sft", "dpo", "rl", "collect", "evaluate", "reward, 2 members", "audit, judge", "run")
 
 
 def test_commands_that_are_killed_go_on_to_the_same_bytes():

@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from equal_runs import equal_runs, metrics_of
+from judge_server import Body, parts_of, reply, serving
 from preferl import cli
 from preferl.data.records import SPLITS
 from preferl.judging import backends
@@ -44,7 +46,7 @@ def row(number: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, policy_directory) -> dict[str, str]:
+def data(tmp_path_factory, policy_directory) -> Iterator[dict[str, str]]:
     """Files of pairs and of demonstrations, and the models."""
     place = tmp_path_factory.mktemp("data")
     pairs = [row(i) for i in range(96)]
@@ -56,7 +58,23 @@ def data(tmp_path_factory, policy_directory) -> dict[str, str]:
     model.config.max_position_embeddings = 2048  # a judge reads more than a policy
     load.save(model, tokenizer, place / "judge")
     files = {name: str(place / f"{name}.jsonl") for name in ("pairs", "texts", "ratings")}
-    return files | {"policy": str(policy_directory), "judge": str(place / "judge")}
+    with pytest.MonkeyPatch.context() as patch, serving(length_judge) as server:
+        patch.setenv("no_proxy", "*")
+        endpoint = f"judge:{server.url}#m?unparsable=skip&max_unusable=1"
+        yield files | {
+            "policy": str(policy_directory),
+            "judge": str(place / "judge"),
+            "endpoint": endpoint,
+        }
+
+
+def length_judge(body: Body, n: int) -> Any:
+    """Prefers what is long, and says nothing readable about one response of five."""
+    parts = parts_of(body["messages"][0]["content"])
+    if "RESPONSE B" in parts:
+        return reply(f"VERDICT: {'A' if len(parts['RESPONSE A']) > len(parts['RESPONSE B']) else 'B'}")
+    length = len(parts["RESPONSE"])
+    return reply(f"SCORE: {1 + length % 10}" if length % 5 else "Hm.", usage={"completion_tokens": length})
 
 
 SMALL = {"num_threads": 1, "device": "cpu"}
@@ -89,6 +107,18 @@ CASES = {
         {"pairs": FEW, "annotator": JUDGE, "layout": "rankings", "num_generations": 3},
     ),
     "evaluate, by a judge": (evaluate, "pairs", {"best_of": [], "max_eval_prompts": 8, "judge": JUDGE}),
+    "collect, by an endpoint": (collect, "pairs", {"pairs": FEW, "annotator": "{endpoint}"}),
+    "rl, by an endpoint": (rl, "pairs", {**RL, "reward_model": "{endpoint}", "algorithm": "rloo"}),
+    "best_of, by an endpoint": (
+        best_of,
+        "pairs",
+        {"num_generations": 4, "dev_prompts": 6, "reward_model": "{endpoint}"},
+    ),
+    "evaluate, by an endpoint": (
+        evaluate,
+        "pairs",
+        {"best_of": [], "max_eval_prompts": 8, "judge": "{endpoint}", "reward_model": "{endpoint}"},
+    ),
     "collect, adversarial": (collect, "pairs", {"pairs": FEW, "adversarial": "length", "num_generations": 4}),
     "best_of": (best_of, "pairs", {"num_generations": 4, "gold": "concise", "dev_prompts": 6}),
     "evaluate": (evaluate, "pairs", {"best_of": [2], "best_of_prompts": 6, "gold": "concise"}),

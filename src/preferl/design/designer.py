@@ -163,13 +163,17 @@ def answered(prompt: str, config: DesignConfig) -> dict[str, str]:
             raise UsageError(f"--answer {config.answer} cannot be read as text: {error}") from error
     import torch
 
-    from preferl.judging.backends import CUT_OFF, load_backend, parse_judge
+    from preferl.judging.backends import load_backend
+    from preferl.judging.judge_options import parse_judge
+    from preferl.judging.replies import CUT_OFF
 
     backend = load_backend(parse_judge(config.model or ""), torch.device("cpu"))
     message = {"role": "user", "content": prompt}
     (answer,) = backend.complete([[message]], max_tokens=config.max_tokens, temperature=0.0)
-    found = sections(answer.removesuffix(CUT_OFF))
-    if answer.endswith(CUT_OFF) and found:
+    if answer.problem not in (None, CUT_OFF):
+        raise UsageError(f"{config.model} wrote nothing that can be read: {answer.problem}")
+    found = sections(answer.text)
+    if answer.problem == CUT_OFF and found:
         found.popitem()  # the last one is not whole
     return found
 

@@ -28,9 +28,10 @@ from preferl.evaluation.bias import bias_audit
 from preferl.evaluation.calibration import calibration, score_summary
 from preferl.evaluation.columns import is_number
 from preferl.evaluation.pairs import ANALYSIS_PAIRS, DEMONSTRATION_PAIRS, UNSEEN_PAIRS
-from preferl.evaluation.scored import ScoredPairs, scores_of
+from preferl.evaluation.scored import ScoredPairs, scores_of, those_read
+from preferl.judging.judges import PairwiseJudge
 from preferl.judging.reward_functions import accept_columns
-from preferl.judging.scorers import reward_models
+from preferl.judging.scorers import reward_models, unread_rows
 from preferl.statistics.calibration import (
     clustered_proportion,
 )
@@ -119,8 +120,7 @@ def audit_scorer(
     seen_pairs = train_pairs[:most_seen]
     seen = None
     if seen_pairs:
-        chosen_N, rejected_N = scores_of(scorer, seen_pairs)
-        seen = ScoredPairs(seen_pairs, chosen_N * scale, rejected_N * scale)
+        seen = those_read(seen_pairs, *scores_of(scorer, seen_pairs), scale)
     members = list(reward_models(scorer).values())
     of_members = {}
     if len(members) > 1:
@@ -160,16 +160,24 @@ def score_pairs(
         ``seen`` and ``unseen`` by the pairs' own column (None where there are no such pairs),
         ``by_category`` and ``rows``, of which ``trained_on`` says whether ``train_pairs`` hold them.
     """
-    # Chosen and rejected of a pair stand one after the other, so that the scores fold back into two columns.
-    prompts: list[Prompt] = []
-    completions: list[str] = []
-    for pair in pairs:
-        prompts += [pair.prompt, pair.prompt]
-        completions += [pair.chosen, pair.rejected]
-    scores = accept_columns(scorer)(
-        prompts=prompts, completions=completions, finished=[True] * len(completions)
-    )
-    score_N2 = np.asarray(scores, dtype=np.float64).reshape(-1, 2)
+    if isinstance(scorer, PairwiseJudge):
+        score_N2 = np.stack(scores_of(scorer, pairs), axis=1)
+    else:
+        # Chosen and rejected of a pair stand one after the other, so that the scores fold back into two
+        # columns.
+        prompts: list[Prompt] = []
+        completions: list[str] = []
+        for pair in pairs:
+            prompts += [pair.prompt, pair.prompt]
+            completions += [pair.chosen, pair.rejected]
+        scores = accept_columns(scorer)(
+            prompts=prompts, completions=completions, finished=[True] * len(completions)
+        )
+        score_N2 = np.asarray(scores, dtype=np.float64).reshape(-1, 2)
+    if unread_rows(scorer) or isinstance(scorer, PairwiseJudge):
+        scored = those_read(pairs, score_N2[:, 0], score_N2[:, 1])
+        pairs = scored.pairs
+        score_N2 = np.stack([scored.score_chosen_N, scored.score_rejected_N], axis=1)
     scored = ScoredPairs(pairs, score_N2[:, 0], score_N2[:, 1])
     seen_N = np.array([bool(pair.columns.get("seen")) for pair in pairs])
     trained = {(normalised(p.prompt), p.chosen, p.rejected) for p in train_pairs}

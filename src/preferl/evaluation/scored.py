@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from preferl.data.records import Pair, Prompt, Rated, known_probability, prompt_key
+from preferl.data.records import DataError, Pair, Prompt, Rated, known_probability, prompt_key
 from preferl.data.types import Measures, Scorer
+from preferl.judging.judges import PairwiseJudge
 from preferl.judging.scorers import scored
 from preferl.statistics import bayes_accuracy, expected_calibration_error
 from preferl.statistics.calibration import clustered_proportion
@@ -70,9 +71,15 @@ def prompt_numbers(rows: Sequence[Pair | Rated]) -> np.ndarray:
 def scores_of(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the chosen and of the rejected responses; equal responses are scored once.
 
+    A judge of pairs is asked about each of them, with the chosen response first or second by a coin of its
+    seed; the scores are then P(chosen) and P(rejected). NaN where a judge wrote nothing readable and skips
+    such.
+
     Raises:
         UsageError, DivergedError: as of ``judging.scorers.scored``.
     """
+    if isinstance(scorer, PairwiseJudge):
+        return _compared(scorer, pairs)
     # A response is known by its prompt, its text and whether it is finished. Chosen and rejected of a pair
     # stand one after the other, so that the scores fold back into two columns.
     keys: list[tuple[str, str, Any]] = []
@@ -93,6 +100,36 @@ def scores_of(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.nda
     score_of = dict(zip(distinct, scores, strict=True))
     score_N2 = np.array([score_of[key] for key in keys], dtype=np.float64).reshape(-1, 2)
     return score_N2[:, 0], score_N2[:, 1]
+
+
+def _compared(judge: PairwiseJudge, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    """P(chosen) and P(rejected) by a judge that must not know them by their places: where only one of the
+    two orders can be read, a place would win."""
+    flip_N = np.random.default_rng(judge.config.seed or 0).random(len(pairs)) < 0.5
+    sides = [
+        (p.rejected, p.chosen) if flip else (p.chosen, p.rejected)
+        for p, flip in zip(pairs, flip_N, strict=True)
+    ]
+    first_N = judge.probabilities([p.prompt for p in pairs], *map(list, zip(*sides, strict=True)))
+    chosen_N = np.where(flip_N, 1 - first_N, first_N)
+    return chosen_N, 1 - chosen_N
+
+
+def those_read(
+    pairs: Sequence[Pair], chosen_N: np.ndarray, rejected_N: np.ndarray, scale: float = 1.0
+) -> ScoredPairs:
+    """The pairs of which both responses have a score; a judge leaves others out.
+
+    Raises:
+        DataError: none has.
+    """
+    read_N = ~np.isnan(chosen_N + rejected_N)
+    if not read_N.any():
+        raise DataError(
+            f"no score could be read for any of {len(pairs)} pairs; look at what the judge replies"
+        )
+    kept = [pair for pair, read in zip(pairs, read_N, strict=True) if read]
+    return ScoredPairs(kept, chosen_N[read_N] * scale, rejected_N[read_N] * scale)
 
 
 def accuracy_of(gap_N: np.ndarray) -> float:

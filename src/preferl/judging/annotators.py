@@ -12,21 +12,22 @@ import torch
 
 from preferl.data.records import Prompt
 from preferl.data.types import Judgement, Scorer
-from preferl.judging.backends import JudgeConfig
-from preferl.judging.judges import PairwiseJudge, load_pairwise_judge
-from preferl.judging.scorers import JUDGE, load_scorer, scored
+from preferl.judging.judge_options import JudgeOptions, names_judge
+from preferl.judging.judges import PairwiseJudge
+from preferl.judging.juries import load_pairwise_judge
+from preferl.judging.scorers import load_scorer, scored
 from preferl.runs.errors import DivergedError, UsageError
-from preferl.runs.ranges import ErrorRate, Finite, NonNegative, RangedOptions, check_ranges
+from preferl.runs.ranges import ErrorRate, Finite, NonNegative, check_ranges
 from preferl.statistics.labels import label_probability, preference_probability
 
 TIE_POLICIES = ("coin", "tie", "skip")
 
 
 @dataclass(kw_only=True)
-class AnnotatorOptions(RangedOptions):
+class AnnotatorOptions(JudgeOptions):
     annotator: str = "world"
     """``world``, ``sentiment``, ``length``, ``keyword:<words>``, ``judge:<model>``, a reward model,
-    ``module:function`` or a mixture of them."""
+    ``module:function`` or a mixture of them; ``majority(judge:…, judge:…)`` is a jury."""
     label_mode: str = "stochastic"
     """``stochastic``: Bradley-Terry on the annotator's utility; ``deterministic``: the larger one wins."""
     label_scale: NonNegative = 1.0
@@ -95,12 +96,13 @@ class Annotator:
             utility_a_N=a,
             utility_b_N=b,
             tied_N=self.tied(a, b),
+            kept_N=~np.isnan(a - b),
         )
 
     def utilities(
         self, prompts: Sequence[Prompt], responses: Sequence[str], finished: Sequence[bool] | None = None
     ) -> np.ndarray:
-        """``utility_N`` of responses, finite.
+        """``utility_N`` of responses; finite, or NaN where a judge wrote nothing readable and skips such.
 
         Raises:
             UsageError, DivergedError: as of ``scorers.scored``, with the annotator's name.
@@ -178,18 +180,18 @@ def load_annotator(
     Raises:
         UsageError: there is no such annotator, or the options do not fit it.
     """
-    if options.annotator.startswith(JUDGE) and pairwise:
+    if names_judge(options.annotator) and pairwise:
         slips = (options.error_rate, options.position_bias, options.tie_width, options.label_scale)
         if slips != (0, 0, 0, 1):
             raise UsageError(
                 "error_rate, position_bias, tie_width and label_scale belong to simulated annotators; "
                 "a judge errs by itself"
             )
-        how = JudgeConfig(seed=seed, label_mode=options.label_mode, unparsable="skip")
+        how = options.how_judged(seed, label_mode=options.label_mode, unparsable="skip")
         return load_pairwise_judge(options.annotator, device, how)
     return Annotator(
         options.annotator,
-        load_scorer(options.annotator, device),
+        load_scorer(options.annotator, device, options.how_judged(seed, unparsable="skip")),
         options.label_mode,
         options.label_scale,
         options.error_rate,

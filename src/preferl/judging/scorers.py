@@ -11,23 +11,25 @@ is written as
     length, world, sentiment, keyword:please  named utilities
     min(runs/a, runs/b), mean-1.5sd(runs/a)   members put together in another way
     judge:http://localhost:8000/v1#model      a language model's score of each response (judging/judges.py)
+    mean(judge:runs/a, judge:runs/b)          several as a jury (judging/juries.py)
     0.7*runs/helpful + 0.3*concise            a weighted sum; " + " with spaces
 """
 
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from preferl.data.records import Prompt
+from preferl.data.records import DataError, Prompt
 from preferl.data.types import Scorer
-from preferl.judging.backends import JudgeConfig
-from preferl.judging.judges import PointwiseJudge, load_pointwise_judge
+from preferl.judging.judge_options import JudgeConfig, names_judge
+from preferl.judging.judges import Judge, PointwiseJudge
+from preferl.judging.juries import load_pointwise_judge
 from preferl.judging.reward_functions import RewardFunction, check_columns, load_function, scores_of_each
 from preferl.judging.utilities import NAMED, WorldUtility, named_utility
 from preferl.models import load
@@ -39,7 +41,6 @@ from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.objects import object_of
 from preferl.sampling.policy import Policy, Responses
 
-JUDGE = "judge:"
 MEMBER = "member-"  # the directories of an ensemble's members
 WEIGHTED = re.compile(r"\s*([+-]?\d*\.?\d+(?:e-?\d+)?)\s*\*\s*(.+)")
 Scores = list[float | None]
@@ -124,6 +125,7 @@ class ShardedScorer:
     def __init__(self, scorer: Scorer):
         self.scorer = scorer
         self.last_parts: Parts = {}
+        self.unread: Set[int] = frozenset()
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> Scores:
         rows = distributed.shard(range(len(completions)))
@@ -144,6 +146,9 @@ class ShardedScorer:
                     f"the reward function returned {len(scores)} scores for {len(rows)} responses; "
                     f"it must return one number for each"
                 )
+        unread = unread_rows(self.scorer) if rows else frozenset()
+        flags = distributed.gather_rows([row in unread for row in range(len(rows))])
+        self.unread = {row for row, is_unread in enumerate(flags) if is_unread}
         # A process without rows knows no parts, so the names are those of one that has some.
         names = max(distributed.all_gather(list(parts)), key=len)
         self.last_parts = {name: distributed.gather_rows(parts.get(name, [])) for name in names}
@@ -154,6 +159,7 @@ def as_scorer(
     rewards: "Scorer | str | Sequence[Scorer | str]",
     device: torch.device,
     weights: Sequence[float] | None = None,
+    judges: JudgeConfig | None = None,
 ) -> Scorer:
     """A reward however it is given: a function, a reward model, a name, or several of them.
 
@@ -161,12 +167,13 @@ def as_scorer(
         rewards: what ``load_scorer`` reads, a callable, or a list of such; their weighted sum is the reward.
         device: where models that are named are loaded.
         weights: of a list's parts; by default 1 each.
+        judges: how language models are asked, unless their own texts say otherwise.
 
     Raises:
         UsageError: a part cannot be loaded or called, or there is another number of weights.
     """
     if isinstance(rewards, str):
-        return load_scorer(rewards, device)
+        return load_scorer(rewards, device, judges)
     if not isinstance(rewards, Sequence):
         return rewards if isinstance(rewards, SCORERS) else RewardFunction(rewards)
     weights = [1.0] * len(rewards) if weights is None else list(weights)
@@ -174,15 +181,16 @@ def as_scorer(
         raise UsageError(f"reward_funcs has {len(rewards)} parts and reward_weights {len(weights)}")
     parts: dict[str, tuple[float, Scorer]] = {}
     for number, (part, weight) in enumerate(zip(rewards, weights, strict=True)):
-        scorer = as_scorer(part, device)
+        scorer = as_scorer(part, device, judges=judges)
         name = part if isinstance(part, str) else getattr(scorer, "name", type(scorer).__name__)
         parts[name if name not in parts else f"{name}-{number}"] = (float(weight), scorer)
     return Mixture(parts)
 
 
-def load_scorer(spec: str, device: torch.device) -> Scorer:
+def load_scorer(spec: str, device: torch.device, judges: JudgeConfig | None = None) -> Scorer:
     """The scorer that a text describes, as this module's docstring has it, or the one that was handed over
-    from Python under this name.
+    from Python under this name. ``judges``: how language models are asked, unless their own texts say
+    otherwise.
 
     Raises:
         UsageError: a part of it cannot be loaded.
@@ -205,19 +213,19 @@ def load_scorer(spec: str, device: torch.device) -> Scorer:
             name = found[2].strip()
             if name in parts:
                 raise UsageError(f"'{name}' is twice in '{spec}'; add up its weights")
-            parts[name] = (float(found[1]), load_one(name, device))
+            parts[name] = (float(found[1]), load_one(name, device, judges))
         return Mixture(parts)
-    return load_one(spec.strip(), device)
+    return load_one(spec.strip(), device, judges)
 
 
-def load_one(name: str, device: torch.device) -> Scorer:
+def load_one(name: str, device: torch.device, judges: JudgeConfig | None = None) -> Scorer:
     """A scorer without weights: members together, a utility, a function, a directory or a Hub name."""
-    if name.startswith(JUDGE):
+    if names_judge(name):
         # With a seed, so that a run that goes on is scored as one that was not interrupted.
-        return load_pointwise_judge(name, device, JudgeConfig(seed=0))
+        return load_pointwise_judge(name, device, judges or JudgeConfig(seed=0))
     put_together = COMBINED.fullmatch(name)
     if put_together:
-        return Ensemble(_members_of(put_together[3].split(","), device), how=put_together[1])
+        return Ensemble(_members_of(put_together[3].split(","), device, judges), how=put_together[1])
     # A directory of that name wins over a utility or a function that is called so too.
     base, mixture = split_mixture(name)
     if not Path(base).exists():
@@ -241,12 +249,12 @@ def load_one(name: str, device: torch.device) -> Scorer:
     return RewardModel(*load_reward_model(name, device))
 
 
-def _members_of(names: Sequence[str], device: torch.device) -> dict[str, Scorer]:
+def _members_of(names: Sequence[str], device: torch.device, judges: JudgeConfig | None) -> dict[str, Scorer]:
     """Scorers by name, the members of an ensemble each by itself; a name that is taken gets another one in
     front."""
     members: dict[str, Scorer] = {}
     for name in map(str.strip, names):
-        scorer = load_one(name, device)
+        scorer = load_one(name, device, judges)
         own = scorer.members if isinstance(scorer, Ensemble) else {name: scorer}
         # All of an ensemble's are looked up before any is added: they are not in each other's way.
         members |= {f"{name}/{key}" if key in members else key: member for key, member in own.items()}
@@ -323,6 +331,20 @@ def what_was_cut(
     return ({"cut_by_model": found} if found else {}), notes
 
 
+def judges_in(scorer: Any) -> list[Judge]:
+    """The judges inside a scorer or an annotator, a jury as one."""
+    inside = getattr(scorer, "utility", scorer)  # of a simulated annotator
+    return [part for _, part in parts_of(inside) if isinstance(part, Judge)]
+
+
+def unread_rows(scorer: Any) -> Set[int]:
+    """Rows of the last call for which a judge wrote nothing readable, and was told to skip such."""
+    if isinstance(scorer, ShardedScorer):
+        return scorer.unread
+    judges = [judge for judge in judges_in(scorer) if isinstance(judge, PointwiseJudge)]
+    return frozenset().union(*(judge.unread for judge in judges))
+
+
 SCORERS = (Ensemble, Mixture, ShardedScorer, RewardFunction, RewardModel, PointwiseJudge)
 """What is called with completions as texts; any other callable is a person's function
 (``RewardFunction``)."""
@@ -332,11 +354,15 @@ def score_responses(scorer: Scorer, responses: Responses, **more: Any) -> np.nda
     """``score_B``: a finite score of every response, in float64. The scorer is told which responses ended,
     how many tokens each has and which, and the other columns of their prompts' rows.
 
+    Where a judge wrote nothing readable about a response, and skips such, it gets the mean score of the
+    others here, which pulls it neither way; the judge counts them.
+
     Raises:
         UsageError, DivergedError: as of ``scored``.
+        DataError: no response has a score.
     """
     check_columns(responses.columns)
-    return scored(
+    score_B = scored(
         scorer,
         responses.prompts,
         responses.completions,
@@ -346,6 +372,10 @@ def score_responses(scorer: Scorer, responses: Responses, **more: Any) -> np.nda
         **more,
         **responses.columns,
     )
+    unread_B = np.isnan(score_B)
+    if unread_B.all() and len(score_B):
+        raise DataError(f"none of {len(score_B)} responses has a score: {culprit(scorer, 0)} read none")
+    return np.where(unread_B, score_B[~unread_B].mean(), score_B) if unread_B.any() else score_B
 
 
 def scored(
@@ -355,7 +385,7 @@ def scored(
     **columns: Any,
 ) -> np.ndarray:
     """``score_B`` (float64) of texts. A score is a finite number for every response, or the run stops: never
-    a silent 0.
+    a silent 0. It is NaN only where a judge wrote nothing readable and is told to skip such.
 
     Raises:
         UsageError: there is another number of scores, or one is None; the row is named.
@@ -367,7 +397,10 @@ def scored(
             f"the reward function returned {len(scores)} scores for {len(completions)} responses; "
             f"it must return one number for each"
         )
+    unread = unread_rows(scorer)
     for row, (score, completion) in enumerate(zip(scores, completions, strict=True)):
+        if row in unread:
+            continue
         if score is None:
             raise UsageError(
                 f"no reward function has a score for row {row}, the response {completion[:80]!r}: all of "
@@ -378,7 +411,8 @@ def scored(
                 f"{culprit(scorer, row)} returned {float(score)} for row {row}, the response "
                 f"{completion[:80]!r}; it must return a finite number"
             )
-    return np.array(scores, dtype=np.float64)
+    known = [math.nan if row in unread else score for row, score in enumerate(scores)]
+    return np.array(known, dtype=np.float64)
 
 
 def culprit(scorer: object, row: int) -> str:

@@ -22,7 +22,7 @@ from preferl.data.files import write_rows
 from preferl.data.records import Comparison, PromptRecord
 from preferl.data.rows import MOST_RESPONSES, ranking_row
 from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
-from preferl.judging.judges import JudgedPairs, PairwiseJudge
+from preferl.judging.judges import PairwiseJudge
 from preferl.judging.scorers import Ensemble, load_scorer, scored
 from preferl.label import export
 from preferl.label.accounts import Account, Accounts
@@ -152,10 +152,9 @@ def judge_pairs(
         return []
     first, second = ([item.responses[side] for item in pairs] for side in (0, 1))
     judged = annotator([item.prompt for item in pairs], first, second, rng)
-    kept_N = judged.kept_N if isinstance(judged, JudgedPairs) else np.ones(len(pairs), bool)
     answers = []
     for i, item in enumerate(pairs):
-        if not kept_N[i]:
+        if not judged.kept_N[i]:
             continue
         if judged.tied_N[i]:
             answers.append((item.id, Answer(ranks=[1, 1], strength=0)))

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from preferl.data.types import Scorer
+from preferl.judging.judge_options import JudgeConfig, JudgeOptions
 from preferl.judging.scorers import load_scorer, reward_models
 from preferl.models import load
 from preferl.models import lora as adapters
@@ -26,7 +27,7 @@ from preferl.runs import distributed
 from preferl.runs.errors import UsageError
 from preferl.runs.files import whole_directory
 from preferl.runs.progress import say
-from preferl.runs.ranges import Natural, Positive, RangedOptions
+from preferl.runs.ranges import Natural, Positive
 from preferl.sampling.logprobs import response_logits, response_outputs
 from preferl.sampling.samples import Samples
 
@@ -34,7 +35,7 @@ VALUE_MODELS = ("auto", "reward", "policy", "head")
 
 
 @dataclass(kw_only=True)
-class ModelOptions(RangedOptions):
+class ModelOptions(JudgeOptions):
     """Which models play which part."""
 
     model_name_or_path: str = "runs/sft"
@@ -158,8 +159,11 @@ def load_models(
     critic: bool,
     device: torch.device,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    judges: JudgeConfig | None = None,
 ) -> tuple[RlModels, Any, Scorer]:
     """Loads everybody: the models, the policy's tokenizer, and the scorer.
+
+    ``judges``: how language models among the rewards are asked.
 
     Raises:
         UsageError: something cannot be loaded, or options contradict each other.
@@ -170,7 +174,7 @@ def load_models(
     policy, tokenizer = load.load_policy(name, device, chat_template_kwargs)
     if options.share_base:
         return _on_one_base(options, policy, tokenizer, critic)
-    scorer = load_scorer(options.reward_model, device)
+    scorer = load_scorer(options.reward_model, device, judges)
     for judge in reward_models(scorer).values():
         freeze(judge.model)
     adapted: Any = policy

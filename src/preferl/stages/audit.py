@@ -21,9 +21,11 @@ from preferl.data.types import Measures, Scorer
 from preferl.evaluation.attributes import agreement_of_heads, attribute_measures
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.features import PhraseOptions
-from preferl.evaluation.scored import ScoredPairs, quality_of, scores_of
-from preferl.judging.backends import parse_judge
-from preferl.judging.scorers import JUDGE, load_scorer, reward_models, tokenizers_of, what_was_cut
+from preferl.evaluation.scored import quality_of, scores_of, those_read
+from preferl.judging.judge_options import JudgeOptions, check_judge, jury_of, names_judge, parse_judge
+from preferl.judging.judges import Judge
+from preferl.judging.juries import keep_replies, load_pairwise_judge, report_on
+from preferl.judging.scorers import judges_in, load_scorer, reward_models, tokenizers_of, what_was_cut
 from preferl.learning.attributes import logits_of_pairs, logits_of_rated
 from preferl.models import load
 from preferl.models.attributes import attributes_of, chosen_mixture, split_mixture
@@ -44,13 +46,14 @@ SIDES = ("chosen", "rejected")
 
 
 @dataclass(kw_only=True)
-class AuditConfig(PhraseOptions, DataOptions, TemplateOptions, DeviceOptions):
+class AuditConfig(PhraseOptions, JudgeOptions, DataOptions, TemplateOptions, DeviceOptions):
     """Options of the audit stage."""
 
     output_dir: str = "runs/audit"
     """Where the stage is written."""
     reward_model: str = "runs/reward"
-    """What is audited: a reward model, ``judge:<model>``, ``module:function`` or a mixture of them."""
+    """What is audited: a reward model, ``judge:<model>`` or a jury of such, ``module:function``, or a mixture
+    of them."""
     split: str = "all"
     """The rows whose pairs are scored: ``all``, one of the data set's own splits, ``train``, ``dev``, ``rl``
     or ``eval``."""
@@ -73,7 +76,7 @@ def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Call
         heads = heads_of(config.reward_model)
         source = with_mixed_pairs(source, config.reward_model, heads)
         source.need("pairs", "eval")
-        scorer = load_scorer(config.reward_model, stage.device)
+        scorer = load_audited(config, stage.device)
         for tokenizer in tokenizers_of(scorer):
             load.set_template_kwargs(tokenizer, config.chat_template_kwargs)
         source = load.read_by(source, tokenizers_of(scorer))
@@ -84,6 +87,7 @@ def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Call
             training = sources.load_source(**config.source_of(config.train_dataset_name))
             train_pairs = load.read_by(training, tokenizers_of(scorer)).need("pairs", "train")
         stage.begin(source.notes)
+        keep_replies(judges_in(scorer), stage.path)
         by_attribute: list[Measures] = []
         if heads:
             by_attribute = audit_heads(config.reward_model, pairs, source.eval.rated, stage)
@@ -128,8 +132,18 @@ def audit_heads(
 
 def check_options(config: AuditConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    if config.reward_model.startswith(JUDGE):
-        parse_judge(config.reward_model)
+    if names_judge(config.reward_model):
+        check_judge(config.reward_model)
+
+
+def load_audited(config: AuditConfig, device: torch.device) -> Any:
+    """The scorer; or a judge that compares the two responses of a pair, where its text asks for that."""
+    how = config.how_judged(config.seed)
+    if names_judge(config.reward_model):
+        first = (jury_of(config.reward_model) or ("", [config.reward_model]))[1][0]
+        if parse_judge(first).config.ask == "pairwise":
+            return load_pairwise_judge(config.reward_model, device, how)
+    return load_scorer(config.reward_model, device, how)
 
 
 def audit(
@@ -153,12 +167,19 @@ def audit(
         by_attribute: what was found of a reward model's heads.
     """
     chosen_N, rejected_N = scores_in_parts(scorer, pairs, Parts(stage.state, stage.owner))
-    scored = ScoredPairs(pairs, chosen_N * scale, rejected_N * scale)
+    scored = those_read(pairs, chosen_N, rejected_N, scale)
+    left_out = len(pairs) - len(scored.pairs)
+    if left_out:
+        stage.say(
+            f"{left_out} of {len(pairs)} pairs are left out: the judge wrote nothing readable about them"
+        )
     found = audit_scorer(
         scorer, scored, train_pairs, scale, config.seed, config.category, phrases=config.phrases
     )
     if by_attribute:
         found |= {"attributes": list(by_attribute)}
+    if left_out:
+        found["left_out"]["pairs"] = f"nothing readable was judged about {left_out} of {len(pairs)}"
     stage.write_json("audit.json", found)
     stage.log_samples(
         {
@@ -169,31 +190,39 @@ def audit(
             "score_rejected": rejected,
         }
         for pair, chosen, rejected in zip(pairs, chosen_N, rejected_N, strict=True)
+        if not np.isnan(chosen + rejected)
     )
     say_result(found)
-    quality = quality_of(scored.gap_N, pairs, config.seed)
+    quality = quality_of(scored.gap_N, scored.pairs, config.seed)
     cut, notes = what_was_cut([], [scorer])
     for note in notes:
         stage.say(note)
+    judged = report_on(judges_in(scorer), stage.say)
     stage.finish(
         **cut,
         reward=config.reward_model,
         reward_models=list(reward_models(scorer)),
         scale=scale,
+        **judged,
         **{f"{config.split}/{name}": value for name, value in quality.items()},
     )
 
 
 def scores_in_parts(scorer: Scorer, pairs: Sequence[Pair], parts: Parts) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the chosen and of the rejected responses; what was scored before an interruption is read."""
+    if isinstance(scorer, Judge) and scorer.keeps_replies:
+        return scores_of(scorer, pairs)
     chosen, rejected = [], []
     for start in range(0, len(pairs), PART):
 
         def score(part: Sequence[Pair] = pairs[start : start + PART]) -> Any:
             both = scores_of(scorer, part)
-            return {name: torch.from_numpy(x_N) for name, x_N in zip(SIDES, both, strict=True)}, {}
+            tensors = {name: torch.from_numpy(x_N) for name, x_N in zip(SIDES, both, strict=True)}
+            return tensors, {"judges": [judge.state(whole=False) for judge in judges_in(scorer)]}
 
-        found, _ = parts.get(str(start), score)
+        found, plain = parts.get(str(start), score)
+        for judge, state in zip(judges_in(scorer), plain["judges"], strict=True):
+            judge.restore(state)
         chosen.append(found["chosen"].numpy())
         rejected.append(found["rejected"].numpy())
     return np.concatenate(chosen), np.concatenate(rejected)

@@ -25,8 +25,11 @@ import torch
 from preferl.data import formats, sources
 from preferl.data.records import DataError, Demonstration, Prompt, PromptRecord, prompt_key, prompt_text
 from preferl.data.types import Scorer
+from preferl.judging.judge_options import JudgeOptions
+from preferl.judging.juries import keep_replies, report_on
 from preferl.judging.scorers import (
     check_prompts,
+    judges_in,
     load_scorer,
     reward_models,
     score_responses,
@@ -52,7 +55,7 @@ LOGGED = 20  # prompts of each split in samples.jsonl
 
 
 @dataclass(kw_only=True)
-class BestOfConfig(SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions):
+class BestOfConfig(JudgeOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions):
     """Options of the best_of stage."""
 
     output_dir: str = "runs/best_of"
@@ -116,13 +119,15 @@ def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         policy = Policy.load(
             config.model_name_or_path, stage.device, stage.dtype, config.chat_template_kwargs
         )
-        scorer = load_scorer(config.reward_model, stage.device)
+        how = config.how_judged(config.seed)
+        scorer = load_scorer(config.reward_model, stage.device, how)
         source = load.read_by(source, [policy.tokenizer], tokenizers_of(scorer))
         prompts, notes = prompts_to_answer(source, config)
-        gold = load_scorer(config.gold, stage.device) if config.gold else None
+        gold = load_scorer(config.gold, stage.device, how) if config.gold else None
         for who in filter(None, (scorer, gold)):
             check_prompts(who, [record.prompt for records in prompts.values() for record in records])
         stage.begin([*notes, *policy.notes])
+        keep_replies([*judges_in(scorer), *judges_in(gold)], stage.path)
         came_from = {"train": config.split or ("rl" if source["rl"].prompts else "train"), "dev": "dev"}
         choose_best(policy, scorer, gold, prompts, came_from, config, stage)
     return stage.path
@@ -173,6 +178,7 @@ def choose_best(
         kl_bound=kl_bound(config),
         forward_passes={"policy": responses, "reward": responses * len(reward_models(scorer))},
         gold=config.gold,
+        **report_on([*judges_in(scorer), *judges_in(gold)], stage.say),
     )
 
 
@@ -233,6 +239,7 @@ def sample(
     N = config.num_generations
     generator, parts = devices.generator(config.seed, "best_of", split), Parts(stage.state, stage.owner)
     chunk = max(1, 4 * config.sampling_batch_size // N)
+    judges = [*judges_in(scorer), *judges_in(gold)]
     rows = []
     for start in range(0, len(prompts), chunk):
         asked = prompts[start : start + chunk]
@@ -243,9 +250,12 @@ def sample(
             if gold is not None:
                 tensors["gold"] = torch.from_numpy(score_responses(gold, made))
             texts = {"responses": made.completions, "finished": made.finished, "lengths": made.lengths}
+            texts["judges"] = [judge.state(whole=False) for judge in judges]
             return tensors | {"generator": generator.get_state()}, texts
 
         tensors, texts = parts.get(f"{split}-{start}", answer)
+        for judge, state in zip(judges, texts["judges"], strict=True):
+            judge.restore(state)
         generator.set_state(tensors.pop("generator"))
         value_PN = {name: x_N.numpy().reshape(-1, N) for name, x_N in tensors.items()}
         finished_PN = np.array(texts["finished"]).reshape(-1, N)

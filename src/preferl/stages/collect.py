@@ -33,9 +33,10 @@ from preferl.data.splits import counts, divide, normalised
 from preferl.data.types import Scorer
 from preferl.evaluation.selection import matched, most_contradictory
 from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
-from preferl.judging.backends import parse_judge
-from preferl.judging.judges import JudgedPairs, PairwiseJudge, keep_replies
-from preferl.judging.scorers import JUDGE, check_prompts, load_scorer, scored, what_was_cut
+from preferl.judging.judge_options import check_judge, names_judge
+from preferl.judging.judges import PairwiseJudge
+from preferl.judging.juries import keep_replies, report_on
+from preferl.judging.scorers import check_prompts, judges_in, load_scorer, scored, what_was_cut
 from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
@@ -111,7 +112,8 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
         if stage.is_finished:
             return stage.path
         annotator = load_annotator(config, config.seed, stage.device, config.written_as == "pairs")
-        misled = load_scorer(config.adversarial, stage.device) if config.adversarial else None
+        how = config.how_judged(config.seed)
+        misled = load_scorer(config.adversarial, stage.device, how) if config.adversarial else None
         older = sources.load_source(config.add_to) if config.add_to else None
         asked = annotator if isinstance(annotator, PairwiseJudge) else annotator.utility
         cut: dict[str, Any] = {}
@@ -135,7 +137,8 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
             cut, notes = what_was_cut([policy], [])
             for note in notes:
                 stage.say(note)
-        keep_replies(asked, Parts(stage.state, stage.owner))
+        judges = [*judges_in(annotator), *judges_in(misled)]
+        keep_replies(judges, stage.path, Parts(stage.state, stage.owner))
         compare(candidates, annotator, misled, older, config, stage, cut)
     return stage.path
 
@@ -181,6 +184,7 @@ def compare(
             summary[split] = describe(records, rows) | {"left_out": left_out}
         stage.log(split=split, **summary[split])
         stage.log_samples({"split": split, **example(r)} for r in records[:10])
+    judged = report_on(judges_in(annotator), stage.say)
     say_result(summary, config, stage)
     counts: dict[str, Any] = {}
     if older is not None:
@@ -188,8 +192,7 @@ def compare(
         stage.say(f"added to {counts['added_to']['train']} training pairs of {config.add_to}")
     if isinstance(annotator, PairwiseJudge):
         counts["judge"] = dataclasses.asdict(annotator.counts)
-        stage.say("the judge: " + ", ".join(f"{n} {name}" for name, n in counts["judge"].items()))
-    stage.finish(splits=summary, annotator=config.annotator, **counts, **(cut or {}))
+    stage.finish(splits=summary, annotator=config.annotator, **counts, **judged, **(cut or {}))
 
 
 def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> None:
@@ -202,13 +205,17 @@ def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> 
         counted = summary.get(split, {"pairs": 0})
         wanted, got = getattr(config.pairs, split), counted.get("rankings", counted["pairs"])
         if got < wanted:
+            reasons = ", ".join(counted.get("left_out", {"identical": 0, "empty": 0}))
             stage.say(
                 f"{split} has {got} {config.written_as}, fewer than the {wanted} asked for: "
-                f"the rest was identical, empty or had no prompts"
+                f"the rest was {reasons}, or had no prompts"
             )
     train = summary.get("train", {"pairs": 0})
     if not train["pairs"]:
-        raise DataError("collect: no training pair at all; every prompt's responses were identical or empty")
+        reasons = ", ".join(f"{count} {why}" for why, count in train.get("left_out", {}).items() if count)
+        raise DataError(
+            f"collect: no training pair at all; left out were {reasons or 'all, for want of prompts'}"
+        )
     stage.say(
         f"{train['pairs']} training pairs by {config.annotator}"
         + (
@@ -221,11 +228,13 @@ def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> 
 
 def check_options(config: CollectConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
-    if config.annotator.startswith(JUDGE):
-        parse_judge(config.annotator)
+    if names_judge(config.annotator):
+        check_judge(config.annotator)
+    if config.layout not in ("pairs", "rankings"):
+        raise UsageError(f"layout '{config.written_as}' is unknown; use pairs or rankings")
     if config.written_as == "rankings" and (config.matched or config.adversarial):
         raise UsageError("matched and adversarial choose pairs; use --layout pairs")
-    if config.adversarial and config.annotator.startswith(JUDGE):
+    if config.adversarial and names_judge(config.annotator):
         raise UsageError("adversarial needs an annotator with a utility; a judge only compares")
     if config.written_as == "pairs" and config.tie_policy == "tie":
         raise UsageError(
@@ -404,14 +413,13 @@ def label(
         [p.finished[0] for p in pairs],
         [p.finished[1] for p in pairs],
     )
-    kept_N = judged.kept_N if isinstance(judged, JudgedPairs) else np.ones(len(pairs), bool)
     p_first_N = judged.probability_N
     if isinstance(annotator, Annotator):
         p_first_N = annotator.label_probability(judged.utility_a_N, judged.utility_b_N)
     who = who_and_whose(annotator, config)
     records = []
     for i, pair in enumerate(pairs):
-        if not kept_N[i] or (judged.tied_N[i] and config.tie_policy == "skip"):
+        if not judged.kept_N[i] or (judged.tied_N[i] and config.tie_policy == "skip"):
             continue
         won = 0 if judged.first_wins_N[i] else 1
         utility = (float(judged.utility_a_N[i]), float(judged.utility_b_N[i]))
@@ -462,6 +470,14 @@ def rank(
     rankings = []
     for row in different:
         utility_K = np.array(list(itertools.islice(utilities, len(row.responses))), dtype=np.float64)
+        read_K = ~np.isnan(utility_K)
+        if not read_K.all():  # of a judge that wrote nothing readable about some
+            left_out["unreadable"] = left_out.get("unreadable", 0) + int((~read_K).sum())
+            texts = [text for text, read in zip(row.responses, read_K, strict=True) if read]
+            ended = [done for done, read in zip(row.finished, read_K, strict=True) if read]
+            row, utility_K = Candidates(row.prompt, texts, ended), utility_K[read_K]
+            if len(utility_K) < 2:
+                continue
         columns = {
             "split": split,
             **who,

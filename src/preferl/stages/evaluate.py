@@ -27,10 +27,12 @@ from preferl.evaluation.comparison import KL_DRIFT_PER_TOKEN
 from preferl.evaluation.features import PhraseOptions, most_common_sentence, sign_functions
 from preferl.evaluation.pool import Pool
 from preferl.evaluation.scored import ScoredPairs, scores_of
-from preferl.judging.backends import JudgeConfig, parse_judge
-from preferl.judging.judges import keep_replies, load_pairwise_judge
+from preferl.judging.judge_options import JudgeOptions, check_judge
+from preferl.judging.judges import PairwiseJudge
+from preferl.judging.juries import keep_replies, load_pairwise_judge, report_on
 from preferl.judging.scorers import (
     check_prompts,
+    judges_in,
     load_scorer,
     reward_models,
     score_responses,
@@ -69,7 +71,7 @@ SHAPING = ("reward_clip", "length_penalty", "missing_eos_penalty", "replace_miss
 
 @dataclass(kw_only=True)
 class EvaluateConfig(
-    PhraseOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions
+    PhraseOptions, JudgeOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions
 ):
     """Options of the evaluate stage."""
 
@@ -86,7 +88,8 @@ class EvaluateConfig(
     held_out_reward: str | None = None
     """A second reward, such as a model of other pairs or another seed, that nothing was trained against."""
     judge: str | None = None
-    """A language model that compares the policies' responses: ``judge:<model>``, ``judge:<url>#<model>``."""
+    """A language model that compares the policies' responses: ``judge:<model>``, ``judge:<url>#<model>``; or
+    several as a jury, ``majority(judge:…, judge:…)``."""
     max_eval_prompts: Several = 512
     """Most eval prompts."""
     num_generations: Count = 1
@@ -113,12 +116,14 @@ def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[C
             for name in (config.model_name_or_path, config.ref_model)
         )
         named = {"score": config.reward_model, "gold": config.gold, "held_out": config.held_out_reward}
-        scorers = {measure: load_scorer(name, stage.device) for measure, name in named.items() if name}
+        how = config.how_judged(config.seed)
+        scorers = {measure: load_scorer(name, stage.device, how) for measure, name in named.items() if name}
         others = [tokenizer for scorer in scorers.values() for tokenizer in tokenizers_of(scorer)]
         source = load.read_by(source, [policy.tokenizer], [reference.tokenizer, *others])
         for scorer in scorers.values():
             check_prompts(scorer, [record.prompt for record in source.eval.prompts])
         stage.begin([*source.notes, *policy.notes, *trained_on_these(config)])
+        keep_replies([judge for scorer in scorers.values() for judge in judges_in(scorer)], stage.path)
         evaluate(policy, reference, source, scorers, config, stage)
     return stage.path
 
@@ -206,12 +211,14 @@ def evaluate(
     against = {measure: comparison.compare(rl[measure], sft[measure], categories) for measure in scorers}
     for measure, row in against.items():
         row |= comparison.at_equal_length(rl[measure], sft[measure], rl.length_PG, sft.length_PG)
-    judged = judge_of(config, stage)
+    judge = load_judge(config, stage)
+    judged = None if judge is None else judge_by(judge, config)
     if judged is not None:
         against["judge"] = judged(prompts, rl, sft.first, sft.first_finished)
     references = against_references(source.references("eval"), prompts, rl, scorers, judged)
     stage.log_samples(side_by_side(prompts, rl, sft, log_ratio_N))
     of_pool = from_pool(config, training, drawn, sft, rl, scorers["score"])
+    asked = [asked for scorer in scorers.values() for asked in judges_in(scorer)]
     say_result(policies, against)
     for row in of_pool["best_of"]:
         say_best_of(row, spent=of_pool["cost"]["training_total"])
@@ -240,6 +247,7 @@ def evaluate(
         **of_pool,
         gold=config.gold,
         training_signals=training_signals(config),
+        **report_on([*asked, *([judge] if judge else [])], stage.say),
     )
 
 
@@ -247,7 +255,7 @@ def check_options(config: EvaluateConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
     sign_functions(config.phrases)
     if config.judge:
-        parse_judge(config.judge)
+        check_judge(config.judge)
     size = config.pool_size
     if size is not None and size < max([1, *config.best_of]):
         raise UsageError(f"pool_size is {size}; best_of {config.best_of} needs at least its largest N")
@@ -295,6 +303,7 @@ class Responder:
 
     def __init__(self, config: EvaluateConfig, scorers: Mapping[str, Scorer], stage: Stage):
         self.config, self.scorers, self.parts = config, scorers, Parts(stage.state, stage.owner)
+        self.judges = [judge for scorer in scorers.values() for judge in judges_in(scorer)]
 
     def respond(
         self, name: str, policy: Policy, prompts: Sequence[PromptRecord], count: int
@@ -311,6 +320,8 @@ class Responder:
                 return self.sample(policy, asked, count, generator)
 
             tensors, plain = self.parts.get(f"{name}-{start}", compute)
+            for judge, state in zip(self.judges, plain["judges"], strict=True):
+                judge.restore(state)
             generator.set_state(tensors["generator"])
             samples.append(Samples.from_tensors(tensors, policy.sampling(self.config)))
             completions += plain["completions"]
@@ -344,7 +355,8 @@ class Responder:
         tensors = {f"value/{measure}": torch.from_numpy(value_N) for measure, value_N in values.items()}
         tensors |= made.samples.tensors() | {"generator": generator.get_state()}
         seconds = [sampled - started, scored - sampled]
-        return tensors, {"completions": made.completions, "seconds": seconds}
+        states = [judge.state(whole=False) for judge in self.judges]
+        return tensors, {"completions": made.completions, "seconds": seconds, "judges": states}
 
 
 def log_probability(policy: Policy, samples: Samples) -> np.ndarray:
@@ -391,14 +403,19 @@ def kl_summary(log_ratio_N: np.ndarray, responses: ScoredResponses) -> dict[str,
 # ------------------------------------------------------------------------------------ against other responses
 
 
-def judge_of(config: EvaluateConfig, stage: Stage) -> Any:
-    """A function (prompts, responses, other texts) -> win rate by a language model asked in both orders, or
-    None without a judge. Of several responses to a prompt the first is judged."""
+def load_judge(config: EvaluateConfig, stage: Stage) -> PairwiseJudge | None:
+    """The language model that compares, if there is one."""
     if not config.judge:
         return None
-    name = config.judge
-    judge = load_pairwise_judge(name, stage.device, JudgeConfig(seed=config.seed, unparsable="skip"))
-    keep_replies(judge, Parts(stage.state, stage.owner))
+    how = config.how_judged(config.seed, unparsable="skip")
+    judge = load_pairwise_judge(config.judge, stage.device, how)
+    keep_replies([judge], stage.path, Parts(stage.state, stage.owner))
+    return judge
+
+
+def judge_by(judge: PairwiseJudge, config: EvaluateConfig) -> Any:
+    """A function (prompts, responses, other texts) -> win rate by a language model asked in both orders. Of
+    several responses to a prompt the first is judged."""
 
     def win_rate(
         prompts: Sequence[Prompt], rl: ScoredResponses, others: Sequence[str], ended: Sequence[bool]
@@ -409,7 +426,7 @@ def judge_of(config: EvaluateConfig, stage: Stage) -> Any:
         judged = judge(prompts, rl.first, list(others), rng, rl.first_finished, ended)
         probability_N = judged.probability_N[judged.kept_N]
         if not len(probability_N):
-            raise DataError(f"evaluate: no verdict of '{name}' was readable; look at what it replies")
+            raise DataError(f"evaluate: no verdict could be read; {judge.advice()}")
         counts = {k: v - before[k] for k, v in dataclasses.asdict(judge.counts).items()}
         rate = mean_share(probability_N).named("win_rate")
         return rate | {"n": len(probability_N), **counts}

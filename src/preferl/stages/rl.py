@@ -26,10 +26,12 @@ from preferl.data import sources
 from preferl.data.records import PromptRecord
 from preferl.data.types import Scorer
 from preferl.evaluation.features import PhraseOptions, sign_functions
+from preferl.judging.juries import keep_replies, report_on
 from preferl.judging.reward_functions import RewardLog
 from preferl.judging.scorers import (
     ShardedScorer,
     check_prompts,
+    judges_in,
     load_scorer,
     reward_models,
     tokenizers_of,
@@ -173,17 +175,22 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
         critic = find_algorithm(config.algorithm).critic
-        models, tokenizer, scorer = load_models(config, critic, stage.device, config.chat_template_kwargs)
-        gold = load_scorer(config.gold, stage.device) if config.gold else None
+        how = config.how_judged(config.seed)
+        models, tokenizer, scorer = load_models(
+            config, critic, stage.device, config.chat_template_kwargs, how
+        )
+        gold = load_scorer(config.gold, stage.device, how) if config.gold else None
         annotator = gold
         if config.annotator and config.annotator != config.gold and config.check_reward_every:
-            annotator = load_scorer(config.annotator, stage.device)
+            annotator = load_scorer(config.annotator, stage.device, how)
         source = load.read_by(source, [tokenizer], tokenizers_of(scorer))
         prompts = source.prompts or source.need("prompts", "train")
         held_out = source[config.eval_split].prompts[: config.eval_prompts]
         for who in filter(None, (scorer, gold, annotator)):
             check_prompts(who, [record.prompt for record in (*prompts, *held_out)])
         saved = stage.begin([*source.notes, *load.notes_of(models.policy, tokenizer)])
+        watched = [other for other in (gold, annotator) if other is not None]
+        keep_replies([judge for s in (scorer, *watched) for judge in judges_in(s)], stage.path)
         engine = CachedEngine(models.policy, tokenizer.pad_token_id, config.sampling_batch_size, stage.dtype)
         policy = Policy(models.policy, tokenizer, stage.dtype, engine)
         trainer = Trainer(
@@ -262,6 +269,7 @@ def train(
         alarms=trainer.state.alarms,
         memory=used,
         checks=checks,
+        **report_on(judges_in(scorer), stage.say),
         processes=distributed.world_size(),
     )
 
@@ -619,6 +627,7 @@ class Trainer:
             "schedulers": {name: s.state_dict() for name, s in state.schedulers.items()},
             "version": self.policy.engine.version,
             "algorithm": dataclasses.asdict(state.algorithm),
+            "judges": [judge.state() for judge in judges_in(self.scorer)],
             **{name: getattr(state, name) for name in PLAIN_STATE},
         }
         return tensors, values
@@ -640,5 +649,7 @@ class Trainer:
         next(itertools.islice(state.prompts, state.drawn, state.drawn), None)
         self.policy.engine.version = values["version"]
         state.algorithm = type(state.algorithm)(**values["algorithm"])
+        for judge, own in zip(judges_in(self.scorer), values["judges"], strict=True):
+            judge.restore(own)
         for name in PLAIN_STATE:
             setattr(state, name, values[name])
