@@ -34,7 +34,7 @@ from preferl.runs.descent import WORLD, began_on_world, is_world, refuse_no_data
 from preferl.runs.errors import UsageError
 from preferl.runs.found import examine, kept_though_stale, plain_options, stored_options
 from preferl.runs.inputs import NAMING, NOT_COMPARED, changed_options, identify
-from preferl.runs.mark import check_ours, claim
+from preferl.runs.mark import check_ours, claim, remove
 from preferl.runs.progress import clock, say
 from preferl.runs.ranges import Count, Positive
 from preferl.runs.record import Redo, write_run_files
@@ -643,6 +643,7 @@ def run_stage(
         say(f"{stage.name}: done again: {found.changes}")
         fresh = True
     elif found.is_this_finished(path):
+        remove(path / "state")  # it was killed between DONE and the end
         return False
     KINDS[stage.kind][0].run(options, fresh=fresh)
     made.add(path)
