@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preferl.data.sources import Source, load_source
-from preferl.data.templates import PLAIN_TEMPLATE
-from preferl.models.load import load_tokenizer
+from preferl.models.load import load_tokenizer, reads_dialogue
 from preferl.pipeline import DATA, RunConfig
 from preferl.runs.config import DataOptions
 from preferl.runs.descent import is_world
@@ -131,5 +130,5 @@ def sft_first(config: RunConfig) -> tuple[list[str], str]:
 
 
 def is_instruct(model: str) -> bool:
-    """Whether a model answers already: whether its tokenizer came with a chat template."""
-    return load_tokenizer(model).chat_template != PLAIN_TEMPLATE
+    """Whether a model answers already: whether its tokenizer came with a chat template of its own."""
+    return reads_dialogue(load_tokenizer(model))

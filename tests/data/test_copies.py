@@ -36,10 +36,9 @@ def test_a_file_that_repeats_all_others_is_counted_once(tmp_path):
     write(tmp_path / "total.jsonl", *(pair(i, domain="x") for i in range(30)))
     loaded = formats.load(str(tmp_path))
     assert len(loaded.records) == len(loaded.rows) == loaded.report.kept == 30
-    assert loaded.report.notes == [
-        f"left out the 30 rows of {tmp_path}/total.jsonl: other files have all of them"
-    ]
-    assert loaded.report.notes[0] in load_source(str(tmp_path)).notes
+    said = f"left out the 30 rows of {tmp_path}/total.jsonl: other files have all of them"
+    assert loaded.report.notes[-1] == said
+    assert said in load_source(str(tmp_path)).notes
 
 
 def test_a_file_with_a_row_of_its_own_stays_and_its_parts_go(tmp_path):
@@ -71,11 +70,10 @@ def test_repeated_rows_are_counted_and_stay(tmp_path):
     name = write(tmp_path / "a.jsonl", *(pair(i) for i in range(12)), pair(3, note="again"), pair(4))
     loaded = formats.load(name)
     assert len(loaded.records) == 14
-    assert loaded.report.notes == [
-        f"2 of 14 rows repeat an earlier one (for example {name}:13 repeats {name}:4)"
-    ]
+    repeats = f"2 of 14 rows repeat an earlier one (for example {name}:13 repeats {name}:4)"
+    assert loaded.report.notes[-1] == repeats
     prompts = write(tmp_path / "p.jsonl", {"prompt": "p", "answer": 1}, {"prompt": "p", "answer": 2})
-    assert formats.load(prompts).report.notes == []
+    assert not [note for note in formats.load(prompts).report.notes if "repeat" in note]
 
 
 def test_rows_without_a_rejected_response_are_left_out_and_counted(tmp_path):

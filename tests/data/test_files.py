@@ -238,7 +238,6 @@ def test_other_real_files(real_data):
     [
         ("bench/llmbar", "ranking", 416),
         ("formats/sharegpt_dpo_demo", "preference", 293),
-        ("pref/pandalm_human", "ranking", None),
         ("prompts/vicuna_bench", "prompt", 60),
         ("prompts/xstest", "prompt", 450),
         ("sentiment/rt_polarity.test", "text", 868),

@@ -199,7 +199,7 @@ DEFECTS = [
 ]
 IDS = [f"{i}-{kind}" for i, (kind, _) in enumerate(DEFECTS)]
 SKIPPED = {"empty_prompt", "empty_response", "identical_pair", "different_prompts", "bad_role_order"}
-SKIPPED |= {"unlabelled", "tools_in_response"}
+SKIPPED |= {"unlabelled", "tools_in_response", "no_rejected"}
 # Of ratings, trees and rankings, which have pages of tests of their own.
 OF_SEVERAL_ROWS = {"called_bad", "broken_tree", "single_response"}
 

@@ -407,9 +407,9 @@ def test_a_tokenizer_that_truncates_on_the_left_keeps_the_end(bos, answer, saved
     model = AutoModelForSequenceClassification.from_pretrained(saved("llama"), num_labels=1).eval()
     tokenizer = AutoTokenizer.from_pretrained(saved("llama"), truncation_side="left")
     if bos:
-        tokenizer.bos_token = "?"  # any token serves
+        tokenizer.bos_token = "~"  # any token serves that no text holds
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="? $A", special_tokens=[("?", tokenizer.bos_token_id)]
+            single="~ $A", special_tokens=[("~", tokenizer.bos_token_id)]
         )
     load.save(model, tokenizer, tmp_path / "published")
     scorer = RewardModel(*load_reward_model(str(tmp_path / "published"), CPU), max_length=48)

@@ -204,8 +204,8 @@ def load(
     if report.kept == 0 or lost * 2 > report.read:
         raise DataError(
             f"{'none' if report.kept == 0 else 'more than half'} of the rows cannot be used: "
-            f"{report.summary()}; "
-            f"`preferl data validate {name}` lists them"
+            f"{report.summary()}; say with --columns which column is what, or mend them "
+            f"(`preferl data validate {name}` lists them)"
         )
     return counted_once(found)
 

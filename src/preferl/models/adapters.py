@@ -106,12 +106,13 @@ def merge(model: Any, adapter: Adapter) -> Any:
 
 
 def fused_layers(model: torch.nn.Module) -> list[str]:
-    """Names of linear layers whose weights are read past them: the last one of a state-space mixer goes into
-    one kernel with its scan, which would not see LoRA weights on it."""
+    """Names of linear layers whose weights are read past them: those of a state-space mixer that go into one
+    kernel with its scan (its steps', and the last), which would not see LoRA weights on them."""
     return [
-        f"{name}.out_proj"
+        f"{name}.{layer}"
         for name, mixer in model.named_modules()
-        if hasattr(mixer, "A_log") and hasattr(mixer, "out_proj")
+        for layer in ("dt_proj", "out_proj")
+        if hasattr(mixer, "A_log") and hasattr(mixer, layer)
     ]
 
 
