@@ -173,12 +173,16 @@ def compared(draw) -> Case:
     coding = draw(st.sampled_from(CODINGS))
     column = draw(st.sampled_from([c for c in WINNER_COLUMNS if c not in case.rows[0]]))
     dialect = draw(st.sampled_from(["plain", "plain", "role", "from", "json"]))
+    if (first, column) == ("response1", "overall_preference"):  # HelpSteer3's, whose coding is known
+        column = "verdict"
     columns: list[str] = []
     for i, row in enumerate(case.rows):
         a, b = draw(texts(f"A{i}")), draw(texts(f"B{i}"))
         outcome = draw(st.sampled_from([1, -1, 0]))  # who is better: a, b, nobody
         if coding in ("flag", "flag(1=b)", "index0") and outcome == 0:
             outcome = 1
+        if coding == "index1" and first.endswith("0") and outcome == 0:
+            outcome = 1  # 0 is the place of the first response whose name counts from 0
         if coding == "index0(tie=2)" and i == 0:
             outcome = 1  # 1 and 2 alone would be places from 1 to everybody
         for name, text in ((first, a), (second, b)):

@@ -1,6 +1,6 @@
 """Random layouts through the reader: never a traceback, never a row whose meaning was changed in silence.
 
-``PREFERL_FUZZ_EXAMPLES=2000`` tries more of them than the suite does.
+``PREFERL_FUZZ=2000`` tries more of them than the suite does.
 """
 
 import os
@@ -13,7 +13,7 @@ from preferl.data.columns import Options
 from preferl.data.files import Table
 from preferl.data.records import Comparison, DataError, Demonstration, Rated
 
-EXAMPLES = int(os.environ.get("PREFERL_FUZZ_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("PREFERL_FUZZ", "200"))
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

@@ -27,7 +27,7 @@ RESPONSE = words(
     "assistant ref option hypothesis story"
 )
 LABEL = words(
-    "winner win wins won preferred preference preferences better safer best choice vote votes label "
+    "winner win wins won pick picked preferred preference preferences better safer best choice vote votes label "
     "labels verdict "
     "judgement judgment rank ranks ranking score scores rating ratings thumb thumbs feedback upvotes "
     "likes grade "

@@ -56,6 +56,8 @@ def _suspicion(data: Columns, layout: Layout, column: str) -> str | None:
         and all(meaning(str(v)) for v in what.values)
     ):
         return "a split" if column != "split" else None
+    if layout.kind == "prompt" and _has_a_twin(data, column):
+        return "another response"
     if column == "split" or ABOUT & set(words) or not words:
         return None
     if layout.kind in ("preference", "ranking") and {"chosen", "rejected"} & set(words) and len(words) > 1:
@@ -74,6 +76,21 @@ def _suspicion(data: Columns, layout: Layout, column: str) -> str | None:
     ):
         return "another speaker"
     return None
+
+
+def _has_a_twin(data: Columns, column: str) -> bool:
+    """Whether another column has the same name but for its last letter or digit (modelA and modelB), and both
+    hold texts that differ."""
+    others = [
+        other
+        for other in data.columns
+        if other != column and len(other) == len(column) and other[:-1] == column[:-1] and len(column) > 1
+    ]
+    return data.columns[column].holds("text") and any(
+        data.columns[other].holds("text")
+        and set(data.columns[other].values) != set(data.columns[column].values)
+        for other in others
+    )
 
 
 def _is_verdict(data: Columns, column: str) -> bool:

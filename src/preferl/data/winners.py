@@ -270,9 +270,10 @@ def _whole(winner: Winner, held: set[float], K: int, responses: Sequence[str]) -
     index0, index1 = replace(winner, coding="index0"), replace(winner, coding="index1")
     zero_fits, one_fits = max(held) < K, min(held) >= 1 and max(held) <= K
     named_so = bool(INDICES.search(winner.columns[0]))
-    if zero_fits and from_zero and named_so:
+    if zero_fits and from_zero and named_so and 0 in held:  # 1 alone may be a place from 1 on
         return [index0]
-    if from_one and ((one_fits and named_so) or (K == 2 and held <= {0, 1, 2} and 2 in held)):
+    # A 0 beside them may be a tie, or the first place of those that count from 0 and call a tie 2.
+    if from_one and one_fits and (named_so or (K == 2 and 2 in held)):
         return [index1]
     fits = [index0] if zero_fits else []
     fits += [index1] if one_fits else []
