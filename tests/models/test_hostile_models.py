@@ -79,7 +79,7 @@ def test_code_that_a_model_brings_does_not_run_though_somebody_says_yes(model, p
     ran = with_own_code(model, part)
     process, terminal = pty.fork()
     if process == 0:
-        command = ["-m", "preferl", "collect", "--model_name_or_path", str(model)]
+        command = ["-m", "preferl", "collect", "--dataset_name", "world", "--model_name_or_path", str(model)]
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.execv(sys.executable, [sys.executable, *command, "--output_dir", str(model.parent / "out")])
     said = b""
@@ -179,7 +179,7 @@ def test_a_template_that_fails_is_named(model, template, says):
 
 
 def test_a_template_that_loses_a_text_with_special_tokens_is_named(model):
-    (model / "chat_template.jinja").write_text("{{ messages[0]['content'][:1] }}")
+    (model / "chat_template.jinja").write_text("{{ messages[0]['content'][:5] }}")
     tokenizer = load_tokenizer(str(model))
     with pytest.raises(DataError, match="cuts through the text of a message"):
         prompt_ids(tokenizer, [{"role": "user", "content": "say <|user|>"}])

@@ -20,8 +20,10 @@ from preferl.runs.record import stage_records
 from preferl.runs.stage import Stage
 
 STAGES = ("sft", "collect", "reward", "best_of", "audit", "dpo", "rl", "evaluate")
-# What each stage needs before it looks at its directory: nothing, or names that are not there.
-NEEDS = {"collect": ["--model_name_or_path", "absent"]}
+# What each stage needs before it looks at its directory: a data set, and a model that is not there.
+WORLD = ["--dataset_name", "world"]
+NEEDS = dict.fromkeys(("audit", "best_of", "rl", "evaluate"), WORLD)
+NEEDS["collect"] = [*WORLD, "--model_name_or_path", "absent"]
 KINDS = (*STAGES, "run", "sweep")
 
 

@@ -23,6 +23,10 @@ from preferl.runs.stage import Stage
 
 # Options that are texts and name neither data nor a model nor a reward.
 PLAIN = {
+    "near_copies",
+    "judge_replies",
+    "config_name",
+    "revision",
     *("output_dir", "device", "dtype", "split", "split_by", "dataset_format", "bad_rows", "eval_split"),
     *(
         "lr_scheduler_type",

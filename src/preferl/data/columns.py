@@ -27,8 +27,8 @@ RESPONSE = words(
     "assistant ref option hypothesis story"
 )
 LABEL = words(
-    "winner win wins won pick picked preferred preference preferences better safer best choice vote votes label "
-    "labels verdict "
+    "winner win wins won pick picked preferred preference preferences better safer best choice vote votes "
+    "label labels verdict "
     "judgement judgment rank ranks ranking score scores rating ratings thumb thumbs feedback upvotes "
     "likes grade "
     "overall helpfulness helpful harmlessness harmless correctness coherence quality honesty "
