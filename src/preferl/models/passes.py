@@ -120,7 +120,10 @@ _respecting: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
 
 
 def respects_left_padding(model: Any) -> bool:
-    """Whether a row says the same with padding in front of it as without; tried once for each model."""
+    """Whether a row says the same with padding in front of it as without; tried once for each model. One
+    whose configuration names no vocabulary, such as a table, cannot be tried, and is taken to."""
+    if not hasattr(model, "config") or getattr(text_config(model), "vocab_size", None) is None:
+        return True
     if model not in _respecting:
         _respecting[model] = _try_left_padding(model)
     return _respecting[model]
