@@ -191,7 +191,7 @@ def test_rows_that_are_no_candidates_are_named(tmp_path, line):
 def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(UsageError, match="between 2 and 9"):
         collect.run(CollectConfig(output_dir=str(tmp_path / "a"), num_generations=1))
-    with pytest.raises(UsageError, match="layout 'groups' is unknown"):
+    with pytest.raises(DataError, match="--layout groups is neither"):
         collect.run(CollectConfig(output_dir=str(tmp_path / "a"), layout="groups"))
     with pytest.raises(UsageError, match="needs --layout rankings"):
         collect.run(CollectConfig(output_dir=str(tmp_path / "a"), tie_policy="tie"))
@@ -281,7 +281,7 @@ def test_adversarial_pairs_are_added_to_older_ones_and_say_what_they_are(tmp_pat
         adversarial="length",
         add_to=str(older),
         num_generations=4,
-        response_length=8,
+        response_length=16,
         pairs=PairCounts(train=12, dev=2, rl=0, eval=2),
         device="cpu",
         num_threads=1,

@@ -93,7 +93,7 @@ def segments(model: Any, ids_BS: torch.Tensor) -> dict[str, torch.Tensor]:
 def takes(model: Any, argument: str) -> bool:
     """Whether a model's forward pass names this argument."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return argument in inspect.signature(inner.forward).parameters
+    return argument in inspect.signature(getattr(inner, "forward", inner)).parameters
 
 
 def first_column(mask_BS: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ import torch
 
 from preferl.data import formats, sources
 from preferl.data.files import RowError, json_lines
+from preferl.data.layouts import chosen_layouts
 from preferl.data.records import (
     SPLITS,
     Candidates,
@@ -231,7 +232,7 @@ def check_options(config: CollectConfig) -> None:
     if names_judge(config.annotator):
         check_judge(config.annotator)
     if config.layout not in ("pairs", "rankings"):
-        raise UsageError(f"layout '{config.written_as}' is unknown; use pairs or rankings")
+        chosen_layouts(config.layout)  # of the data set
     if config.written_as == "rankings" and (config.matched or config.adversarial):
         raise UsageError("matched and adversarial choose pairs; use --layout pairs")
     if config.adversarial and names_judge(config.annotator):
