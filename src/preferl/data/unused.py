@@ -65,7 +65,9 @@ def _suspicion(data: Columns, layout: Layout, column: str) -> str | None:
     if layout.is_own and layout.kind in ("preference", "ranking") and what.holds("numbers"):
         return None  # a number for each response of a ranking that has its places
     if RESPONSE & set(words) and what.holds("text", "texts", "messages", "mappings"):
-        # To a prompt alone a text that answers it is what a reward may ask for.
+        # A reference answer beside a whole pair, or to a prompt alone, is what a reward may ask for.
+        if column == "answer" and {"chosen", "rejected"} <= layout.columns.keys():
+            return None
         return None if layout.kind == "prompt" and column in ("answer", "completion") else "another response"
     if LABEL & set(words) and _is_verdict(data, column):
         return "a rating or a label"
