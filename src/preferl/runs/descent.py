@@ -81,9 +81,10 @@ def refuse_no_data_set(model: str | None, on_world: bool) -> None:
     Raises:
         UsageError: it is of another origin.
     """
-    if not on_world:
-        if model is not None and model.count("/") > 1 and not Path(model).exists():  # no Hub name
-            raise UsageError(f"the model '{model}' is not there; make it first, or give another")
+    # A path of more than one slash is no Hub name: what is not there yet trains on nothing, and whoever loads
+    # it says so.
+    absent = model is not None and model.count("/") > 1 and not Path(model).exists()
+    if not on_world and not absent:
         raise UsageError(
             f"no data set is named, and '{model}' was not trained on the embedded world: give --dataset_name "
             f"(your file, folder or Hub name), or --dataset_name world if you mean the world"
