@@ -30,7 +30,7 @@ import yaml
 
 from preferl.runs import lock
 from preferl.runs.config import DataOptions, DeviceOptions, Parser, declared, field_texts, leaf_keys
-from preferl.runs.descent import WORLD, began_on_world, is_world, refuse_no_data_set, started_from
+from preferl.runs.descent import WORLD, is_world, may_be_of_world, refuse_no_data_set, started_from
 from preferl.runs.errors import UsageError
 from preferl.runs.found import examine, kept_though_stale, plain_options, stored_options
 from preferl.runs.inputs import NAMING, NOT_COMPARED, changed_options, identify
@@ -284,7 +284,7 @@ def is_on_world(model: str | None, known: Mapping[str, Planned]) -> bool:
     """
     stage = known.get(model or "")
     if model is None or stage is None:
-        return model is None or began_on_world(Path(model))
+        return model is None or may_be_of_world(model)
     data = stage.options.dataset_name
     made_on_world = is_world(data) or (data in known and is_on_world(data, known))
     return made_on_world and is_on_world(started_from(stage.options), known)

@@ -54,6 +54,13 @@ def began_on_world(directory: Path) -> bool:
     return True
 
 
+def may_be_of_world(model: str) -> bool:
+    """Whether a model began on the world, or is not there yet: a path of more than one slash is no Hub name,
+    trains on nothing as long as it is absent, and whoever loads it says so."""
+    absent = model.count("/") > 1 and not Path(model).exists()
+    return absent or began_on_world(Path(model))
+
+
 def with_data_set(config: Config) -> Config:
     """A stage's options with a data set: where none is named, the embedded world, if the model began there or
     is yet to be made.
@@ -65,7 +72,7 @@ def with_data_set(config: Config) -> Config:
     if options.dataset_name is not None:
         return config
     model = started_from(options)
-    refuse_no_data_set(model, model is None or began_on_world(Path(object_of(model) or model)))
+    refuse_no_data_set(model, model is None or may_be_of_world(str(object_of(model) or model)))
     return dataclasses.replace(options, dataset_name=WORLD)
 
 
@@ -81,10 +88,7 @@ def refuse_no_data_set(model: str | None, on_world: bool) -> None:
     Raises:
         UsageError: it is of another origin.
     """
-    # A path of more than one slash is no Hub name: what is not there yet trains on nothing, and whoever loads
-    # it says so.
-    absent = model is not None and model.count("/") > 1 and not Path(model).exists()
-    if not on_world and not absent:
+    if not on_world:
         raise UsageError(
             f"no data set is named, and '{model}' was not trained on the embedded world: give --dataset_name "
             f"(your file, folder or Hub name), or --dataset_name world if you mean the world"
