@@ -286,7 +286,7 @@ def is_on_world(model: str | None, known: Mapping[str, Planned]) -> bool:
     if model is None or stage is None:
         return model is None or may_be_of_world(model)
     data = stage.options.dataset_name
-    made_on_world = is_world(data) or (data in known and is_on_world(data, known))
+    made_on_world = is_world(data) or is_on_world(data, known)
     return made_on_world and is_on_world(started_from(stage.options), known)
 
 
