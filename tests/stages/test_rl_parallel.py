@@ -174,7 +174,7 @@ ERRORS = {
     "in the second process": (
         {"reward_model": "my_rewards:fails_in_the_second"},
         (),
-        "returned 1 scores for 2 responses",
+        "my_rewards:fails_in_the_second' returned ",
     ),
     # With reinforce the others' losses stay finite.
     "in an update of the second": (
