@@ -404,12 +404,12 @@ HOSTILE = [
     ),
     Fault("template: is none", COLLECT, DATA, "chat template of 'sft/model'", template("sft", "{% if %}")),
     Fault(
-        "template: changes the text",
+        "template: cuts through a text",
         COLLECT,
         DATA,
         "chat template of 'sft/model'",
         both(
-            template("sft", "{{ messages[0]['content'][:2] }}"),
+            template("sft", "{{ messages[0]['content'][:5] }}"),
             lambda folder: write_lines(
                 folder / "prompts.jsonl", 8 * [{"prompt": [{"role": "user", "content": "say <|user|>"}]}]
             ),
