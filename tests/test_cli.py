@@ -127,7 +127,7 @@ def test_validate_and_convert(capsys, tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     code, out, _ = call(capsys, "data", "validate", str(tmp_path / "in.jsonl"))
     assert code == 3
-    assert "no_rejected: 1" in out
+    assert "empty_response: 1" in out
     assert "in.jsonl:3" in out
     code, _, _ = call(
         capsys, "data", "convert", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "hh"

@@ -55,7 +55,7 @@ def to_pair(row: dict[str, Any]) -> Comparison:
         RowError: the row has a defect.
     """
     chosen, rejected = _value(row, "chosen"), row.get("rejected")
-    if "rejected" in row and rejected in (None, "", []):
+    if "rejected" in row and rejected in (None, []):
         # As in the splits for generation of data sets that were made pairs of (train_gen).
         raise RowError("no_rejected", "there is a chosen response and no rejected one")
     _value(row, "rejected")
