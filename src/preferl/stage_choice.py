@@ -47,7 +47,8 @@ def with_stages(config: RunConfig) -> tuple[RunConfig, str | None]:
     if dataset is None or is_world(dataset) or "stages" in config.given:
         return config, None
     options = DataOptions(**{key: config.given[key] for key in DATA if key in config.given})
-    choice = choose(config, load_source(**options.source()))
+    # Only what kind of data it is counts here; the stages look for copies, and say what they find.
+    choice = choose(config, load_source(**options.source() | {"near_copies": "never"}))
     said = f"{dataset} holds {choice.why}: the stages are {', '.join(choice.stages)} (others with --stages)"
     return config.changed({"stages": choice.stages, **(choice.options or {})}), said
 
