@@ -463,6 +463,20 @@ def last_tokens(tokenizer: Any, ids: list[int], count: int) -> list[int]:
     return kept
 
 
+def cut_to_fit(
+    tokenizer: Any, prompt: list[int], responses: Sequence[list[int]], max_length: int
+) -> tuple[list[int], list[list[int]]]:
+    """A prompt and responses to it of at most ``max_length`` tokens together: the prompt loses its oldest
+    tokens, half of the room at most, then each response its last ones.
+
+    All of them follow the same prompt, or their log-ratios would not be of one question.
+    """
+    longest = max(map(len, responses))
+    kept = last_tokens(tokenizer, prompt, max(max_length - longest, max_length // 2))
+    room = max_length - len(kept)
+    return kept, [first_tokens(tokenizer, response, room) for response in responses]
+
+
 def written_text(tokenizer: Any, ids: list[int], before: int | None = None, finished: bool = True) -> str:
     """The text of a response.
 

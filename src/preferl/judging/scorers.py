@@ -283,15 +283,16 @@ def parts_of(scorer: Scorer) -> Iterator[tuple[str, Scorer]]:
             yield (name if below == "reward" else f"{name}/{below}"), simple
 
 
-def check_prompts(scorer: Scorer, prompts: Sequence[Prompt]) -> None:
+def check_prompts(scorers: Iterable[Scorer | None], prompts: Sequence[Prompt]) -> None:
     """Refuses prompts of which a part of a scorer knows nothing, before any response to them is sampled.
 
     Raises:
         UsageError: the part and the first such prompt.
     """
-    for _, part in parts_of(scorer):
-        if isinstance(part, WorldUtility):
-            part.check(prompts)
+    for scorer in scorers:
+        for _, part in parts_of(scorer) if scorer is not None else ():
+            if isinstance(part, WorldUtility):
+                part.check(prompts)
 
 
 def reward_models(scorer: Scorer) -> dict[str, RewardModel]:
@@ -329,6 +330,16 @@ def what_was_cut(
                     f"with their prompts they are longer than {model.max_length} tokens"
                 )
     return ({"cut_by_model": found} if found else {}), notes
+
+
+def say_what_was_cut(
+    policies: Iterable[Policy], scorers: Iterable[Scorer], say: Callable[[str], None]
+) -> dict[str, dict[str, int]]:
+    """Says what was cut, and returns it for a stage's summary."""
+    found, notes = what_was_cut(policies, scorers)
+    for note in notes:
+        say(note)
+    return found
 
 
 def judges_in(scorer: Any) -> list[Judge]:

@@ -20,7 +20,7 @@ import torch
 
 from preferl.data.records import Comparison, DataError, Rated
 from preferl.data.sources import Part, Source
-from preferl.data.tokens import example_ids, first_tokens, last_tokens
+from preferl.data.tokens import cut_to_fit, example_ids
 from preferl.learning.fit import Sums
 from preferl.maths.preference import kto_loss, kto_reference_point, kto_weights
 from preferl.runs import devices
@@ -176,20 +176,6 @@ def encode(
     kept, (fitting,) = cut_to_fit(tokenizer, prompt, [response], max_length)
     cut = len(kept) < len(prompt) or len(fitting) < len(response)
     return EncodedResponse(kept, fitting, bool(row.good), cut) if fitting else None
-
-
-def cut_to_fit(
-    tokenizer: Any, prompt: list[int], responses: Sequence[list[int]], max_length: int
-) -> tuple[list[int], list[list[int]]]:
-    """A prompt and responses to it of at most ``max_length`` tokens together: the prompt loses its oldest
-    tokens, half of the room at most, then each response its last ones.
-
-    All of them follow the same prompt, or their log-ratios would not be of one question.
-    """
-    longest = max(map(len, responses))
-    kept = last_tokens(tokenizer, prompt, max(max_length - longest, max_length // 2))
-    room = max_length - len(kept)
-    return kept, [first_tokens(tokenizer, response, room) for response in responses]
 
 
 def mismatched(prompts: Sequence[Any]) -> list[int]:

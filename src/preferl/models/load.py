@@ -472,6 +472,12 @@ def parameter_count(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def fitting_length(max_length: int, *models: PreTrainedModel) -> int:
+    """Most tokens of a prompt and a response: ``max_length``, or the fewest positions of some models."""
+    limits = [max_length, *map(max_positions, models)]
+    return min(limit for limit in limits if limit is not None)
+
+
 def max_positions(model: Any) -> int | None:
     """Longest sequence that the model has positions for; None where it does not say.
 

@@ -25,7 +25,7 @@ from preferl.evaluation.scored import quality_of, scores_of, those_read
 from preferl.judging.judge_options import JudgeOptions, check_judge, jury_of, names_judge, parse_judge
 from preferl.judging.judges import Judge
 from preferl.judging.juries import keep_replies, load_pairwise_judge, report_on
-from preferl.judging.scorers import judges_in, load_scorer, reward_models, tokenizers_of, what_was_cut
+from preferl.judging.scorers import judges_in, load_scorer, reward_models, say_what_was_cut, tokenizers_of
 from preferl.learning.attributes import logits_of_pairs, logits_of_rated
 from preferl.models import load
 from preferl.models.attributes import attributes_of, chosen_mixture, split_mixture
@@ -194,9 +194,7 @@ def audit(
     )
     say_result(found)
     quality = quality_of(scored.gap_N, scored.pairs, config.seed)
-    cut, notes = what_was_cut([], [scorer])
-    for note in notes:
-        stage.say(note)
+    cut = say_what_was_cut([], [scorer], stage.say)
     judged = report_on(judges_in(scorer), stage.say)
     stage.finish(
         **cut,

@@ -32,9 +32,9 @@ from preferl.judging.scorers import (
     judges_in,
     load_scorer,
     reward_models,
+    say_what_was_cut,
     score_responses,
     tokenizers_of,
-    what_was_cut,
 )
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.models import load
@@ -124,8 +124,7 @@ def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         source = load.read_by(source, [policy.tokenizer], tokenizers_of(scorer))
         prompts, notes = prompts_to_answer(source, config)
         gold = load_scorer(config.gold, stage.device, how) if config.gold else None
-        for who in filter(None, (scorer, gold)):
-            check_prompts(who, [record.prompt for records in prompts.values() for record in records])
+        check_prompts((scorer, gold), [record.prompt for records in prompts.values() for record in records])
         stage.begin([*notes, *policy.notes])
         keep_replies([*judges_in(scorer), *judges_in(gold)], stage.path)
         came_from = {"train": config.split or ("rl" if source["rl"].prompts else "train"), "dev": "dev"}
@@ -168,9 +167,7 @@ def choose_best(
             stage.log_samples(examples(rows, split))
     say_result(summary, config)
     responses = config.num_generations * sum(map(len, prompts.values()))
-    cut, notes = what_was_cut([policy], [scorer, *([gold] if gold else [])])
-    for note in notes:
-        stage.say(note)
+    cut = say_what_was_cut([policy], [scorer, *([gold] if gold else [])], stage.say)
     stage.finish(
         **cut,
         num_generations=config.num_generations,

@@ -37,7 +37,7 @@ from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotat
 from preferl.judging.judge_options import check_judge, names_judge
 from preferl.judging.judges import PairwiseJudge
 from preferl.judging.juries import keep_replies, report_on
-from preferl.judging.scorers import check_prompts, judges_in, load_scorer, scored, what_was_cut
+from preferl.judging.scorers import check_prompts, judges_in, load_scorer, say_what_was_cut, scored
 from preferl.models import load
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
@@ -121,7 +121,7 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
         if config.responses_file:
             candidates, note = read_candidates(Path(config.responses_file), config)
             for made in candidates.values():
-                check_prompts(asked, [one.prompt for one in made])
+                check_prompts([asked], [one.prompt for one in made])
             stage.begin([note])
         else:
             assert config.model_name_or_path
@@ -132,12 +132,10 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
             source.need("prompts", "train")
             prompts = {split: source[split].prompts for split in SPLITS}
             for records in prompts.values():
-                check_prompts(asked, [record.prompt for record in records])
+                check_prompts([asked], [record.prompt for record in records])
             stage.begin([*source.notes, *policy.notes])
             candidates = sample_candidates(policy, prompts, config, stage)
-            cut, notes = what_was_cut([policy], [])
-            for note in notes:
-                stage.say(note)
+            cut = say_what_was_cut([policy], [], stage.say)
         judges = [*judges_in(annotator), *judges_in(misled)]
         keep_replies(judges, stage.path, Parts(stage.state, stage.owner))
         compare(candidates, annotator, misled, older, config, stage, cut)

@@ -25,11 +25,11 @@ import torch
 from preferl.data import sources
 from preferl.data.records import DataError, Pair, PromptRecord, prompt_text
 from preferl.data.sources import Source
-from preferl.data.tokens import example_ids, rendering_notes
+from preferl.data.tokens import cut_to_fit, example_ids, rendering_notes
 from preferl.evaluation.scored import accuracy_of
-from preferl.judging.scorers import what_was_cut
+from preferl.judging.scorers import say_what_was_cut
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
-from preferl.learning.unpaired import KtoOptions, KtoTask, ResponseSplits, cut_to_fit, read_responses
+from preferl.learning.unpaired import KtoOptions, KtoTask, ResponseSplits, read_responses
 from preferl.maths import preference
 from preferl.models import load
 from preferl.runs import devices, distributed
@@ -132,7 +132,7 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
         source = load.read_by(source, [policy.tokenizer])
         check_vocabulary(policy, reference, config)
         if config.loss_type == KTO:
-            limit = fitting_length(config, policy, reference)
+            limit = load.fitting_length(config.max_length, policy.model, reference.model)
             data = read_responses(source, policy.tokenizer, limit, config.eval_pairs, config.stop_sequences)
             notes = data.notes
         else:
@@ -161,7 +161,8 @@ def train(
     reference_hash = load.weights_hash(reference.model)
     same_start = load.weights_hash(policy.model) == reference_hash
     if isinstance(data, ResponseSplits):
-        task = KtoTask(policy, reference, data, config, fitting_length(config, policy, reference))
+        limit = load.fitting_length(config.max_length, policy.model, reference.model)
+        task = KtoTask(policy, reference, data, config, limit)
     else:
         task = PairTask(policy, reference, data, config)
     stage.say(
@@ -197,9 +198,7 @@ def train(
         checks.insert(
             0, f"log-ratios before the first update within {MAX_FIRST_LOG_RATIO[policy.dtype]:.0e} of 0"
         )
-    cut, notes = what_was_cut([policy], [])
-    for note in notes:
-        stage.say(note)
+    cut = say_what_was_cut([policy], [], stage.say)
     stage.finish(
         **cut,
         **{data.unit: len(data.train)},
@@ -315,7 +314,7 @@ def read_pairs(config: DpoConfig, source: Source, policy: Policy, reference: Pol
     train_pairs, dev_pairs = source.need("pairs", "train"), source.dev.pairs[: config.eval_pairs]
     sizes = [len(comparison.responses) for comparison in source.train.comparisons]
     ties = sum(K * (K - 1) // 2 for K in sizes) - len(train_pairs)
-    max_length = fitting_length(config, policy, reference)
+    max_length = load.fitting_length(config.max_length, policy.model, reference.model)
     train, dev = (
         [pair for row in rows if (pair := encode(policy.tokenizer, row, max_length, config.stop_sequences))]
         for rows in (train_pairs, dev_pairs)
@@ -332,12 +331,6 @@ def read_pairs(config: DpoConfig, source: Source, policy: Policy, reference: Pol
         "cut": sum(pair.cut for pair in train),
     }
     return PairSplits(train, dev, counts, held_out=source.own("dev") == source.dev)
-
-
-def fitting_length(config: DpoConfig, policy: Policy, reference: Policy) -> int:
-    """Most tokens of prompt and response: ``max_length``, or the fewest positions of the two models."""
-    limits = [config.max_length, *(load.max_positions(p.model) for p in (policy, reference))]
-    return min(limit for limit in limits if limit is not None)
 
 
 def encode(tokenizer: Any, row: Pair, max_length: int, stop_texts: Sequence[str] = ()) -> EncodedPair | None:

@@ -35,10 +35,10 @@ from preferl.judging.scorers import (
     judges_in,
     load_scorer,
     reward_models,
+    say_what_was_cut,
     score_responses,
     scored,
     tokenizers_of,
-    what_was_cut,
 )
 from preferl.learning.rollout import Shaping
 from preferl.models import load
@@ -120,8 +120,7 @@ def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[C
         scorers = {measure: load_scorer(name, stage.device, how) for measure, name in named.items() if name}
         others = [tokenizer for scorer in scorers.values() for tokenizer in tokenizers_of(scorer)]
         source = load.read_by(source, [policy.tokenizer], [reference.tokenizer, *others])
-        for scorer in scorers.values():
-            check_prompts(scorer, [record.prompt for record in source.eval.prompts])
+        check_prompts(scorers.values(), [record.prompt for record in source.eval.prompts])
         stage.begin([*source.notes, *policy.notes, *trained_on_these(config)])
         keep_replies([judge for scorer in scorers.values() for judge in judges_in(scorer)], stage.path)
         evaluate(policy, reference, source, scorers, config, stage)
@@ -222,9 +221,7 @@ def evaluate(
     say_result(policies, against)
     for row in of_pool["best_of"]:
         say_best_of(row, spent=of_pool["cost"]["training_total"])
-    cut, notes = what_was_cut([policy, reference], scorers.values())
-    for note in notes:
-        stage.say(note)
+    cut = say_what_was_cut([policy, reference], scorers.values(), stage.say)
     stage.finish(
         **cut,
         prompts=len(prompts),

@@ -35,7 +35,7 @@ from preferl.evaluation.attributes import attribute_measures
 from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.baselines import baselines
 from preferl.evaluation.scored import ScoredPairs, accuracy_of, quality_of, scores_of
-from preferl.judging.scorers import MEMBER, ShardedScorer, load_scorer, scored, what_was_cut
+from preferl.judging.scorers import MEMBER, ShardedScorer, load_scorer, say_what_was_cut, scored
 from preferl.learning.attributes import (
     Attributes,
     attributes_in,
@@ -584,9 +584,7 @@ def report(
     )
     trained_on = {split: trained_on_too(source, split) for split in ("dev", "eval")}
     say_quality(quality, stage, trained_on["eval"] == len(source.eval.pairs))
-    cut, notes = what_was_cut([], [scorer])
-    for note in notes:
-        stage.say(note)
+    cut = say_what_was_cut([], [scorer], stage.say)
     stage.finish(
         **cut,
         train_pairs=len(train_pairs),

@@ -34,8 +34,8 @@ from preferl.judging.scorers import (
     judges_in,
     load_scorer,
     reward_models,
+    say_what_was_cut,
     tokenizers_of,
-    what_was_cut,
 )
 from preferl.learning import monitor, rollout
 from preferl.learning.algorithms import (
@@ -186,8 +186,7 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
         source = load.read_by(source, [tokenizer], tokenizers_of(scorer))
         prompts = source.prompts or source.need("prompts", "train")
         held_out = source[config.eval_split].prompts[: config.eval_prompts]
-        for who in filter(None, (scorer, gold, annotator)):
-            check_prompts(who, [record.prompt for record in (*prompts, *held_out)])
+        check_prompts((scorer, gold, annotator), [record.prompt for record in (*prompts, *held_out)])
         saved = stage.begin([*source.notes, *load.notes_of(models.policy, tokenizer)])
         watched = [other for other in (gold, annotator) if other is not None]
         keep_replies([judge for s in (scorer, *watched) for judge in judges_in(s)], stage.path)
@@ -256,9 +255,7 @@ def train(
     if not config.ref_model:
         checks.append(f"KL of the first batch below {MAX_FIRST_KL[dtype]:.0e} nats per response")
     checks.append("weights of " + " and ".join(hashes) + " unchanged")
-    cut, notes = what_was_cut([trainer.policy], [scorer])
-    for note in notes:
-        stage.say(note)
+    cut = say_what_was_cut([trainer.policy], [scorer], stage.say)
     stage.finish(
         **cut,
         algorithm=config.algorithm,

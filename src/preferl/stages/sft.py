@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from preferl.data import sources
 from preferl.data.records import DataError, Demonstration, prompt_text
 from preferl.data.sources import Source
-from preferl.data.tokens import example_ids, first_tokens, last_tokens, pad, rendering_notes
-from preferl.judging.scorers import what_was_cut
+from preferl.data.tokens import cut_to_fit, example_ids, pad, rendering_notes
+from preferl.judging.scorers import say_what_was_cut
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
 from preferl.models import load, tiny
 from preferl.runs import devices, distributed
@@ -112,8 +112,7 @@ def train(
     policy: Policy, source: Source, config: SftConfig, stage: Stage, saved: Checkpoint | None = None
 ) -> None:
     """Fine-tunes the policy in place on the source's demonstrations and finishes the stage."""
-    limits = [config.max_length, load.max_positions(policy.model)]
-    max_length = min(limit for limit in limits if limit is not None)
+    max_length = load.fitting_length(config.max_length, policy.model)
     encoded = encode(policy.tokenizer, source.need("demonstrations", "train"), max_length)
     rows, cuts = encoded.rows, encoded.counts
     held_out = encode(policy.tokenizer, source.dev.demonstrations[: config.eval_rows], max_length).rows
@@ -156,9 +155,7 @@ def train(
     fitted = fit(objective, batches, config, stage, saved)
     save(policy, stage)
     checked = check(policy, source, config, stage)
-    cut, notes = what_was_cut([policy], [])
-    for note in notes:
-        stage.say(note)
+    cut = say_what_was_cut([policy], [], stage.say)
     stage.finish(
         **cut,
         parameters=load.parameter_count(policy.model),
@@ -191,8 +188,7 @@ def encode(tokenizer: Any, demonstrations: Sequence[Demonstration], max_length: 
     rows, counts = [], {"cut_prompts": 0, "cut_responses": 0, "without_response": 0}
     for demonstration in demonstrations:
         prompt, response = example_ids(tokenizer, demonstration.prompt, demonstration.response)
-        kept = last_tokens(tokenizer, prompt, max(max_length - len(response), max_length // 2))
-        learnt = first_tokens(tokenizer, response, max_length - len(kept))
+        kept, (learnt,) = cut_to_fit(tokenizer, prompt, [response], max_length)
         if not learnt:
             counts["without_response"] += 1
             continue
