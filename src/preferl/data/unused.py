@@ -43,11 +43,7 @@ def _advice(layout: Layout, column: str, why: str) -> str:
 def _suspicion(data: Columns, layout: Layout, column: str) -> str | None:
     """What a column that is not used looks like; None where it is any other."""
     what, words = data.columns[column], words_of(column)
-    if (
-        column in OURS
-        or column.startswith(("source_", "label_"))
-        or words[:1] in (["gold"], ["finished"], ["generator"])
-    ):
+    if is_ours(column) or words[:1] == ["generator"]:
         return None
     if (
         what.holds("text")
@@ -105,19 +101,19 @@ def _is_verdict(data: Columns, column: str) -> bool:
         return False
     sides = ["a", "b"]
     return all(
-        winners._word_place(v, sides) is not None or str(v).strip().lower() in (*GOOD, *BAD, "safe", "unsafe")
+        winners.word_place(v, sides) is not None or str(v).strip().lower() in (*GOOD, *BAD, "safe", "unsafe")
         or winners.number_in(v) is not None
         for v in what.values
     )  # fmt: skip
 
 
+def is_ours(column: str) -> bool:
+    """Whether it is a column that preferl's own commands write beside pairs and rankings."""
+    named = column in OURS or column.startswith(("source_", "label_"))
+    return named or words_of(column)[:1] in (["gold"], ["finished"])
+
+
 def would_count(column: str) -> bool:
     """Whether a column of this name could be taken for a response, a label, a rating or another speaker."""
     words = set(words_of(column))
-    if (
-        column in OURS
-        or column.startswith(("source_", "label_"))
-        or words_of(column)[:1] in (["gold"], ["finished"])
-    ):
-        return False
-    return not ABOUT & words and bool((RESPONSE | LABEL) & words or words <= SPEAKERS)
+    return not is_ours(column) and not ABOUT & words and bool((RESPONSE | LABEL) & words or words <= SPEAKERS)

@@ -242,7 +242,7 @@ def _fitting(winner: Winner, seen: list[Counter[Any]], responses: Sequence[str])
         return _of_lists(winner, [n for value in values if isinstance(value, tuple) for n in value])
     numbers = [number_in(value) for value in values]
     if any(n is None for n in numbers):
-        fine = all(_word_place(value, responses) is not None for value in values)
+        fine = all(word_place(value, responses) is not None for value in values)
         return [replace(winner, coding="word")] if fine else []
     held = {n for n in numbers if n is not None}
     boolean = all(
@@ -397,13 +397,13 @@ def _strength(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -
 
 
 def _word(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -> Places:
-    place = _word_place(values[0], responses)
+    place = word_place(values[0], responses)
     if place is None:
         raise _outside(winner, values[0], "words are a, b, model_a, A>B, tie and the like")
     return _won_by(None if place < 0 else place, len(responses))
 
 
-def _word_place(value: Any, responses: Sequence[str]) -> int | None:
+def word_place(value: Any, responses: Sequence[str]) -> int | None:
     """The place of the response that a word names; -1 for a tie, None where it names none."""
     if not isinstance(value, str):
         return None
