@@ -337,8 +337,8 @@ def data_command(arguments: list[str]) -> int:
     if arguments in (["--help"], ["-h"]):
         print(DATA_USAGE, end="")
         return 0
-    from preferl.data import commands, sources
-    from preferl.data.columns import Options
+    from preferl import data_commands
+    from preferl.data import sources
     from preferl.data.containers import named
     from preferl.runs.config import DataCommandOptions, instantiate, parser_for
 
@@ -346,18 +346,17 @@ def data_command(arguments: list[str]) -> int:
     words = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
     parser = parser_for(DataCommandOptions, "preferl data", DATA_USAGE)
     rest = arguments[len(words) :]
-    options = instantiate(parser, DataCommandOptions, parser.parse_args(rest))
-    how = commands.How(options.dataset_format, options.bad_rows, Options(**options.reading()), options.split)
+    how = instantiate(parser, DataCommandOptions, parser.parse_args(rest))
     if len(words) > 1:
-        words[1] = named(words[1], config=options.config_name, revision=options.revision)
+        words[1] = named(words[1], config=how.config_name, revision=how.revision)
     match words:
         case ["validate", name]:
-            return DATA if commands.validate(name, how) else 0
+            return DATA if data_commands.validate(name, how) else 0
         case ["describe", name]:
-            commands.describe(name, how)
+            data_commands.describe(name, how)
             return 0
         case ["layouts"]:
-            commands.layouts(how)
+            data_commands.layouts(how)
             return 0
         case ["convert", "world", out]:
             refuse_existing(sources.world_files(Path(out)), fresh)
@@ -366,7 +365,7 @@ def data_command(arguments: list[str]) -> int:
             return 0
         case ["convert", name, out, *layout] if len(layout) < 2:
             refuse_existing([Path(out)], fresh)
-            commands.convert(name, Path(out), *layout, how=how)
+            data_commands.convert(name, Path(out), *layout, how=how)
             return 0
     print(DATA_USAGE, end="", file=sys.stderr)
     return USAGE

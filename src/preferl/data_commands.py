@@ -1,7 +1,6 @@
 """``preferl data``: what a data set holds, checked, described and written in our columns."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from preferl.data import formats, sources
@@ -12,74 +11,53 @@ from preferl.data.formats import ReadReport
 from preferl.data.layouts import chosen_layouts
 from preferl.data.records import DataError
 from preferl.data.splits import meaning
+from preferl.runs.config import DataCommandOptions
+from preferl.runs.progress import printable
 
 
-@dataclass(frozen=True)
-class How:
-    """How a data set is read: its kind, what happens with bad rows, what a person said about its columns, and
-    the split whose rows are wanted (None for all)."""
-
-    kind: str
-    bad_rows: str
-    options: Options
-    split: str | None
-
-
-def validate(name: str, how: How) -> bool:
+def validate(name: str, how: DataCommandOptions) -> bool:
     """Checks every row and prints what is wrong; returns whether something is."""
-    report = formats.validate(part_of(name, how.split), how.kind, how.options)
+    report = formats.validate(part_of(name, how.split), how.dataset_format, Options(**how.reading()))
     for kind, count in sorted(report.left_out.items()):
         print(f"{kind}: {count}")
         for example in report.examples[kind]:
-            print(f"  {shown(example)}")
+            print(f"  {printable(example)}")
     tell(report)
     # What is whole and says nothing yet is no defect, nor is what was to be left out.
     counted = set(report.left_out) - set(formats.EXCUSED)
     return bool(counted) and how.bad_rows != "skip"
 
 
-def convert(name: str, out: Path, layout: str | None = None, *, how: How) -> None:
+def convert(name: str, out: Path, layout: str | None = None, *, how: DataCommandOptions) -> None:
     """Writes a data set in our columns."""
     policy = sources.policy_of(how.bad_rows)
-    tell(formats.convert(part_of(name, how.split), out, layout, policy, how.kind, how.options))
+    options = Options(**how.reading())
+    tell(formats.convert(part_of(name, how.split), out, layout, policy, how.dataset_format, options))
 
 
-def describe(name: str, how: How) -> None:
+def describe(name: str, how: DataCommandOptions) -> None:
     """Prints what a data set is read as, and how it is split."""
-    options = how.options
-    source = sources.load_source(
-        name,
-        how.kind,
-        bad_rows=how.bad_rows,
-        columns=options.columns,
-        winner=options.winner,
-        layout=options.layout,
-    )
+    source = sources.load_source(name, how.dataset_format, bad_rows=how.bad_rows, **how.reading())
     for note in source.measured_on(how.split).notes:
-        print(shown(note))
+        print(printable(note))
     for split, part in source.parts.items():
         kinds = [f"{len(found):,} {kind}" for kind in sources.KINDS if (found := getattr(part, kind))]
         if kinds:
             print(f"{split}: {', '.join(kinds)}")
 
 
-def layouts(how: How) -> None:
+def layouts(how: DataCommandOptions) -> None:
     """Prints the layouts that are known, one a line."""
-    for layout in chosen_layouts(how.options.layout):
+    for layout in chosen_layouts(how.layout):
         of = f"  ({layout.of})" if layout.of else ""
         print(f"{layout.name}: {layout.kind} by {layout.what_it_says()}{of}")
 
 
 def tell(report: ReadReport) -> None:
     """Prints what was read as what."""
-    print(shown(report.summary()))
+    print(printable(report.summary()))
     for note in report.notes:
-        print(shown(note))
-
-
-def shown(text: str) -> str:
-    """A text without what would move the cursor of a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        print(printable(note))
 
 
 def part_of(name: str, split: str | None) -> str | Table:
