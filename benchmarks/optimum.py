@@ -22,7 +22,7 @@ import torch
 
 from preferl.maths import kl
 from preferl.maths.policy import masked_sum
-from preferl.sampling.logprobs import logprobs_of, response_logits
+from preferl.sampling.logprobs import distributions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -84,14 +84,14 @@ def kl_gradients(task: Task, moved: float, seed: int) -> dict[str, tuple[float, 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         policy.table.add_(moved * torch.randn(policy.table.shape, generator=generator))
-    logits_NTV = response_logits(policy, task.all)
+    now = distributions(policy, task.all)
     with torch.no_grad():
-        ref_logits_NTV = response_logits(task.reference, task.all)
-        ref_NT = logprobs_of(ref_logits_NTV, task.all)
-    logp_NT, mask_NT = logprobs_of(logits_NTV, task.all), task.all.mask_BT
+        reference = distributions(task.reference, task.all)
+        ref_NT = reference.logprobs()
+    logp_NT, mask_NT = now.logprobs(), task.all.mask_BT
     logp_N, ref_N = logp_NT.sum(-1), ref_NT.sum(-1)
     p_N = logp_N.exp().detach()
-    exact_N = masked_sum(kl.kl_exact(logits_NTV, ref_logits_NTV), mask_NT)
+    exact_N = masked_sum(now.kl_to(reference), mask_NT)
     tokens = {kind: masked_sum(kl.kl_estimate(logp_NT, ref_NT, kind), mask_NT) for kind in ("k1", "k2", "k3")}
 
     def gradient(loss: torch.Tensor) -> torch.Tensor:

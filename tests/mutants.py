@@ -130,6 +130,7 @@ DPO_SUMS = DPO + "test_logprobs_are_sums_over_the_response_at_the_sampling_tempe
 # --------------------------------------------------------------------------------------------- the mutants
 
 POLICY, PREFERENCE, KL_MATHS = "maths/policy.py", "maths/preference.py", "maths/kl.py"
+APART = "tests/sampling/test_distributions.py::"
 SAMPLES, SHIFTED, CACHED = "sampling/samples.py", "sampling/logprobs.py", "sampling/cached.py"
 ALGORITHMS, ROLLOUT = "learning/algorithms.py", "learning/rollout.py"
 CHECKPOINT = "runs/checkpoint.py"
@@ -153,12 +154,11 @@ MUTANTS = (
     Mutant("prompt-in-the-kl", ROLLOUT, "    kl_BT = samples.logp_BT - ref_logp_BT\n",
            """    kl_BT = samples.logp_BT - ref_logp_BT
     import dataclasses
-    from preferl.sampling.logprobs import logprobs_of
     first, rest = samples.prompt_mask_BP[:, :1], samples.attention_BS[:, 1:]
     whole = dataclasses.replace(samples, prompt_mask_BP=first, mask_BT=rest)
     models = passes.models
     with torch.no_grad():
-        ours, theirs = (logprobs_of(f(whole), whole) for f in (models.logits, models.reference_logits))
+        ours, theirs = (f(whole).logprobs() for f in (models.distributions, models.reference_distributions))
     kl_BT[:, 0] += (ours - theirs)[:, : samples.prompt_width - 1].nan_to_num().sum(-1)
 """,
            (TOKEN_REWARDS,)),
@@ -200,7 +200,13 @@ MUTANTS = (
            "finished=[True] * len(responses.finished),", (TOKEN_REWARDS,)),
     Mutant("eos-in-the-scored-text", SAMPLES, "if real and token not in ends", "if real", (TOKEN_REWARDS,)),
     # Tokens, masks and positions.
-    Mutant("no-shift", SHIFTED, "logits_BKV[:, :-1]", "logits_BKV[:, 1:]", (CAPTURED,)),
+    Mutant("no-shift", SHIFTED, "outputs_BKX[:, :-1]", "outputs_BKX[:, 1:]", (CAPTURED,)),
+    Mutant("masked-tokens-in-the-head", SHIFTED, "mask_BT.flatten().nonzero()[:, 0]",
+           "torch.arange(mask_BT.numel())", (APART + "test_the_logits_of_all_tokens_are_never_in_memory",)),
+    Mutant("no-ban-in-parts", SHIFTED, "without_suppressed(self.head(outputs), self.samples)",
+           "self.head(outputs)", (APART + "test_tokens_a_few_at_a_time_are_all_tokens_at_once[llama]",)),
+    Mutant("no-soft-cap", "models/output_head.py", "torch.tanh(logits_NV / cap) * cap", "logits_NV * 1.01",
+           (APART + "test_tokens_a_few_at_a_time_are_all_tokens_at_once[gemma2]",)),
     Mutant("no-shift-in-sft", "stages/sft.py", "label_BS[:, 1:]", "label_BS[:, :-1]",
            (SFT + "test_the_loss_is_the_cross_entropy_of_the_response_with_its_end",), 2),
     Mutant("prompt-in-the-sft-loss", "stages/sft.py", "label_BS[i, :prompt_length]", "label_BS[i, :1]",
@@ -233,13 +239,13 @@ MUTANTS = (
     Mutant("one-random-number-for-all-tokens", CACHED, "uniform_BT[alive, t]", "uniform_BT[alive, 0]",
            (SAMPLING + "test_sequences_come_with_their_exact_probabilities[1.0]",)),
     Mutant("no-temperature-in-training", SHIFTED,
-           "samples.response_BT.to(device), samples.sampling.temperature",
-           "samples.response_BT.to(device), 1.0", (CAPTURED,)),
+           "response_logprobs(logits, pick(token_BT), temperature)",
+           "response_logprobs(logits, pick(token_BT), 1.0)", (CAPTURED,)),
     Mutant("no-temperature-in-sampling", CACHED, "logits_BV.float() / temperature", "logits_BV.float() / 1.0",
            (CAPTURED,)),
-    Mutant("no-temperature-in-the-exact-kl", LEARNER,
-           "self.models.logits(part) / temperature, self.models.reference_logits(part) / temperature",
-           "self.models.logits(part), self.models.reference_logits(part)", (TOKEN_REWARDS,)),
+    Mutant("no-temperature-in-the-exact-kl", SHIFTED,
+           "kl_exact(logits / temperature, other.logits(pick(other.outputs_BTX)) / temperature)",
+           "kl_exact(logits, other.logits(pick(other.outputs_BTX)))", (TOKEN_REWARDS,)),
     # Advantages.
     Mutant("whitening-over-padding", POLICY, "mean = masked_mean(x_BT, mask_BT)", "mean = x_BT.mean()",
            (MASKS,)),
@@ -337,7 +343,7 @@ MUTANTS = (
            "            moved = self.accumulate(batch, minibatch)\n",
            """            if updates and minibatch.where.endswith("minibatch 0"):
                 rollout.samples.logp_BT.copy_(self.forward_in_microbatches(
-                    rollout.samples, lambda part: logprobs_of(self.models.logits(part), part)
+                    rollout.samples, lambda part: self.models.distributions(part).logprobs()
                 ))
             moved = self.accumulate(batch, minibatch)
 """,

@@ -28,10 +28,9 @@ from preferl.learning.meter import Meter
 from preferl.learning.models import RlModels
 from preferl.learning.optim import clip_and_step
 from preferl.learning.rollout import Rollout
-from preferl.maths.kl import kl_estimate, kl_exact
+from preferl.maths.kl import kl_estimate
 from preferl.maths.policy import (
     clipped_value_loss,
-    entropy,
     explained_variance,
     masked_mean,
     masked_sum,
@@ -39,7 +38,7 @@ from preferl.maths.policy import (
 )
 from preferl.runs import devices, distributed
 from preferl.runs.errors import DivergedError
-from preferl.sampling.logprobs import in_microbatches, logprobs_of
+from preferl.sampling.logprobs import Distributions, in_microbatches
 from preferl.sampling.samples import Samples, rows_of
 
 # Cached decoding against a full forward pass.
@@ -133,10 +132,9 @@ class Learner:
     def reference_logprobs(self, samples: Samples) -> torch.Tensor:
         """``ref_logp_BT`` of sampled responses."""
 
-        def compute(part: Samples) -> torch.Tensor:
-            return logprobs_of(self.models.reference_logits(part), part)
-
-        return self.forward_in_microbatches(samples, compute)
+        return self.forward_in_microbatches(
+            samples, lambda part: self.models.reference_distributions(part).logprobs()
+        )
 
     def values(self, samples: Samples) -> torch.Tensor:
         """``value_BT`` of sampled responses; 0 without a critic."""
@@ -148,10 +146,7 @@ class Learner:
         """``kl_B``: KL over the whole vocabulary, summed over the states that each response visits."""
 
         def compute(part: Samples) -> torch.Tensor:
-            temperature = part.sampling.temperature
-            return kl_exact(
-                self.models.logits(part) / temperature, self.models.reference_logits(part) / temperature
-            )
+            return self.models.distributions(part).kl_to(self.models.reference_distributions(part))
 
         return self.forward_in_microbatches(samples, compute).sum(-1)
 
@@ -275,11 +270,10 @@ class Learner:
         # 1. The policy as it is now reads what it once drew. A value head reads the same hidden states.
         value_BT = None
         with devices.autocast(models.device, self.dtype):
+            policy = models.distributions(part)
             if models.value_head is not None:
-                logits_BTV, value_BT = models.logits_and_values(part)
-            else:
-                logits_BTV = models.logits(part)
-        micro = self.micro_batch(batch, minibatch, rows, part, logprobs_of(logits_BTV, part))
+                value_BT = models.values_of(policy.states_BTD)
+        micro = self.micro_batch(batch, minibatch, rows, part, policy.logprobs())
 
         # 2. The algorithm's loss, of tokens or of whole responses; what comes out of `reduce` is already
         #    this part's share of the minibatch's mean, so that gradients only have to be added up.
@@ -289,11 +283,11 @@ class Learner:
         check_finite(row_loss, "policy loss", rollout, rows, minibatch.where)
         # 3. The KL, where it is not in the reward already.
         if self.loss_kl is not None:
-            kl_loss = self.kl_loss(micro, part, logits_BTV)
+            kl_loss = self.kl_loss(micro, policy)
             loss = loss + self.state.kl.coef * kl_loss
             # This micro-batch's share of the minibatch's mean, as if the others were like it.
             seen.add("kl_loss", float(kl_loss.detach()) * minibatch.tokens / count, count)
-        self.observe(micro, logits_BTV, part.sampling.temperature, row_loss, count, seen)
+        self.observe(micro, policy, row_loss, count, seen)
         # 4. The value head is a part of the policy's graph: one loss, one backward pass.
         if value_BT is not None:
             loss = loss + self.value_loss(batch, minibatch, rows, value_BT, seen)
@@ -329,14 +323,12 @@ class Learner:
             kl_coef=self.state.kl.coef,
         )
 
-    def kl_loss(self, micro: MicroBatch, part: Samples, logits_BTV: torch.Tensor) -> torch.Tensor:
+    def kl_loss(self, micro: MicroBatch, policy: Distributions) -> torch.Tensor:
         """The KL that stands beside the policy loss, weighted as its tokens are."""
         assert self.loss_kl is not None
-        temperature = part.sampling.temperature
 
         def exact() -> torch.Tensor:
-            reference_BTV = self.models.reference_logits(part) / temperature
-            return kl_exact(logits_BTV / temperature, reference_BTV)
+            return policy.kl_to(self.models.reference_distributions(policy.samples))
 
         kl_B = response_kl(self.loss_kl, micro, exact)
         return (kl_B * micro.weight_B).sum()
@@ -362,8 +354,7 @@ class Learner:
     def observe(
         self,
         micro: MicroBatch,
-        logits_BTV: torch.Tensor,
-        temperature: float,
+        policy: Distributions,
         row_loss: torch.Tensor,
         count: int,
         seen: Meter,
@@ -375,7 +366,7 @@ class Learner:
         seen.add("approx_kl", float(masked_mean(0.5 * change_BT**2, mask_BT)), count)
         outside_BT = ((ratio_BT - 1).abs() > self.options.cliprange).float()
         seen.add("clip_fraction", float(masked_mean(outside_BT, mask_BT)), count)
-        seen.add("entropy", float(masked_mean(entropy(logits_BTV, temperature), mask_BT)), count)
+        seen.add("entropy", float(masked_mean(policy.entropy(), mask_BT)), count)
         seen.add("policy_loss", float(row_loss.sum()) / count, count)
         seen.add("ratio_error", float(((ratio_BT - 1).abs() * mask_BT).max()), count)
 

@@ -28,7 +28,7 @@ from preferl.runs.errors import UsageError
 from preferl.runs.files import whole_directory
 from preferl.runs.progress import say
 from preferl.runs.ranges import Natural, Positive
-from preferl.sampling.logprobs import response_logits, response_outputs
+from preferl.sampling.logprobs import Distributions, distributions
 from preferl.sampling.samples import Samples
 
 VALUE_MODELS = ("auto", "reward", "policy", "head")
@@ -82,15 +82,16 @@ class RlModels:
     def has_values(self) -> bool:
         return self.critic is not None or self.value_head is not None
 
-    def logits(self, samples: Samples) -> torch.Tensor:
-        """The policy's ``logits_BTV``; gradients flow."""
-        return response_logits(self.policy, samples)
+    def distributions(self, samples: Samples) -> Distributions:
+        """The policy's, at the tokens of responses, with the states that a value head reads; gradients
+        flow."""
+        return distributions(self.policy, samples, states=self.value_head is not None)
 
     @torch.no_grad()
-    def reference_logits(self, samples: Samples) -> torch.Tensor:
-        """The reference's ``logits_BTV``."""
+    def reference_distributions(self, samples: Samples) -> Distributions:
+        """The reference's."""
         with self.as_reference() as model:
-            return response_logits(model, samples)
+            return distributions(model, samples)
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[PreTrainedModel]:
@@ -101,17 +102,16 @@ class RlModels:
             with adapters.without(self.policy):
                 yield self.policy
 
-    def logits_and_values(self, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
-        """``logits_BTV`` and the value head's ``value_BT`` from one pass through the shared trunk."""
+    def values_of(self, states_BTD: torch.Tensor | None) -> torch.Tensor:
+        """``value_BT`` of the policy's last hidden states by the value head; gradients flow."""
         assert self.value_head is not None
-        logits_BTV, states_BTD = response_outputs(self.policy, samples, states=True)
         assert states_BTD is not None
-        return logits_BTV, self.value_head(states_BTD.float())[..., 0]
+        return self.value_head(states_BTD.float())[..., 0]
 
     def values(self, samples: Samples) -> torch.Tensor:
         """``value_BT``: what the critic expects from each response token on; gradients flow."""
         if self.value_head is not None:
-            return self.logits_and_values(samples)[1]
+            return self.values_of(self.distributions(samples).states_BTD)
         return token_values(
             self.critic,
             samples.tokens_BS.to(self.device),

@@ -13,7 +13,7 @@ def response_logprobs(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor, tempera
     """``logp_BT``: log softmax(logits / temperature) of each token, in nats.
 
     Column t of the logits is the distribution from which token t was drawn: the shift by one lies with
-    whoever cuts the logits (``sampling.logprobs.response_logits``).
+    whoever cuts the logits (``sampling.logprobs.distributions``).
 
     Raises:
         ValueError: shapes do not fit, a tensor is empty, or the temperature is not above 0.

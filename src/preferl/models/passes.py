@@ -8,6 +8,7 @@ causal model padding changes nothing.
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,11 +36,24 @@ def last_logits(
     Returns:
         ``logits_BKV`` in the dtype of the pass, and ``states_BKD`` or None.
     """
+    return last_columns(model, ids_BS, mask_BS, keep, lambda outputs: outputs.logits, states)
+
+
+def last_columns(
+    model: Any,
+    ids_BS: torch.Tensor,
+    mask_BS: torch.Tensor,
+    keep: int,
+    read: Callable[[Any], torch.Tensor],
+    states: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``values_BKX``, the last columns of what ``read`` takes from a pass's outputs, and ``states_BKD``; as
+    ``last_logits`` otherwise."""
     more: dict[str, Any] = {"output_hidden_states": True} if states else {}
     if respects_left_padding(model):
         outputs = call(model, ids_BS, mask_BS, positions(mask_BS), logits_to_keep=keep, **more)
         states_BKD = outputs.hidden_states[-1][:, -keep:] if states else None
-        return outputs.logits[:, -keep:], states_BKD
+        return read(outputs)[:, -keep:], states_BKD
     column_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device) - first_column(mask_BS)[:, None]
     column_BK = column_BS[:, -keep:]
     moved_ids_BS, moved_mask_BS = moved_left(ids_BS, mask_BS)
@@ -47,9 +61,9 @@ def last_logits(
     first = int(column_BK.min())
     kept = ids_BS.shape[1] - first
     outputs = call(model, moved_ids_BS, moved_mask_BS, positions(moved_mask_BS), logits_to_keep=kept, **more)
-    logits_BKV = columns_of(outputs.logits[:, -kept:], column_BK - first)
+    values_BKX = columns_of(read(outputs)[:, -kept:], column_BK - first)
     states_BKD = columns_of(outputs.hidden_states[-1], column_BK) if states else None
-    return logits_BKV, states_BKD
+    return values_BKX, states_BKD
 
 
 def hidden_states(trunk: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
@@ -122,7 +136,7 @@ _respecting: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
 def respects_left_padding(model: Any) -> bool:
     """Whether a row says the same with padding in front of it as without; tried once for each model. One
     whose configuration names no vocabulary, such as a table, cannot be tried, and is taken to."""
-    if not hasattr(model, "config") or getattr(text_config(model), "vocab_size", None) is None:
+    if vocabulary_size(model) is None:
         return True
     if model not in _respecting:
         _respecting[model] = _try_left_padding(model)
@@ -170,6 +184,11 @@ def text_config(model: Any) -> Any:
     """The configuration of what reads text, which may be nested in that of a model of several kinds of
     input."""
     return model.config.get_text_config()
+
+
+def vocabulary_size(model: Any) -> int | None:
+    """How many columns a model's logits have; None where it has no configuration that says so."""
+    return getattr(text_config(model), "vocab_size", None) if hasattr(model, "config") else None
 
 
 @torch.no_grad()

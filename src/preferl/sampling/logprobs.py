@@ -1,12 +1,16 @@
 """Log-probabilities of responses under a model: the only place that shifts by one."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch.utils.checkpoint import checkpoint
 
-from preferl.maths.policy import response_logprobs
-from preferl.models.passes import last_logits
+from preferl.maths.kl import kl_exact
+from preferl.maths.policy import entropy, response_logprobs
+from preferl.models.output_head import Head, head_of, last_states
+from preferl.models.passes import last_logits, vocabulary_size
 from preferl.runs import distributed
 from preferl.runs.devices import autocast
 from preferl.runs.errors import DivergedError
@@ -14,44 +18,120 @@ from preferl.sampling.samples import Samples, rows_of
 
 # Stands for log 0 where a number has to stay finite through a gradient.
 IMPOSSIBLE = -1e9
+# Most bytes of logits (float32) that are in memory at once; a pass with no more is not taken apart.
+LOGITS_BYTES = 128 << 20
+
+# Of some tokens: takes theirs out of a tensor of all tokens.
+Pick = Callable[[torch.Tensor], torch.Tensor]
 
 
-def response_logits(model: PreTrainedModel, samples: Samples) -> torch.Tensor:
-    """``logits_BTV`` (float32): column t is the distribution from which response token t was drawn.
+@dataclass(frozen=True)
+class Distributions:
+    """The distributions from which the tokens of responses were drawn, under a model. Suppressed ids are
+    impossible in them as they were while sampling; gradients flow.
 
-    Only the columns that predict the response go through the vocabulary. Suppressed ids are impossible
-    here as they were while sampling.
+    Args:
+        samples: B responses of at most T tokens.
+        outputs_BTX: logits (float32), or the hidden states of which ``head`` makes logits: of some tokens at
+            a time, and for the gradient once more.
+        head: None where ``outputs_BTX`` are logits.
+        states_BTD: the last hidden states, where they were asked for.
     """
-    return response_outputs(model, samples)[0]
+
+    samples: Samples
+    outputs_BTX: torch.Tensor
+    head: Head | None = None
+    states_BTD: torch.Tensor | None = None
+
+    def logprobs(self) -> torch.Tensor:
+        """``logp_BT`` of the sampled tokens in nats, 0 outside the mask."""
+        temperature = self.samples.sampling.temperature
+        token_BT = self.samples.response_BT.to(self.outputs_BTX.device)
+        return self._each(lambda logits, pick: response_logprobs(logits, pick(token_BT), temperature))
+
+    def entropy(self) -> torch.Tensor:
+        """``entropy_BT`` in nats, 0 outside the mask."""
+        temperature = self.samples.sampling.temperature
+        return self._each(lambda logits, _: entropy(logits, temperature))
+
+    def kl_to(self, other: "Distributions") -> torch.Tensor:
+        """``kl_BT``: KL(self || other) over the whole vocabulary in nats, 0 outside the mask."""
+        temperature = self.samples.sampling.temperature
+
+        def kl(logits: torch.Tensor, pick: Pick) -> torch.Tensor:
+            return kl_exact(logits / temperature, other.logits(pick(other.outputs_BTX)) / temperature)
+
+        return self._each(kl)
+
+    def logits(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Logits (float32) over the vocabulary, of some of ``outputs_BTX``."""
+        if self.head is None:
+            return outputs
+        with torch.autocast(outputs.device.type, enabled=False):
+            return without_suppressed(self.head(outputs), self.samples)
+
+    def _each(self, statistic: Callable[[torch.Tensor, Pick], torch.Tensor]) -> torch.Tensor:
+        """``value_BT``: what ``statistic`` makes of the logits of tokens, and of what it picks for them."""
+        mask_BT = self.samples.mask_BT.to(self.outputs_BTX.device)
+        if self.head is None:
+            return statistic(self.outputs_BTX, lambda of_BT: of_BT).masked_fill(mask_BT == 0, 0.0)
+
+        def compute(outputs_ND: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:
+            return statistic(self.logits(outputs_ND), lambda of_BT: of_BT.flatten(0, 1)[place_N])
+
+        place_M, outputs_MD = mask_BT.flatten().nonzero()[:, 0], self.outputs_BTX.flatten(0, 1)
+        values = []
+        for place_N in place_M.split(tokens_at_once(self.head.vocabulary)):
+            outputs_ND = outputs_MD[place_N]
+            if outputs_ND.requires_grad:  # logits are made once more for the gradient, and not kept for it
+                values.append(checkpoint(compute, outputs_ND, place_N, use_reentrant=False))
+            else:
+                values.append(compute(outputs_ND, place_N))
+        value_M = torch.zeros(mask_BT.numel(), device=mask_BT.device)
+        return value_M.index_put((place_M,), torch.cat(values)).view(mask_BT.shape)
 
 
-def response_outputs(
-    model: PreTrainedModel, samples: Samples, states: bool = False
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``logits_BTV`` as above and, where asked for, ``states_BTD``: the last hidden states behind them."""
-    device, width = model.device, samples.mask_BT.shape[1]
-    logits_BKV, states_BKD = last_logits(
-        model, samples.tokens_BS.to(device), samples.attention_BS.to(device), width + 1, states
-    )
-    logits_BTV = logits_BKV[:, :-1].float()
+def distributions(model: Any, samples: Samples, states: bool = False) -> Distributions:
+    """What a model says where the tokens of responses were drawn: column t is the distribution from which
+    response token t came. Only these columns go through the vocabulary, and of many only some at a time.
+
+    Args:
+        model: a causal language model, adapters of peft on it or not.
+        samples: B responses of at most T tokens.
+        states: whether the last hidden states are wanted too.
+    """
+    device, keep = model.device, samples.mask_BT.shape[1] + 1
+    ids_BS, mask_BS = samples.tokens_BS.to(device), samples.attention_BS.to(device)
+    vocabulary = vocabulary_size(model)
+    head = None
+    if vocabulary and samples.mask_BT.numel() > tokens_at_once(vocabulary):
+        head = head_of(model)
+    if head is not None:
+        outputs_BKX, states_BKD = last_states(model, ids_BS, mask_BS, keep, states)
+    else:
+        outputs_BKX, states_BKD = last_logits(model, ids_BS, mask_BS, keep, states)
+        outputs_BKX = without_suppressed(outputs_BKX.float(), samples)
     states_BTD = None if states_BKD is None else states_BKD[:, :-1]
+    return Distributions(samples, outputs_BKX[:, :-1], head, states_BTD)
+
+
+def tokens_at_once(vocabulary: int) -> int:
+    """How many tokens' logits are in memory at once."""
+    return max(1, LOGITS_BYTES // (4 * vocabulary))
+
+
+def without_suppressed(logits: torch.Tensor, samples: Samples) -> torch.Tensor:
+    """Logits in which suppressed ids are impossible."""
     if not samples.sampling.suppressed:
-        return logits_BTV, states_BTD
-    ban_V = torch.zeros(logits_BTV.shape[-1], device=logits_BTV.device)
+        return logits
+    ban_V = torch.zeros(logits.shape[-1], device=logits.device)
     ban_V[list(samples.sampling.suppressed)] = IMPOSSIBLE
-    return logits_BTV + ban_V, states_BTD
+    return logits + ban_V
 
 
-def policy_logprobs(model: PreTrainedModel, samples: Samples) -> torch.Tensor:
+def policy_logprobs(model: Any, samples: Samples) -> torch.Tensor:
     """``logp_BT`` of the sampled responses under ``model``, 0 outside the mask; gradients flow."""
-    return logprobs_of(response_logits(model, samples), samples)
-
-
-def logprobs_of(logits_BTV: torch.Tensor, samples: Samples) -> torch.Tensor:
-    """``logp_BT`` of the sampled responses from ``response_logits``, 0 outside the mask."""
-    device = logits_BTV.device
-    logp_BT = response_logprobs(logits_BTV, samples.response_BT.to(device), samples.sampling.temperature)
-    return logp_BT.masked_fill(samples.mask_BT.to(device) == 0, 0.0)
+    return distributions(model, samples).logprobs()
 
 
 @torch.no_grad()

@@ -1,0 +1,130 @@
+"""The last step of a language model, from hidden states to logits, taken apart from the pass before it.
+
+Logits of many tokens over a large vocabulary are the largest tensor of a step. Whoever needs only a number
+for each token asks for hidden states and sends them through the head some tokens at a time. What a family
+does behind its head (a soft cap, a scale) is tried on the model itself, once; one whose logits cannot be
+rebuilt from its states to rounding is not taken apart.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.nn import functional as F
+
+from preferl.data.tokens import positions
+from preferl.models import passes
+from preferl.runs.progress import say
+
+
+@dataclass(frozen=True)
+class Head:
+    """``logits_NV`` (float32) of ``states_ND``; ``vocabulary`` is V, ``behind`` what follows the layer."""
+
+    layer: torch.nn.Linear
+    behind: Callable[[torch.Tensor], torch.Tensor]
+
+    @property
+    def vocabulary(self) -> int:
+        return self.layer.out_features
+
+    def __call__(self, states_ND: torch.Tensor) -> torch.Tensor:
+        bias = None if self.layer.bias is None else self.layer.bias.float()
+        return self.behind(F.linear(states_ND.float(), self.layer.weight.float(), bias))
+
+
+# Of the largest logit: products of the same numbers in another order.
+TOLERANCE = 1e-5
+
+
+def head_of(model: Any) -> Head | None:
+    """What makes logits of the last hidden states, ``states_ND`` to ``logits_NV``; None where a model's own
+    logits are not that, which is said once."""
+    if model not in _heads:
+        _heads[model] = _try_heads(model)
+        if _heads[model] is None:
+            say(
+                f"a {passes.text_config(model).model_type} model cannot be taken apart before its logits: "
+                f"those of all response tokens of a micro-batch are in memory at once"
+            )
+    return _heads[model]
+
+
+_heads: "WeakKeyDictionary[Any, Head | None]" = WeakKeyDictionary()
+
+
+def last_states(
+    model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor, keep: int, states: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``outputs_BKD``: what the head reads in the last columns of left-padded rows; and ``states_BKD``, as
+    ``passes.last_logits`` gives them."""
+    passes.respects_left_padding(model)  # what it tries, once, are whole passes
+    with states_before(model) as seen:
+        return passes.last_columns(model, ids_BS, mask_BS, keep, lambda _: seen[0], states)
+
+
+@contextlib.contextmanager
+def states_before(model: Any) -> Iterator[list[torch.Tensor]]:
+    """While the context lasts, a pass of the model leaves what its head would have read in the list, and
+    makes logits of the last column only."""
+    seen: list[torch.Tensor] = []
+
+    def keep(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        seen.append(arguments[0])
+        return (arguments[0][:, -1:], *arguments[1:])
+
+    handle = output_embeddings(model).register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def output_embeddings(model: Any) -> Any:
+    """The layer from hidden states to the vocabulary; None where a model has none."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    find = getattr(inner, "get_output_embeddings", None)
+    return None if find is None else find()
+
+
+@torch.no_grad()
+def _try_heads(model: Any) -> Head | None:
+    layer = output_embeddings(model)
+    if type(layer) is not torch.nn.Linear:  # none, or one that adapters are on and that they are taken off
+        return None
+    ids_1S = torch.tensor(passes.probe_rows(model, (7,)), device=model.device)
+    mask_1S = torch.ones_like(ids_1S)
+    with torch.autocast(model.device.type, enabled=False):
+        whole = passes.call(model, ids_1S, mask_1S, positions(mask_1S)).logits[0].float()
+        with states_before(model) as seen:
+            passes.call(model, ids_1S, mask_1S, positions(mask_1S))
+        if len(seen) != 1 or seen[0].shape[:2] != ids_1S.shape:
+            return None
+        for behind in _candidates(model):
+            head = Head(layer, behind)
+            rebuilt = head(seen[0][0])
+            if rebuilt.shape == whole.shape:
+                error = float((rebuilt - whole).abs().max())
+                if error <= TOLERANCE * max(1.0, float(whole.abs().max())):
+                    return head
+    return None
+
+
+def _candidates(model: Any) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """What families do behind the layer, by the names that their configurations have for it."""
+    config = passes.text_config(model)
+    yield lambda logits_NV: logits_NV
+    for name in ("final_logit_softcapping", "logits_soft_cap"):  # Gemma 2, RecurrentGemma
+        cap = getattr(config, name, None)
+        if cap:
+            yield lambda logits_NV, cap=cap: torch.tanh(logits_NV / cap) * cap
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
+        factor = getattr(config, name, None)
+        if factor:
+            yield lambda logits_NV, factor=factor: logits_NV * factor
+    divisor = getattr(config, "logits_scaling", None)  # Granite
+    if divisor:
+        yield lambda logits_NV: logits_NV / divisor
