@@ -96,4 +96,4 @@ def test_a_model_that_cannot_be_taken_apart_is_read_whole_and_that_is_said_once(
     policy.lm_head.forward = lambda states: forward(states) ** 3  # nothing that its configuration tells
     for _ in range(2):
         assert distributions(policy, samples).head is None
-    assert capsys.readouterr().err.count("a llama model cannot be taken apart before its logits") == 1
+    assert capsys.readouterr().out.count("a llama model cannot be taken apart before its logits") == 1
