@@ -208,7 +208,7 @@ MUTANTS = (
     Mutant("no-soft-cap", "models/output_head.py", "torch.tanh(logits_NV / cap) * cap", "logits_NV * 1.01",
            (APART + "test_tokens_a_few_at_a_time_are_all_tokens_at_once[gemma2]",)),
     Mutant("no-shift-in-sft", "stages/sft.py", "label_BS[:, 1:]", "label_BS[:, :-1]",
-           (SFT + "test_the_loss_is_the_cross_entropy_of_the_response_with_its_end",), 2),
+           (SFT + "test_the_loss_is_the_cross_entropy_of_the_response_with_its_end",)),
     Mutant("prompt-in-the-sft-loss", "stages/sft.py", "label_BS[i, :prompt_length]", "label_BS[i, :1]",
            (SFT + "test_the_loss_is_the_cross_entropy_of_the_response_with_its_end",)),
     Mutant("eos-never-learned", "data/tokens.py", "return [*ids, tokenizer.eos_token_id] if finished else",

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from families import DECODERS, decoder, gemma3_with_vision
 from preferl.models import output_head
 from preferl.models.adapters import quiet_peft
-from preferl.sampling import logprobs
 from preferl.sampling.logprobs import distributions
 from preferl.sampling.samples import Samples, Sampling, written_samples
 
@@ -31,7 +30,7 @@ def some_samples(seed: int = 0) -> Samples:
 @pytest.fixture
 def few_tokens_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of two tokens are the most that may be in memory."""
-    monkeypatch.setattr(logprobs, "LOGITS_BYTES", 2 * 4 * 99)
+    monkeypatch.setattr(output_head, "LOGITS_BYTES", 2 * 4 * 99)
 
 
 def statistics(policy: PreTrainedModel, reference: PreTrainedModel, apart: bool) -> Iterator[torch.Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from preferl.data.records import Demonstration
-from preferl.models import load
+from preferl.models import load, output_head
 from preferl.runs.errors import UsageError
 from preferl.stages import sft
 
@@ -108,3 +108,24 @@ def test_sizes_that_do_not_fit_are_refused(config):
     config.num_heads = 5
     with pytest.raises(UsageError, match="no multiple of num_heads"):
         sft.run(config)
+
+
+def test_the_loss_is_the_same_without_the_logits_of_all_tokens(language_model, tokenizer, monkeypatch):
+    """In value and gradient; those of prompts are never made."""
+    rows = [([5, 6, 7, 8, 9], 3), ([10, 11, 12], 1), ([13, 14, 15, 16, 17, 18], 5)]
+    batch = sft.tensors(rows, tokenizer.pad_token_id, CPU)
+
+    def value_and_gradient():
+        language_model.zero_grad()
+        loss, count = sft.response_loss(language_model, *batch)
+        loss.backward()
+        return loss.item(), int(count), language_model.get_input_embeddings().weight.grad.clone()
+
+    value, count, gradient = value_and_gradient()
+    monkeypatch.setattr(output_head, "LOGITS_BYTES", 2 * 4 * len(tokenizer))
+    read = []
+    language_model.lm_head.register_forward_hook(lambda *args: read.append(args[2].shape[1]))
+    found, found_count, found_gradient = value_and_gradient()
+    assert (found, found_count) == (pytest.approx(value, rel=1e-6), count)
+    torch.testing.assert_close(found_gradient, gradient, rtol=0, atol=1e-5 * float(gradient.abs().max()))
+    assert read[-1] == 1

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from preferl.data.tokens import positions
 from preferl.models import passes
@@ -32,17 +33,24 @@ class Head:
         return self.layer.out_features
 
     def __call__(self, states_ND: torch.Tensor) -> torch.Tensor:
-        bias = None if self.layer.bias is None else self.layer.bias.float()
-        return self.behind(F.linear(states_ND.float(), self.layer.weight.float(), bias))
+        layer = self.layer
+        with torch.autocast(states_ND.device.type, enabled=False):
+            bias = None if layer.bias is None else layer.bias.float()
+            return self.behind(F.linear(states_ND.float(), layer.weight.float(), bias))
 
 
+# Most bytes of logits (float32) that are in memory at once; a pass with no more is not taken apart.
+LOGITS_BYTES = 128 << 20
 # Of the largest logit: products of the same numbers in another order.
 TOLERANCE = 1e-5
 
 
-def head_of(model: Any) -> Head | None:
-    """What makes logits of the last hidden states, ``states_ND`` to ``logits_NV``; None where a model's own
-    logits are not that, which is said once."""
+def head_for(model: Any, tokens: int) -> Head | None:
+    """The head of a model where the logits of so many tokens are too many to be in memory at once; None where
+    they are not, or where it cannot be taken apart, which is said once."""
+    vocabulary = passes.vocabulary_size(model)
+    if vocabulary is None or tokens <= tokens_at_once(vocabulary):
+        return None
     if model not in _heads:
         _heads[model] = _try_heads(model)
         if _heads[model] is None:
@@ -64,6 +72,28 @@ def last_states(
     passes.respects_left_padding(model)  # what it tries, once, are whole passes
     with states_before(model) as seen:
         return passes.last_columns(model, ids_BS, mask_BS, keep, lambda _: seen[0], states)
+
+
+def tokens_at_once(vocabulary: int) -> int:
+    """How many tokens' logits are in memory at once."""
+    return max(1, LOGITS_BYTES // (4 * vocabulary))
+
+
+def by_parts(
+    head: Head, states_ND: torch.Tensor, compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """``value_N``: what ``compute`` makes of states and of their places among all N, some at a time. Logits
+    that it makes are made once more for the gradient, and not kept for it."""
+    values = []
+    for place_n in torch.arange(len(states_ND), device=states_ND.device).split(
+        tokens_at_once(head.vocabulary)
+    ):
+        states_nD = states_ND[place_n]
+        if states_nD.requires_grad:
+            values.append(checkpoint(compute, states_nD, place_n, use_reentrant=False))
+        else:
+            values.append(compute(states_nD, place_n))
+    return torch.cat(values)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from preferl.maths.kl import kl_exact
 from preferl.maths.policy import entropy, response_logprobs
-from preferl.models.output_head import Head, head_of, last_states
-from preferl.models.passes import last_logits, vocabulary_size
+from preferl.models.output_head import Head, by_parts, head_for, last_states
+from preferl.models.passes import last_logits
 from preferl.runs import distributed
 from preferl.runs.devices import autocast
 from preferl.runs.errors import DivergedError
@@ -18,8 +17,6 @@ from preferl.sampling.samples import Samples, rows_of
 
 # Stands for log 0 where a number has to stay finite through a gradient.
 IMPOSSIBLE = -1e9
-# Most bytes of logits (float32) that are in memory at once; a pass with no more is not taken apart.
-LOGITS_BYTES = 128 << 20
 
 # Of some tokens: takes theirs out of a tensor of all tokens.
 Pick = Callable[[torch.Tensor], torch.Tensor]
@@ -67,8 +64,7 @@ class Distributions:
         """Logits (float32) over the vocabulary, of some of ``outputs_BTX``."""
         if self.head is None:
             return outputs
-        with torch.autocast(outputs.device.type, enabled=False):
-            return without_suppressed(self.head(outputs), self.samples)
+        return without_suppressed(self.head(outputs), self.samples)
 
     def _each(self, statistic: Callable[[torch.Tensor, Pick], torch.Tensor]) -> torch.Tensor:
         """``value_BT``: what ``statistic`` makes of the logits of tokens, and of what it picks for them."""
@@ -76,19 +72,14 @@ class Distributions:
         if self.head is None:
             return statistic(self.outputs_BTX, lambda of_BT: of_BT).masked_fill(mask_BT == 0, 0.0)
 
-        def compute(outputs_ND: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:
-            return statistic(self.logits(outputs_ND), lambda of_BT: of_BT.flatten(0, 1)[place_N])
+        place_N = mask_BT.flatten().nonzero()[:, 0]  # of real tokens among all
 
-        place_M, outputs_MD = mask_BT.flatten().nonzero()[:, 0], self.outputs_BTX.flatten(0, 1)
-        values = []
-        for place_N in place_M.split(tokens_at_once(self.head.vocabulary)):
-            outputs_ND = outputs_MD[place_N]
-            if outputs_ND.requires_grad:  # logits are made once more for the gradient, and not kept for it
-                values.append(checkpoint(compute, outputs_ND, place_N, use_reentrant=False))
-            else:
-                values.append(compute(outputs_ND, place_N))
-        value_M = torch.zeros(mask_BT.numel(), device=mask_BT.device)
-        return value_M.index_put((place_M,), torch.cat(values)).view(mask_BT.shape)
+        def compute(outputs_nD: torch.Tensor, number_n: torch.Tensor) -> torch.Tensor:
+            return statistic(self.logits(outputs_nD), lambda of_BT: of_BT.flatten(0, 1)[place_N[number_n]])
+
+        value_N = by_parts(self.head, self.outputs_BTX.flatten(0, 1)[place_N], compute)
+        zeros = torch.zeros(mask_BT.numel(), device=mask_BT.device)
+        return zeros.index_put((place_N,), value_N).view(mask_BT.shape)
 
 
 def distributions(model: Any, samples: Samples, states: bool = False) -> Distributions:
@@ -102,10 +93,7 @@ def distributions(model: Any, samples: Samples, states: bool = False) -> Distrib
     """
     device, keep = model.device, samples.mask_BT.shape[1] + 1
     ids_BS, mask_BS = samples.tokens_BS.to(device), samples.attention_BS.to(device)
-    vocabulary = vocabulary_size(model)
-    head = None
-    if vocabulary and samples.mask_BT.numel() > tokens_at_once(vocabulary):
-        head = head_of(model)
+    head = head_for(model, samples.mask_BT.numel())
     if head is not None:
         outputs_BKX, states_BKD = last_states(model, ids_BS, mask_BS, keep, states)
     else:
@@ -113,11 +101,6 @@ def distributions(model: Any, samples: Samples, states: bool = False) -> Distrib
         outputs_BKX = without_suppressed(outputs_BKX.float(), samples)
     states_BTD = None if states_BKD is None else states_BKD[:, :-1]
     return Distributions(samples, outputs_BKX[:, :-1], head, states_BTD)
-
-
-def tokens_at_once(vocabulary: int) -> int:
-    """How many tokens' logits are in memory at once."""
-    return max(1, LOGITS_BYTES // (4 * vocabulary))
 
 
 def without_suppressed(logits: torch.Tensor, samples: Samples) -> torch.Tensor:

@@ -23,6 +23,7 @@ from preferl.data.tokens import cut_to_fit, example_ids, pad, rendering_notes
 from preferl.judging.scorers import say_what_was_cut
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
 from preferl.models import load, tiny
+from preferl.models.output_head import by_parts, head_for, states_before
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
@@ -230,15 +231,27 @@ def tensors(
 def response_loss(
     model: Any, ids_BS: torch.Tensor, mask_BS: torch.Tensor, label_BS: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy of the response tokens in nats, and how many there are."""
-    logits_BSV = model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).logits
-    loss = F.cross_entropy(
-        logits_BSV[:, :-1].flatten(0, 1).float(),
-        label_BS[:, 1:].flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
-    return loss, (label_BS[:, 1:] != IGNORED).sum()
+    """Summed cross-entropy of the response tokens in nats, and how many there are. Of many tokens only those
+    of responses go through the vocabulary, some at a time."""
+    head, target_BS = head_for(model, label_BS.numel()), label_BS[:, 1:]
+    is_response_BS = target_BS != IGNORED
+    if head is None:
+        logits_BSV = model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).logits
+        loss = F.cross_entropy(
+            logits_BSV[:, :-1].flatten(0, 1).float(),
+            target_BS.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+        return loss, is_response_BS.sum()
+    with states_before(model) as seen:
+        model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False)
+    target_N = target_BS[is_response_BS]
+
+    def losses(states_nD: torch.Tensor, place_n: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(head(states_nD), target_N[place_n], reduction="none")
+
+    return by_parts(head, seen[0][:, :-1][is_response_BS], losses).sum(), is_response_BS.sum()
 
 
 def check(policy: Policy, source: Source, config: SftConfig, stage: Stage) -> dict[str, Any]:
