@@ -203,8 +203,8 @@ def load(
     lost = sum(n for kind, n in report.left_out.items() if kind not in EXCUSED)
     if report.kept == 0 or lost * 2 > report.read:
         raise DataError(
-            f"{'none' if report.kept == 0 else 'more than half'} of the rows cannot be used: "
-            f"{report.summary()}; say with --columns which column is what, or mend them "
+            f"{'none of the rows can' if report.kept == 0 else 'more than half of the rows cannot'} be used: "
+            f"{report.summary()}; say which column is what (--columns ROLE=COLUMN,…), or mend them "
             f"(`preferl data validate {name}` lists them)"
         )
     return counted_once(found)
@@ -250,6 +250,8 @@ def _read(
         except RowError as error:
             if rules is not None and rules[error.kind] == "error":
                 held = f"; {plan.held}" if error.kind == "bad_ranking" and plan.held else ""
+                if error.kind == "bad_margin":
+                    held = "; --columns unused=margin leaves all margins aside"
                 raise DataError(
                     f"{row.where}: {error} ({error.kind}){held}; mend the row, or leave such rows out with "
                     f"--bad_rows skip"

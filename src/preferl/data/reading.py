@@ -265,17 +265,34 @@ def _answers(
 def dialect_notes(rows: Sequence[Row]) -> list[str]:
     """What texts of rows were read as messages, and which hold special tokens that were left in them."""
     read: Counter[str] = Counter()
-    left = 0
+    keys: Counter[str] = Counter()
+    left = marked = 0
     for row in rows:
         if not isinstance(row.value, dict):
             continue
-        texts = [v for name in ("prompt", "messages", "text", *RESPONSES) for v in _flat(row.value.get(name))]
-        for how in {how for text in texts if (how := dialects.how_written(text))}:
+        values = [row.value.get(name) for name in ("prompt", "messages", "text", *RESPONSES)]
+        texts = [text for value in values for text in _flat(value)]
+        hows = {how for text in texts if (how := dialects.how_written(text))}
+        for how in hows:
             read[how] += 1
-        left += any(dialects.holds_special(text) and not dialects.how_written(text) for text in texts)
+        plain = [text for text in texts if not dialects.how_written(text)]
+        if any(how.startswith("the template") for how in hows):  # its end of turn comes off the responses
+            plain = [dialects.without_end(text) for text in plain]
+        left += any(map(dialects.holds_special, plain))
+        marked += any(dialects.LEFT_MARKS.search(text) for text in plain)
+        for key in {key for value in values for key in dialects.keys_not_read(value)}:
+            keys[key] += 1
     notes = [
         f"dialogues written as {how} were read as messages in {n} rows" for how, n in sorted(read.items())
     ]
+    if marked:
+        notes.append(
+            f"texts of {marked} rows hold marks of turns (### Instruction:, ASSISTANT: and the like), "
+            f"which stay as they are"
+        )
+    if keys:
+        named = ", ".join(f"{key} ({count} rows)" for key, count in sorted(keys.items()))
+        notes.append(f"keys of messages that are not used: {named}")
     if left:
         notes.append(
             f"texts of {left} rows hold special tokens of a chat template, spelt out; they stay as they are"

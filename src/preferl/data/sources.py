@@ -490,6 +490,8 @@ def with_tools(record: Record) -> Record:
 
 def in_passages(entry: Entry, opening_words: int, max_response_words: int | None) -> Entry | None:
     """A plain text as demonstrations one after the other; None where no sentence ends after the opening."""
+    if entry.record.prompt:  # a dialogue that the text wrote down
+        return entry
     pieces = passages(entry.record, opening_words, max_response_words)
     if not pieces:
         return None
