@@ -36,7 +36,7 @@ LABEL = words(
     "overall helpfulness helpful harmlessness harmless correctness coherence quality honesty "
     "truthfulness reward "
     "rewards desirable annotation strength z kto accepted approved accept reject correct incorrect good bad "
-    "passed"
+    "passed honest harmless truthful useful"
 )
 # What responses are rated by, where several numbers stand beside one.
 ATTRIBUTES = words(

@@ -226,7 +226,8 @@ def to_rated(row: dict[str, Any]) -> Rated:
     if ratings is not None and not isinstance(ratings, dict):
         raise RowError("wrong_type", f"ratings is a {type(ratings).__name__}; it must name attributes")
     if good is None and not ratings:
-        kind = "unlabelled" if "label" in row or "ratings" in row else "missing_column"
+        empty = any(name in row and row[name] is None for name in ("label", "ratings"))
+        kind = "unlabelled" if empty else "missing_column"
         raise RowError(kind, "has neither 'label' nor 'ratings' for its response")
     # Tables fill an attribute that a row does not have with null.
     numbers = {

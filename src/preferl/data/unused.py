@@ -73,6 +73,11 @@ def _advice(data: Columns, layout: Layout, found: list[tuple[str, str]]) -> str:
         return f"let it call them good or bad with {data.with_given(messages=messages, label=column)}, or "
     if layout.responses and data.winner is None:
         return f"let it say who won with --winner {column}, or "
+    if layout.kind == "preference" and {"chosen", "rejected"} <= layout.columns.keys():
+        asked = layout.columns.get("prompt")
+        prompt = {"prompt": asked} if isinstance(asked, str) and asked != "prompt" else {}
+        both = data.with_given(**prompt, responses=f"{layout.columns['chosen']}+{layout.columns['rejected']}")
+        return f"let it say which of the two won with {both} --winner {column}, or "
     return ""
 
 

@@ -280,7 +280,7 @@ def _fitting(winner: Winner, seen: list[Counter[Any]], responses: Sequence[str])
         orders = all(order_of(list(value), responses) for value in values if isinstance(value, tuple))
         if words and orders and len(responses) > 1:
             order = [replace(winner, coding="order")]
-            return order if ORDERS.search(winner.columns[0]) else [*order, *words]
+            return order if ORDERS.search(",".join(winner.columns)) else [*order, *words]
         return words or _of_lists(winner, each)
     numbers = [number_in(value) for value in values]
     if any(n is None for n in numbers):
@@ -479,7 +479,7 @@ def _strength(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -
 
 
 def _word(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -> Places:
-    said = values[0] if isinstance(values[0], list | tuple) else [values[0]]
+    said = list(values[0]) if isinstance(values[0], list | tuple) else [values[0]]
     votes = Counter(word_place(value, responses) for value in said)
     if None in votes or not votes:
         raise _outside(winner, values[0], "words are a, b, model_a, A>B, tie and the like")
