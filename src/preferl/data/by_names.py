@@ -289,7 +289,7 @@ class ByNames(Columns):
         ]
         if len(responses) > 1 or not said or any(n not in (0, 1) for n in said):
             return
-        column = winner.columns[0]
+        column = ",".join(winner.columns)
         named = column.rsplit(".", 1)[-1]
         if winners.RANKS.search(named) or winners.SCORES.search(named):
             return
