@@ -338,7 +338,7 @@ def data_command(arguments: list[str]) -> int:
         print(DATA_USAGE, end="")
         return 0
     from preferl import data_commands
-    from preferl.data import sources
+    from preferl.data import world_files
     from preferl.data.containers import named
     from preferl.runs.config import DataCommandOptions, instantiate, parser_for
 
@@ -359,8 +359,8 @@ def data_command(arguments: list[str]) -> int:
             data_commands.layouts(how)
             return 0
         case ["convert", "world", out]:
-            refuse_existing(sources.world_files(Path(out)), fresh)
-            for path in sources.write_world(Path(out)):
+            refuse_existing(world_files.world_files(Path(out)), fresh)
+            for path in world_files.write_world(Path(out)):
                 print(path)
             return 0
         case ["convert", name, out, *layout] if len(layout) < 2:

@@ -7,7 +7,8 @@ from example_rows import write
 
 from preferl.data.files import Table
 from preferl.data.records import DataError, Demonstration, prompt_key
-from preferl.data.sources import load_beside, load_source, opening, passages
+from preferl.data.sources import load_beside, load_source
+from preferl.data.texts import opening, passages
 from preferl.stages.reward import RewardConfig
 from preferl.world import FAMILIES
 
