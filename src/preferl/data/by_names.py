@@ -294,10 +294,10 @@ class ByNames(Columns):
         if winners.RANKS.search(named) or winners.SCORES.search(named):
             return
         raise DataError(
-            f"data set '{self.name}' has a list {', '.join(responses)} and in {column} true or false for each: "
-            "steps of one answer (process supervision, on which preferl does not train), or several answers, "
-            f"some of them right; answers are compared with --winner {column}:scores, prompts alone are read "
-            f"with --dataset_format prompt"
+            f"data set '{self.name}' has a list {', '.join(responses)} and in {column} true or false for "
+            "each: steps of one answer (process supervision, on which preferl does not train), or several "
+            f"answers, some of them right; answers are compared with --winner {column}:scores, prompts alone "
+            f"are read with --dataset_format prompt"
         )
 
     def _numbers_beside(self, path: str) -> list[str]:

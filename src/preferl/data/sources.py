@@ -8,6 +8,7 @@ else is read by ``formats``.
 import dataclasses
 import functools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
