@@ -532,3 +532,85 @@ def test_columns_with_parts_are_shown_with_them():
     rows = [{"question": {"problem": ask(i), "truth": "3"}, "note": "x"} for i in range(ROWS)]
     assert "question (with question.problem, question.truth)" in refused(rows)
     assert len(read(rows, options=Options(columns="prompt=question.problem"))[0]) == ROWS
+
+
+def test_the_other_ratings_of_a_layout_are_known_where_one_is_named():
+    """What the note on HelpSteer's rows says works as it is written."""
+    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    rows = [
+        {"prompt": ask(i), "response": text} | dict.fromkeys(names, score)
+        for i in range(ROWS)
+        for text, score in ((GOOD, 4), (BAD, 1))
+    ]
+    assert "--winner helpfulness" in read(rows)[1].notes[1]
+    records, _ = read(rows, options=Options(winner="helpfulness"))
+    assert [pair.chosen for record in records for pair in record.pairs()] == [GOOD] * ROWS
+    missing = [row | {"helpfulness": float("nan")} if i == 0 else row for i, row in enumerate(rows)]
+    assert read(missing, options=Options(winner="helpfulness"))[1].left_out == {"unlabelled": 1}
+
+
+def test_ratings_that_no_layout_knows_are_named_with_what_leaves_the_others_aside():
+    rows = [
+        {"instruction": ask(i), "reply": text, "kindness_score": 5 - k, "overall_score": 2 + k}
+        for i in range(ROWS)
+        for k, text in enumerate((GOOD, BAD))
+    ]
+    (_, note, *_) = read(rows)[1].notes
+    assert "--winner kindness_score --columns unused=overall_score" in note
+    records, _ = read(rows, options=Options(winner="kindness_score", columns="unused=overall_score"))
+    assert [pair.chosen for record in records for pair in record.pairs()] == [GOOD] * ROWS
+
+
+def test_several_worse_responses_in_columns_of_their_own():
+    rows = [
+        {
+            "prompt": ask(i),
+            "chosen": GOOD,
+            "rejected_1": f"{BAD} {i}",
+            "rejected_2": f"A brick lies there, {i}.",
+        }
+        for i in range(ROWS)
+    ]
+    assert "--columns chosen=chosen,rejected=rejected_1" in refused(rows)
+    assert "'rejected_2' would not be used" in refused(rows, columns="chosen=chosen,rejected=rejected_1")
+
+
+def test_lists_of_right_and_wrong_answers():
+    """TruthfulQA."""
+    rows = [
+        {"question": ask(i), "correct_answers": [GOOD, "It is an apple."], "incorrect_answers": [BAD]}
+        for i in range(ROWS)
+    ]
+    records, _ = read(rows)
+    assert becomes(records[:1]) == f"{ask(0)} → {GOOD} = It is an apple. > {BAD}"
+
+
+def test_columns_that_fit_nothing_are_taken_for_what_they_hold():
+    texts = [{"inputs": ask(i), "targets": f"{GOOD} {i}"} for i in range(ROWS)]
+    assert "--columns prompt=inputs,completion=targets" in refused(texts)
+    records, _ = read(texts, options=Options(columns="prompt=inputs,completion=targets"))
+    assert records[0] == Demonstration(ask(0), f"{GOOD} 0", {})
+    assert "--columns text=inputs" in refused([{"inputs": ask(i)} for i in range(ROWS)])
+
+
+def test_ranks_of_a_tree_that_a_table_wrote():
+    """pandas writes NaN where a message has no rank or no parent."""
+    nan = float("nan")
+    rows = [
+        {"message_id": "1", "parent_id": nan, "text": ask(0), "role": "prompter", "rank": nan},
+        {"message_id": "2", "parent_id": "1", "text": BAD, "role": "assistant", "rank": 1.0},
+        {"message_id": "3", "parent_id": "1", "text": GOOD, "role": "assistant", "rank": 0.0},
+        {"message_id": "4", "parent_id": "1", "text": "Unranked.", "role": "assistant", "rank": nan},
+    ]
+    assert becomes(read(rows)[0]) == f"[user] {ask(0)} → {GOOD} > {BAD}"
+
+
+def test_several_annotators_in_words():
+    votes = [("a", "b", "a"), ("b", "b", "tie")]
+    rows = rows_of(
+        lambda i, a, b: (
+            {"prompt": ask(i), "response_a": a, "response_b": b}
+            | {f"vote_by_{k}": vote for k, vote in enumerate(votes[i % 2], 1)}
+        )
+    )
+    assert_good_won(rows, winner="vote_by_1,vote_by_2,vote_by_3")

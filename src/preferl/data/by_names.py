@@ -167,7 +167,9 @@ class ByNames(Columns):
         if {"chosen", "rejected", "completion", "messages", "text"} & self.given.keys():
             return None
         families = [f for f in self._families() if f[0] not in self.listed("unused")]
-        lists = [] if families else [p for p in self._lists() if top(p) not in self.listed("unused")]
+        paired = {column for pair in opposites(self.columns) for column in pair}
+        aside = {*self.listed("unused"), *paired}
+        lists = [] if families else [p for p in self._lists() if top(p) not in aside]
         found = [*families, *((path,) for path in lists)]
         if len(found) > 1:
             raise DataError(
@@ -183,7 +185,8 @@ class ByNames(Columns):
         for stem, members in counted(self.columns):
             words = set(stem)
             texts = all(self.columns[column].holds("text", "messages") for column in members)
-            if RESPONSE & words and not (ABOUT | LABEL) & words and texts:
+            sides = {"chosen", "rejected"} & words  # several worse ones beside a better one
+            if RESPONSE & words and not (ABOUT | LABEL) & words and texts and not sides:
                 found.append(members)
         return found
 
@@ -247,7 +250,7 @@ class ByNames(Columns):
         if not ways:
             raise DataError(
                 f"data set '{self.name}' has the responses {which}, and nothing that is known to say which "
-                f"is better; name it: --winner COLUMN (columns: {self.all_columns()}); docs/data.md has the "
+                f"is better; name it: --winner COLUMN (columns: {self.with_parts()}); docs/data.md has the "
                 f"codings. Prompts alone are read with --dataset_format prompt"
             )
         options = " or ".join(self._this_winner(way, ways) for way in ways)
@@ -374,7 +377,11 @@ class ByNames(Columns):
         weights = winner.weights or (1.0,) * len(nested)
         columns = {role: path for role, path in layout.columns.items() if role not in ("ratings", "label")}
         kept = replace(winner, columns=nested, coding="scores", weights=weights)
-        return replace(layout, kind="ranking", columns=columns, winner=kept, either=(), when={})
+        # The other ratings of a layout are known; who names one does not want to hear of them.
+        rated = layout.columns.get("ratings", ()) if layout.name else ()
+        others = [path.rstrip("?") for path in ((rated,) if isinstance(rated, str) else rated)]
+        known = (*layout.known, *(top(path) for path in others if path not in nested))
+        return replace(layout, kind="ranking", columns=columns, winner=kept, either=(), when={}, known=known)
 
     def _labels(self, taken: Collection[Any]) -> list[str]:
         aside = {*taken, *self.listed("unused"), *OURS}

@@ -199,7 +199,8 @@ def holds_prompt(value: Any) -> bool:
     if isinstance(value, str):
         written = dialects.spelt_out(value)
         return written is not None and len(written[1]) > 1
-    return isinstance(value, list) and len(value) > 1
+    messages = dialects.messages_in(value) if isinstance(value, list) else None
+    return messages is not None and len(messages) > 1
 
 
 class Columns:
@@ -271,6 +272,21 @@ class Columns:
 
     def all_columns(self) -> str:
         return ", ".join(sorted(self.columns)) or "none"
+
+    def with_parts(self) -> str:
+        """All columns, with what is inside those that have parts."""
+        names = []
+        for column, what in sorted(self.columns.items()):
+            parts: dict[str, None] = {}
+            for row in self.rows if what.holds("mapping", "mappings") else ():
+                value = row.get(column)
+                for item in value if isinstance(value, list) else [value]:
+                    parts |= dict.fromkeys(item) if isinstance(item, Mapping) else {}
+            inside = "[]" if what.holds("mappings") else ""
+            names.append(
+                column + (f" (with {', '.join(f'{column}{inside}.{p}' for p in parts)})" if parts else "")
+            )
+        return ", ".join(names) or "none"
 
     def exists(self, path: str) -> bool:
         if path in self.columns:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from preferl.data import dialects, winners
+from preferl.data.columns import is_nan
 from preferl.data.files import Row, RowError
 from preferl.data.layouts import MISSING, Layout, at, in_our_columns, key_of
 from preferl.data.recognise import Recognised, is_grouped
@@ -148,7 +149,7 @@ def ranking_of(members: Sequence[dict[str, Any]], layout: Layout) -> dict[str, A
         for weight, path in zip(weights, layout.winner.columns, strict=True):
             value = at(row, path)
             number = None if value is MISSING else winners.number_in(value)
-            if number is None and (value is None or value is MISSING or value == ""):
+            if number is None and (value is MISSING or is_missing(value)):
                 raise RowError("unlabelled", f"{path} is missing for a response")
             if number is None:
                 raise RowError("bad_ranking", f"{path} is {value!r:.40}; a rating is a number")
@@ -217,7 +218,7 @@ def _from_messages(rows: Sequence[Row], tree: Mapping[str, str]) -> list[Row]:
         assert isinstance(row.value, dict)
         by_id[str(row.value.get(tree["id"]))] = row
         parent = row.value.get(tree["parent"])
-        if parent is not None and parent != "":
+        if not is_missing(parent):
             children.setdefault(str(parent), []).append(row)
     found = []
     for name, answers in children.items():
@@ -234,11 +235,16 @@ def _from_messages(rows: Sequence[Row], tree: Mapping[str, str]) -> list[Row]:
             assert isinstance(node.value, dict)
             path.insert(0, _turn(node.value, tree))
             parent = node.value.get(tree["parent"])
-            at_id = None if parent is None or parent == "" else str(parent)
+            at_id = None if is_missing(parent) else str(parent)
         if value is None and path[-1]["role"] in ("assistant", "gpt"):
             continue  # what people say to an answer is no answer
         found.append(Row(where, value or _answers(path, values, tree), split, answers[0].file))
     return found
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a column of a table says nothing in a row."""
+    return value is None or value == "" or is_nan(value)
 
 
 def _turn(node: Mapping[str, Any], tree: Mapping[str, str]) -> dict[str, Any]:
@@ -250,7 +256,7 @@ def _answers(
 ) -> Any:
     """The ranking of the answers to a prompt, of those that have a rank."""
     ranked = [(a.get(tree["text"]), a.get(tree["rank"])) for a in answers]
-    ranked = [(text, rank) for text, rank in ranked if rank is not None]
+    ranked = [(text, rank) for text, rank in ranked if not is_missing(rank)]
     if not ranked:
         return RowError("unlabelled", "no answer has a rank")
     if len(ranked) < 2:

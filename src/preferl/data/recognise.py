@@ -253,29 +253,28 @@ class _Reader(ByNames):
             return self.grouped(layout, winner)
         return None
 
+    def _perhaps(self) -> str:
+        """What the columns can be by what they hold, as options."""
+        free = {c: what for c, what in self.columns.items() if c not in self.listed("unused")}
+        messages = [c for c, what in free.items() if what.holds("messages")]
+        texts = [c for c, what in free.items() if what.holds("text") and what.is_prose()]
+        if len(messages) == 1 and not self.given:
+            return f" (a dialogue: --columns messages={messages[0]})"
+        if len(texts) == 1 and not self.given:
+            return f" (a text: --columns text={texts[0]})"
+        if len(texts) == 2 and not self.given:
+            return f" (a prompt and its answer: --columns prompt={texts[0]},completion={texts[1]})"
+        return ""
+
     def _nothing_fits(self) -> str:
         return (
             f"data set '{self.name}' has the columns {self.with_parts()}, which fit no layout; "
-            f"say what they are, as --columns prompt=COLUMN,chosen=COLUMN,rejected=COLUMN, or "
+            f"say what they are{self._perhaps()}, as --columns prompt=COLUMN,chosen=COLUMN,rejected=COLUMN, "
+            "or "
             "--columns prompt=COLUMN,response_a=COLUMN,response_b=COLUMN with --winner COLUMN "
             "(docs/data.md; "
             f"`preferl data layouts` lists what is known)"
         )
-
-    def with_parts(self) -> str:
-        """All columns, with what is inside those that have parts."""
-        names = []
-        for column, what in sorted(self.columns.items()):
-            parts: dict[str, None] = {}
-            for row in self.rows if what.holds("mapping", "mappings") else ():
-                value = row.get(column)
-                for item in value if isinstance(value, list) else [value]:
-                    parts |= dict.fromkeys(item) if isinstance(item, Mapping) else {}
-            inside = "[]" if what.holds("mappings") else ""
-            names.append(
-                column + (f" (with {', '.join(f'{column}{inside}.{p}' for p in parts)})" if parts else "")
-            )
-        return ", ".join(names) or "none"
 
     def _names(self, layout: Layout) -> list[str]:
         path, *more = layout.responses
@@ -385,6 +384,11 @@ class _Reader(ByNames):
             for p in ((ratings,) if isinstance(ratings, str) else ratings)
         ]
         example = f"0.7*{names[0]}+0.3*{names[1]}" if len(names) > 1 else names[0]
+        if not layout.name and len(names) > 1:
+            return [
+                f"each response has ratings ({', '.join(names)}); comparisons of a prompt's responses are "
+                f"made by naming one, --winner {names[0]} {self.with_given(unused='+'.join(names[1:]))}"
+            ]
         return [
             f"each response has ratings ({', '.join(names)}); comparisons of a prompt's responses are "
             "made by naming one, "

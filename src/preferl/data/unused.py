@@ -19,6 +19,7 @@ from preferl.data.splits import MEANING, meaning
 SPLIT_WORDS = {"split", "set", "partition", "fold", "subset", "phase"}
 SEEN_OR_HEARD = {"image", "images", "video", "videos", "audio", "audios"}
 REFERENCE = {"key", "expected", "reference", "correct", "final", "gold", "true", "ground"}
+WORSE = {word for _, worse in OPPOSITES for word in worse.split()}
 SIDES = {word for pair in OPPOSITES for side in pair for word in side.split()}
 
 
@@ -85,13 +86,15 @@ def _advice_on_responses(data: Columns, layout: Layout, columns: list[str]) -> s
     """What columns of responses can be, beside the prompt that was found."""
     asked = layout.columns.get("prompt")
     prompt = {"prompt": asked} if isinstance(asked, str) and asked != "prompt" else {}
+    if layout.kind == "prompt" and len(columns) == 1 and WORSE & set(words_of(columns[0])):
+        return ""
     if layout.kind == "prompt" and len(columns) == 1:
         return f"say that it answers the prompt with {data.with_given(**prompt, completion=columns[0])}, or "
     if layout.kind == "prompt":
         responses = "+".join(columns)
         ways = [
             f"say which is better with {data.with_given(**prompt, chosen=columns[0], rejected=columns[1])}",
-            f"what says so with {data.with_given(**prompt, responses=responses)} and --winner",
+            f"what says so with {data.with_given(**prompt, responses=responses)} and --winner COLUMN",
         ]
         return f"{', or '.join(ways)}, or "
     if layout.kind == "demonstration" and "messages" not in layout.columns and len(columns) == 1:
@@ -124,7 +127,7 @@ def _suspicion(data: Columns, layout: Layout, column: str) -> str | None:
         return None
     if layout.kind == "prompt" and what.holds("text") and LABEL & set(words) and what.is_prose():
         return "another response"
-    if layout.kind in ("preference", "ranking") and _of_a_side(layout, words):
+    if layout.kind in ("preference", "ranking") and _of_a_side(layout, words) and not what.is_prose():
         return None  # a remark about one of the two
     if layout.is_own and layout.kind in ("preference", "ranking") and what.holds("numbers"):
         return None  # a number for each response of a ranking that has its places

@@ -240,7 +240,10 @@ def found(winner: Winner, seen: list[Counter[Any]], responses: Sequence[str]) ->
         return _with_range(fits[0], seen)
     held = "; ".join(f"{c} holds {show(v)}" for c, v in zip(winner.columns, seen, strict=True))
     if not fits:
-        raise DataError(f"{held}: no coding of a winner fits{_on_a_scale(winner, seen)}; see docs/data.md")
+        raise DataError(
+            f"{held}: no coding of a winner fits{_on_a_scale(winner, seen)}; name another column or its coding with "
+            f"--winner COLUMN:CODING (docs/data.md)"
+        )
     options = " or ".join(f"--winner '{option}'" for option in fits)
     raise DataError(f"{held}: that can mean several things; say which with {options}")
 
@@ -390,8 +393,8 @@ def _ranks_or_scores(winner: Winner, name: str) -> list[Winner]:
 
 def _of_several(winner: Winner, seen: list[Counter[Any]], responses: Sequence[str]) -> list[Winner]:
     held = [number_in(value) for values in seen for value in values]
-    if any(n is None for n in held):
-        return []
+    if any(n is None for n in held):  # of several annotators, perhaps
+        return _words(winner, [value for values in seen for value in values], responses)
     K, count = len(responses), len(winner.columns)
     hot = set(held) <= {0.0, 1.0}
     if hot and count in (K, K + 1):
@@ -479,7 +482,8 @@ def _strength(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -
 
 
 def _word(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -> Places:
-    said = list(values[0]) if isinstance(values[0], list | tuple) else [values[0]]
+    said = [word for value in values for word in (value if isinstance(value, list | tuple) else [value])]
+    said = [word for word in said if word is not None and word != ""]
     votes = Counter(word_place(value, responses) for value in said)
     if None in votes or not votes:
         raise _outside(winner, values[0], "words are a, b, model_a, A>B, tie and the like")
