@@ -241,8 +241,8 @@ def found(winner: Winner, seen: list[Counter[Any]], responses: Sequence[str]) ->
     held = "; ".join(f"{c} holds {show(v)}" for c, v in zip(winner.columns, seen, strict=True))
     if not fits:
         raise DataError(
-            f"{held}: no coding of a winner fits{_on_a_scale(winner, seen)}; name another column or its coding with "
-            f"--winner COLUMN:CODING (docs/data.md)"
+            f"{held}: no coding of a winner fits{_on_a_scale(winner, seen)}; name another column or its "
+            f"coding with --winner COLUMN:CODING (docs/data.md)"
         )
     options = " or ".join(f"--winner '{option}'" for option in fits)
     raise DataError(f"{held}: that can mean several things; say which with {options}")
