@@ -305,7 +305,9 @@ def _fitting(winner: Winner, seen: list[Counter[Any]], responses: Sequence[str])
     if K == 2 and max(held) <= 1:
         return [replace(winner, coding="probability", side=side) for side in "ab"]
     if K == 2 and min(n for n in held if n) >= 1 and max(held) <= 2:
-        return [replace(winner, coding="scale", low=1.0, high=2.0)]
+        # Strengths none of which is negative look the same.
+        strengths = [replace(winner, coding="strength", side=side) for side in "ab"]
+        return [replace(winner, coding="scale", low=1.0, high=2.0), *strengths]
     return []
 
 
