@@ -250,12 +250,18 @@ def test_a_scale_from_one_response_to_the_other_is_named_with_both_ends():
 
 def test_a_scale_and_strengths_without_a_negative_one_look_the_same():
     rows = rows_of(
-        lambda i, a, b: {"prompt": ask(i), "response_a": a, "response_b": b, "preference": (1.2, 1.8)[i % 2]}
+        lambda i, a, b: {
+            "prompt": ask(i),
+            "response_a": a,
+            "response_b": b,
+            "preference": (1.0, 2.0, 1.0, 2.0, 1.0, 1.5)[i],
+        }
     )
     message = refused(rows)
     for way in ("scale(1..2)", "strength(negative=a)", "strength(negative=b)"):
         assert f"--winner 'preference:{way}'" in message
-    assert_good_won(rows, winner="preference:scale(1..2)")
+    assert read(rows, options=Options(winner="preference:scale(1..2)"))[1].ties == 1
+    assert read(rows, options=Options(winner="preference:strength(negative=b)"))[1].ties == 0
 
 
 def test_a_number_that_is_missing_leaves_its_row_out():

@@ -305,9 +305,11 @@ def _fitting(winner: Winner, seen: list[Counter[Any]], responses: Sequence[str])
     if K == 2 and max(held) <= 1:
         return [replace(winner, coding="probability", side=side) for side in "ab"]
     if K == 2 and min(n for n in held if n) >= 1 and max(held) <= 2:
-        # Strengths none of which is negative look the same.
-        strengths = [replace(winner, coding="strength", side=side) for side in "ab"]
-        return [replace(winner, coding="scale", low=1.0, high=2.0), *strengths]
+        scale = [replace(winner, coding="scale", low=1.0, high=2.0)]
+        # Strengths in halves look the same where none is negative, and so do ties among them.
+        if 0 not in held and min(held) < 1.5 < max(held) and any(n * 2 != int(n * 2) for n in held):
+            return scale
+        return [*scale, *(replace(winner, coding="strength", side=side) for side in "ab")]
     return []
 
 
