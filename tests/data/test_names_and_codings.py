@@ -630,3 +630,36 @@ def test_several_annotators_in_words():
         )
     )
     assert_good_won(rows, winner="vote_by_1,vote_by_2,vote_by_3")
+
+
+def test_leaving_rows_out_is_advised_only_where_most_are_whole():
+    good = {"prompt": ask(0), "chosen": GOOD, "rejected": BAD}
+    bad = {"prompt": [{"role": "nobody", "content": "x"}], "chosen": GOOD, "rejected": BAD}
+    assert "leave such rows out with --bad_rows skip" in refused([good, good, bad])
+    message = refused([good, bad, bad])
+    assert "2 of 3 rows have a defect" in message
+    assert "--bad_rows" not in message
+
+
+def test_ratings_of_several_annotators_are_their_mean():
+    """HelpSteer2's disagreements."""
+    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    rows = [{"prompt": ask(0), "response": GOOD} | {name: [4, 4, 3.5] for name in names}]
+    records, report = read(rows)
+    assert records[0].ratings["helpfulness"] == pytest.approx(11.5 / 3)
+    assert "where several people rated, as in helpfulness, it is their mean" in report.notes[1]
+
+
+def test_a_dialogue_inside_a_column_is_named_by_its_path():
+    rows = [{"record": {"messages": [user(i), answer(GOOD)], "id": i}} for i in range(ROWS)]
+    assert "--columns messages=record.messages" in refused(rows)
+    assert len(read(rows, options=Options(columns="messages=record.messages"))[0]) == ROWS
+
+
+def test_short_prompts_come_off_where_longer_ones_do():
+    rows = [
+        {"prompt": prompt, "chosen": f"{prompt} {GOOD}", "rejected": f"{prompt} {BAD}"}
+        for prompt in ("Hello?", ask(0))
+    ]
+    assert [record.best() for record in read(rows)[0]] == [f" {GOOD}"] * 2
+    assert [record.best() for record in read(rows[:1])[0]] == [f"Hello? {GOOD}"]

@@ -462,11 +462,19 @@ def ratings_of(row: Mapping[str, Any], paths: str | tuple[str, ...]) -> dict[str
         value = at(row, path.rstrip("?"))
         if value is MISSING or value is None or value == "":
             continue
-        number = winners.number_in(value)
-        if number is None or isinstance(value, bool):
+        number = rating_in(value)
+        if number is None:
             raise RowError("bad_ranking", f"{path} is {value!r:.40}; a rating is a number")
         found[path.rstrip("?").rsplit(".", 1)[-1]] = number
     return found
+
+
+def rating_in(value: Any) -> float | None:
+    """The number of a rating, of several annotators' their mean; None where it is none."""
+    each = value if isinstance(value, list) and value else [value]
+    numbers = [None if isinstance(one, bool) else winners.number_in(one) for one in each]
+    known = [number for number in numbers if number is not None]
+    return sum(known) / len(known) if len(known) == len(numbers) else None
 
 
 # ----------------------------------------------------------------------------------------------------- the

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from preferl.data import dialects, winners
+from preferl.data import dialects
 from preferl.data.columns import is_nan
 from preferl.data.files import Row, RowError
-from preferl.data.layouts import MISSING, Layout, at, in_our_columns, key_of
+from preferl.data.layouts import MISSING, Layout, at, in_our_columns, key_of, rating_in
 from preferl.data.recognise import Recognised, is_grouped
 
 # Shorter prompts may well begin their responses.
@@ -77,7 +77,8 @@ def without_repeated_prompts(rows: list[Row]) -> list[str]:
     texts = [row.value for row in rows if isinstance(row.value, dict)]
     texts = [row for row in texts if isinstance(row.get("prompt"), str) and _responses(row)]
     repeating = [row for row in texts if all(_repeats(row["prompt"], r) for r in _responses(row))]
-    if not repeating:
+    # Where longer prompts stand in front of their responses, short ones that do are no accident.
+    if not any(len(row["prompt"].strip()) >= SHORTEST_REPEATED for row in repeating):
         return []
     if len(repeating) < len(texts):
         return [
@@ -105,7 +106,7 @@ def _responses(row: Mapping[str, Any]) -> list[str]:
 
 
 def _repeats(prompt: str, response: str) -> bool:
-    return len(prompt.strip()) >= SHORTEST_REPEATED and response.startswith(prompt) and response != prompt
+    return bool(prompt.strip()) and response.startswith(prompt) and response != prompt
 
 
 # -----------------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ def ranking_of(members: Sequence[dict[str, Any]], layout: Layout) -> dict[str, A
         score = 0.0
         for weight, path in zip(weights, layout.winner.columns, strict=True):
             value = at(row, path)
-            number = None if value is MISSING else winners.number_in(value)
+            number = None if value is MISSING else rating_in(value)
             if number is None and (value is MISSING or is_missing(value)):
                 raise RowError("unlabelled", f"{path} is missing for a response")
             if number is None:

@@ -257,6 +257,14 @@ class _Reader(ByNames):
         """What the columns can be by what they hold, as options."""
         free = {c: what for c, what in self.columns.items() if c not in self.listed("unused")}
         messages = [c for c, what in free.items() if what.holds("messages")]
+        inside = {
+            f"{c}.{key}"
+            for c in free
+            for row in self.rows
+            if isinstance(v := row.get(c), Mapping)
+            for key in v
+        }
+        messages += [path for path in sorted(inside) if self.has_shape(path, "messages")]
         texts = [c for c, what in free.items() if what.holds("text") and what.is_prose()]
         if len(messages) == 1 and not self.given:
             return f" (a dialogue: --columns messages={messages[0]})"
@@ -383,6 +391,12 @@ class _Reader(ByNames):
             top(p.rstrip("?")) if "." not in p else p.rstrip("?")
             for p in ((ratings,) if isinstance(ratings, str) else ratings)
         ]
+        means = [n for n in names if n in self.columns and "numbers" in self.columns[n].types]
+        if means:
+            return [
+                f"each response has ratings ({', '.join(names)}); where several people rated, as in "
+                f"{means[0]}, it is their mean"
+            ]
         example = f"0.7*{names[0]}+0.3*{names[1]}" if len(names) > 1 else names[0]
         if not layout.name and len(names) > 1:
             return [
