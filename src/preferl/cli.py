@@ -188,7 +188,7 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
             if name == "rl":  # an algorithm of a person's own brings options
                 algorithm = declared(arguments).get("algorithm", config_class.algorithm)
                 config_class = module.config_class(algorithm)
-            parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip())
+            parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip(), arguments)
             config = instantiate(parser, config_class, parser.parse_args(arguments))
             path = Path(config.output_dir)
             if not (keep_stale and kept_though_stale(name, found_now(name, config))):
@@ -344,8 +344,8 @@ def data_command(arguments: list[str]) -> int:
 
     arguments, fresh = take_flag(arguments, "--fresh")
     words = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
-    parser = parser_for(DataCommandOptions, "preferl data", DATA_USAGE)
     rest = arguments[len(words) :]
+    parser = parser_for(DataCommandOptions, "preferl data", DATA_USAGE, rest)
     how = instantiate(parser, DataCommandOptions, parser.parse_args(rest))
     if len(words) > 1:
         words[1] = named(words[1], config=how.config_name, revision=how.revision)
