@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from preferl.data import winners
+from preferl.data import codings, winners
 from preferl.data.by_names import ByNames
 from preferl.data.columns import Options, counted, opposites
 from preferl.data.layouts import MISSING, Layout, alternatives, at, chosen_layouts, filled, may_miss, top
@@ -298,7 +298,7 @@ class _Reader(ByNames):
         names = self._names(layout)
         if len(layout.responses) == 1:  # their numbers in a list are no names
             names = [f"#{chr(97 + i % 26)}" for i in range(len(names))]
-        return replace(layout, winner=winners.found(layout.winner, self.seen(layout.winner), names))
+        return replace(layout, winner=codings.found(layout.winner, self.seen(layout.winner), names))
 
     def _naming(self, layout: Layout) -> Winner | None:
         """A winner that gives not a place but what another column says of the better response: its text, or
