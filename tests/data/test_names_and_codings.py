@@ -501,6 +501,12 @@ def test_more_that_looks_as_if_it_counted(column, values, looks):
     assert_good_won(rows, columns=f"unused={column}")
 
 
+def test_the_place_of_the_better_response_is_not_passed_over_where_the_responses_are_not_known():
+    rows = rows_of(lambda i, a, b: {"prompt": ask(i), "x": a, "y": b, "better_response_id": i % 2})
+    assert "'better_response_id' would not be used" in refused(rows)
+    assert_good_won(rows, columns="response_a=x,response_b=y", winner="better_response_id:index0")
+
+
 def test_a_column_of_true_and_false_can_name_a_split():
     rows = [{"prompt": ask(i), "chosen": GOOD, "rejected": BAD, "is_test": i > 3} for i in range(ROWS)]
     records, _ = read(rows, options=Options(columns="split=is_test"))

@@ -19,6 +19,7 @@ from preferl.data.splits import MEANING, meaning
 SPLIT_WORDS = {"split", "set", "partition", "fold", "subset", "phase"}
 SEEN_OR_HEARD = {"image", "images", "video", "videos", "audio", "audios"}
 REFERENCE = {"key", "expected", "reference", "correct", "final", "gold", "true", "ground"}
+WINNING = {"winner", "better", "safer", "best", "preferred", "chosen", "choice"}
 WORSE = {word for _, worse in OPPOSITES for word in worse.split()}
 SIDES = {word for pair in OPPOSITES for side in pair for word in side.split()}
 
@@ -123,6 +124,9 @@ def _suspicion(data: Columns, layout: Layout, column: str) -> str | None:
         return None
     if set(words) <= SPEAKERS | {"prompt"} and set(words) & SPEAKERS and _can_be_said(layout, what):
         return "another speaker"
+    places = {"id", "idx", "index"} & set(words) and WINNING & set(words)
+    if places and layout.kind not in ("preference", "ranking") and _is_place(what):
+        return "a rating or a label"
     if ABOUT & set(words):
         return None
     if layout.kind == "prompt" and what.holds("text") and LABEL & set(words) and what.is_prose():
@@ -162,6 +166,12 @@ def _is_split(what: Column, words: list[str]) -> bool:
         and words[0] in ("fold", "partition")
         and len(what.values) <= 20
     )
+
+
+def _is_place(what: Column) -> bool:
+    """Whether a column can hold the places of the better of few responses: ``better_response_id``."""
+    numbers = [winners.number_in(value) for value in what.values]
+    return all(number is not None and -1 <= number <= 9 for number in numbers)
 
 
 def _is_class(what: Column) -> bool:
