@@ -507,6 +507,12 @@ def test_the_place_of_the_better_response_is_not_passed_over_where_the_responses
     assert_good_won(rows, columns="response_a=x,response_b=y", winner="better_response_id:index0")
 
 
+def test_numbers_name_no_split():
+    rows = [{"prompt": ask(i), "chosen": GOOD, "rejected": BAD, "split": i % 2} for i in range(ROWS)]
+    assert "--columns unused=split" in refused(rows)
+    assert_good_won(rows, columns="unused=split")
+
+
 def test_a_column_of_true_and_false_can_name_a_split():
     rows = [{"prompt": ask(i), "chosen": GOOD, "rejected": BAD, "is_test": i > 3} for i in range(ROWS)]
     records, _ = read(rows, options=Options(columns="split=is_test"))

@@ -113,6 +113,7 @@ class _Reader(ByNames):
         # What is not filled in any row says nothing.
         unused = [c for c, column in self.columns.items() if c not in used and column.filled]
         if self.options.dataset_format == "auto":
+            self._refuse_numbered_splits()
             refuse_suspicious(self, layout, [c for c in unused if c not in layout.known])
         system = layout.columns.get("system")
         with_system = isinstance(system, str) and any(
@@ -124,6 +125,21 @@ class _Reader(ByNames):
             for row in self.rows
         )
         return Recognised(layout, tuple(unused), with_system, tuple(notes), held)
+
+    def _refuse_numbered_splits(self) -> None:
+        """Refuses a column ``split`` of numbers, which name no split.
+
+        Raises:
+            DataError: there is one.
+        """
+        column = self.columns.get("split")
+        settled = "split" in self.given or "split" in self.listed("unused")
+        if column is not None and column.holds("number", "bool") and not settled:
+            raise DataError(
+                f"data set '{self.name}' has a column 'split' that holds {winners.show(column.values)}, "
+                f"which name no split; leave it aside with {self.with_given(unused='split')}, or write train, "
+                f"dev and test"
+            )
 
     def _layout(self) -> Layout:
         layouts = chosen_layouts(self.options.layout)
