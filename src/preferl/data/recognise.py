@@ -137,8 +137,8 @@ class _Reader(ByNames):
         if column is not None and column.holds("number", "bool") and not settled:
             raise DataError(
                 f"data set '{self.name}' has a column 'split' that holds {winners.show(column.values)}, "
-                f"which name no split; leave it aside with {self.with_given(unused='split')}, or write train, "
-                f"dev and test"
+                f"which name no split; leave it aside with {self.with_given(unused='split')}, or write "
+                f"train, dev and test"
             )
 
     def _layout(self) -> Layout:
