@@ -54,6 +54,8 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "RecurrentGemma",
         HEADS | {"lru_width": 32, "attention_window_size": 16, "block_types": ["recurrent", "attention"]},
     ),
+    "phimoe": ("Phimoe", HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "ctrl": ("CTRL", {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 64, "n_positions": 128}),
     "granite": ("Granite", HEADS),
     "cohere": ("Cohere", HEADS),
     "qwen3_next": (
@@ -113,7 +115,7 @@ def decoder(name: str, seed: int = 0) -> PreTrainedModel:
     prefix, options = DECODERS[name]
     tokenizer = character_tokenizer()
     options = options | {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    suffix = "LMHeadModel" if prefix == "GPT2" else "ForCausalLM"
+    suffix = "LMHeadModel" if prefix in ("GPT2", "CTRL") else "ForCausalLM"
     config = "Gemma3Text" if prefix == "Gemma3" else prefix
     return _build(config, prefix + suffix, options, tokenizer, seed)
 

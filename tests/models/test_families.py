@@ -151,7 +151,9 @@ def test_a_family_that_lets_padding_into_its_state_is_found_out(saved):
     assert not passes.respects_left_padding(Policy.load(saved("rwkv"), "cpu").model)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gemma3_with_vision", "mamba2", "bloom", "qwen3_next", "rwkv"])
+@pytest.mark.parametrize(
+    "name", ["gemma3", "gemma3_with_vision", "mamba2", "bloom", "qwen3_next", "rwkv", "ctrl"]
+)
 def test_a_critic_values_states_as_if_rows_were_alone(name, saved):
     critic = critic_from_policy(saved(name), CPU)
     assert not critic.score.weight.any()
@@ -167,7 +169,7 @@ def test_a_critic_values_states_as_if_rows_were_alone(name, saved):
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["mamba2", "bloom", "jamba", "gpt2"])
+@pytest.mark.parametrize("name", ["mamba2", "bloom", "jamba", "gpt2", "phimoe"])
 def test_lora_weights_train_on_any_family(name, saved, tmp_path):
     """Fresh ones change nothing; trained ones are sampled from, and merged, as they are."""
     model, tokenizer = load.load_policy(saved(name), CPU)

@@ -24,7 +24,7 @@ from transformers import (
 from preferl.data.records import Prompt, UserTurn
 from preferl.data.tokens import pad, reads_segments, scored_ids
 from preferl.models import heads
-from preferl.models.adapters import Adapter, find_adapter, fused_layers, quiet_peft
+from preferl.models.adapters import Adapter, find_adapter, quiet_peft
 from preferl.models.attributes import (
     attribute_logits,
     attributes_of,
@@ -45,7 +45,7 @@ from preferl.models.load import (
     reads_dialogue,
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
-from preferl.models.passes import hidden_states, takes
+from preferl.models.passes import hidden_states, layers_without_lora, takes
 from preferl.runs import devices
 from preferl.runs.errors import UsageError
 from preferl.runs.files import whole_directory
@@ -277,7 +277,7 @@ def with_lora(model: PreTrainedModel, base: str, r: int, alpha: float, dropout: 
         lora_alpha=int(alpha),
         lora_dropout=dropout,
         target_modules="all-linear",
-        exclude_modules=layers + fused_layers(model),
+        exclude_modules=layers + layers_without_lora(model),
         modules_to_save=parts,
     )
     with quiet_peft():
@@ -481,9 +481,10 @@ def _with_new_head(name_or_path: str) -> tuple[PreTrainedModel, Any]:
     tokenizer = load_tokenizer(name_or_path)
     if family_without_scores(name_or_path) is None:
         model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path, True, num_labels=1)
-    else:  # a critic reads every position, whatever a model of this class makes of them
-        model = mean_pooled(load_pretrained(AutoModel, name_or_path)[0])
-    return model, tokenizer
+        if is_decoder(model):
+            return model, tokenizer
+    # A critic reads every position, whatever a model of this class makes of them.
+    return mean_pooled(load_pretrained(AutoModel, name_or_path)[0]), tokenizer
 
 
 def refuse_family_without_scores(name_or_path: str) -> None:
