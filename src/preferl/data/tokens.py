@@ -139,7 +139,7 @@ class Coder:
     @cached_property
     def front(self) -> list[int]:
         """What the tokenizer puts in front of a text: BOS, where it has one."""
-        if not self._knows_letters:
+        if not self.knows_letters:
             return []
         around, bare = list(self.tokenizer("a")["input_ids"]), self.plain("a")
         for start in range(len(around) - len(bare) + 1):
@@ -150,12 +150,12 @@ class Coder:
     @cached_property
     def puts_space(self) -> bool:
         """Whether a space is put in front of every text that is read (SentencePiece's way)."""
-        if not self._knows_letters:
+        if not self.knows_letters:
             return False
         return self.spelt("\na")[len(self.spelt("\n")) :] != self.spelt("a")
 
     @cached_property
-    def _knows_letters(self) -> bool:
+    def knows_letters(self) -> bool:
         """A vocabulary of words without an unknown one cannot be asked what it does to a letter."""
         try:
             return bool(self.plain("\na"))

@@ -17,12 +17,13 @@ from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
 
 from preferl.data.records import Prompt, UserTurn
-from preferl.data.tokens import pad, reads_segments, scored_ids
+from preferl.data.tokens import coder_of, pad, reads_segments, scored_ids
 from preferl.models import heads
 from preferl.models.adapters import Adapter, find_adapter, quiet_peft
 from preferl.models.attributes import (
@@ -45,7 +46,7 @@ from preferl.models.load import (
     reads_dialogue,
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
-from preferl.models.passes import hidden_states, layers_without_lora, takes
+from preferl.models.passes import TOLERANCE, hidden_states, layers_without_lora, takes
 from preferl.runs import devices
 from preferl.runs.errors import UsageError
 from preferl.runs.files import whole_directory
@@ -92,8 +93,7 @@ def load_reward_model(
     if new_head_allowed and pooling == "last":
         refuse_family_without_scores(name_or_path)
     if new_head_allowed and pooling == "mean" and saved_pooling is None:
-        trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
-        model: PreTrainedModel = mean_pooled(trunk)
+        model: PreTrainedModel = mean_pooled(load_trunk(name_or_path))
     elif new_head_allowed and saved_pooling not in (None, pooling):
         raise UsageError(
             f"'{name_or_path}' is a reward model with {saved_pooling} pooling; give --pooling {saved_pooling}"
@@ -115,6 +115,15 @@ def load_reward_model(
     return ready(model, tokenizer, device)
 
 
+def load_trunk(name_or_path: str) -> PreTrainedModel:
+    """A model without a head. Of a family whose plain class writes text too (Llama 4 with pictures) it is the
+    part of its language model that reads text."""
+    trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
+    if trunk.get_output_embeddings() is None:
+        return trunk
+    return load_pretrained(AutoModelForCausalLM, name_or_path)[0].get_decoder()
+
+
 def ready(model: PreTrainedModel, tokenizer: Any, device: torch.device) -> tuple[PreTrainedModel, Any]:
     """A model as scores are asked of it, and its tokenizer: with padding, in evaluation mode, and knowing
     behind which token a pair's second text begins where the encoder reads it by embeddings of its own."""
@@ -124,7 +133,35 @@ def ready(model: PreTrainedModel, tokenizer: Any, device: torch.device) -> tuple
     types = tokenizer("a", "b").get("token_type_ids") if takes(model, "token_type_ids") else None
     if types and max(types) and getattr(model.config, "type_vocab_size", 0) > 1:
         model.segment_separator = tokenizer.sep_token_id
-    return model.to(device).eval(), tokenizer
+    refuse_read_padding(model.eval(), tokenizer)
+    return model.to(device), tokenizer
+
+
+@torch.no_grad()
+def refuse_read_padding(model: PreTrainedModel, tokenizer: Any) -> None:
+    """A head may read the last column of a batch, whatever stands there (XLNet's). Tried on two texts of
+    unlike length; a decoder's head is read at the last real token here, and need not be.
+
+    Raises:
+        UsageError: the shorter text has another score where padding follows it.
+    """
+    if is_decoder(model) or not coder_of(tokenizer).knows_letters:
+        return
+    rows = [scored_ids(tokenizer, "a", answer, True, None) for answer in ("b", "b b b b")]
+    fix = "its head in transformers cannot read such texts; take a reward model of another family"
+    with named_failures(
+        f"the reward model '{model.name_or_path}' fails on a text of {len(rows[1])} tokens", fix
+    ):
+        together, alone = (
+            float(raw_scores(model, *pad(part, tokenizer.pad_token_id, "right"))[0])
+            for part in (rows, rows[:1])
+        )
+    if abs(together - alone) > TOLERANCE * max(1.0, abs(alone)):
+        raise UsageError(
+            f"'{model.name_or_path}' ({model.config.model_type}) gives a text another score where padding "
+            f"follows it ({alone:.4g} alone, {together:.4g} in a batch), as its head reads the last column "
+            f"of a batch; take a reward model of another family, or --pooling mean in `preferl reward`"
+        )
 
 
 def check_pooling(pooling: str) -> None:
@@ -193,8 +230,7 @@ def _with_new_heads(name_or_path: str, num_labels: int, pooling: str) -> tuple[P
         return load_adapted(adapter, lambda base: _with_new_heads(base, num_labels, pooling))
     tokenizer = load_tokenizer(name_or_path)
     if pooling == "mean":
-        trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
-        return mean_pooled(trunk, num_labels), tokenizer
+        return mean_pooled(load_trunk(name_or_path), num_labels), tokenizer
     refuse_family_without_scores(name_or_path)
     model, _ = load_pretrained(
         AutoModelForSequenceClassification,
@@ -484,7 +520,7 @@ def _with_new_head(name_or_path: str) -> tuple[PreTrainedModel, Any]:
         if is_decoder(model):
             return model, tokenizer
     # A critic reads every position, whatever a model of this class makes of them.
-    return mean_pooled(load_pretrained(AutoModel, name_or_path)[0]), tokenizer
+    return mean_pooled(load_trunk(name_or_path)), tokenizer
 
 
 def refuse_family_without_scores(name_or_path: str) -> None:
