@@ -121,7 +121,8 @@ def load_trunk(name_or_path: str) -> PreTrainedModel:
     trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
     if trunk.get_output_embeddings() is None:
         return trunk
-    return load_pretrained(AutoModelForCausalLM, name_or_path)[0].get_decoder()
+    language_model, _ = load_pretrained(AutoModelForCausalLM, name_or_path)
+    return next(part for part in language_model.children() if isinstance(part, PreTrainedModel))
 
 
 def ready(model: PreTrainedModel, tokenizer: Any, device: torch.device) -> tuple[PreTrainedModel, Any]:
