@@ -30,6 +30,7 @@ from preferl.models.reward import (
     critic_from_policy,
     fold_normalisation,
     load_reward_model,
+    new_attribute_model,
     save_adapter,
     token_values,
     with_lora,
@@ -50,7 +51,7 @@ EVERY = [*DECODERS, "gemma3_with_vision"]
 # The steps of Zamba 2 are not quite those of its passes.
 WITHOUT_CACHE = {"mamba", "falcon_mamba", "rwkv", "recurrent_gemma", "zamba2"}
 # No class of transformers has a head that scores for them.
-WITHOUT_SCORES = {"lfm2", "mamba", "mamba2", "rwkv", "falcon_mamba", "recurrent_gemma", "granite", "cohere"}
+WITHOUT_SCORES = {"lfm2", "mamba", "rwkv", "falcon_mamba", "recurrent_gemma", "granite", "cohere"}
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +334,47 @@ def test_a_family_without_scores_says_what_works_and_it_does(name, saved, tmp_pa
         with torch.no_grad():
             mean = trunk(torch.tensor([ids])).last_hidden_state[0].mean(0)
             assert score == pytest.approx(float(scorer.model.score(mean)), abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_groups": 2}, {"use_bias": True}, {"chunk_size": 4}])
+def test_a_mamba_2_that_scores_is_a_zamba_2_bit_for_bit(options, tmp_path, monkeypatch, capsys):
+    prefix, usual = DECODERS["mamba2"]
+    monkeypatch.setitem(DECODERS, "mamba2", (prefix, usual | options))
+    made = str(save_decoder(tmp_path / "m", "mamba2"))
+    model, _ = load_reward_model(made, CPU, new_head_allowed=True)
+    assert "kept as a zamba2 without attention" in capsys.readouterr().out
+    ids_BS = torch.arange(5, 45).reshape(2, 20)
+    mask_BS = torch.ones_like(ids_BS)
+    mask_BS[1, 13:] = 0
+    with torch.no_grad():
+        own = AutoModel.from_pretrained(made)(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
+        twin = model.base_model(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
+    assert torch.equal(twin[mask_BS.bool()], own[mask_BS.bool()])
+    heads, _ = new_attribute_model(made, CPU, ["helpful", "short"])
+    assert heads.score.out_features == 2
+
+
+def test_a_mamba_2_that_no_zamba_2_computes_says_what_works(tmp_path, monkeypatch):
+    prefix, usual = DECODERS["mamba2"]
+    monkeypatch.setitem(DECODERS, "mamba2", (prefix, usual | {"layer_norm_epsilon": 1e-3}))
+    made = str(save_decoder(tmp_path / "m", "mamba2"))
+    with pytest.raises(UsageError, match="--pooling mean"):
+        load_reward_model(made, CPU, new_head_allowed=True)
+
+
+def test_lora_weights_of_a_twin_are_put_on_it_again(saved, tmp_path):
+    model, _ = load_reward_model(saved("mamba2"), CPU, new_head_allowed=True)
+    adapted = with_lora(model, saved("mamba2"), 2, 4.0, 0.0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        ids = torch.arange(5, 25)[None]
+        before = adapted(ids).logits
+        save_adapter(adapted, tmp_path / "adapter", "last")
+        after = load_reward_model(str(tmp_path / "adapter"), CPU)[0](ids).logits
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("lora", [False, True])

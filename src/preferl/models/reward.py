@@ -47,6 +47,7 @@ from preferl.models.load import (
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
 from preferl.models.passes import TOLERANCE, hidden_states, layers_without_lora, takes
+from preferl.models.twins import has_twin, scoring_twin
 from preferl.runs import devices
 from preferl.runs.errors import UsageError
 from preferl.runs.files import whole_directory
@@ -90,7 +91,10 @@ def load_reward_model(
         )
     tokenizer = load_tokenizer(name_or_path, chat_template_kwargs)
     saved_pooling = _saved_pooling(source)
-    if new_head_allowed and pooling == "last":
+    if new_head_allowed and pooling == "last" and saved_pooling is None:
+        twin = _twin_of(name_or_path)
+        if twin is not None:
+            return ready(twin, tokenizer, device)
         refuse_family_without_scores(name_or_path)
     if new_head_allowed and pooling == "mean" and saved_pooling is None:
         model: PreTrainedModel = mean_pooled(load_trunk(name_or_path))
@@ -232,6 +236,9 @@ def _with_new_heads(name_or_path: str, num_labels: int, pooling: str) -> tuple[P
     tokenizer = load_tokenizer(name_or_path)
     if pooling == "mean":
         return mean_pooled(load_trunk(name_or_path), num_labels), tokenizer
+    twin = _twin_of(name_or_path, num_labels)
+    if twin is not None:
+        return twin, tokenizer
     refuse_family_without_scores(name_or_path)
     model, _ = load_pretrained(
         AutoModelForSequenceClassification,
@@ -245,6 +252,21 @@ def _with_new_heads(name_or_path: str, num_labels: int, pooling: str) -> tuple[P
     if head.bias is not None:
         torch.nn.init.zeros_(head.bias)
     return model, tokenizer
+
+
+def _twin_of(name_or_path: str, num_labels: int = 1) -> PreTrainedModel | None:
+    """A model with a new head of a family that computes what a family without scores does (``twins.py``),
+    which is said; None where there is no such family."""
+    family = family_without_scores(name_or_path)
+    if family is None or not has_twin(configuration(name_or_path)):
+        return None
+    model = scoring_twin(name_or_path, num_labels)
+    say(
+        f"'{name_or_path}' is a {family} model, of which transformers has no class with a head that scores: "
+        f"the reward model is kept as a {model.config.model_type} without attention, which computes the same "
+        f"and which transformers loads"
+    )
+    return model
 
 
 def _saved_pooling(source: Path) -> str | None:
