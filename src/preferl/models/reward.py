@@ -144,19 +144,17 @@ def ready(model: PreTrainedModel, tokenizer: Any, device: torch.device) -> tuple
 
 @torch.no_grad()
 def refuse_read_padding(model: PreTrainedModel, tokenizer: Any) -> None:
-    """A head may read the last column of a batch, whatever stands there (XLNet's). Tried on two texts of
-    unlike length; a decoder's head is read at the last real token here, and need not be.
+    """A head may read the last column of a batch, whatever stands there (XLNet's), and layers may mix padding
+    in (FNet, ConvBERT). Tried on two texts of unlike length.
 
     Raises:
-        UsageError: the shorter text has another score where padding follows it.
+        UsageError: the shorter text has another score where padding follows it, or the model cannot be run.
     """
-    if is_decoder(model) or not coder_of(tokenizer).knows_letters:
+    if not coder_of(tokenizer).knows_letters:
         return
     rows = [scored_ids(tokenizer, "a", answer, True, None) for answer in ("b", "b b b b")]
-    fix = "its head in transformers cannot read such texts; take a reward model of another family"
-    with named_failures(
-        f"the reward model '{model.name_or_path}' fails on a text of {len(rows[1])} tokens", fix
-    ):
+    what = f"the reward model '{model.name_or_path}' fails on a text of {len(rows[1])} tokens"
+    with named_failures(what, "its family in transformers cannot read it; look at config.json"):
         together, alone = (
             float(raw_scores(model, *pad(part, tokenizer.pad_token_id, "right"))[0])
             for part in (rows, rows[:1])
@@ -164,8 +162,8 @@ def refuse_read_padding(model: PreTrainedModel, tokenizer: Any) -> None:
     if abs(together - alone) > TOLERANCE * max(1.0, abs(alone)):
         raise UsageError(
             f"'{model.name_or_path}' ({model.config.model_type}) gives a text another score where padding "
-            f"follows it ({alone:.4g} alone, {together:.4g} in a batch), as its head reads the last column "
-            f"of a batch; take a reward model of another family, or --pooling mean in `preferl reward`"
+            f"follows it: {alone:.4g} alone, {together:.4g} in a batch. Its layers or its head read padding; "
+            f"take a reward model of another family"
         )
 
 
