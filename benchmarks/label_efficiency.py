@@ -18,7 +18,7 @@ import torch
 
 from preferl.data import formats
 from preferl.data.records import Pair
-from preferl.data.sources import write_world
+from preferl.data.world_files import write_world
 from preferl.judging.scorers import load_scorer
 from preferl.label import live
 from preferl.label.accounts import Accounts

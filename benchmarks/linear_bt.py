@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from preferl.data.records import Comparison
+from preferl.learning.comparisons import optimise
 from preferl.models.reward import RewardModel
 from preferl.runs.stage import Stage
 from preferl.stages import reward
@@ -112,7 +113,7 @@ def replication(seed: int) -> dict[str, float]:
             with Stage("reward", config) as stage:
                 stage.begin({})
                 # No pairs beyond the n: the training pairs themselves choose the weights that are kept.
-                reward.optimise(scorer, "bradley_terry", comparisons, pairs, config, stage)
+                optimise(scorer, "bradley_terry", comparisons, pairs, config, stage)
         out[name] = score(scorer.model.score.weight[0].detach().double().numpy())
     return out
 

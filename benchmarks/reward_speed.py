@@ -4,7 +4,7 @@
 
 Two settings: random ids of 64 tokens a side, and the pairs of hh-rlhf (helpful) in the folder PREFERL_DATA,
 at most 512 tokens a side. Both in float32, without gradient checkpointing, with fused AdamW. preferl's side
-is ``preferl.stages.reward.optimise`` with its defaults (moving average of the weights, a line of metrics an
+is ``learning.comparisons.optimise`` with its defaults (moving average of the weights, a line of metrics an
 update); TRL's is ``RewardTrainer`` with its defaults otherwise, on the ids that preferl made. Rounds
 alternate, all over the same batches. A step is all from the end of one update to the end of the next, without
 evaluation; its time is the median over the rounds in which other processes used less than a fifth of a core
@@ -38,6 +38,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 
 from preferl.data import sources
 from preferl.data.records import Comparison, Pair, prompt_text
+from preferl.learning.comparisons import optimise
 from preferl.models import tiny
 from preferl.models.reward import RewardModel
 from preferl.runs import progress
@@ -223,7 +224,7 @@ def train_ours(
         config = dataclasses.replace(options, output_dir=folder)
         with Stage("reward", config, callbacks=[timer.logged]) as stage:
             stage.begin({})
-            reward.optimise(scorer, "bradley_terry", setting.comparisons, dev_pairs, config, stage)
+            optimise(scorer, "bradley_terry", setting.comparisons, dev_pairs, config, stage)
     return timer.marks, timer.rows[0]
 
 

@@ -445,7 +445,7 @@ MUTANTS = (
            (ATTRIBUTES + "test_another_mixture_is_named_behind_the_directory",)),
     Mutant("reward-model-swapped-labels", PREFERENCE, "rank_BK[..., :, None] < rank_BK[..., None, :]",
            "rank_BK[..., :, None] > rank_BK[..., None, :]", (BY_FORMULA + "[balanced]",)),
-    Mutant("reward-model-swapped-rows", "stages/reward.py", "finished[i]) for i in order]",
+    Mutant("reward-model-swapped-rows", "learning/comparisons.py", "finished[i]) for i in order]",
            "finished[i]) for i in order[::-1]]",
            (REWARD + "test_a_batch_holds_every_response_once_with_its_place",)),
     Mutant("flip-margin", PREFERENCE, "gap_BKK - margin_BKK", "gap_BKK + margin_BKK",

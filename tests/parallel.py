@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
+import uuid
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,16 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from equal_runs import timeless
+from preferl import cli
+from preferl.runs import distributed, progress
 from preferl.runs.files import read_jsonl
+
+STAGES = ("sft", "reward", "dpo", "rl")
 
 
 def torchrun(
@@ -31,6 +42,50 @@ def torchrun(
         timeout=240,
         check=False,
     )
+
+
+def forked(stage: str, processes: int, config: Any, *flags: str) -> subprocess.CompletedProcess:
+    """The same by torchrun's own agent, whose processes are forked from one that has loaded preferl already:
+    each is spared the seconds of CPU that loading takes. What the command itself says and does at its start
+    and in failures is ``torchrun``'s to test."""
+    Path("config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    multiprocessing.set_forkserver_preload(["preferl.cli", *(f"preferl.stages.{name}" for name in STAGES)])
+    with tempfile.TemporaryDirectory() as logs, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        launch = elastic_launch(
+            LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                run_id=uuid.uuid4().hex,
+                max_restarts=0,
+                start_method="forkserver",
+                logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=Std.ALL),
+            ),
+            command,
+        )
+        code = 0
+        try:
+            launch(stage, "--config", "config.yaml", *flags)
+        except ChildFailedError:
+            code = 1
+        texts = {
+            kind: "".join(path.read_text() for path in sorted(Path(logs).rglob(f"{kind}.log")))
+            for kind in ("stdout", "stderr")
+        }
+    return subprocess.CompletedProcess([stage], code, texts["stdout"], texts["stderr"])
+
+
+def command(*arguments: str) -> None:
+    """What each of the forked processes does."""
+    warnings.resetwarnings()
+    progress.console.quiet = not distributed.is_main()  # as where it is loaded by each of them
+    sys.path.insert(0, "")  # as under python -m
+    code = cli.main(list(arguments))
+    if code:
+        sys.exit(code)
 
 
 def assert_same(one: Path, several: Path, limit: float = 1e-5) -> None:

@@ -12,11 +12,11 @@ import pytest
 from preferl.runs.record import StageRecord
 
 SHORTER = [
-    "--sft.num_train_epochs=3",
-    "--rl.num_iterations=20",
-    '--collect.pairs={"train": 4000, "dev": 400, "rl": 100, "eval": 1000}',
-    "--evaluate.max_eval_prompts=200",
-    "--evaluate.best_of_prompts=32",
+    "--sft.num_train_epochs=2",
+    "--rl.num_iterations=12",
+    '--collect.pairs={"train": 2500, "dev": 300, "rl": 100, "eval": 1000}',
+    "--evaluate.max_eval_prompts=150",
+    "--evaluate.best_of_prompts=16",
 ]
 
 
@@ -32,10 +32,10 @@ def test_the_demo_reaches_what_it_promises(tmp_path):
     sft, reward, rl, evaluate = (
         StageRecord(tmp_path / "demo" / name).summary for name in ("sft", "reward", "rl", "evaluate")
     )
-    assert sft["dev/well_formed_rate"] > 0.9
+    assert sft["dev/well_formed_rate"] > 0.85
     assert reward["eval/pairs"] >= 900
-    assert reward["eval/fraction_of_bayes"] > 0.91
-    assert rl["iterations"] == 20
+    assert reward["eval/fraction_of_bayes"] > 0.88
+    assert rl["iterations"] == 12
     gold = evaluate["comparison"]["gold"]
     assert gold["difference_low"] > 0
     assert gold["win_rate"] > 0.6

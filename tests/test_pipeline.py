@@ -163,6 +163,17 @@ def test_other_options_on_a_finished_stage_are_refused_unless_fresh(finished, tm
     assert (run / "sft" / "DONE").exists()
 
 
+@pytest.mark.parametrize("damage", ["model_name_or_path: [1,", "- a list\n- of things\n", "\x00"])
+def test_a_damaged_configuration_of_a_stage_is_named_before_the_run_begins(finished, tmp_path, damage):
+    config, run = finished
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "sft" / "config.yaml").write_text(damage)
+    with pytest.raises(UsageError, match=r"sft.*damaged.*--fresh"):
+        pipeline.run(config.changed({"output_dir": str(copy)}))
+    assert (copy / "sft" / "DONE").exists()
+
+
 def test_a_foreign_directory_is_left_alone(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("precious")

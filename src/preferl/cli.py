@@ -188,7 +188,7 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
             if name == "rl":  # an algorithm of a person's own brings options
                 algorithm = declared(arguments).get("algorithm", config_class.algorithm)
                 config_class = module.config_class(algorithm)
-            parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip())
+            parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip(), arguments)
             config = instantiate(parser, config_class, parser.parse_args(arguments))
             path = Path(config.output_dir)
             if not (keep_stale and kept_though_stale(name, found_now(name, config))):
@@ -338,14 +338,14 @@ def data_command(arguments: list[str]) -> int:
         print(DATA_USAGE, end="")
         return 0
     from preferl import data_commands
-    from preferl.data import sources
+    from preferl.data import world_files
     from preferl.data.containers import named
     from preferl.runs.config import DataCommandOptions, instantiate, parser_for
 
     arguments, fresh = take_flag(arguments, "--fresh")
     words = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
-    parser = parser_for(DataCommandOptions, "preferl data", DATA_USAGE)
     rest = arguments[len(words) :]
+    parser = parser_for(DataCommandOptions, "preferl data", DATA_USAGE, rest)
     how = instantiate(parser, DataCommandOptions, parser.parse_args(rest))
     if len(words) > 1:
         words[1] = named(words[1], config=how.config_name, revision=how.revision)
@@ -359,8 +359,8 @@ def data_command(arguments: list[str]) -> int:
             data_commands.layouts(how)
             return 0
         case ["convert", "world", out]:
-            refuse_existing(sources.world_files(Path(out)), fresh)
-            for path in sources.write_world(Path(out)):
+            refuse_existing(world_files.world_files(Path(out)), fresh)
+            for path in world_files.write_world(Path(out)):
                 print(path)
             return 0
         case ["convert", name, out, *layout] if len(layout) < 2:

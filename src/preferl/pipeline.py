@@ -661,7 +661,7 @@ def parser_for_run(arguments: Sequence[str], prog: str, description: str, **grou
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
     declarations = declared(arguments)
-    with field_texts():
+    with field_texts(arguments):
         parser.add_class_arguments(RunOptions, nested_key=None)
         for name, kind in (NAMES | kinds_in(declarations)).items():
             own = declarations.get(name)

@@ -6,7 +6,8 @@ import pytest
 
 from preferl.data.files import Table
 from preferl.data.records import DataError, Demonstration, prompt_key
-from preferl.data.sources import load_source, opening, passages
+from preferl.data.sources import load_source
+from preferl.data.texts import opening, passages
 from preferl.world import FAMILIES
 
 

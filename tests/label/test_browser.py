@@ -52,7 +52,7 @@ def enter(browser, address, accounts):
             context = browser.new_context(**{"viewport": WIDE} | options)
             stack.callback(context.close)
             page = context.new_page()
-            page.set_default_timeout(20_000)
+            page.set_default_timeout(60_000)
             page.problems = []
             page.on("console", lambda m: m.type == "error" and page.problems.append(m.text))
             page.on("pageerror", lambda error: page.problems.append(str(error)))

@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from preferl import world
 from preferl.data.records import DataError, Rated
-from preferl.data.sources import load_source, world_message
+from preferl.data.sources import load_source
+from preferl.data.world_files import world_message
 from preferl.evaluation.attributes import attribute_measures
 from preferl.judging.scorers import load_scorer
 from preferl.learning.attributes import attributes_in, to_rating_scale

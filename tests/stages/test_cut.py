@@ -4,9 +4,10 @@ import torch
 
 from preferl.data.records import Demonstration, UserTurn
 from preferl.judging.scorers import Mixture, what_was_cut
+from preferl.learning import comparisons
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.sampling.policy import Policy
-from preferl.stages import reward, sft
+from preferl.stages import sft
 
 LONG = "Once upon a time there was a little dog. " * 10
 
@@ -44,9 +45,9 @@ def test_policies_and_reward_models_count_what_they_cut(policy_directory):
 
 
 def test_a_comparison_that_cutting_has_made_equal_teaches_nothing():
-    assert not reward.Encoded([[5, 6], [5, 6]], [1, 2], None).differs
-    assert reward.Encoded([[5, 6], [5, 7]], [1, 2], None).differs
-    assert reward.Encoded([[5, 6], [5, 6]], [1, 1], None).differs  # a tie is what it says
+    assert not comparisons.Encoded([[5, 6], [5, 6]], [1, 2], None).differs
+    assert comparisons.Encoded([[5, 6], [5, 7]], [1, 2], None).differs
+    assert comparisons.Encoded([[5, 6], [5, 6]], [1, 1], None).differs  # a tie is what it says
 
 
 def test_a_turn_that_another_models_template_made_is_read_as_the_data_set_has_it(policy_directory):

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from equal_runs import equal_runs
-from parallel import assert_same, torchrun
+from parallel import assert_same, forked, torchrun
 from preferl.data.records import SPLITS
 from preferl.stages import dpo, reward, sft
 
@@ -70,7 +70,7 @@ def options(tmp_path, policy_directory, monkeypatch):
 
 def several(stage: str, config, processes: int = 2):
     """What that many processes made, without a warning."""
-    done = torchrun(stage, processes, dataclasses.replace(config, output_dir="several"))
+    done = forked(stage, processes, dataclasses.replace(config, output_dir="several"))
     assert done.returncode == 0, done.stderr
     assert "arning" not in done.stderr, done.stderr
     return done
@@ -149,7 +149,7 @@ def test_dpo_trains_fails_and_goes_on_as_one(options, tmp_path, policy_directory
     assert not (tmp_path / "parts" / "DONE").exists()
     assert sorted(path.name for path in (tmp_path / "parts" / "state").iterdir()) == ["step_4", "step_6"]
 
-    done = torchrun("dpo", 2, config)
+    done = forked("dpo", 2, config)
     assert done.returncode == 0, done.stderr
     assert Counter(done.stdout.splitlines())["dpo: goes on after step 6"] == 1
     equal_runs(tmp_path / "parts", whole)

@@ -13,7 +13,7 @@ from preferl.data.records import SPLITS, Comparison, DataError, Pair, PromptReco
 from preferl.data.sources import Part, Source
 from preferl.evaluation.scored import quality_of
 from preferl.judging.scorers import load_scorer
-from preferl.learning import fit
+from preferl.learning import comparisons, fit
 from preferl.models import load
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs.errors import UsageError
@@ -58,8 +58,8 @@ def metrics(stage) -> list[dict]:
 def scored_by_new_model(*rankings: Comparison, policy_directory):
     model, tokenizer = load_reward_model(str(policy_directory), CPU, new_head_allowed=True)
     scorer = RewardModel(model, tokenizer)
-    encoded = [reward.encode(scorer, ranking, random.Random(0)) for ranking in rankings]
-    return scorer, reward.scores_of_batch(model, tokenizer, encoded)
+    encoded = [comparisons.encode(scorer, ranking, random.Random(0)) for ranking in rankings]
+    return scorer, comparisons.scores_of_batch(model, tokenizer, encoded)
 
 
 THREE = Comparison(
@@ -85,12 +85,12 @@ def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
-@pytest.mark.parametrize("name", sorted(reward.LOSSES))
+@pytest.mark.parametrize("name", sorted(comparisons.LOSSES))
 def test_every_loss_is_its_formula_and_reaches_the_whole_trunk(name, policy_directory):
     rankings = [THREE, TWO] if name == "plackett_luce" else [THREE, TWO, TIED]
     scorer, scored = scored_by_new_model(*rankings, policy_directory=policy_directory)
     config = reward.RewardConfig(margin_scale=0.4, tie_margin=0.7, center_rewards_coefficient=0.1)
-    loss, sums = reward.batch_loss(name, scored, config)
+    loss, sums = comparisons.batch_loss(name, scored, config)
     by_hand, centre, right = [], [], []
     for g, ranking in enumerate(rankings):
         K = len(ranking.responses)
@@ -125,14 +125,14 @@ def test_every_loss_is_its_formula_and_reaches_the_whole_trunk(name, policy_dire
 def test_label_smoothing_is_the_probability_of_a_wrong_label(policy_directory):
     _, scored = scored_by_new_model(TWO, policy_directory=policy_directory)
     gap = (scored.score_GK[0, 0] - scored.score_GK[0, 1]).item()
-    loss, _ = reward.batch_loss("bradley_terry", scored, reward.RewardConfig(label_smoothing=0.2))
+    loss, _ = comparisons.batch_loss("bradley_terry", scored, reward.RewardConfig(label_smoothing=0.2))
     assert loss.item() == pytest.approx(0.8 * softplus(-gap) + 0.2 * softplus(gap), abs=1e-5)
 
 
 def test_a_response_that_was_cut_off_is_read_without_its_end(policy_directory):
     scorer = RewardModel(*load_reward_model(str(policy_directory), CPU, new_head_allowed=True))
     pair = Pair("What is red?", "A", "B", columns={"finished_chosen": False, "finished_rejected": True})
-    encoded = reward.encode(scorer, pair.comparison(), random.Random(0))
+    encoded = comparisons.encode(scorer, pair.comparison(), random.Random(0))
     assert encoded.rows[0][-1] != scorer.tokenizer.eos_token_id
     assert encoded.rows[1][-1] == scorer.tokenizer.eos_token_id
 
@@ -146,7 +146,7 @@ def test_each_loss_gets_the_comparisons_that_it_can_learn_from():
     source = source_of([THREE, TIED, all_tied])
 
     def shapes(loss):
-        name, rankings, notes = reward.comparisons_for(reward.RewardConfig(loss=loss), source)
+        name, rankings, notes = comparisons.comparisons_for(reward.RewardConfig(loss=loss), source)
         return name, [len(r.responses) for r in rankings], " ".join(notes)
 
     assert shapes("auto")[:2] == shapes("balanced")[:2] == ("balanced", [3, 3])
@@ -156,12 +156,12 @@ def test_each_loss_gets_the_comparisons_that_it_can_learn_from():
     assert "1 rankings have ties" in shapes("plackett_luce")[2]
     assert "margins that loss balanced does not use" in shapes("balanced")[2]
     assert shapes("margin")[2].count("margins") == 0
-    pairs = reward.comparisons_for(reward.RewardConfig(), source_of([TWO]))
+    pairs = comparisons.comparisons_for(reward.RewardConfig(), source_of([TWO]))
     assert pairs[0] == "bradley_terry"
     with pytest.raises(DataError, match="no margin, strength or scores"):
-        reward.comparisons_for(reward.RewardConfig(loss="margin"), source_of([TWO]))
+        comparisons.comparisons_for(reward.RewardConfig(loss="margin"), source_of([TWO]))
     with pytest.raises(DataError, match="no comparison"):
-        reward.comparisons_for(reward.RewardConfig(), source_of([all_tied]))
+        comparisons.comparisons_for(reward.RewardConfig(), source_of([all_tied]))
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def rankings_file(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", sorted(reward.LOSSES))
+@pytest.mark.parametrize("name", sorted(comparisons.LOSSES))
 def test_every_loss_learns_rankings(name, config, rankings_file):
     config.dataset_name, config.loss, config.num_train_epochs = str(rankings_file), name, 4
     summary = json.loads((reward.run(config) / "summary.json").read_text())
@@ -474,13 +474,13 @@ def test_mean_scores_of_preferred_and_rejected_are_logged(config, pairs_file):
 
 def test_training_scores_are_means_over_ordered_pairs():
     """Of 3 > 1 = 1 (two ordered pairs) and 0 > -2 (one), with what stands in the padding left out."""
-    scored = reward.Scored(
+    scored = comparisons.Scored(
         torch.tensor([[3.0, 1.0, 0.5], [0.0, -2.0, 99.0]]),
         torch.tensor([[1, 1, 1], [1, 1, 0]]),
         torch.tensor([[1, 2, 2], [1, 2, 0]]),
         torch.zeros(2, 3, 3),
     )
-    _, sums = reward.batch_loss("balanced", scored, reward.RewardConfig())
+    _, sums = comparisons.batch_loss("balanced", scored, reward.RewardConfig())
     assert sums["train/accuracy"] == (3, 3)
     assert sums["train/score_chosen"] == (pytest.approx(3 + 3 + 0), 3)
     assert sums["train/score_rejected"] == (pytest.approx(1 + 0.5 - 2), 3)
@@ -528,7 +528,7 @@ def test_a_member_of_few_prompts_has_one_at_least():
     source = Source("mine", {split: Part(comparisons=rankings) for split in SPLITS})
     for seed in range(20):
         config = reward.RewardConfig(member_share=0.05, seed=seed)
-        assert 1 <= len(reward.comparisons_for(config, source)[1]) <= 2
+        assert 1 <= len(comparisons.comparisons_for(config, source)[1]) <= 2
 
 
 @pytest.mark.parametrize(("prompts", "samples"), [(1, 32), (3, 33), (32, 32), (40, 40)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from parallel import assert_same, metrics_of, samples_of, torchrun
+from parallel import assert_same, forked, metrics_of, samples_of, torchrun
 from preferl.judging.scorers import Ensemble, ShardedScorer
 from preferl.runs import distributed
 from preferl.runs.errors import StoppedElsewhere, UsageError
@@ -111,7 +111,8 @@ def test_several_processes_train_as_one(config, algorithm, tmp_path, policy_dire
     processes, options = CASES[algorithm]
     config = dataclasses.replace(config, algorithm=algorithm, **options)
     one = rl.run(config)
-    done = torchrun("rl", processes, dataclasses.replace(config, output_dir="several", micro_batch_size=3))
+    launch = torchrun if algorithm == "ppo" else forked
+    done = launch("rl", processes, dataclasses.replace(config, output_dir="several", micro_batch_size=3))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "several"
     assert done.stdout.count("rl: ") == capsys.readouterr().out.count("rl: ")
@@ -138,7 +139,7 @@ def test_what_differs_is_only_the_rounding_of_other_batches(config, tmp_path, mo
     config = dataclasses.replace(
         config, algorithm="rebel", num_iterations=6, eval_every=0, sampling_batch_size=8, micro_batch_size=8
     )
-    done = torchrun("rl", 2, dataclasses.replace(config, output_dir="several"))
+    done = forked("rl", 2, dataclasses.replace(config, output_dir="several"))
     assert done.returncode == 0, done.stderr
 
     def of_both(rows, unit=1):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preferl import world
-from preferl.data import formats, sources
+from preferl.data import formats, world_files
 from preferl.data.records import SPLITS
 from preferl.models.tiny import train_tokenizer
 from preferl.world import facts
@@ -510,10 +510,10 @@ def test_unknown_names_are_errors():
 
 
 def test_the_world_as_files(tmp_path):
-    paths = sources.write_world(tmp_path / "new", seed=1)
+    paths = world_files.write_world(tmp_path / "new", seed=1)
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == sorted(p.name for p in paths)
     first = {p.name: p.read_bytes() for p in paths}
-    assert {p.name: p.read_bytes() for p in sources.write_world(tmp_path / "new", seed=1)} == first
+    assert {p.name: p.read_bytes() for p in world_files.write_world(tmp_path / "new", seed=1)} == first
     named = {p.stem: str(p) for p in paths}
     prompts, report, _ = formats.load(named["prompts"], kind="prompt")
     asked = [[{"role": "user", "content": p.text}] for p in world.shuffled_prompts(1)]

@@ -8,19 +8,15 @@ else is read by ``formats``.
 import dataclasses
 import functools
 import json
-import math
-import random
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from preferl import world
 from preferl.data import containers, copies, formats
 from preferl.data.columns import Options
-from preferl.data.files import Row, Table, write_rows
+from preferl.data.files import Row, Table
 from preferl.data.own_pairs import own_pairs
 from preferl.data.rated import comparisons_by, labelled_comparisons
 from preferl.data.records import (
@@ -37,6 +33,7 @@ from preferl.data.records import (
     prompt_key,
 )
 from preferl.data.splits import SHARES, Splits, check_shares, counts, divide, meaning, normalised
+from preferl.data.texts import passages
 
 # Columns that name what kind of prompt a row has; the first that tells the rows apart is taken.
 PROMPT_CATEGORIES = ("category", "subset", "family", "task")
@@ -577,45 +574,6 @@ def distinct(records: Iterable[PromptRecord]) -> list[PromptRecord]:
     return list(seen.values())
 
 
-# --------------------------------------------------------------------------------------------- plain texts
-
-
-def opening(text: Demonstration, opening_words: int, max_response_words: int | None) -> Demonstration | None:
-    """Cuts a plain text into its first words (the prompt) and what follows (the response).
-
-    With ``max_response_words`` the response ends with the last sentence that fits. None where nothing is
-    left. White space is kept: prompt + response is a prefix of the text.
-    """
-    ends = [match.end() for match in re.finditer(r"\S+", text.response)]
-    if len(ends) <= opening_words:
-        return None
-    cut = ends[opening_words - 1]
-    if max_response_words is None:
-        return Demonstration(text.response[:cut], text.response[cut:].rstrip(), text.columns)
-    window = text.response[cut : ends[min(opening_words + max_response_words, len(ends)) - 1]]
-    sentences = [match.end() for match in re.finditer(r"[.!?][\"')]*(?=\s|$)", window)]
-    if not sentences:
-        return None
-    return Demonstration(text.response[:cut], window[: sentences[-1]], text.columns)
-
-
-def passages(text: Demonstration, opening_words: int, max_response_words: int | None) -> list[Demonstration]:
-    """A text as demonstrations one after the other, so that all of it is learnt from.
-
-    Only the first is an opening (``passage`` 0) and so a prompt for sampling; the others stay in its split.
-    """
-    found: list[Demonstration] = []
-    first = opening(text, opening_words, max_response_words)
-    rest = text.response
-    while first is not None:
-        columns = text.columns | {"passage": len(found)}
-        found.append(Demonstration(first.prompt, first.response, columns))
-        # Prompt and response are a prefix of the text; the next passage begins with the first word after it.
-        rest = rest[len(first.prompt) + len(first.response) :].lstrip()
-        first = opening(Demonstration("", rest, text.columns), opening_words, max_response_words)
-    return found
-
-
 def dialogue(record: Record) -> Record:
     """A record whose plain-text prompt became the user's turn."""
     if not isinstance(record.prompt, str):
@@ -672,61 +630,3 @@ def own_pairs_source(name: str) -> Source:
     )
     categories = {prompt_key(p.prompt): p.columns["category"] for rows in pairs.values() for p in rows}
     return Source(name, parts, [note], categories)
-
-
-def write_world(out: Path, seed: int = 0) -> list[Path]:
-    """Writes prompts, demonstrations and labelled pairs as JSON Lines; returns the paths.
-
-    Pairs are two responses to one prompt made like the demonstrations, labelled by Bradley-Terry on r*.
-    """
-    prompts = world.shuffled_prompts(seed)
-    asked = [{"prompt": world_message(p.text), "family": p.family, "split": p.split} for p in prompts]
-    demonstrations: list[dict[str, Any]] = []
-    for name in ("train", "dev"):
-        for p, response in world.sft_corpus(seed, name):
-            row = {"prompt": world_message(p.text), "completion": response, "family": p.family}
-            demonstrations.append(row | {"split": name})
-    paths = world_files(out)
-    for path, rows in zip(paths, (asked, demonstrations, list(_world_pairs(seed))), strict=True):
-        write_rows(path, rows)
-    return paths
-
-
-def world_files(out: Path) -> list[Path]:
-    """What ``write_world`` writes into a folder."""
-    return [out / f"{name}.jsonl" for name in ("prompts", "demonstrations", "preferences")]
-
-
-def _world_pairs(seed: int) -> Iterator[dict[str, object]]:
-    """Two pairs a prompt, where the two responses differ."""
-    rng = random.Random(f"{seed}/pairs")
-    for name in world.SPLITS:
-        responses: dict[world.WorldPrompt, list[str]] = {}
-        for prompt, response in world.sft_corpus(seed, name, per_prompt=4):
-            responses.setdefault(prompt, []).append(response)
-        for prompt, (a, b, c, d) in responses.items():
-            for first, second in ((a, b), (c, d)):
-                if first != second:
-                    yield _world_pair(prompt, first, second, rng.random())
-
-
-def _world_pair(prompt: world.WorldPrompt, a: str, b: str, u: float) -> dict[str, object]:
-    """A row in which ``a`` is preferred with probability σ(r*(a) − r*(b)), decided by ``u`` in [0, 1)."""
-    gold_a, gold_b = world.gold_reward(prompt.text, a), world.gold_reward(prompt.text, b)
-    p_a = 1 / (1 + math.exp(gold_b - gold_a))
-    first = u < p_a
-    return {
-        "prompt": world_message(prompt.text),
-        "chosen": a if first else b,
-        "rejected": b if first else a,
-        "family": prompt.family,
-        "split": prompt.split,
-        "annotator": "world",
-        "gold_chosen": gold_a if first else gold_b,
-        "gold_rejected": gold_b if first else gold_a,
-        "p_chosen": p_a if first else 1 - p_a,
-    }
-
-
-def world_message(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]

@@ -46,7 +46,7 @@ class DesignConfig:
 def main(arguments: list[str]) -> int:
     """Runs the command; returns the exit code."""
     arguments = ["--fresh=true" if a == "--fresh" else a for a in arguments]
-    parser = parser_for(DesignConfig, USAGE, (__doc__ or "").strip())
+    parser = parser_for(DesignConfig, USAGE, (__doc__ or "").strip(), arguments or ["--help"])
     if not arguments or arguments[0] in ("--help", "-h"):
         parser.parse_args(["--help"])
     behaviour, *rest = arguments

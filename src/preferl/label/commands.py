@@ -155,7 +155,7 @@ def run_command(arguments: list[str]) -> int:
 
 def parse_options(config_class: type, command: str, arguments: list[str]) -> Any:
     """A command's options."""
-    parser = parser_for(config_class, f"preferl label {command}".strip(), ABOUT[command])
+    parser = parser_for(config_class, f"preferl label {command}".strip(), ABOUT[command], arguments)
     return instantiate(parser, config_class, parser.parse_args(arguments))
 
 

@@ -199,19 +199,25 @@ class Parser(ArgumentParser):
         return sorted({n for n in names if n and not n.endswith("+")})
 
 
-def parser_for(config_class: type, prog: str, description: str) -> Parser:
-    """A parser with one flag per field of ``config_class``, ``--config`` and ``--print_config``."""
+def parser_for(config_class: type, prog: str, description: str, arguments: Sequence[str] = ()) -> Parser:
+    """A parser with one flag per field of ``config_class``, ``--config`` and ``--print_config``. They have
+    help texts where ``arguments`` ask for them."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
-    with field_texts():
+    with field_texts(arguments):
         parser.add_class_arguments(config_class, nested_key=None)
     return parser
 
 
 @contextlib.contextmanager
-def field_texts() -> Iterator[None]:
-    """An option's help is the text below its field; jsonargparse's own setting otherwise."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+def field_texts(arguments: Sequence[str]) -> Iterator[None]:
+    """An option's help is the text below its field; jsonargparse's own setting otherwise.
+
+    The texts are read from the source, which takes longer than all else that a parser does, so only where
+    ``arguments`` show them.
+    """
+    shown = any(text == "-h" or text.startswith(("--help", "--print_config=")) for text in arguments)
+    set_parsing_settings(docstring_parse_attribute_docstrings=shown)
     try:
         yield
     finally:

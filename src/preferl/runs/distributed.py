@@ -8,6 +8,7 @@ the number of processes changes nothing but rounding. Only the first one writes 
 """
 
 import contextlib
+import contextvars
 import functools
 import os
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_writing = contextvars.ContextVar("writing", default=False)  # whether a function of main_writes is at work
 GRACE_S = 10.0  # for the process that failed to say why, before the others end
 
 
@@ -196,13 +198,24 @@ def sync_errors() -> Iterator[None]:
 
 def main_writes(function: Callable[P, None]) -> Callable[P, None]:
     """A function that writes files: the first process calls it when all have read what was there before, and
-    the others wait for it."""
+    the others wait for it.
+
+    Raises:
+        RuntimeError: one is called inside another. The first process would wait there for the others, which
+            wait for its end; a single process refuses it too, so that it is found where there is only one.
+    """
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> None:
+        if _writing.get():
+            raise RuntimeError(f"{function.__qualname__} is called inside another function of main_writes")
         barrier()
         with sync_errors():
             if rank() == 0:
-                function(*args, **options)
+                token = _writing.set(True)
+                try:
+                    function(*args, **options)
+                finally:
+                    _writing.reset(token)
 
     return call
