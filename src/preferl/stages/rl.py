@@ -255,7 +255,8 @@ def train(
     if not config.ref_model:
         checks.append(f"KL of the first batch below {MAX_FIRST_KL[dtype]:.0e} nats per response")
     checks.append("weights of " + " and ".join(hashes) + " unchanged")
-    cut = say_what_was_cut([trainer.policy], [scorer], stage.say)
+    watched = [other for other in (trainer.gold, trainer.annotator) if other is not None]
+    cut = say_what_was_cut([trainer.policy], [scorer, *watched], stage.say)
     stage.finish(
         **cut,
         algorithm=config.algorithm,
