@@ -266,7 +266,7 @@ def load_policy(
     refuse_sight_of_the_future(model.eval(), name_or_path)
     ensure_eos_token(tokenizer, model)
     ensure_pad_token(tokenizer, model)
-    return model.to(device), tokenizer
+    return model.to(device).eval(), tokenizer
 
 
 @torch.no_grad()

@@ -129,19 +129,6 @@ def load_trunk(name_or_path: str) -> PreTrainedModel:
     return next(part for part in language_model.children() if isinstance(part, PreTrainedModel))
 
 
-def ready(model: PreTrainedModel, tokenizer: Any, device: torch.device) -> tuple[PreTrainedModel, Any]:
-    """A model as scores are asked of it, and its tokenizer: with padding, in evaluation mode, and knowing
-    behind which token a pair's second text begins where the encoder reads it by embeddings of its own."""
-    if not reads_segments(tokenizer):
-        ensure_eos_token(tokenizer, model)
-    ensure_pad_token(tokenizer, model)
-    types = tokenizer("a", "b").get("token_type_ids") if takes(model, "token_type_ids") else None
-    if types and max(types) and getattr(model.config, "type_vocab_size", 0) > 1:
-        model.segment_separator = tokenizer.sep_token_id
-    refuse_read_padding(model.eval(), tokenizer)
-    return model.to(device), tokenizer
-
-
 @torch.no_grad()
 def refuse_read_padding(model: PreTrainedModel, tokenizer: Any) -> None:
     """A head may read the last column of a batch, whatever stands there (XLNet's), and layers may mix padding
@@ -165,6 +152,19 @@ def refuse_read_padding(model: PreTrainedModel, tokenizer: Any) -> None:
             f"follows it: {alone:.4g} alone, {together:.4g} in a batch. Its layers or its head read padding; "
             f"take a reward model of another family"
         )
+
+
+def ready(model: PreTrainedModel, tokenizer: Any, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """A model as scores are asked of it, and its tokenizer: with padding, in evaluation mode, and knowing
+    behind which token a pair's second text begins where the encoder reads it by embeddings of its own."""
+    if not reads_segments(tokenizer):
+        ensure_eos_token(tokenizer, model)
+    ensure_pad_token(tokenizer, model)
+    types = tokenizer("a", "b").get("token_type_ids") if takes(model, "token_type_ids") else None
+    if types and max(types) and getattr(model.config, "type_vocab_size", 0) > 1:
+        model.segment_separator = tokenizer.sep_token_id
+    refuse_read_padding(model.eval(), tokenizer)
+    return model.to(device).eval(), tokenizer
 
 
 def check_pooling(pooling: str) -> None:
