@@ -188,6 +188,11 @@ def test_a_function_of_a_persons_own_is_told_by_its_file(tmp_path, monkeypatch):
     # What is installed is told by its version; a word before a colon is no module of a person's.
     assert identify({"reward_model": "json:dumps"}).inputs == {}
     assert identify({"reward_model": "keyword:please"}).inputs == {}
+    (tmp_path / "ppo" / "state").mkdir(parents=True)  # `--algorithm ppo --output_dir ppo`, while it runs
+    monkeypatch.chdir(tmp_path)
+    assert identify({"algorithm": "ppo"}).inputs == {}
+    (tmp_path / "own.py").write_text("row = None")
+    assert list(identify({"algorithm": "own:row"}).inputs) == ["algorithm"]
 
 
 def test_a_hub_name_is_told_by_its_revision(tmp_path, monkeypatch):

@@ -132,6 +132,8 @@ def identify(given: Mapping[str, Any]) -> Identity:
             continue  # not a folder that is called like the embedded world
         if option == "layout" and not Path(text).is_file():
             continue  # the name of one that is known
+        if option == "algorithm" and ":" not in text:
+            continue  # one of ours, and not a folder that is called like it
         revision = options.get("revision") if option == "dataset_name" else None
         for number, found in enumerate(inputs_in(text, revision), 1):
             inputs[option if number == 1 else f"{option}-{number}"] = found
