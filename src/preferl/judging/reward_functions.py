@@ -23,6 +23,7 @@ import torch
 from transformers import TrainerState
 
 from preferl.data.records import Prompt, UserTurn
+from preferl.judging.utilities import NotSampled
 from preferl.runs import distributed, signals
 from preferl.runs.errors import Interrupted, UsageError
 from preferl.runs.plugins import load_object
@@ -31,6 +32,7 @@ ARGUMENTS = (
     *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"),
     *("finished", "lengths"),
 )
+OF_SAMPLED = ("completion_ids", "lengths")
 SLOW_S = 1.0  # of a call: a function that took longer runs beside the others the next time
 SEARCH_S = 10.0  # for finding the row at which a function fails
 
@@ -90,8 +92,14 @@ class RewardFunction:
     def _check_arguments(self, given: Mapping[str, Any]) -> None:
         """Raises:
         UsageError: the function asks for something that it is not given.
+        NotSampled: for tokens of responses that were not sampled here.
         """
         missing = [name for name in required_arguments(self.function) if name not in given]
+        if missing and all(name in OF_SAMPLED for name in missing):
+            raise NotSampled(
+                f"the reward function '{self.name}' asks for {', '.join(missing)}, which is known only of "
+                f"responses that preferl sampled"
+            )
         if missing:
             columns = ", ".join(name for name in given if name not in ARGUMENTS) or "none"
             raise UsageError(
