@@ -54,6 +54,17 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "RecurrentGemma",
         HEADS | {"lru_width": 32, "attention_window_size": 16, "block_types": ["recurrent", "attention"]},
     ),
+    "phimoe": ("Phimoe", HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "ctrl": ("CTRL", {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 64, "n_positions": 128}),
+    "zamba2": (
+        "Zamba2",
+        {
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "layers_block_type": ["linear_attention", "hybrid"],
+        }
+        | {"mamba_d_state": 8, "n_mamba_heads": 8, "chunk_size": 8},
+    ),
     "granite": ("Granite", HEADS),
     "cohere": ("Cohere", HEADS),
     "qwen3_next": (
@@ -113,21 +124,50 @@ def decoder(name: str, seed: int = 0) -> PreTrainedModel:
     prefix, options = DECODERS[name]
     tokenizer = character_tokenizer()
     options = options | {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    suffix = "LMHeadModel" if prefix == "GPT2" else "ForCausalLM"
+    suffix = "LMHeadModel" if prefix in ("GPT2", "CTRL") else "ForCausalLM"
     config = "Gemma3Text" if prefix == "Gemma3" else prefix
     return _build(config, prefix + suffix, options, tokenizer, seed)
 
 
-def gemma3_with_vision(seed: int = 0) -> PreTrainedModel:
-    """A Gemma 3 that also sees pictures: its text configuration is nested in it."""
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+WITH_VISION: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "gemma3_with_vision": ("Gemma3", GEMMA, {}, {"mm_tokens_per_image": 4}),
+    "llama4_with_vision": (
+        "Llama4",
+        HEADS
+        | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 64}
+        | {"attention_chunk_size": 16},
+        {"vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
+        {"image_token_index": 5},
+    ),
+    "mistral3_with_vision": (
+        "Mistral3",
+        HEADS | {"model_type": "mistral", "head_dim": 8},
+        {"model_type": "pixtral", "head_dim": 8},
+        {"image_token_index": 5},
+    ),
+}
+"""Models that also see pictures, whose text configuration is nested: the prefix of their classes, and what
+text, vision and whole need beside SIZE and VISION."""
+
+
+def with_vision(name: str, seed: int = 0) -> PreTrainedModel:
+    """A model that also sees pictures."""
+    prefix, text, vision, whole = WITH_VISION[name]
     tokenizer = character_tokenizer()
-    text = SIZE | GEMMA | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    text = SIZE | text | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision |= {"image_size": 8, "patch_size": 4}
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    made = getattr(transformers, f"{prefix}Config")
+    config = made(text_config=text, vision_config=VISION | vision, **whole)
     torch.manual_seed(seed)
-    return transformers.Gemma3ForConditionalGeneration(config).eval()
+    return getattr(transformers, f"{prefix}ForConditionalGeneration")(config).eval()
 
 
 def encoder(name: str, seed: int = 0) -> PreTrainedModel:
@@ -148,7 +188,7 @@ def _build(config: str, model: str, options: dict[str, Any], tokenizer: Any, see
 
 
 def save_decoder(path: Path, name: str, seed: int = 0) -> Path:
-    made = gemma3_with_vision(seed) if name == "gemma3_with_vision" else decoder(name, seed)
+    made = with_vision(name, seed) if name in WITH_VISION else decoder(name, seed)
     made.save_pretrained(path)
     character_tokenizer().save_pretrained(path)
     return path

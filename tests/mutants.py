@@ -664,7 +664,7 @@ MUTANTS = (
     Mutant("what-is-not-used-is-passed-over", "data/recognise.py",
            'if self.options.dataset_format == "auto":', "if False:",
            (LAYOUTS + "test_what_looks_as_if_it_counted_is_not_passed_over",)),
-    Mutant("one-of-several-meanings-is-taken", "data/winners.py", "if len(fits) == 1:", "if fits:",
+    Mutant("one-of-several-meanings-is-taken", "data/codings.py", "if len(fits) == 1:", "if fits:",
            (LAYOUTS + "test_what_can_mean_several_things_is_asked_and_the_answer_taken",)),
     Mutant("rankings-written-as-pairs", "data/formats.py", "WHOLE_LAYOUTS | PAIR_LAYOUTS",
            "PAIR_LAYOUTS | WHOLE_LAYOUTS", (RANKINGS + "test_conversion_to_pairs_and_to_rankings",)),

@@ -211,6 +211,23 @@ def test_folders_below_are_named_where_nothing_else_is_there(tmp_path):
     assert values(f"{found}:helpful") == PAIRS
 
 
+def test_folders_that_are_called_like_splits_are_splits(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "part-0.jsonl").write_text(json.dumps({"text": f"One {split}."}) + "\n")
+    assert [(row.split, row.value) for row in read_rows(str(tmp_path))] == [
+        ("test", {"text": "One test."}),
+        ("train", {"text": "One train."}),
+    ]
+
+
+def test_what_lies_beside_data_is_not_read(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": "One."}) + "\n")
+    for name in ("config.json", ".cache.json", "requirements.txt", "LICENSE.txt", "README.md"):
+        (tmp_path / name).write_text("{}")
+    assert [row.value for row in read_rows(str(tmp_path))] == [{"text": "One."}]
+
+
 def test_a_pointer_of_git_lfs_is_named_as_such(tmp_path):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     for name in ("a.parquet", "a.jsonl", "a.json", "a.csv", "a.jsonl.gz"):

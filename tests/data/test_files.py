@@ -53,6 +53,54 @@ def test_json_files_that_hold_no_rows(tmp_path, text):
         formats.load(write(tmp_path / "a.json", text), "prompt")
 
 
+ROWS = [{"prompt": f"p{i}", "chosen": "c", "rejected": "r"} for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"version": 1, "data": ROWS},
+        {"prompt": ["p0", "p1", "p2"], "chosen": ["c"] * 3, "rejected": ["r"] * 3},
+        {key: {str(i): row[key] for i, row in enumerate(ROWS)} for key in ROWS[0]},
+        {"features": [], "rows": [{"row_idx": i, "row": row} for i, row in enumerate(ROWS)]},
+    ],
+)
+def test_json_that_other_programs_write_around_rows(tmp_path, value):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(value))
+    assert [row.value for row in files.file_rows(path)] == ROWS
+
+
+def test_json_with_an_array_for_each_split_and_objects_over_several_lines(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"train": ROWS[:2], "test": ROWS[2:]}))
+    read = list(containers.read_rows(str(path)))
+    assert [(row.split, row.value) for row in read] == list(
+        zip(["train", "train", "test"], ROWS, strict=True)
+    )
+    assert read[2].where == f"{path}[test]: row 1"
+    path.write_text("\n".join(json.dumps(row, indent=2) for row in ROWS))
+    assert [row.value for row in files.file_rows(path)] == ROWS
+    path.write_text(json.dumps({"hidden_size": 3, "names": ["a"]}))
+    with pytest.raises(DataError, match=r"no array of rows.*name the file that is"):
+        list(files.file_rows(path))
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.jsonlines", "A.JSONL"])
+def test_other_names_of_json_lines(tmp_path, name):
+    write(tmp_path / name, *ROWS)
+    assert [row.value for row in containers.read_rows(str(tmp_path / name))] == ROWS
+    assert [row.value for row in containers.read_rows(str(tmp_path))] == ROWS
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+def test_utf16_is_named_as_such(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes("prompt,chosen,rejected\na,b,c\n".encode("utf-16"))
+    with pytest.raises(DataError, match="is UTF-16, not UTF-8"):
+        list(files.file_rows(path))
+
+
 def test_plain_text_is_cut_at_empty_lines(tmp_path):
     name = write(tmp_path / "a.txt", "", "First:", "Speak.", " ", "", "\tAll:", "Speak, speak!\r", "")
     records = formats.load(name, "demonstration")[0]

@@ -126,8 +126,10 @@ def expected(rules: Rules, messages: list[dict[str, str]], generate: bool) -> li
 def learnt(rules: Rules, messages: list[dict[str, str]], response: str) -> list[int]:
     """The response's ids: what the template writes behind the prompt; its own text where the template writes
     no such thing."""
-    own = rules.opens or (rules.thoughts == "all" and "</think>" in response)
-    return [*characters(response.strip() if rules.trims and not own else response), IDS[rules.end]]
+    opened = rules.opens and response.startswith("<think>")  # once is enough
+    own = (rules.opens and not opened) or (rules.thoughts == "all" and "</think>" in response)
+    text = response.strip() if rules.trims and not own else response
+    return [*characters(text.removeprefix("<think>") if opened else text), IDS[rules.end]]
 
 
 RULES = st.builds(

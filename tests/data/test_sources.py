@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from example_rows import write
 
 from preferl.data.files import Table
 from preferl.data.records import DataError, Demonstration, prompt_key
-from preferl.data.sources import load_source
+from preferl.data.sources import load_beside, load_source
 from preferl.data.texts import opening, passages
+from preferl.stages.reward import RewardConfig
 from preferl.world import FAMILIES
 
 
@@ -134,3 +136,33 @@ def test_a_split_without_rows_is_an_error_that_says_what_to_do():
     with pytest.raises(DataError, match="has no pairs: it has prompts and demonstrations") as caught:
         load_source(Table([{"prompt": f"p{i}", "completion": "a"} for i in range(40)])).need("pairs", "train")
     assert "--split_shares" not in str(caught.value)
+
+
+def test_what_was_said_of_one_data_set_is_not_said_of_another_beside_it(tmp_path):
+    """A column of the same name may mean the opposite there."""
+    good, bad = "An apple.", "A stone."
+    first = [{"q": f"Q{i}", "a": good, "b": bad, "w": 1} for i in range(12)]
+    config = RewardConfig(
+        dataset_name=write(tmp_path / "first.jsonl", *first),
+        columns="prompt=q,response_a=a,response_b=b",
+        winner="w:flag(1=a)",
+        dataset_format="ranking",
+    )
+    other = write(
+        tmp_path / "b.jsonl", *({"prompt": f"P{i}", "chosen": good, "rejected": bad} for i in range(12))
+    )
+    beside = load_beside("also_train_on", **config.source_of(other))
+    assert {pair.chosen for pair in beside.train.pairs} == {good}
+    unclear = write(tmp_path / "c.jsonl", *first)
+    with pytest.raises(DataError, match=r"also_train_on: .*preferl data convert .*c\.jsonl OUT\.jsonl"):
+        load_beside("also_train_on", **config.source_of(unclear))
+
+
+def test_a_text_that_writes_a_dialogue_down_is_no_opening_and_its_rest(tmp_path):
+    lines = [
+        f"<|im_start|>user\nName {i}.<|im_end|>\n<|im_start|>assistant\nA fruit.<|im_end|>\n"
+        for i in range(12)
+    ]
+    source = load_source(write(tmp_path / "a.jsonl", *({"text": line} for line in lines)))
+    assert {d.response for d in source.train.demonstrations} == {"A fruit."}
+    assert all(d.prompt[0]["content"].startswith("Name ") for d in source.train.demonstrations)

@@ -121,6 +121,30 @@ def test_a_response_keeps_the_thought_that_the_template_would_drop():
     assert tokenizer.decode(response) == "two</think>4</s>"
 
 
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("start", ["<think>\n", "<think>", "\n<think>\n\n"])
+def test_a_thought_that_the_prompt_opens_is_not_opened_again(start, kind, special):
+    answer = f"{start}two and two\n</think>\n\nIt is 4."
+    r1 = family("DeepSeek-R1", kind)
+    thinking = family("Qwen3", kind)  # as its thinking models have it, which also write the thought
+    opening = r"{{- '<|im_start|>assistant\n' }}"
+    assert opening in thinking.chat_template
+    thinking.chat_template = thinking.chat_template.replace(opening, opening[:-4] + r"<think>\n' }}")
+    for tokenizer in (r1, thinking):
+        if special:
+            tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+        prompt, response = example_ids(tokenizer, DIALOGUE, answer)
+        assert prompt == prompt_ids(tokenizer, DIALOGUE)
+        assert tokenizer.convert_tokens_to_ids("<think>") not in response
+    # The one writes a thought in its own way, the other never writes one.
+    whole = rendered(thinking, [*DIALOGUE, {"role": "assistant", "content": answer}])
+    assert prompt + response == plain(thinking, whole.removesuffix("\n"))
+    assert not rendering_notes(thinking)
+    if start == "<think>\n":
+        assert example_ids(r1, DIALOGUE, answer) == example_ids(r1, DIALOGUE, answer.removeprefix(start))
+
+
 def test_template_arguments_reach_it_and_stay_with_the_tokenizer(tmp_path):
     from transformers import AutoTokenizer
 

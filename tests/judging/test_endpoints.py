@@ -84,6 +84,8 @@ OF_ONE_PAIR = {
         (200, {}, {"choices": [{"message": {"content": "", "reasoning_content": "Hm. VERDICT: A"}}]}),
         "empty",
     ),
+    "legal reasons": ((451, {}, b"Unavailable For Legal Reasons"), "refused"),
+    "no choices": ((200, {}, {"choices": []}), "refused"),
     "cut off": (reply("VERDICT: A", "length"), "cut_off"),
     "no verdict": (reply("Both are fine, I would say."), None),
 }
@@ -225,6 +227,7 @@ BUSY = {
     "seconds": (429, {"Retry-After": "0.2"}, error("Rate limit reached")),
     "in words": (429, {}, error("Rate limit reached. Please try again in 200ms. Visit …")),
     "in a 200": (200, {}, error("Rate limit exceeded", code=429)),
+    "without the word error": (200, {}, {"detail": "Too many requests", "status": 429}),
     "in a choice": (200, {}, {"choices": [{"error": {"code": 429, "message": "too many requests"}}]}),
     "overloaded": (503, {}, error("The engine is currently overloaded, please try again later")),
     "Anthropic's": (529, {}, error("Overloaded", type="overloaded_error")),
@@ -392,3 +395,39 @@ def test_parts_of_a_reply_are_its_text():
 
     with serving(in_parts) as server:
         assert compare(server.judge(config=QUICK)).kept_N.all()
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning", "redacted_thinking"])
+def test_thoughts_among_the_parts_are_none_of_it(kind):
+    def in_parts(body: Body, n: int) -> Any:
+        text = more_good(body, n)[2]["choices"][0]["message"]["content"]
+        other = {"A": "VERDICT: B", "B": "VERDICT: A"}[text.strip()[-1]]
+        parts = [{"type": "text", "text": text}, {"type": kind, "text": f"\n{other}"}]
+        return 200, {}, {"choices": [{"message": {"content": parts}}]}
+
+    with serving(in_parts) as server:
+        assert compare(server.judge(config=QUICK)).probability_N.tolist() == [1.0] * 4
+
+
+def test_a_server_that_begins_without_choices_is_asked_again():
+    with serving(lambda body, n: (200, {}, {"choices": []}) if n < 3 else more_good(body, n)) as server:
+        assert compare(server.judge(config=QUICK)).probability_N.tolist() == [1.0] * 4
+
+
+def test_a_model_without_log_probabilities_is_asked_for_a_verdict_instead():
+    def refuses(body: Body, n: int) -> Any:
+        if "logprobs" in body:
+            return 400, {}, error("logprobs is not supported with this model", param="logprobs")
+        return more_good(body, n)
+
+    with serving(refuses) as server:
+        with pytest.raises(UsageError, match="use mode=verdict"):
+            compare(server.judge(options="?mode=logprob"))
+        assert compare(server.judge(options="?mode=verdict")).kept_N.all()
+
+
+def test_a_reply_that_ends_in_its_thoughts_says_so():
+    with serving(about(2, reply("<think>Hm.\nVERDICT: A"))) as server:
+        judge = server.judge(options="?unparsable=skip")
+        compare(judge)
+        assert "it ends in its <think>" in judge.examples[0]["reply"]

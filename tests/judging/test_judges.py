@@ -353,7 +353,8 @@ def test_an_answer_that_is_no_chat_completion_is_an_error(answer):
     with serving(lambda body, n: (200, {}, answer)) as server:
         with pytest.raises(UsageError, match=r"/v1/chat/completions answered status 200, but with no chat"):
             server.judge(False)(["p"], ["a"])
-        assert len(server.bodies) == 1
+        # Where the protocol is right and the reply is missing, it is worth another request.
+        assert len(server.bodies) == (5 if b"choices" in answer else 1)
 
 
 def test_answers_keep_their_order_and_requests_at_a_time_are_bounded():

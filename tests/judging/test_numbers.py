@@ -51,6 +51,25 @@ def test_the_part_that_gave_it_is_named(value, put_together):
         scores_of(scorer, [Pair("p", "a", "b")])
 
 
+def test_a_function_reads_the_columns_of_a_pairs_row():
+    def right(completions, answer, finished):
+        return [float(text == a) + 10 * f for text, a, f in zip(completions, answer, finished, strict=True)]
+
+    # The same responses to the same prompt, of which another one is right in the second row.
+    pairs = [
+        Pair(
+            "2 + 2?", "4.", "5.", None, {"answer": "4.", "finished_chosen": True, "finished_rejected": False}
+        ),
+        Pair(
+            "2 + 2?", "4.", "5.", None, {"answer": "5.", "finished_chosen": True, "finished_rejected": True}
+        ),
+    ]
+    chosen_N, rejected_N = scores_of(RewardFunction(right), pairs)
+    assert (chosen_N.tolist(), rejected_N.tolist()) == ([11.0, 10.0], [0.0, 11.0])
+    with pytest.raises(UsageError, match="column 'lengths', which reward functions are given by preferl"):
+        scores_of(RewardFunction(right), [Pair("p", "a", "b", None, {"answer": "a", "lengths": 3})])
+
+
 def test_none_is_no_score_and_is_said():
     with pytest.raises(UsageError, match="None"):
         scored(given(None), ["p"] * 2, ["a", "b"])

@@ -43,6 +43,9 @@ class Caller:
         (np.array([True, False, True]), [1.0, 0.0, 1.0]),
         ([np.float32(0.5), torch.tensor(2.0), 3], [0.5, 2.0, 3.0]),
         (iter([1.0, 2.0, 3.0]), [1.0, 2.0, 3.0]),
+        (torch.tensor([[1.0], [2.0], [3.0]]), [1.0, 2.0, 3.0]),
+        (np.array([[1], [2], [3]]), [1.0, 2.0, 3.0]),
+        (torch.tensor([1.0, 0.0, 3.0]).to_sparse(), [1.0, 0.0, 3.0]),
     ],
 )
 def test_what_a_function_may_return(returned, expected):
@@ -60,6 +63,8 @@ def test_what_a_function_may_return(returned, expected):
         ({"a": 1, "b": 2, "c": 3}, r"returned \{.*\} for 3 responses; it must return a list"),
         ([1.0, "2", 3.0], r"returned '2' for row 1, the response 'bb'; it must return a number, or None"),
         ([1.0, 2.0, [3.0, 4.0]], r"returned \[3\.0, 4\.0\] for row 2, the response 'ccc'"),
+        ({1.0, 2.0, 3.0}, r"returned \{1\.0, 2\.0, 3\.0\} for 3 responses; it must return a list"),
+        ([1.0, 10**400, 2.0], r"returned 1000+ for row 1, the response 'bb'"),
         (torch.ones(3, 2), r"returned \[1\.0, 1\.0\] for row 0"),
     ],
 )
@@ -83,7 +88,17 @@ def test_coroutines_are_awaited_in_a_notebooks_loop_too(function):
     assert asyncio.run(notebook()) == alone == ([1.0, 2.0, 3.0] if function is later else [1.0] * 3)
 
 
-@pytest.mark.parametrize("error", [ValueError("no answer"), SystemExit(0), KeyError("x"), AssertionError()])
+class OwnEnd(BaseException):
+    """What a library may raise past ``except Exception``."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(ValueError("no answer"), SystemExit(0), KeyError("x"), AssertionError()),
+        *(asyncio.CancelledError(), GeneratorExit(), OwnEnd("over")),
+    ],
+)
 def test_one_that_raises_is_named_with_the_row_and_the_response(error):
     def picky(prompts, completions, answer, **columns):
         for text, right in zip(completions, answer, strict=True):
@@ -129,6 +144,86 @@ def test_columns_reach_it_and_completions_are_as_prompts_are():
     assert seen["prompts"] == [messages, "plain"]
     assert seen["completions"] == [[{"role": "assistant", "content": "Hi."}], "text"]
     assert (seen["answer"], seen["columns"]["level"]) == (["x", "y"], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda completions: [len(text) for text in completions], [1.0, 2.0, 3.0]),
+        (lambda answer, lengths: [int(a) + n for a, n in zip(answer, lengths, strict=True)], [5.0, 7.0, 9.0]),
+        (lambda trainer_state, prompts: [trainer_state.global_step] * len(prompts), [0.0] * 3),
+    ],
+)
+def test_a_function_gets_what_it_names_and_no_more(function, expected):
+    columns = {"answer": ["1", "2", "3"], "lengths": [4, 5, 6], "level": [0, 0, 0]}
+    assert RewardFunction(function)(PROMPTS, TEXTS, **columns) == expected
+
+
+def test_what_it_asks_for_and_is_not_given_is_named_with_what_there_is():
+    def strict(completions, gold, level=3):
+        return [0.0] * len(completions)
+
+    with pytest.raises(UsageError, match=r"'strict' asks for gold, which it is not .*\(answer, level\)"):
+        RewardFunction(strict)(PROMPTS, TEXTS, answer=["A", "B", "C"], level=[1, 2, 3])
+
+
+def test_a_class_is_no_function():
+    with pytest.raises(UsageError, match="'m:Caller' is a class"):
+        RewardFunction(Caller, "m:Caller")
+
+
+def test_what_a_function_does_to_its_lists_reaches_nobody_else():
+    messages = [{"role": "user", "content": "Hello?"}]
+    answers = [{"text": "A"}, {"text": "B"}, {"text": "C"}]
+
+    def spoils(prompts, completions, answer, **columns):
+        prompts[0][0]["content"] = "spoilt"
+        answer[0]["text"] = "spoilt"
+        answer.pop()
+        completions.clear()
+        return [1.0, 2.0, 3.0]
+
+    def reads(prompts, completions, answer, **columns):
+        assert prompts[0] == [{"role": "user", "content": "Hello?"}]
+        return [float(a["text"] in "ABC") for a in answer]
+
+    mixture = as_scorer([spoils, reads], torch.device("cpu"))
+    assert mixture([messages, "two", "three"], TEXTS, answer=answers) == [2.0, 3.0, 4.0]
+    assert (messages[0]["content"], len(answers), answers[0]["text"]) == ("Hello?", 3, "A")
+
+
+@pytest.mark.parametrize(
+    ("door", "value", "message"),
+    [
+        ("log_extra", [object()] * 3, r"logs 'it' as \[<object.*, which cannot be written as JSON"),
+        (
+            "log_extra",
+            [1],
+            r"logs the column 'it' as \[1\]; it must be a list with a value for each of the 3",
+        ),
+        ("log_extra", 5, "logs the column 'it' as 5"),
+        ("log_metric", {1, 2}, "logs 'it' as .*cannot be written as JSON"),
+    ],
+)
+def test_what_cannot_be_logged_is_refused(door, value, message):
+    def logs(prompts, completions, **columns):
+        columns[door]("it", value)
+        return [0.0] * len(completions)
+
+    with pytest.raises(UsageError, match=f"'logs' {message}"):
+        RewardFunction(logs)(PROMPTS, TEXTS)
+
+
+def test_arrays_and_tensors_are_logged_as_lists():
+    def logs(prompts, completions, log_extra, log_metric, **columns):
+        log_extra("a", np.arange(3))
+        log_extra("t", [torch.tensor(1.5)] * 3)
+        log_metric("m", torch.tensor(2.0))
+        return [0.0] * len(completions)
+
+    log = RewardLog()
+    RewardFunction(logs)(PROMPTS, TEXTS, log_extra=log.extra, log_metric=log.metric)
+    assert (log.columns, log.numbers["m"]) == ({"a": [0, 1, 2], "t": [1.5] * 3}, [2.0])
 
 
 def test_several_functions_with_weights_and_none_for_rows_that_do_not_apply():

@@ -62,6 +62,14 @@ READ = {
     "`A`": 1.0,
     "The winner is Assistant A.": 1.0,
     "VERDICT: A\r\n": 1.0,
+    "VERDICT: A \u2705": 1.0,
+    "VERDICT: B</s>": 0.0,
+    "VERDICT: B<|im_end|>": 0.0,
+    "<b>VERDICT: A</b>": 1.0,
+    "VERDICT:\u200b A": 1.0,
+    "\uff36\uff25\uff32\uff24\uff29\uff23\uff34\uff1a\uff22": 0.0,  # full width
+    "VERDICT: A\nVERDICT: A": 1.0,
+    "Response A is better.\nVERDICT: B": 0.0,
 }
 UNREAD = [
     "",
@@ -163,5 +171,6 @@ def test_what_stands_before_the_last_line_decides_nothing(text, verdict, other):
 def test_only_what_names_a_side_or_a_tie_is_a_verdict(text):
     value = parse_verdict(text)
     if value is not None:
-        line = [part for part in text.lower().split("\n") if part.strip()][-1]
+        wide = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+        line = [part for part in text.translate(wide).lower().split("\n") if part.strip()][-1]
         assert {1.0: "a", 0.0: "b", 0.5: ""}[value] in line

@@ -11,7 +11,14 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers import processors
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 import families
 import preferl
@@ -23,6 +30,7 @@ from preferl.models.reward import (
     critic_from_policy,
     fold_normalisation,
     load_reward_model,
+    new_attribute_model,
     save_adapter,
     token_values,
     with_lora,
@@ -40,9 +48,10 @@ CPU = torch.device("cpu")
 PROMPTS = ["abc", "What is the capital of France?", "x", "defghijkl"]
 EVERY = [*DECODERS, "gemma3_with_vision"]
 # What a cache cannot do here (Mamba's with padding, RWKV's of another kind) is sampled by whole passes.
-WITHOUT_CACHE = {"mamba", "falcon_mamba", "rwkv", "recurrent_gemma"}
+# The steps of Zamba 2 are not quite those of its passes.
+WITHOUT_CACHE = {"mamba", "falcon_mamba", "rwkv", "recurrent_gemma", "zamba2"}
 # No class of transformers has a head that scores for them.
-WITHOUT_SCORES = {"lfm2", "mamba", "mamba2", "rwkv", "falcon_mamba", "recurrent_gemma", "granite", "cohere"}
+WITHOUT_SCORES = {"lfm2", "mamba", "rwkv", "falcon_mamba", "recurrent_gemma", "granite", "cohere"}
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +160,9 @@ def test_a_family_that_lets_padding_into_its_state_is_found_out(saved):
     assert not passes.respects_left_padding(Policy.load(saved("rwkv"), "cpu").model)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gemma3_with_vision", "mamba2", "bloom", "qwen3_next", "rwkv"])
+@pytest.mark.parametrize(
+    "name", ["gemma3", "gemma3_with_vision", "mamba2", "bloom", "qwen3_next", "rwkv", "ctrl"]
+)
 def test_a_critic_values_states_as_if_rows_were_alone(name, saved):
     critic = critic_from_policy(saved(name), CPU)
     assert not critic.score.weight.any()
@@ -167,7 +178,7 @@ def test_a_critic_values_states_as_if_rows_were_alone(name, saved):
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["mamba2", "bloom", "jamba", "gpt2"])
+@pytest.mark.parametrize("name", ["mamba2", "bloom", "jamba", "gpt2", "phimoe"])
 def test_lora_weights_train_on_any_family(name, saved, tmp_path):
     """Fresh ones change nothing; trained ones are sampled from, and merged, as they are."""
     model, tokenizer = load.load_policy(saved(name), CPU)
@@ -190,6 +201,57 @@ def test_lora_weights_train_on_any_family(name, saved, tmp_path):
         after = whole(AutoModelForCausalLM, tmp_path / "model")(ids).logits
     torch.testing.assert_close(after, trained, atol=1e-4, rtol=0)
     assert (trained - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["llama4_with_vision", "mistral3_with_vision"])
+def test_a_model_that_sees_too_is_a_policy_and_a_critic_by_its_text_part(name, saved):
+    """transformers has no plain trunk for the one, and no class for text alone for the other."""
+    policy = Policy.load(saved(name), "cpu")
+    prompts = [policy.tokenizer(text)["input_ids"] for text in PROMPTS]
+    samples = policy.respond(PROMPTS, seed=1, response_length=8).samples
+    for row, prompt_ids in enumerate(prompts):
+        length = int(samples.mask_BT[row].sum())
+        ids = samples.response_BT[row, :length].tolist()
+        expected = plain_logprobs(policy.model, prompt_ids, ids, policy.tokenizer.pad_token_id)
+        assert samples.logp_BT[row, :length].tolist() == pytest.approx(expected, abs=1e-4)
+    torch.testing.assert_close(policy.logprobs(samples), samples.logp_BT, atol=1e-4, rtol=0)
+    critic = critic_from_policy(saved(name), CPU)
+    ids_BS = torch.arange(5, 17)[None]
+    assert token_values(critic, ids_BS, torch.ones_like(ids_BS), 9).tolist() == [[0.0] * 3]
+    assert (
+        load_reward_model(saved(name), CPU, new_head_allowed=True, pooling="mean")[0].score.out_features == 1
+    )
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_an_encoder_is_no_policy_although_transformers_loads_it_as_one(name, tmp_path):
+    """It would learn each token from the token itself."""
+    made = str(save_encoder(tmp_path / name, name))
+    with pytest.raises(
+        UsageError, match=rf"\({name}\) reads a token together with those after it.*preferl reward"
+    ):
+        load.load_policy(made, CPU)
+    load_reward_model(made, CPU, new_head_allowed=True)
+
+
+def test_a_family_without_a_class_that_writes_is_named(tmp_path):
+    made = str(save_encoder(tmp_path / "m", "distilbert"))
+    with pytest.raises(UsageError, match=r"of the family distilbert, .*no class that writes text"):
+        load.load_policy(made, CPU)
+
+
+def test_a_head_that_reads_padding_is_refused(tmp_path):
+    tokenizer = families.character_tokenizer()
+    size = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64, "initializer_range": 0.2}
+    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    torch.manual_seed(0)
+    model = XLNetForSequenceClassification(
+        XLNetConfig(vocab_size=len(tokenizer), num_labels=1, **size, **ids)
+    )
+    load.save(model, tokenizer, tmp_path / "xlnet")
+    assert load.max_positions(model) is None
+    with pytest.raises(UsageError, match=r"\(xlnet\) gives a text another score where padding follows it"):
+        load_reward_model(str(tmp_path / "xlnet"), CPU)
 
 
 # --------------------------------------------------------------------------------------------------- training
@@ -272,6 +334,47 @@ def test_a_family_without_scores_says_what_works_and_it_does(name, saved, tmp_pa
         with torch.no_grad():
             mean = trunk(torch.tensor([ids])).last_hidden_state[0].mean(0)
             assert score == pytest.approx(float(scorer.model.score(mean)), abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_groups": 2}, {"use_bias": True}, {"chunk_size": 4}])
+def test_a_mamba_2_that_scores_is_a_zamba_2_bit_for_bit(options, tmp_path, monkeypatch, capsys):
+    prefix, usual = DECODERS["mamba2"]
+    monkeypatch.setitem(DECODERS, "mamba2", (prefix, usual | options))
+    made = str(save_decoder(tmp_path / "m", "mamba2"))
+    model, _ = load_reward_model(made, CPU, new_head_allowed=True)
+    assert "kept as a zamba2 without attention" in capsys.readouterr().out
+    ids_BS = torch.arange(5, 45).reshape(2, 20)
+    mask_BS = torch.ones_like(ids_BS)
+    mask_BS[1, 13:] = 0
+    with torch.no_grad():
+        own = AutoModel.from_pretrained(made)(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
+        twin = model.base_model(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
+    assert torch.equal(twin[mask_BS.bool()], own[mask_BS.bool()])
+    heads, _ = new_attribute_model(made, CPU, ["helpful", "short"])
+    assert heads.score.out_features == 2
+
+
+def test_a_mamba_2_that_no_zamba_2_computes_says_what_works(tmp_path, monkeypatch):
+    prefix, usual = DECODERS["mamba2"]
+    monkeypatch.setitem(DECODERS, "mamba2", (prefix, usual | {"layer_norm_epsilon": 1e-3}))
+    made = str(save_decoder(tmp_path / "m", "mamba2"))
+    with pytest.raises(UsageError, match="--pooling mean"):
+        load_reward_model(made, CPU, new_head_allowed=True)
+
+
+def test_lora_weights_of_a_twin_are_put_on_it_again(saved, tmp_path):
+    model, _ = load_reward_model(saved("mamba2"), CPU, new_head_allowed=True)
+    adapted = with_lora(model, saved("mamba2"), 2, 4.0, 0.0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        ids = torch.arange(5, 25)[None]
+        before = adapted(ids).logits
+        save_adapter(adapted, tmp_path / "adapter", "last")
+        after = load_reward_model(str(tmp_path / "adapter"), CPU)[0](ids).logits
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -461,7 +564,7 @@ def test_roberta_reads_as_many_tokens_as_it_has_positions_for(tmp_path):
 
 def test_the_page_lists_what_is_tried():
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
-    for name in (*EVERY, *ENCODERS):
+    for name in (*EVERY, *families.WITH_VISION, *ENCODERS):
         assert f"`{name}`" in page
 
 

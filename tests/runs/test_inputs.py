@@ -188,6 +188,11 @@ def test_a_function_of_a_persons_own_is_told_by_its_file(tmp_path, monkeypatch):
     # What is installed is told by its version; a word before a colon is no module of a person's.
     assert identify({"reward_model": "json:dumps"}).inputs == {}
     assert identify({"reward_model": "keyword:please"}).inputs == {}
+    (tmp_path / "ppo" / "state").mkdir(parents=True)  # `--algorithm ppo --output_dir ppo`, while it runs
+    monkeypatch.chdir(tmp_path)
+    assert identify({"algorithm": "ppo"}).inputs == {}
+    (tmp_path / "own.py").write_text("row = None")
+    assert list(identify({"algorithm": "own:row"}).inputs) == ["algorithm"]
 
 
 def test_a_hub_name_is_told_by_its_revision(tmp_path, monkeypatch):
@@ -203,6 +208,25 @@ def test_a_hub_name_is_told_by_its_revision(tmp_path, monkeypatch):
         make(tmp_path / "rl", model_name_or_path="someone/model")
     shutil.rmtree(tmp_path / "hub")  # not known any more: not known to be another
     assert make(tmp_path / "rl", model_name_or_path="someone/model")
+
+
+def test_the_revision_of_a_data_set_may_be_an_options(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "datasets--someone--pairs"
+    for name, commit in (("main", "1111"), ("v1", "2222")):
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / name).write_text(commit)
+    (folder / "snapshots" / "3333").mkdir(parents=True)
+
+    def content(name, **options):
+        return identify({"dataset_name": name, **options}).inputs["dataset_name"].content
+
+    assert content("someone/pairs") == content("someone/pairs", revision=None) == "1111"
+    assert content("someone/pairs", revision="v1") == content("someone/pairs@v1") == "2222"
+    assert content("someone/pairs:config[test]", revision="3333") == "3333"
+    # Of the model and of other data sets nothing was said.
+    beside = identify({"dataset_name": "world", "also_train_on": "someone/pairs", "revision": "v1"}).inputs
+    assert beside["also_train_on"].content == "1111"
 
 
 def test_done_belongs_to_its_manifest(tmp_path, parts):

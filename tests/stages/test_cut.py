@@ -1,13 +1,19 @@
 """What does not fit is cut in a fixed order, counted and said."""
 
+import json
+import re
+
 import torch
 
 from preferl.data.records import Demonstration, UserTurn
+from preferl.judging.annotators import Annotator
 from preferl.judging.scorers import Mixture, what_was_cut
 from preferl.learning import comparisons
+from preferl.models import load
+from preferl.models.load import max_positions
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.sampling.policy import Policy
-from preferl.stages import sft
+from preferl.stages import collect, sft
 
 LONG = "Once upon a time there was a little dog. " * 10
 
@@ -42,6 +48,27 @@ def test_policies_and_reward_models_count_what_they_cut(policy_directory):
     cut, notes = what_was_cut([], [Mixture({"part": (1.0, model)})])
     assert cut == {"cut_by_model": {model.name: 2}}
     assert "2 of 3 responses cut" in notes[0]
+    assert what_was_cut([], [Annotator("own", model)]) == (cut, notes)
+
+
+def test_collect_says_what_its_annotator_has_cut(policy_directory, tmp_path, capsys):
+    torch.manual_seed(0)
+    model, tokenizer = load_reward_model(str(policy_directory), torch.device("cpu"), True)
+    load.save(model, tokenizer, tmp_path / "rm")
+    longer = LONG * (max_positions(model) // 100)
+    row = {"prompt": "Once", "responses": [longer, " a dog."]}
+    (tmp_path / "r.jsonl").write_text(json.dumps(row) + "\n")
+    found = collect.run(
+        collect.CollectConfig(
+            output_dir=str(tmp_path / "out"),
+            responses_file=str(tmp_path / "r.jsonl"),
+            annotator=str(tmp_path / "rm"),
+            device="cpu",
+        )
+    )
+    cut, read = map(int, re.search(r"read (\d+) of (\d+) responses cut", capsys.readouterr().out).groups())
+    assert 2 * cut == read > 0
+    assert json.loads((found / "summary.json").read_text())["cut_by_model"] == {str(tmp_path / "rm"): cut}
 
 
 def test_a_comparison_that_cutting_has_made_equal_teaches_nothing():

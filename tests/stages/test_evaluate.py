@@ -193,3 +193,62 @@ def test_what_people_labelled_on_held_out_prompts_is_compared_with_the_reward(tm
     assert (labels["accuracy_low"], labels["accuracy_high"]) == pytest.approx((low, high))
     unread = dataclasses.replace(config, reward_model="tokens", output_dir=str(tmp_path / "tokens"))
     assert StageRecord(evaluate.run(unread)).summary["labels"] == {}
+
+
+OWN_REWARDS = """
+def right(completions, wanted, **_):
+    return [float(a == b) for a, b in zip(completions, wanted)]
+
+def of_tokens(completions, completion_ids, **_):
+    return [float(len(ids)) for ids in completion_ids]
+
+def refuses_what_people_wrote(completions, wanted, **_):
+    if list(completions) == list(wanted):
+        raise ValueError("I read what models write")
+    return [0.5 for _ in completions]
+"""
+
+
+@pytest.fixture
+def with_answers(tmp_path, policy_directory, monkeypatch):
+    """Rows whose response stands in a column too, which rewards of a person's own read."""
+    (tmp_path / "own_rewards.py").write_text(OWN_REWARDS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = [
+        {"prompt": f"What is {i}?", "completion": f"It is {i}.", "wanted": f"It is {i}.", "split": "test"}
+        for i in range(6)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return EvaluateConfig(
+        output_dir=str(tmp_path / "evaluate"),
+        dataset_name="rows.jsonl",
+        model_name_or_path=str(policy_directory),
+        ref_model=str(policy_directory),
+        response_length=5,
+        best_of=[],
+    )
+
+
+def test_the_datas_own_responses_are_scored_with_their_columns(with_answers):
+    summary = StageRecord(
+        evaluate.run(dataclasses.replace(with_answers, reward_model="own_rewards:right"))
+    ).summary
+    assert summary["references"]["score"]["mean"] == 1.0
+
+
+def test_a_reward_that_reads_tokens_is_not_asked_about_the_datas_own_responses_which_is_said(
+    with_answers, capsys
+):
+    config = dataclasses.replace(with_answers, reward_model="own_rewards:of_tokens", gold="own_rewards:right")
+    summary = StageRecord(evaluate.run(config)).summary
+    assert set(summary["references"]) == {"prompts", "gold"}
+    said = capsys.readouterr().out
+    assert "the data's own responses have no score: " in said
+    assert "completion_ids, which is known only of responses that preferl sampled" in said
+
+
+def test_a_reward_that_fails_on_the_datas_own_responses_ends_the_stage(with_answers):
+    config = dataclasses.replace(with_answers, reward_model="own_rewards:refuses_what_people_wrote")
+    with pytest.raises(UsageError, match="I read what models write"):
+        evaluate.run(config)

@@ -38,6 +38,8 @@ def reward_module(tmp_path, monkeypatch):
         "    return [0.0] * len(prompts)\n"
         "def broken(prompts, completions):\n"
         "    return [float('nan')] * len(prompts)\n"
+        "def steps(completions, trainer_state):\n"
+        "    return [trainer_state.global_step / trainer_state.max_steps] * len(completions)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -104,6 +106,16 @@ def test_a_run_writes_models_metrics_and_samples(config, policy_directory):
     start, _ = load.load_policy(str(policy_directory), torch.device("cpu"))
     assert load.weights_hash(trained) != load.weights_hash(start)
     assert (path / "DONE").exists()
+
+
+def test_a_reward_function_knows_the_step_on_training_and_on_held_out_prompts(config):
+    config = dataclasses.replace(
+        config, reward_model="my_rewards:steps", num_iterations=2, eval_every=1, kl_coef=0.0, algorithm="rloo"
+    )
+    rl.run(config)
+    rows = metrics(Path(config.output_dir))
+    assert [row["dev/reward"] for row in rows] == [0.0, 0.5, 1.0]  # the first before any step
+    assert [row["train/reward"] for row in rows[1:]] == [0.5, 1.0]
 
 
 def without_clock(rows):

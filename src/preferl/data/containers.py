@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from preferl.data.files import ENDINGS, KINDS_READ, Row, Table, file_rows
+from preferl.data.files import KINDS_READ, Row, Table, file_rows, is_data
 from preferl.data.records import DataError
-from preferl.data.splits import split_of_file
+from preferl.data.splits import meaning, split_of_file
 
 # Hub names of the shipped configurations, as files of the folder PREFERL_DATA.
 OFFLINE = {
@@ -28,7 +28,18 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # An ending of letters, as no repository's name has it; versions (v2.5) have digits.
 LIKE_A_FILE = re.compile(r".*\.[A-Za-z]{2,8}")
 # What tools write beside data, which is none.
-NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+NO_DATA = (
+    *(
+        "dataset_info.json",
+        "dataset_infos.json",
+        "dataset_dict.json",
+        "state.json",
+        "config.json",
+        "package.json",
+    ),
+    *("metadata.json", "croissant.json", "tokenizer.json", "tokenizer_config.json", "requirements.txt"),
+    *("LICENSE.txt", "LICENCE.txt"),
+)
 
 
 @dataclass(frozen=True)
@@ -160,13 +171,13 @@ def refuse_no_hub_name(name: Name) -> None:
     if base.startswith("-"):
         raise DataError(f"'{base}' looks like an option, not like a data set; `--help` lists the options")
     folder, _, last = base.rpartition("/")
-    known = base.endswith(ENDINGS) or base.startswith((".", "/", "~")) or base.count("/") > 1
+    known = is_data(base) or base.startswith((".", "/", "~")) or base.count("/") > 1
     near = _near(Path(folder or ".").expanduser(), last)
     here = folder and Path(folder).expanduser().is_dir()
     if not (known or near or here or LIKE_A_FILE.fullmatch(last) or not HUB_NAME.fullmatch(base)):
         return
     advice = f"; did you mean '{near}'?" if near else ""
-    if HUB_NAME.fullmatch(base) and not base.endswith(ENDINGS):
+    if HUB_NAME.fullmatch(base) and not is_data(base):
         advice += f" (a data set of the Hub that is called so: {HUB}{base})"
     raise DataError(f"'{base}' is no file or folder here; check the path{advice}")
 
@@ -175,7 +186,7 @@ def _near(folder: Path, last: str) -> str | None:
     """What in a folder is called nearly so."""
     if not folder.is_dir():
         return None
-    names = [path.name for path in folder.iterdir() if path.is_dir() or path.name.endswith(ENDINGS)]
+    names = [path.name for path in folder.iterdir() if path.is_dir() or is_data(path.name)]
     found = difflib.get_close_matches(last, names, n=1, cutoff=0.8)
     return str(folder / found[0]) if found else None
 
@@ -201,7 +212,7 @@ def _local_rows(path: Path, name: Name) -> Iterator[Row]:
 
 def _file(path: Path, split: str | None) -> Iterator[Row]:
     for row in file_rows(path):
-        yield replace(row, split=split, file=str(path))
+        yield replace(row, split=row.split or split, file=str(path))
 
 
 def _files_of(folder: Path, name: str) -> Iterator[Row]:
@@ -211,16 +222,32 @@ def _files_of(folder: Path, name: str) -> Iterator[Row]:
         DataError: it has none.
     """
     found = _files_in(folder)
-    if not found:
+    of_splits = {} if found else _folders_of_splits(folder)
+    if not found and not of_splits:
         raise DataError(f"folder '{name}' holds no file of data: {_what_is_there(Path(name))}")
     for file in found:
         yield from _file(file, split_of_file(file.name))
+    for split, files in of_splits.items():
+        for file in files:
+            yield from _file(file, split)
+
+
+def _folders_of_splits(folder: Path) -> dict[str, list[Path]]:
+    """The files of folders that are called like splits, where all that have files of data are."""
+    below = (
+        [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+        if folder.is_dir()
+        else []
+    )
+    files = {p.name: found for p in below if (found := _files_in(p))}
+    return files if all(map(meaning, files)) else {}
 
 
 def _files_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.name.endswith(ENDINGS) and p.name not in NO_DATA)
+    named = [p for p in folder.iterdir() if is_data(p.name) and not p.name.startswith(".") and p.is_file()]
+    return sorted(p for p in named if p.name not in NO_DATA)
 
 
 def _data_folder(path: Path) -> Path:
@@ -231,7 +258,7 @@ def _data_folder(path: Path) -> Path:
 def _what_is_there(folder: Path) -> str:
     """What a folder without files of data has, and what to do."""
     scripts = sorted(p.name for p in folder.glob("*.py"))
-    found = {str(p.parent.relative_to(folder)) for p in folder.rglob("*") if p.name.endswith(ENDINGS)}
+    found = {str(p.parent.relative_to(folder)) for p in folder.rglob("*") if is_data(p.name)}
     below = sorted(name for name in found if not name.startswith("."))
     if below:
         return f"name one of the folders in it that do, as {folder / below[0]} ({', '.join(below[:8])})"

@@ -11,11 +11,12 @@ import functools
 import hashlib
 import itertools
 import json
-import zlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from preferl.data.containers import own_split
 from preferl.data.files import Row
@@ -28,6 +29,7 @@ NEAR = 0.8  # Jaccard index of two sets of shingles
 MOST_PROMPTS = 100_000  # that are compared unless a person asks for more: about a minute
 # A near-copy of index .8 is a candidate with probability 1 - (1 - .8^6)^21 = .998, one of .5 with .28.
 BANDS, ROWS_OF_A_BAND = 21, 6
+AT_ONCE = 2_000  # prompts, whose shingles fit into the processor's cache
 MOST_CANDIDATES = 100  # of one prompt; a template with one word changed makes all prompts candidates
 # What must not share prompts: what trains with what is measured, and what chooses with what is reported.
 APART = (("train", "dev"), ("train", "eval"), ("rl", "dev"), ("rl", "eval"), ("dev", "eval"))
@@ -203,26 +205,45 @@ def near_between(
     """(split, other split) -> prompts of the other that are near-copies of one of the first (and are not in
     it as they are), each with that one; and how many prompts have too many candidates to compare all."""
     found: dict[tuple[str, str], dict[str, str]] = {}
-    bands_of = {prompt: bands for prompts in of_split.values() for prompt, bands in banded(prompts)}
+    distinct = dict.fromkeys(prompt for prompts in of_split.values() for prompt in prompts)
+    long = [prompt for prompt in distinct if len(prompt.split()) >= FEWEST_WORDS]
+    if not long:
+        return found, 0
+    place_of = {prompt: place for place, prompt in enumerate(long)}
+    band_NB = bands(long)
     crowded: set[str] = set()
-    for first in dict.fromkeys(a for a, _ in pairs):
-        buckets: dict[bytes, list[str]] = {}
-        for prompt in of_split[first]:
-            for band in bands_of.get(prompt, ()):
-                buckets.setdefault(band, []).append(prompt)
-        for other in (b for a, b in pairs if a == first):
-            for prompt in of_split[other]:
-                if prompt in of_split[first] or prompt not in bands_of:
-                    continue
-                candidates: dict[str, None] = {}
-                for band in bands_of[prompt]:
-                    candidates |= dict.fromkeys(buckets.get(band, ())[:MOST_CANDIDATES])
-                if len(candidates) >= MOST_CANDIDATES:
-                    crowded.add(prompt)
-                original = first_near(prompt, list(candidates)[:MOST_CANDIDATES])
-                if original is not None:
-                    found.setdefault((first, other), {})[prompt] = original
+    for first, other in pairs:
+        ours = [place_of[prompt] for prompt in of_split[first] if prompt in place_of]
+        theirs = [
+            place_of[prompt]
+            for prompt in of_split[other]
+            if prompt in place_of and prompt not in of_split[first]
+        ]
+        for place, candidates in candidates_of(band_NB, ours, theirs).items():
+            if len(candidates) >= MOST_CANDIDATES:
+                crowded.add(long[place])
+            original = first_near(long[place], [long[i] for i in candidates[:MOST_CANDIDATES]])
+            if original is not None:
+                found.setdefault((first, other), {})[long[place]] = original
     return found, len(crowded)
+
+
+def candidates_of(band_NB: np.ndarray, ours: Sequence[int], theirs: Sequence[int]) -> dict[int, list[int]]:
+    """Place of theirs -> places of ours with which it shares a band, in the order of the bands and of ours;
+    at most ``MOST_CANDIDATES`` of a band."""
+    found: dict[int, dict[int, None]] = {}
+    for band_N in band_NB.T:
+        shared = np.intersect1d(band_N[ours], band_N[theirs])
+        if not len(shared):
+            continue
+        bucket_of: dict[int, list[int]] = {}
+        for place in (ours[int(i)] for i in np.flatnonzero(np.isin(band_N[ours], shared))):
+            bucket = bucket_of.setdefault(int(band_N[place]), [])
+            if len(bucket) < MOST_CANDIDATES:
+                bucket.append(place)
+        for place in (theirs[int(i)] for i in np.flatnonzero(np.isin(band_N[theirs], shared))):
+            found.setdefault(place, {}).update(dict.fromkeys(bucket_of[int(band_N[place])]))
+    return {place: list(found[place]) for place in theirs if place in found}
 
 
 def first_near(prompt: str, candidates: Sequence[str]) -> str | None:
@@ -247,20 +268,64 @@ def shingles(prompt: str) -> frozenset[str]:
     return frozenset(" ".join(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1))
 
 
-def banded(prompts: Iterable[str]) -> Iterator[tuple[str, list[bytes]]]:
-    """The bands of the MinHash signature of each prompt that is long enough to have near-copies: two prompts
-    with an equal band are candidates."""
+def bands(prompts: Sequence[str]) -> np.ndarray:
+    """The bands of the MinHash signatures of prompts, [N, B] numbers of 64 bits: two prompts with an equal
+    band are candidates. The permutations are datasketch's; they are applied to many prompts at once."""
     from datasketch import MinHash
 
-    empty = MinHash(num_perm=BANDS * ROWS_OF_A_BAND, hashfunc=zlib.crc32)
+    a_P, b_P = np.asarray(MinHash(num_perm=BANDS * ROWS_OF_A_BAND, scheme="affine32").permutations)
+    signature_NP = np.empty((len(prompts), BANDS * ROWS_OF_A_BAND), np.uint32)
+    hash_of: dict[str, int] = {}  # of a word
+    for start in range(0, len(prompts), AT_ONCE):
+        shingle_S, first_N = hashed_shingles(prompts[start : start + AT_ONCE], hash_of)
+        place_N = slice(start, start + len(first_N))
+        for k in range(len(a_P)):
+            signature_NP[place_N, k] = np.minimum.reduceat(shingle_S * a_P[k] + b_P[k], first_N)
+    band_NB = np.zeros((len(prompts), BANDS), np.uint64)
+    for row in range(ROWS_OF_A_BAND):
+        band_NB = mixed(band_NB + signature_NP[:, row::ROWS_OF_A_BAND][:, :BANDS])
+    return band_NB
+
+
+def hashed_shingles(prompts: Sequence[str], hash_of: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The shingles of prompts as numbers of 32 bits, one prompt's after the other's [S], and where each
+    prompt's begin [N].
+
+    Args:
+        prompts: each of ``WORDS`` words or more.
+        hash_of: word -> number, which grows.
+    """
+    numbers: list[int] = []
+    lengths: list[int] = []
     for prompt in prompts:
-        if len(prompt.split()) < FEWEST_WORDS:
-            continue
-        signature = empty.copy()
-        signature.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in shingles(prompt)])
-        value_NR = signature.hashvalues.astype("uint32").reshape(BANDS, ROWS_OF_A_BAND)
-        # The number of the band is part of it, so that bands of different places are never equal.
-        yield prompt, [bytes([number]) + value_R.tobytes() for number, value_R in enumerate(value_NR)]
+        words = prompt.split()
+        lengths.append(len(words))
+        for word in words:
+            number = hash_of.get(word)
+            if number is None:
+                number = hash_of[word] = int.from_bytes(
+                    hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+                )
+            numbers.append(number)
+    word_W = np.array(numbers, np.uint64)
+    count = len(word_W) - WORDS + 1
+    shingle_W = np.zeros(count, np.uint64)
+    for k in range(WORDS):
+        shingle_W = mixed(shingle_W + word_W[k : k + count])
+    length_N = np.array(lengths)
+    begin_N = np.concatenate([[0], np.cumsum(length_N)[:-1]])
+    # Shingles that begin in one prompt and end in the next are none.
+    of_prompt = np.arange(count) - np.repeat(begin_N, length_N)[:count]
+    inside = of_prompt <= np.repeat(length_N, length_N)[:count] - WORDS
+    first_N = np.concatenate([[0], np.cumsum(length_N - WORDS + 1)[:-1]])
+    return (shingle_W[inside] >> np.uint64(32)).astype(np.uint32), first_N
+
+
+def mixed(number: np.ndarray) -> np.ndarray:
+    """Numbers of 64 bits, each with all of its bits spread over all others (the finalizer of MurmurHash3)."""
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        number = (number ^ (number >> np.uint64(33))) * np.uint64(factor)
+    return number ^ (number >> np.uint64(33))
 
 
 def excerpt(prompt: str, letters: int = 60) -> str:

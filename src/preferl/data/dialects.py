@@ -1,9 +1,10 @@
 """Dialogues in the ways in which data sets write them, read as messages.
 
-Messages carry ``role`` and ``content`` or ShareGPT's ``from`` and ``value``; a content may be a list of parts
-of text; a list of messages may come as JSON text or as Python's repr of it. Text may hold a dialogue too:
-with
-hh-rlhf's marks (``\\n\\nHuman:``), or as a model's template writes it, with the special tokens spelt out.
+Messages carry ``role`` and ``content``, ShareGPT's ``from`` and ``value``, Gemini's ``role`` and ``parts``
+and the like, or are exchanges with a key for each side (Capybara's ``input`` and ``output``); a content may
+be a list of parts of text; a list of messages may come as JSON text or as Python's repr of it. Text may hold
+a dialogue too: with marks as hh-rlhf's (``\\n\\nHuman:``) or guanaco's (``### Human:``), or as a model's
+template writes it, with the special tokens spelt out.
 """
 
 import ast
@@ -27,7 +28,9 @@ ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "ai": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",
     "model": "assistant",
     "tool": "tool",
     "function": "tool",
@@ -35,7 +38,14 @@ ROLES = {
 }
 # What a message may carry beside its text; chat templates know these keys.
 CARRIED = ("tool_calls", "tool_call_id", "reasoning_content", "name")
-TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+# Under which keys messages say who speaks and what; the first that is there counts.
+SAID_BY = ("role", "from", "speaker", "sender")
+SAID = ("content", "value", "text", "parts", "message")
+# Keys of an exchange: what was asked, and what was answered.
+EXCHANGES = (
+    *(("input", "output"), ("user", "assistant"), ("human", "assistant"), ("human", "gpt")),
+    *(("human", "bot"), ("user", "bot")),
+)
 SPEAKER = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -46,15 +56,57 @@ def messages_in(value: Any) -> list[Any] | None:
         return [value]
     if isinstance(value, str):
         value = literal(value)
-    if isinstance(value, list) and value and all(is_message(item) for item in value):
+    if not isinstance(value, list) or not value:
+        return None
+    if all(is_message(item) for item in value):
         return value
-    return None
+    exchanges = [exchange(item) for item in value]
+    if any(found is None for found in exchanges):
+        return None
+    return [turn for found in exchanges if found is not None for turn in found]
 
 
 def is_message(value: Any) -> bool:
-    return isinstance(value, dict) and (
-        {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
-    )
+    return isinstance(value, dict) and any(k in value for k in SAID_BY) and any(k in value for k in SAID)
+
+
+def keys_not_read(value: Any) -> set[str]:
+    """The keys of a list's messages of which nothing is read, where they hold something."""
+    messages = value if isinstance(value, list) else [value]
+    known = {*SAID_BY, *SAID, *CARRIED, "thinking", "reasoning"}
+    return {
+        key
+        for message in messages
+        if is_message(message)
+        for key, held in message.items()
+        if key not in known and held not in (None, "", [], {})
+    }
+
+
+def exchange(value: Any) -> Messages | None:
+    """The two turns of an exchange, as ``{"input": …, "output": …}``; None where it is none."""
+    if not isinstance(value, dict):
+        return None
+    for asked, answered in EXCHANGES:
+        if asked in value and answered in value:
+            return [
+                {"role": "user", "content": value[asked]},
+                {"role": "assistant", "content": value[answered]},
+            ]
+    return None
+
+
+def alternating(value: Any, column: str) -> Messages:
+    """The turns of a list of texts, which the user and the assistant say in turn (LIMA, UltraChat).
+
+    Raises:
+        RowError: it is no list of texts.
+    """
+    texts = literal(value) if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise RowError("wrong_type", f"{column} is no list of texts, the user's and the assistant's in turn")
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def literal(text: str) -> Any:
@@ -81,6 +133,8 @@ def turns_of(value: Any, column: str) -> Messages:
         RowError: it is no list of messages, a role is unknown, or a content is no text.
     """
     found = messages_in(value)
+    if found is None and isinstance(value, str) and (written := spelt_out(value)) is not None:
+        found = written[1]
     if found is None:
         if not isinstance(value, list):
             raise RowError("wrong_type", f"{column} is a {type(value).__name__}, not a text or messages")
@@ -92,19 +146,24 @@ def turns_of(value: Any, column: str) -> Messages:
 
 def message_of(message: dict[str, Any], column: str) -> dict[str, Any]:
     """One message in our names."""
-    said_by, content = ("role", "content") if "role" in message else ("from", "value")
+    said_by = next(key for key in SAID_BY if key in message)
+    content = next(key for key in SAID if key in message)
     role = message[said_by]
-    if not isinstance(role, str) or role not in ROLES:
+    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    if known is None:
         raise RowError("wrong_type", f"{column}: role {role!r:.40} is none of {', '.join(ROLES)}")
     carried = {key: message[key] for key in CARRIED if message.get(key)}
-    if ROLES[role] != "tool":
+    thought = next((message[key] for key in ("thinking", "reasoning") if message.get(key)), None)
+    if thought is not None:
+        carried.setdefault("reasoning_content", thought)
+    if known != "tool":
         carried.pop("name", None)
     text = message[content]
     if text is None and "tool_calls" in carried:
         text = ""
     if text is None:
         raise RowError("null_value", f"{column}: a {role} message has a null content")
-    return {"role": ROLES[role], "content": text_of(text, column), **carried}
+    return {"role": known, "content": text_of(text, column), **carried}
 
 
 def text_of(content: Any, column: str) -> str:
@@ -147,18 +206,61 @@ def check_order(messages: Messages, column: str) -> None:
         due = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}[role]
 
 
-def in_marks(text: str) -> Messages | None:
-    """The turns of a text with hh-rlhf's marks; white space around turns is layout, not content. None
-    where it does not begin with one."""
-    marks = list(TURN.finditer(text))
-    if not marks or text[: marks[0].start()].strip():
+@dataclass(frozen=True)
+class Marks:
+    """How turns are marked in a text.
+
+    Args:
+        name: as it is said. mark: matches what stands before a turn; its group names who speaks. strict:
+            whether the sides must speak in turn, the user first: where a mark is easily a word of somebody.
+    """
+
+    name: str
+    mark: re.Pattern[str]
+    strict: bool = True
+
+
+MARKS = (
+    Marks("Human: and Assistant:", re.compile(r"(?:^|\n\n)(Human|Assistant):"), strict=False),
+    Marks("### Human: and ### Assistant:", re.compile(r"\s*###[ ]?(Human|User|Assistant):")),
+    Marks("USER: and ASSISTANT:", re.compile(r"(?:^|(?<=\s)|(?<=</s>))(USER|ASSISTANT):")),
+    Marks("lines of Human: and Assistant:", re.compile(r"(?:^|\n)(Human|Assistant):")),
+    Marks("lines of User: and Assistant:", re.compile(r"(?:^|\n)(User|Assistant):")),
+)
+OPENINGS = ("Human:", "Assistant:", "User:", "USER:", "###")
+
+
+def in_marks(text: str) -> tuple[str, Messages] | None:
+    """The marks of turns that a text has, and the turns; white space around turns is layout, not content.
+    None where it does not begin with one."""
+    if not text.lstrip().startswith(OPENINGS):
+        return None
+    found = [(m.name, turns) for m in MARKS if (turns := _turns_between(text, m)) is not None]
+    # Marks that leave a single turn may stand beside those that tell its parts.
+    return next((entry for entry in found if len(entry[1]) > 1), found[0] if found else None)
+
+
+def _turns_between(text: str, marks: Marks) -> Messages | None:
+    found = list(marks.mark.finditer(text))
+    if not found or text[: found[0].start()].strip():
         return None
     # A turn goes from its mark to the next one's.
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    ends = [mark.start() for mark in found[1:]] + [len(text)]
     turns: Messages = []
-    for mark, end in zip(marks, ends, strict=True):
-        turns.append({"role": SPEAKER[mark[1]], "content": text[mark.end() : end].strip()})
+    for mark, end in zip(found, ends, strict=True):
+        said = text[mark.end() : end].strip()
+        turns.append({"role": ROLES[mark[1].lower()], "content": said.removesuffix("</s>").rstrip()})
+    if len(turns) == 1 and turns[0]["role"] != "user":
+        return None
+    in_turn = [("user", "assistant")[i % 2] for i in range(len(turns))]
+    if marks.strict and (len(turns) < 2 or [turn["role"] for turn in turns] != in_turn):
+        return None
     return turns
+
+
+def is_marked(how: str) -> bool:
+    """Whether it is marks by which a text writes a dialogue down (``spelt_out``)."""
+    return any(how == marks.name for marks in MARKS)
 
 
 # ------------------------------------------------------------------------------------------ templated text
@@ -196,6 +298,11 @@ LLAMA_2 = re.compile(
 SPECIAL = re.compile(
     r"<\|im_(?:start|end)\|>|<\|(?:start_header_id|end_header_id|eot_id|begin_of_text)\|>"
     r"|<(?:start|end)_of_turn>|<\|(?:system|user|assistant|end|endoftext)\|>|\[/?INST\]|<</?SYS>>"
+    r"|<\|[a-z][\w▁]*\|>|<｜[\w▁]+｜>|</s>|<(?:bos|eos)>"
+)
+# Marks of turns that are said wherever they are left in a text.
+LEFT_MARKS = re.compile(
+    r"###[ ]?(?:Instruction|Response|Human|User|Assistant)\b|(?:^|\s)ASSISTANT:|\n(?:Human|Assistant): "
 )
 
 
@@ -291,8 +398,8 @@ def spelt_out(text: str) -> tuple[str, Messages | list[Any]] | None:
     """How a text writes a dialogue down, and the dialogue; None where it is any other text."""
     if (found := messages_in(text)) is not None:
         return "lists in text", found
-    if (turns := in_marks(text)) is not None and (len(turns) > 1 or turns[0]["role"] == "user"):
-        return "Human: and Assistant:", turns
+    if (marked := in_marks(text)) is not None:
+        return marked
     if (written := inverted(text)) is not None:
         return f"the template of {written[0]}", written[1]
     return None
@@ -300,9 +407,9 @@ def spelt_out(text: str) -> tuple[str, Messages | list[Any]] | None:
 
 def how_written(text: str) -> str | None:
     """How a text writes a dialogue down, where it is read as one."""
-    if not text.lstrip().startswith(("[", "<", "Human:", "Assistant:")):
+    if not text.lstrip().startswith(("[", "<", *OPENINGS)):
         return None
     found = spelt_out(text)
-    if found is None or (found[0].startswith("Human") and found[1][-1]["role"] != "assistant"):
+    if found is None or (is_marked(found[0]) and found[1][-1]["role"] != "assistant"):
         return None
     return found[0]

@@ -19,13 +19,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from preferl.data.records import DataError
+from preferl.data.splits import meaning
 
 BYTE_ORDER_MARK, END_OF_TEXT = b"\xef\xbb\xbf", b"<|endoftext|>"
 LONGEST_LINE = 8 * 2**20  # bytes: a row is a prompt and some responses
 PACKED = (".gz", ".zst")
-TEXTS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+LINES = (".jsonl", ".ndjson", ".jsonlines")
+TEXTS = (*LINES, ".json", ".csv", ".tsv", ".txt")
 ENDINGS = (*TEXTS, ".parquet", ".arrow", *(text + packed for text in TEXTS for packed in PACKED))
-KINDS_READ = ".jsonl, .json, .csv, .tsv and .txt (each also .gz or .zst), .parquet and .arrow"
+KINDS_READ = (
+    ".jsonl (.ndjson, .jsonlines), .json, .csv, .tsv and .txt (each also .gz or .zst), .parquet and .arrow"
+)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # Columns of a table that are texts whatever stands in them: an answer may be a number.
 TEXT_COLUMN = re.compile(
@@ -88,14 +92,16 @@ def file_rows(path: Path) -> Iterator[Row]:
         DataError: its kind is not known, it is no whole file of its kind, or a pointer of Git LFS.
     """
     refuse_pointer(path)
-    name = path.name.removesuffix(".gz").removesuffix(".zst")
-    if path.name.endswith(".parquet"):
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    if name.endswith(TEXTS):
+        refuse_utf16(path)
+    if name.endswith(".parquet"):
         yield from _parquet_rows(path)
-    elif path.name.endswith(".arrow"):
+    elif name.endswith(".arrow"):
         yield from _arrow_rows(path)
     elif name.endswith((".csv", ".tsv")):
         yield from _cell_rows(path, name)
-    elif name.endswith(".jsonl"):
+    elif name.endswith(LINES):
         yield from json_lines(path)
     elif name.endswith(".json"):
         yield from _json_file(path)
@@ -117,6 +123,29 @@ def refuse_pointer(path: Path) -> None:
                 f"'{path}' is a pointer of Git LFS, not the data: run `git lfs pull` in '{path.parent}', "
                 f"then the same command again"
             )
+
+
+def is_data(name: str) -> bool:
+    """Whether a file of this name is of a kind that is read."""
+    return name.lower().endswith(ENDINGS)
+
+
+def refuse_utf16(path: Path) -> None:
+    """Spreadsheets save text in UTF-16, which begins with a mark of its own.
+
+    Raises:
+        DataError: this is such a file.
+    """
+    with _opened(path) as file:
+        try:
+            begins = file.read(2)
+        except (OSError, EOFError, zlib.error):
+            return  # what is damaged is told where it is read
+    if begins in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(
+            f"'{path}' is UTF-16, not UTF-8: save it as UTF-8 (iconv -f UTF-16 -t UTF-8), then run the same "
+            f"command again"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ columnar
@@ -253,9 +282,9 @@ def _is_true(cell: str) -> bool:
 
 def _opened(path: Path) -> BinaryIO:
     """A file as bytes, unpacked."""
-    if path.name.endswith(".gz"):
+    if path.name.lower().endswith(".gz"):
         return gzip.open(path)  # type: ignore[return-value]
-    if path.name.endswith(".zst"):
+    if path.name.lower().endswith(".zst"):
         import pyarrow
 
         unpacked = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
@@ -315,19 +344,80 @@ def _json_row(line: bytes) -> dict[str, Any] | RowError:
 
 
 def _json_file(path: Path) -> Iterator[Row]:
-    """An array of rows; many a .json file is JSON Lines, and is read as that."""
+    """An array of rows, or what other programs write around one; many a .json file is JSON Lines, and is read
+    as that, and some hold one object after the other over several lines."""
     text = b"".join(_lines(path)).removeprefix(BYTE_ORDER_MARK)
     if text.lstrip()[:1] == b"{" and not _is_one_value(text):
-        yield from json_lines(path)
+        objects = _one_after_the_other(text)
+        if objects is None:
+            yield from json_lines(path)
+        else:
+            yield from (Row(f"{path}: row {n}", _object(row)) for n, row in enumerate(objects, 1))
         return
     try:
         value = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"'{path}' is not UTF-8 JSON: {error}") from error
-    if not isinstance(value, list):
-        raise DataError(f"'{path}' holds one {type(value).__name__}; an array of rows is needed")
-    for number, row in enumerate(value, 1):
-        yield Row(f"{path}: row {number}", _object(row))
+    for split, rows in _rows_in(path, value).items():
+        of_split = f"[{split}]" if split else ""
+        for number, row in enumerate(rows, 1):
+            yield Row(f"{path}{of_split}: row {number}", _object(row), split)
+
+
+def _rows_in(path: Path, value: Any) -> dict[str | None, list[Any]]:
+    """Split (None where there is none) -> the rows that a JSON file holds: an array; an object with one
+    (``{"data": […]}``), with one for each split, or with a list or mapping for each column.
+
+    Raises:
+        DataError: it holds none.
+    """
+    if isinstance(value, list):
+        return {None: value}
+    parts = value if isinstance(value, dict) else {}
+    arrays = {name: part for name, part in parts.items() if _are_objects(part)}
+    if len(arrays) == len(parts) > 0 and all(map(meaning, arrays)):
+        return dict(arrays)
+    if len(arrays) == 1:
+        rows = next(iter(arrays.values()))
+        # The Hub's viewer puts each row under `row`.
+        return {
+            None: [
+                row["row"] if isinstance(row.get("row"), dict) and "row_idx" in row else row for row in rows
+            ]
+        }
+    columns = [list(part.values()) if isinstance(part, dict) else part for part in parts.values()]
+    same = all(isinstance(part, list) for part in columns) and len({len(part) for part in columns}) == 1
+    if same and len(columns) > 1:
+        return {None: [dict(zip(parts, cells, strict=True)) for cells in zip(*columns, strict=True)]}
+    raise DataError(
+        f"'{path}' holds one {type(value).__name__} that is no array of rows; where it is not the data, name "
+        f"the file that is, not the folder"
+    )
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _one_after_the_other(text: bytes) -> list[Any] | None:
+    """The objects of a text, where the first goes over several lines; None where each line is one, or one is
+    damaged."""
+    decoder, found, at = json.JSONDecoder(), [], 0
+    try:
+        whole = text.decode("utf-8").strip()
+        json.loads(whole.split("\n", 1)[0])
+    except UnicodeDecodeError:
+        return None
+    except ValueError:
+        try:
+            while at < len(whole):
+                value, at = decoder.raw_decode(whole, at)
+                found.append(value)
+                at += len(whole[at:]) - len(whole[at:].lstrip(" \t\r\n,"))
+        except (ValueError, RecursionError):
+            return None
+        return found
+    return None
 
 
 def _is_one_value(text: bytes) -> bool:

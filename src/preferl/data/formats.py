@@ -7,7 +7,7 @@ row may look like is in ``rows``, where rows come from in ``files``, which layou
 ``layouts``; ``recognise`` finds out which one a data set has, by all of its rows.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,8 +203,8 @@ def load(
     lost = sum(n for kind, n in report.left_out.items() if kind not in EXCUSED)
     if report.kept == 0 or lost * 2 > report.read:
         raise DataError(
-            f"{'none' if report.kept == 0 else 'more than half'} of the rows cannot be used: "
-            f"{report.summary()}; say with --columns which column is what, or mend them "
+            f"{'none of the rows can' if report.kept == 0 else 'more than half of the rows cannot'} be used: "
+            f"{report.summary()}; say which column is what (--columns ROLE=COLUMN,…), or mend them "
             f"(`preferl data validate {name}` lists them)"
         )
     return counted_once(found)
@@ -250,9 +250,10 @@ def _read(
         except RowError as error:
             if rules is not None and rules[error.kind] == "error":
                 held = f"; {plan.held}" if error.kind == "bad_ranking" and plan.held else ""
+                if error.kind == "bad_margin":
+                    held = "; --columns unused=margin leaves all margins aside"
                 raise DataError(
-                    f"{row.where}: {error} ({error.kind}){held}; mend the row, or leave such rows out with "
-                    f"--bad_rows skip"
+                    f"{row.where}: {error} ({error.kind}){held}; {_way_on(ours.rows, read)}"
                 ) from error
             report.count(row.where, error)
             continue
@@ -261,6 +262,22 @@ def _read(
         report.kept += 1
         report.ties += isinstance(record, Comparison) and len(set(record.ranks)) == 1
     return found
+
+
+def _way_on(rows: Sequence[Row], read: Callable[[dict[str, Any]], Any]) -> str:
+    """What to do about a row with a defect: leaving such rows out is no way where most are so."""
+    bad = 0
+    for row in rows:
+        try:
+            _converted(row, read)
+        except RowError:
+            bad += 1
+    if bad * 2 <= len(rows):
+        return "mend the row, or leave such rows out with --bad_rows skip"
+    return (
+        f"{bad:,} of {len(rows):,} rows have a defect, too many to leave out: mend them, or say which column "
+        f"is what (--columns ROLE=COLUMN,…; docs/data.md)"
+    )
 
 
 def plan_of(name: str | Table, rows: list[Row], kind: str, options: Options | None) -> Recognised:

@@ -20,6 +20,7 @@ import yaml
 from preferl.data import dialects, winners
 from preferl.data.files import RowError
 from preferl.data.records import DataError
+from preferl.data.splits import MEANING
 from preferl.data.winners import Winner
 
 MISSING: Any = object()
@@ -29,7 +30,7 @@ KINDS = ("preference", "ranking", "rated", "demonstration", "text", "prompt")
 ROLES = (
     "prompt", "system", "chosen", "rejected", "responses", "response_a", "response_b", "completion",
     "response",
-    "label", "ratings", "messages", "text", "split", "margin", "unused",
+    "label", "ratings", "messages", "text", "split", "margin", "tools", "history", "unused",
 )  # fmt: skip
 LISTS = ("responses", "ratings", "unused")
 KEYS = (
@@ -45,13 +46,28 @@ KEYS = (
     "known",
     "tree",
     "dialogue",
+    "turns",
     "note",
 )
+# Columns beside those of a layout that a row is read by: left aside, they are left out.
+READ_BY_NAME = ("margin", "strength", "split", "ratings", "label", "system", "tools")
 # Good and bad in the words of labels; true and false may come as text or numbers (tables of text have no
 # other).
 GOOD = (
     *("true", "1", "1.0", "good", "desirable", "thumbs_up", "thumbs up", "up", "like", "liked", "positive"),
-    "yes",
+    *(
+        "yes",
+        "👍",
+        "chosen",
+        "accepted",
+        "accept",
+        "preferred",
+        "correct",
+        "right",
+        "upvote",
+        "pass",
+        "passed",
+    ),
 )
 BAD = (
     *(
@@ -67,7 +83,8 @@ BAD = (
         "dislike",
         "disliked",
     ),
-    *("negative", "no"),
+    *("negative", "no", "👎", "rejected", "reject", "dispreferred", "incorrect", "wrong", "downvote", "fail"),
+    "failed",
 )
 
 
@@ -87,7 +104,10 @@ class Layout:
         known: columns that are known and not used.
         of: whose layout it is.
         tree: the columns of a tree of messages, where the rows are one.
-        dialogue: ``turns`` where prompt and responses are lists of one side's turns.
+        dialogue: ``turns`` where prompt and responses are lists of one side's turns, ``alternating`` where
+            messages are a list of texts of both in turn, ``answered`` where the prompt's last turn is the
+            better response.
+        turns: the column that says after how many of the user's turns dialogues were compared.
         note: what is to be said of such data.
     """
 
@@ -104,6 +124,7 @@ class Layout:
     of: str = ""
     tree: Mapping[str, str] = field(default_factory=dict)
     dialogue: str = ""
+    turns: str = ""
     note: str = ""
 
     @property
@@ -126,6 +147,8 @@ class Layout:
         """The columns without the marks of what may be missing."""
         plain = {}
         for role, path in self.columns.items():
+            if role == "unused":
+                continue
             text = "+".join(path) if isinstance(path, tuple) else path
             names = alternatives(text)
             plain[role] = role if role == "system" or names == [[role]] else text
@@ -293,23 +316,68 @@ def in_our_columns(layout: Layout, row: dict[str, Any], with_system: bool) -> di
     else:
         used = layout.used() | {"system"} if "system" in layout.columns else layout.used()
         out = {name: value for name, value in row.items() if name not in used}
-        for role in ("prompt", "chosen", "rejected", "completion", "messages", "text", "split", "margin"):
+        for role in (
+            *("prompt", "chosen", "rejected", "completion", "messages", "text", "split", "margin", "tools"),
+        ):
             if role in layout.columns:
                 value = filled(row, layout.columns[role])  # type: ignore[arg-type]
                 if value is not MISSING:
-                    out[role] = value
+                    out[role] = split_of(layout.columns["split"], value) if role == "split" else value
     if "system" in layout.columns:
         system = filled(row, layout.columns["system"])  # type: ignore[arg-type]
         out.pop("system", None)
         if with_system:
             out["system"] = "" if system is MISSING or system is None else system
+    if layout.dialogue == "alternating" and out.get("messages") is not None:
+        out["messages"] = dialects.alternating(out["messages"], str(layout.columns["messages"]))
+    if layout.dialogue == "answered":
+        dialogue = dialects.turns_of(out.get("prompt"), str(layout.columns["prompt"]))
+        out["prompt"], out["chosen"] = dialogue[:-1], [dialogue[-1]]
+    if "history" in layout.columns:
+        _put_history_before(layout, row, out)
     if layout.responses and not layout.is_own:
         _compare(layout, row, out)
+    aside = layout.columns.get("unused", ())
+    for name in (aside,) if isinstance(aside, str) else aside:
+        if name in READ_BY_NAME:
+            out.pop(name, None)
     if "label" in layout.columns:
         out["label"] = good_or_bad(filled(row, layout.columns["label"]))  # type: ignore[arg-type]
     if "ratings" in layout.columns:
         out["ratings"] = ratings_of(row, layout.columns["ratings"])
     return out
+
+
+def split_of(column: str | tuple[str, ...], value: Any) -> Any:
+    """The split that a value names; true and false in a column as ``is_test`` say whether it is the named
+    one."""
+    if not isinstance(value, bool):
+        return value if isinstance(value, str) or value is None else str(value)
+    named = next((word for word in re.findall(r"[a-z]+", str(column).lower()) if word in MEANING), "test")
+    if value:
+        return named
+    return "test" if MEANING[named] == "train" else "train"
+
+
+def _put_history_before(layout: Layout, row: dict[str, Any], out: dict[str, Any]) -> None:
+    """Puts the turns before a prompt in front of it: pairs of what was asked and answered, or messages."""
+    history = filled(row, str(layout.columns["history"]))
+    if history is MISSING or history is None or history in ([], ""):
+        return
+    listed = dialects.literal(history) if isinstance(history, str) else history
+    turns: list[Any] = []
+    if isinstance(listed, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in listed):
+        for pair in listed:
+            turns += dialects.alternating(pair, "history")
+    elif isinstance(listed, list) and all(isinstance(text, str) for text in listed):
+        turns = dialects.alternating(listed, "history")
+    else:
+        turns = dialects.turns_of(listed, "history")
+    asked = out.get("prompt")
+    out["prompt"] = [
+        *turns,
+        *([{"role": "user", "content": asked}] if isinstance(asked, str) else asked or []),
+    ]
 
 
 def _compare(layout: Layout, row: dict[str, Any], out: dict[str, Any]) -> None:
@@ -324,18 +392,30 @@ def _compare(layout: Layout, row: dict[str, Any], out: dict[str, Any]) -> None:
             raise RowError("null_value", f"{name} is null")
     if layout.winner is None:
         raise RowError("unlabelled", "nothing says who won")
-    values = [None if (v := at(row, path)) is MISSING else v for path in layout.winner.columns]
+    values = [None if (v := at(row, path)) is MISSING or v != v else v for path in layout.winner.columns]
     found = winners.places(layout.winner, values, names)
     if layout.dialogue == "turns":
         out["prompt"], responses = _one_sided(out.get("prompt"), responses, names)
     elif "prompt" not in layout.columns:
         dialogues = [dialects.turns_of(v, name) for v, name in zip(responses, names, strict=True)]
+        if layout.turns and isinstance(count := row.get(layout.turns), int) and count > 0:
+            dialogues = [_up_to(turns, count) for turns in dialogues]
         out["prompt"] = dialects.before_last(dialogues, " and ".join(layout.responses))
         responses = [[turns[-1]] for turns in dialogues]
     out["responses"], out["ranks"] = responses, found.ranks
     out.pop("scores", None)
     if found.scores is not None:
         out["scores"] = found.scores
+
+
+def _up_to(dialogue: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The dialogue up to the answer to the user's turn of a number."""
+    asked = 0
+    for place, turn in enumerate(dialogue):
+        asked += turn["role"] == "user"
+        if asked == count + 1:
+            return dialogue[:place]
+    return dialogue
 
 
 def _one_sided(prompt: Any, responses: list[Any], names: list[str]) -> tuple[Any, list[Any]]:
@@ -382,11 +462,19 @@ def ratings_of(row: Mapping[str, Any], paths: str | tuple[str, ...]) -> dict[str
         value = at(row, path.rstrip("?"))
         if value is MISSING or value is None or value == "":
             continue
-        number = winners.number_in(value)
-        if number is None or isinstance(value, bool):
+        number = rating_in(value)
+        if number is None:
             raise RowError("bad_ranking", f"{path} is {value!r:.40}; a rating is a number")
         found[path.rstrip("?").rsplit(".", 1)[-1]] = number
     return found
+
+
+def rating_in(value: Any) -> float | None:
+    """The number of a rating, of several annotators' their mean; None where it is none."""
+    each = value if isinstance(value, list) and value else [value]
+    numbers = [None if isinstance(one, bool) else winners.number_in(one) for one in each]
+    known = [number for number in numbers if number is not None]
+    return sum(known) / len(known) if len(known) == len(numbers) else None
 
 
 # ----------------------------------------------------------------------------------------------------- the
@@ -464,6 +552,7 @@ def _layout(name: str, entry: Any, file: str) -> Layout:
             of=str(entry.get("of") or ""),
             tree=dict(entry.get("tree") or {}),
             dialogue=str(entry.get("dialogue") or ""),
+            turns=str(entry.get("turns") or ""),
             note=str(entry.get("note") or ""),
         )
     except (TypeError, ValueError) as error:

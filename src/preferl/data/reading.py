@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from preferl.data import dialects, winners
+from preferl.data import dialects
+from preferl.data.columns import is_nan
 from preferl.data.files import Row, RowError
-from preferl.data.layouts import MISSING, Layout, at, in_our_columns, key_of
+from preferl.data.layouts import MISSING, Layout, at, in_our_columns, key_of, rating_in
 from preferl.data.recognise import Recognised, is_grouped
 
 # Shorter prompts may well begin their responses.
@@ -76,7 +77,8 @@ def without_repeated_prompts(rows: list[Row]) -> list[str]:
     texts = [row.value for row in rows if isinstance(row.value, dict)]
     texts = [row for row in texts if isinstance(row.get("prompt"), str) and _responses(row)]
     repeating = [row for row in texts if all(_repeats(row["prompt"], r) for r in _responses(row))]
-    if not repeating:
+    # Where longer prompts stand in front of their responses, short ones that do are no accident.
+    if not any(len(row["prompt"].strip()) >= SHORTEST_REPEATED for row in repeating):
         return []
     if len(repeating) < len(texts):
         return [
@@ -104,7 +106,7 @@ def _responses(row: Mapping[str, Any]) -> list[str]:
 
 
 def _repeats(prompt: str, response: str) -> bool:
-    return len(prompt.strip()) >= SHORTEST_REPEATED and response.startswith(prompt) and response != prompt
+    return bool(prompt.strip()) and response.startswith(prompt) and response != prompt
 
 
 # -----------------------------------------------------------------------------------------------------
@@ -147,8 +149,8 @@ def ranking_of(members: Sequence[dict[str, Any]], layout: Layout) -> dict[str, A
         score = 0.0
         for weight, path in zip(weights, layout.winner.columns, strict=True):
             value = at(row, path)
-            number = None if value is MISSING else winners.number_in(value)
-            if number is None and (value is None or value is MISSING or value == ""):
+            number = None if value is MISSING else rating_in(value)
+            if number is None and (value is MISSING or is_missing(value)):
                 raise RowError("unlabelled", f"{path} is missing for a response")
             if number is None:
                 raise RowError("bad_ranking", f"{path} is {value!r:.40}; a rating is a number")
@@ -217,7 +219,7 @@ def _from_messages(rows: Sequence[Row], tree: Mapping[str, str]) -> list[Row]:
         assert isinstance(row.value, dict)
         by_id[str(row.value.get(tree["id"]))] = row
         parent = row.value.get(tree["parent"])
-        if parent is not None and parent != "":
+        if not is_missing(parent):
             children.setdefault(str(parent), []).append(row)
     found = []
     for name, answers in children.items():
@@ -234,11 +236,16 @@ def _from_messages(rows: Sequence[Row], tree: Mapping[str, str]) -> list[Row]:
             assert isinstance(node.value, dict)
             path.insert(0, _turn(node.value, tree))
             parent = node.value.get(tree["parent"])
-            at_id = None if parent is None or parent == "" else str(parent)
+            at_id = None if is_missing(parent) else str(parent)
         if value is None and path[-1]["role"] in ("assistant", "gpt"):
             continue  # what people say to an answer is no answer
         found.append(Row(where, value or _answers(path, values, tree), split, answers[0].file))
     return found
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a column of a table says nothing in a row."""
+    return value is None or value == "" or is_nan(value)
 
 
 def _turn(node: Mapping[str, Any], tree: Mapping[str, str]) -> dict[str, Any]:
@@ -250,7 +257,7 @@ def _answers(
 ) -> Any:
     """The ranking of the answers to a prompt, of those that have a rank."""
     ranked = [(a.get(tree["text"]), a.get(tree["rank"])) for a in answers]
-    ranked = [(text, rank) for text, rank in ranked if rank is not None]
+    ranked = [(text, rank) for text, rank in ranked if not is_missing(rank)]
     if not ranked:
         return RowError("unlabelled", "no answer has a rank")
     if len(ranked) < 2:
@@ -265,17 +272,34 @@ def _answers(
 def dialect_notes(rows: Sequence[Row]) -> list[str]:
     """What texts of rows were read as messages, and which hold special tokens that were left in them."""
     read: Counter[str] = Counter()
-    left = 0
+    keys: Counter[str] = Counter()
+    left = marked = 0
     for row in rows:
         if not isinstance(row.value, dict):
             continue
-        texts = [v for name in ("prompt", "messages", "text", *RESPONSES) for v in _flat(row.value.get(name))]
-        for how in {how for text in texts if (how := dialects.how_written(text))}:
+        values = [row.value.get(name) for name in ("prompt", "messages", "text", *RESPONSES)]
+        texts = [text for value in values for text in _flat(value)]
+        hows = {how for text in texts if (how := dialects.how_written(text))}
+        for how in hows:
             read[how] += 1
-        left += any(dialects.holds_special(text) and not dialects.how_written(text) for text in texts)
+        plain = [text for text in texts if not dialects.how_written(text)]
+        if any(how.startswith("the template") for how in hows):  # its end of turn comes off the responses
+            plain = [dialects.without_end(text) for text in plain]
+        left += any(map(dialects.holds_special, plain))
+        marked += any(dialects.LEFT_MARKS.search(text) for text in plain)
+        for key in {key for value in values for key in dialects.keys_not_read(value)}:
+            keys[key] += 1
     notes = [
         f"dialogues written as {how} were read as messages in {n} rows" for how, n in sorted(read.items())
     ]
+    if marked:
+        notes.append(
+            f"texts of {marked} rows hold marks of turns (### Instruction:, ASSISTANT: and the like), "
+            f"which stay as they are"
+        )
+    if keys:
+        named = ", ".join(f"{key} ({count} rows)" for key, count in sorted(keys.items()))
+        notes.append(f"keys of messages that are not used: {named}")
     if left:
         notes.append(
             f"texts of {left} rows hold special tokens of a chat template, spelt out; they stay as they are"

@@ -49,7 +49,7 @@ class PromptRecord:
     columns: dict[str, Any] = field(default_factory=dict)
 
 
-def columns_of(records: Sequence[PromptRecord]) -> dict[str, list[Any]]:
+def columns_of(records: Sequence["PromptRecord | Pair"]) -> dict[str, list[Any]]:
     """Every column that some record has, with a value for each (None where a record has none)."""
     names = dict.fromkeys(name for record in records for name in record.columns)
     return {name: [record.columns.get(name) for record in records] for name in names}

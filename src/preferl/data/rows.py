@@ -6,9 +6,9 @@ but the last turn; texts or messages), TRL's explicit columns (``prompt``, ``cho
 Rankings: ``prompt``, ``responses`` (2 or more) and ``ranks`` (1 is best, equal is a tie) or ``scores``; or
 ``prompt``, ``response_a``, ``response_b`` and ``z`` (1, -1, 0 for a tie) with an optional ``strength``; or
 lists in ``chosen`` and ``rejected`` (RM-Bench, RewardBench 2). Other layouts become these (``layouts``).
-Rated responses: ``prompt``, ``completion`` and ``label`` (true or false) or ``ratings``.
-Demonstrations: ``messages``, ``prompt`` + ``completion``, ``text``. Prompts: ``prompt``. Beside a prompt or
-messages ``system`` is the system's message. Messages come in every dialect of ``dialects``.
+Rated responses: ``prompt``, ``completion`` (or both as ``messages``) and ``label`` (true or false) or
+``ratings``. Demonstrations: ``messages``, ``prompt`` + ``completion``, ``text``. Prompts: ``prompt``. Beside
+a prompt or messages ``system`` is the system's message. Messages come in every dialect of ``dialects``.
 
 A defect is a ``RowError`` with a kind; what happens then is the reader's business (``formats.POLICY``).
 """
@@ -41,7 +41,7 @@ RANKING_COLUMNS = ("prompt", "system", "responses", "ranks", "scores", "response
 MOST_RESPONSES = 9
 # A strength of 1 to 3 (slightly, clearly, much better: half of a 7-point scale) is a margin in thirds.
 STRENGTHS = 3
-RATED_COLUMNS = ("prompt", "system", "completion", "label", "ratings")
+RATED_COLUMNS = ("prompt", "system", "completion", "messages", "label", "ratings")
 OTHER_COLUMNS = ("prompt", "system", "completion", "messages", "text", "chosen", "rejected")
 
 
@@ -151,7 +151,10 @@ def _better_and_worse(row: dict[str, Any]) -> dict[str, Any]:
 
     In RM-Bench a response's place in its list is its ``style``, from concise to elaborate.
     """
-    better, worse = _list(row, "chosen"), _list(row, "rejected")
+    better, worse = (
+        [value] if isinstance(value := _value(row, side), str) else _list(row, side)
+        for side in ("chosen", "rejected")
+    )
     ranking = {"responses": better + worse, "ranks": [1] * len(better) + [2] * len(worse)}
     if len(better) == len(worse) > 1:
         ranking["style"] = [*range(len(better)), *range(len(worse))]
@@ -172,7 +175,12 @@ def to_demonstration(row: dict[str, Any]) -> Demonstration:
     filled = [column for column in there if row[column] is not None]
     form = (filled or there or ["text"])[0]
     if form == "messages":
-        messages = _messages(_value(row, "messages"), "messages")
+        given = _value(row, "messages")
+        messages = _messages(given, "messages")
+        if isinstance(given, list) and isinstance(given[-1], dict) and given[-1].get("weight") == 0:
+            raise RowError(
+                "called_bad", "the weight of its last message is 0, so that nothing learns from it"
+            )
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise RowError("bad_role_order", "messages must end with the assistant's turn after a user's")
         prompt, response = _with_system(_prompt(messages[:-1]), row), _said(messages[-1], "messages")
@@ -188,7 +196,7 @@ def to_demonstration(row: dict[str, Any]) -> Demonstration:
         if not isinstance(response, str):
             raise RowError("wrong_type", f"text is a {type(response).__name__}, not a text")
         columns = _rest(row, "text")
-        written = dialects.inverted(response)
+        written = dialects.inverted(response) or dialects.in_marks(response)
         if written is not None and len(written[1]) > 1 and written[1][-1]["role"] == "assistant":
             return to_demonstration({"messages": written[1], **columns})
     if not response.strip():
@@ -203,7 +211,13 @@ def to_rated(row: dict[str, Any]) -> Rated:
     Raises:
         RowError: the row has a defect.
     """
-    prompt, (response,) = _answered(row, {"completion": _value(row, "completion")})
+    if row.get("completion") is None and "messages" in row:
+        messages = _whole_dialogue(_value(row, "messages"), "messages")
+        if len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise RowError("bad_role_order", "messages must end with the assistant's turn after a user's")
+        prompt, response = _with_system(_prompt(messages[:-1]), row), _said(messages[-1], "messages")
+    else:
+        prompt, (response,) = _answered(row, {"completion": _value(row, "completion")})
     if not response.strip():
         raise RowError("empty_response", "the response is empty")
     good, ratings = row.get("label"), row.get("ratings")
@@ -212,7 +226,9 @@ def to_rated(row: dict[str, Any]) -> Rated:
     if ratings is not None and not isinstance(ratings, dict):
         raise RowError("wrong_type", f"ratings is a {type(ratings).__name__}; it must name attributes")
     if good is None and not ratings:
-        raise RowError("missing_column", "has neither 'label' nor 'ratings' for its response")
+        empty = any(name in row and row[name] is None for name in ("label", "ratings"))
+        kind = "unlabelled" if empty else "missing_column"
+        raise RowError(kind, "has neither 'label' nor 'ratings' for its response")
     # Tables fill an attribute that a row does not have with null.
     numbers = {
         name: _number(value, f"ratings.{name}", "bad_ranking")
@@ -309,7 +325,7 @@ def _opened(text: str) -> list[Any] | None:
         return turns
     before = dialects.without_opening(turns)
     # Without an open turn of the assistant marks may be the words of somebody who asks about them.
-    if how.startswith("Human") and before is turns:
+    if dialects.is_marked(how) and before is turns:
         return None
     return before if before and before[-1]["role"] == "user" else None
 
@@ -320,6 +336,10 @@ def _with_system(prompt: Prompt, row: Mapping[str, Any]) -> Prompt:
     if "system" not in row:
         return prompt
     text = row["system"]
+    if isinstance(text, dict):  # a message
+        text = next((text[key] for key in dialects.SAID if key in text), text)
+    if isinstance(text, list):
+        text = dialects.text_of(text, "system")
     if text is not None and not isinstance(text, str):
         raise RowError("wrong_type", f"system is a {type(text).__name__}, not a text")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

@@ -8,6 +8,7 @@ else is read by ``formats``.
 import dataclasses
 import functools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -437,6 +438,27 @@ def load_source(
     return Source(str(name), parts, notes, categories, named=named, dialogue=as_dialogue, asked=asked)
 
 
+def load_beside(option: str, **arguments: Any) -> Source:
+    """Reads a data set that stands beside the one of ``dataset_name``.
+
+    Args:
+        option: that names it, for messages.
+        arguments: of ``load_source``.
+
+    Raises:
+        DataError: as ``load_source``.
+    """
+    try:
+        return load_source(**arguments)
+    except DataError as error:
+        if not re.search(r"--(columns|winner|dataset_format|config_name)\b", str(error)):
+            raise
+        raise DataError(
+            f"{option}: {error} (such options speak of dataset_name alone; write this data set in our "
+            f"columns with them, `preferl data convert {arguments['name']} OUT.jsonl …`, and name that file)"
+        ) from error
+
+
 def policy_of(bad_rows: str) -> dict[str, str]:
     """What ``--bad_rows`` means for every kind of defect."""
     check_choice("bad_rows", bad_rows, ("default", "skip", "error"))
@@ -487,6 +509,8 @@ def with_tools(record: Record) -> Record:
 
 def in_passages(entry: Entry, opening_words: int, max_response_words: int | None) -> Entry | None:
     """A plain text as demonstrations one after the other; None where no sentence ends after the opening."""
+    if entry.record.prompt:  # a dialogue that the text wrote down
+        return entry
     pieces = passages(entry.record, opening_words, max_response_words)
     if not pieces:
         return None

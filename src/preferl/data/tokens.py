@@ -139,7 +139,7 @@ class Coder:
     @cached_property
     def front(self) -> list[int]:
         """What the tokenizer puts in front of a text: BOS, where it has one."""
-        if not self._knows_letters:
+        if not self.knows_letters:
             return []
         around, bare = list(self.tokenizer("a")["input_ids"]), self.plain("a")
         for start in range(len(around) - len(bare) + 1):
@@ -150,12 +150,12 @@ class Coder:
     @cached_property
     def puts_space(self) -> bool:
         """Whether a space is put in front of every text that is read (SentencePiece's way)."""
-        if not self._knows_letters:
+        if not self.knows_letters:
             return False
         return self.spelt("\na")[len(self.spelt("\n")) :] != self.spelt("a")
 
     @cached_property
-    def _knows_letters(self) -> bool:
+    def knows_letters(self) -> bool:
         """A vocabulary of words without an unknown one cannot be asked what it does to a letter."""
         try:
             return bool(self.plain("\na"))
@@ -249,12 +249,16 @@ class Written:
     response: str
     mark: str
 
-    def goes_on(self, ending: str) -> bool:
-        """Whether the whole is the prompt, then all of the response but white space, then how a turn ends."""
+    def goes_on(self, ending: str, opened: str = "") -> bool:
+        """Whether the whole is the prompt, then all of the response but white space, then how a turn ends.
+        ``opened``: the mark of the response that stands in the prompt."""
         if not (self.whole.startswith(self.prompt) and self.whole.endswith(ending)):
             return False
+        response = self.response
+        if opened:
+            response = re.sub(rf"^\s*({re.escape(opened)}|{self.mark}\d+{self.mark})", "", response)
         behind = self.whole[len(self.prompt) :]
-        return "".join(self.response.split()) in "".join(behind.split())
+        return "".join(response.split()) in "".join(behind.split())
 
 
 _coders: "WeakKeyDictionary[Any, tuple[Any, Coder]]" = WeakKeyDictionary()
@@ -319,7 +323,7 @@ def example_ids(
     messages the response is what the chat template writes behind the prompt. Where its rendering of the whole
     dialogue does not begin with the prompt, or leaves something of the response out (DeepSeek-R1 opens a
     thought for generation, and drops thoughts from a dialogue), the response's own text follows the prompt,
-    as it does in sampling.
+    as it does in sampling. A thought that the prompt has opened is not opened again by the response.
 
     Raises:
         DataError: the chat template fails on it.
@@ -333,7 +337,11 @@ def example_ids(
         return first, response_ids(tokenizer, response, finished)
     written, ending = coder.write(prompt, response), coder.template.ending
     first, (before_end, end_id) = coder.of_written(written.prompt, written.mark), coder.end
-    if not written.goes_on(ending):
+    opened = opened_by(written.prompt, response)
+    if opened:
+        blank = written.prompt[len(written.prompt.rstrip()) :]
+        response = response.lstrip().removeprefix(opened).removeprefix(blank)
+    if not written.goes_on(ending, opened):
         coder.template.counts["unlike_generation"] += 1
         return first, coder.continuation(response, assistant=True) + [end_id] * finished
     body = written.whole.removesuffix(ending) + (before_end if finished else "")
@@ -346,6 +354,18 @@ def example_ids(
     else:
         ids = coder.of_written(body[len(written.prompt) :], written.mark)
     return first, ids + [end_id] * finished
+
+
+def opened_by(prompt: str, response: str) -> str:
+    """The mark with which a response begins where the prompt, as it is written, ends with it already; else
+    nothing.
+
+    Example:
+        >>> opened_by("<|Assistant|><think>\\n", "<think>\\nLet me see.</think>4.")
+        '<think>'
+    """
+    found = re.match(r"\s*(<[^<>\s/]+>)", response)
+    return found[1] if found and prompt.rstrip().endswith(found[1]) else ""
 
 
 def scored_parts(

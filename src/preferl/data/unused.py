@@ -1,10 +1,36 @@
 """Columns that a layout does not use although they look as if they counted."""
 
 from preferl.data import winners
-from preferl.data.columns import ABOUT, LABEL, OURS, RESPONSE, SPEAKERS, Columns, words_of
+from preferl.data.columns import (
+    ABOUT,
+    LABEL,
+    OPPOSITES,
+    OURS,
+    RESPONSE,
+    SPEAKERS,
+    Column,
+    Columns,
+    words_of,
+)
 from preferl.data.layouts import BAD, GOOD, Layout
 from preferl.data.records import DataError
-from preferl.data.splits import meaning
+from preferl.data.splits import MEANING, meaning
+
+SPLIT_WORDS = {"split", "set", "partition", "fold", "subset", "phase"}
+SEEN_OR_HEARD = {"image", "images", "video", "videos", "audio", "audios"}
+REFERENCE = {"key", "expected", "reference", "correct", "final", "gold", "true", "ground"}
+WINNING = {"winner", "better", "safer", "best", "preferred", "chosen", "choice"}
+WORSE = {word for _, worse in OPPOSITES for word in worse.split()}
+SIDES = {word for pair in OPPOSITES for side in pair for word in side.split()}
+
+
+def _of_a_side(layout: Layout, words: list[str]) -> bool:
+    """Whether the words of a name make it a remark about the better or the worse response:
+    ``chosen_score``."""
+    sides = {"chosen", "rejected"}
+    for role in ("chosen", "rejected"):
+        sides |= SIDES & set(words_of(str(layout.columns.get(role, ""))))
+    return bool(sides & set(words)) and len(words) > 1
 
 
 def refuse_suspicious(data: Columns, layout: Layout, unused: list[str]) -> None:
@@ -12,32 +38,75 @@ def refuse_suspicious(data: Columns, layout: Layout, unused: list[str]) -> None:
     if not found:
         return
     column, why = found[0]
-    every = "+".join(c for c, _ in found)
+    every = data.with_given(unused="+".join(c for c, _ in found))
     more = f" (likewise {', '.join(f'{c}: {w}' for c, w in found[1:])})" if found[1:] else ""
     raise DataError(
         f"data set '{data.name}' would be read as {layout.kind} by {layout.what_it_says()}, and the column "
-        f"'{column}' would not be used, which looks like {why}{more}; {_advice(layout, column, why)}, or "
-        f"leave it aside with --columns unused={every}"
+        f"'{column}' would not be used, which looks like {why}{more}; {_advice(data, layout, found)}"
+        f"leave it aside with {every}"
     )
 
 
-def _advice(layout: Layout, column: str, why: str) -> str:
-    """The option with which such a column is used."""
+def _advice(data: Columns, layout: Layout, found: list[tuple[str, str]]) -> str:
+    """The options with which such a column is used, and an "or"; empty where there are none."""
+    column, why = found[0]
     if why == "a split":
-        return f"use it with --columns split={column}"
+        numbers = data.columns[column].holds("number")
+        return "" if numbers else f"use it with {data.with_given(split=column)}, or "
     if why == "another speaker":
-        before = f"put it before the prompt with --columns system={column}"
-        return f"{before}, or join it: --columns prompt={column}+prompt"
+        asked = layout.columns.get("prompt")
+        ways = [f"put it before the prompt with {data.with_given(system=column)}"]
+        if isinstance(asked, str) and "|" not in asked:
+            ways.append(f"join it: {data.with_given(prompt=f'{column}+{asked}')}")
+        return f"{', or '.join(ways)}, or "
     if why == "another response":
-        return f"say what it is: --columns completion={column} or responses={column}+OTHER (docs/data.md)"
+        return _advice_on_responses(data, layout, [c for c, reason in found if reason == why])
     if layout.kind in ("rated", "demonstration") and "completion" in layout.columns:
-        good = f"--columns label={column} where it calls them good or bad"
-        return f"compare the responses to a prompt by it with --winner {column}, or use {good}"
-    if layout.responses:
-        return f"let it say who won with --winner {column}"
-    return (
-        f"name what it speaks of: --columns responses=A+B --winner {column}, or completion=A,label={column}"
-    )
+        ways = (
+            [f"compare the responses to a prompt by it with --winner {column}"]
+            if _are_numbers(data, column)
+            else []
+        )
+        if data.has_shape(column, "bool"):
+            ways.insert(0, f"let it call them good or bad with {data.with_given(label=column)}")
+        return f"{', or '.join(ways)}, or " if ways else ""
+    if layout.kind == "demonstration" and "messages" in layout.columns and data.has_shape(column, "bool"):
+        messages = str(layout.columns["messages"])
+        return f"let it call them good or bad with {data.with_given(messages=messages, label=column)}, or "
+    if layout.responses and data.winner is None:
+        return f"let it say who won with --winner {column}, or "
+    if layout.kind == "preference" and {"chosen", "rejected"} <= layout.columns.keys():
+        asked = layout.columns.get("prompt")
+        prompt = {"prompt": asked} if isinstance(asked, str) and asked != "prompt" else {}
+        both = data.with_given(**prompt, responses=f"{layout.columns['chosen']}+{layout.columns['rejected']}")
+        return f"let it say which of the two won with {both} --winner {column}, or "
+    return ""
+
+
+def _advice_on_responses(data: Columns, layout: Layout, columns: list[str]) -> str:
+    """What columns of responses can be, beside the prompt that was found."""
+    asked = layout.columns.get("prompt")
+    prompt = {"prompt": asked} if isinstance(asked, str) and asked != "prompt" else {}
+    if layout.kind == "prompt" and len(columns) == 1 and WORSE & set(words_of(columns[0])):
+        return ""
+    if layout.kind == "prompt" and len(columns) == 1:
+        return f"say that it answers the prompt with {data.with_given(**prompt, completion=columns[0])}, or "
+    if layout.kind == "prompt":
+        responses = "+".join(columns)
+        ways = [
+            f"say which is better with {data.with_given(**prompt, chosen=columns[0], rejected=columns[1])}",
+            f"what says so with {data.with_given(**prompt, responses=responses)} and --winner COLUMN",
+        ]
+        return f"{', or '.join(ways)}, or "
+    if layout.kind == "demonstration" and "messages" not in layout.columns and len(columns) == 1:
+        answer = str(layout.columns.get("completion", ""))
+        pairs = data.with_given(**prompt, chosen=answer, rejected=columns[0]) if answer else ""
+        return f"say that it is the worse of two with {pairs}, or " if pairs else ""
+    return ""
+
+
+def _are_numbers(data: Columns, column: str) -> bool:
+    return bool(data.are_numbers([column]))
 
 
 def _suspicion(data: Columns, layout: Layout, column: str) -> str | None:
@@ -45,35 +114,77 @@ def _suspicion(data: Columns, layout: Layout, column: str) -> str | None:
     what, words = data.columns[column], words_of(column)
     if is_ours(column) or words[:1] == ["generator"]:
         return None
-    if (
-        what.holds("text")
-        and len(what.values) <= 8
-        and {meaning(str(v)) for v in what.values} & {"train", "dev", "eval"}
-        and all(meaning(str(v)) for v in what.values)
-    ):
+    if _is_split(what, words):
         return "a split" if column != "split" else None
+    if SEEN_OR_HEARD & set(words) and not ABOUT & set(words) and what.filled:
+        return "what is to be seen or heard beside the text"
     if layout.kind == "prompt" and _has_a_twin(data, column):
         return "another response"
-    if column == "split" or ABOUT & set(words) or not words:
+    if column == "split" or not words:
         return None
-    if layout.kind in ("preference", "ranking") and {"chosen", "rejected"} & set(words) and len(words) > 1:
+    if set(words) <= SPEAKERS | {"prompt"} and set(words) & SPEAKERS and _can_be_said(layout, what):
+        return "another speaker"
+    places = {"id", "idx", "index"} & set(words) and WINNING & set(words)
+    if places and layout.kind not in ("preference", "ranking") and _is_place(what):
+        return "a rating or a label"
+    if ABOUT & set(words):
+        return None
+    if layout.kind == "prompt" and what.holds("text") and LABEL & set(words) and what.is_prose():
+        return "another response"
+    if layout.kind in ("preference", "ranking") and _of_a_side(layout, words) and not what.is_prose():
         return None  # a remark about one of the two
     if layout.is_own and layout.kind in ("preference", "ranking") and what.holds("numbers"):
         return None  # a number for each response of a ranking that has its places
-    if RESPONSE & set(words) and what.holds("text", "texts", "messages", "mappings"):
+    if layout.kind == "prompt" and "answer" in words and REFERENCE & set(words):
+        return None
+    if RESPONSE & set(words) and what.holds("text", "texts", "messages", "mappings", "mapping"):
         # A reference answer beside a whole pair, or to a prompt alone, is what a reward may ask for.
         if column == "answer" and {"chosen", "rejected"} <= layout.columns.keys():
             return None
-        return None if layout.kind == "prompt" and column in ("answer", "completion") else "another response"
-    if LABEL & set(words) and _is_verdict(data, column):
+        if layout.kind == "prompt" and column in ("answer", "answers", "completion"):
+            return None
+        return "another response"
+    graded = layout.kind == "demonstration" and _is_class(what)
+    if LABEL & set(words) and (_is_verdict(data, column) or graded):
         return "a rating or a label"
-    if (
-        set(words) <= SPEAKERS | {"prompt"}
-        and what.holds("text", "messages", "texts")
-        and layout.kind != "text"
-    ):
-        return "another speaker"
     return None
+
+
+def _is_split(what: Column, words: list[str]) -> bool:
+    """Whether a column tells splits: by its values alone, by some of them where it is called like one, or by
+    true and false where its name is a split's (``is_test``)."""
+    told = {meaning(str(value)) for value in what.values}
+    if what.holds("text") and len(what.values) <= 8 and told & {"train", "dev", "eval"}:
+        return None not in told or bool(SPLIT_WORDS & set(words))
+    if what.holds("bool"):
+        return set(words) <= {"is", "in", "for", "set", "split"} | MEANING.keys() and bool(
+            MEANING.keys() & set(words)
+        )
+    return (
+        what.holds("number")
+        and len(words) == 1
+        and words[0] in ("fold", "partition")
+        and len(what.values) <= 20
+    )
+
+
+def _is_place(what: Column) -> bool:
+    """Whether a column can hold the places of the better of few responses: ``better_response_id``."""
+    numbers = [winners.number_in(value) for value in what.values]
+    return all(number is not None and -1 <= number <= 9 for number in numbers)
+
+
+def _is_class(what: Column) -> bool:
+    """Whether a column holds few different texts of few words, as grades are."""
+    texts = list(what.values)
+    return (
+        what.holds("text") and 2 <= len(texts) <= 8 and len(texts) * 2 <= what.filled and not what.is_prose()
+    )
+
+
+def _can_be_said(layout: Layout, what: Column) -> bool:
+    """Whether a column's values can be what somebody says before the prompt."""
+    return what.holds("text", "messages", "texts", "list", "mapping", "mappings") and layout.kind != "text"
 
 
 def _has_a_twin(data: Columns, column: str) -> bool:

@@ -1,4 +1,5 @@
-"""How a data set says which response won: the codings, how one is named, and how one is found.
+"""How a data set says which response won: the codings, how one is named, and what a row says by it
+(``codings``: how one is found).
 
 ``--winner COLUMN[,COLUMN…][:CODING]``; the responses are called a, b, c … in their order:
 
@@ -7,12 +8,14 @@
 | ``index0``, ``index1`` | the place of the better response, from 0 or 1 (then 0 and 1.5 tie two) |
 | ``flag`` or ``flag(1=b)`` | 1 or true where a is better (or b), 0 or false where the other is |
 | ``strength(-3..3, negative=a)`` | a signed strength; 0 is a tie, its size in the range's is the margin |
-| ``word`` | ``a``, ``model_a``, ``A>B``, ``tie``, ``tie (bothbad)`` and the like, or a response's column |
+| ``word`` | ``a``, ``model_a``, ``A>B``, ``A is better``, ``tie`` and the like; the majority of a list |
+| ``order`` | the responses from best to worst: ``["b", "a"]``, ``B>A>C`` |
+| ``named`` | the value of the better one's column among those behind it, as ``winner,model_a,model_b`` |
 | ``onehot`` | one column for each response, and perhaps one for a tie: the one that holds 1 |
 | ``scores`` | a number for each response (a column each, a list, or inside each answer): more is better |
 | ``rank`` | the same where less is better |
 | ``probability(a)`` | the probability that a (or b) is better, 0 to 1; .5 is a tie |
-| ``scale(1..2)`` | between 1 (a is better) and 2 (b is); 1.5 and 0 are a tie |
+| ``scale(1..2)`` | between 1 (a is better) and 2 (b is), or ``scale(7..1)``; the middle and 0 are a tie |
 
 ``tie=VALUE`` in the brackets (``index0(tie=2)``) names a value that means a tie. Ratings of single
 responses, one or several rows a prompt, are named alone or as a weighted sum:
@@ -32,8 +35,20 @@ from typing import Any, NamedTuple
 from preferl.data.files import RowError
 from preferl.data.records import DataError, ranks_of_scores
 
-CODINGS = ("index0", "index1", "flag", "strength", "word", "onehot", "scores", "rank", "probability", "scale")
+CODINGS = (
+    *("index0", "index1", "flag", "strength", "word", "order", "named", "onehot", "scores", "rank"),
+    *("probability", "scale"),
+)
 TIES = (
+    *(
+        "both good",
+        "both_good",
+        "bothgood",
+        "tie (both good)",
+        "tie(both good)",
+        "equally good",
+        "no preference",
+    ),
     *("tie", "tie (bothbad)", "tie(bothbad)", "tie (both bad)", "bothbad", "both_bad", "both bad", "both"),
     *("neither", "none", "draw", "equal", "same", "a=b", "b=a", "a==b", "a~b", "a≈b"),
 )
@@ -45,9 +60,16 @@ SECOND = (
     *("b", "model_b", "response_b", "assistant_b", "answer_b", "output_b", "second", "right"),
     *("b>a", "b>>a", "a<b", "a<<b"),
 )
+# What stands before the letter or number of a response, and what behind it says that it is better.
+OF_A_RESPONSE = r"(?:model|response|assistant|answer|output|completion|candidate|option|summary|text)"
+NUMBERED = re.compile(rf"{OF_A_RESPONSE}[ _-]?(\d)")
+BETTER = re.compile(
+    rf"({OF_A_RESPONSE}?[ _-]?[a-z0-9])[ _-](?:is|was)[ _-]"
+    r"(?:(?:clearly|slightly|much|significantly|somewhat|a[ _-]bit|marginally|far|strongly)[ _-])?"
+    r"(?:better|preferred)"
+)
 # Names by which a column says that less, or more, of it is better.
 RANKS = re.compile(r"rank|place|position", re.IGNORECASE)
-INDICES = re.compile(r"_id|idx|index|choice|winner|better|best|safer|preferred|chosen", re.IGNORECASE)
 SCORES = re.compile(r"score|rating|reward|grade|vote|like|help|quality|overall", re.IGNORECASE)
 
 
@@ -196,127 +218,6 @@ def show(values: Counter[Any]) -> str:
     return ", ".join(f"{value!r:.40} ({n})" for value, n in most) + (f" and {more} others" if more else "")
 
 
-# ----------------------------------------------------------------------------------------------- finding
-
-
-def found(winner: Winner, seen: list[Counter[Any]], responses: Sequence[str]) -> Winner:
-    """A winner with its coding, found from all the values of its columns.
-
-    Args:
-        winner: whose coding is perhaps not known.
-        seen: the values of each column, and how often.
-        responses: what the responses are called in the file, as ``response_0``.
-
-    Raises:
-        DataError: the values fit no coding or several; it shows them and names the options.
-    """
-    if winner.coding is not None:
-        return _with_range(winner, seen)
-    fits = _fitting(winner, seen, responses)
-    if len(fits) == 1:
-        return _with_range(fits[0], seen)
-    held = "; ".join(f"{c} holds {show(v)}" for c, v in zip(winner.columns, seen, strict=True))
-    if not fits:
-        raise DataError(f"{held}: no coding of --winner fits; see docs/data.md, or name another column")
-    options = " or ".join(f"--winner '{option}'" for option in fits)
-    raise DataError(f"{held}: that can mean several things; say which with {options}")
-
-
-def _with_range(winner: Winner, seen: list[Counter[Any]]) -> Winner:
-    """A strength whose range is not given goes as far as the strongest of the file."""
-    if winner.coding != "strength" or winner.low is not None:
-        return winner
-    numbers = [abs(n) for value in seen[0] if (n := number_in(value)) is not None]
-    most = max(numbers, default=1.0) or 1.0
-    return replace(winner, low=-most, high=most)
-
-
-def _fitting(winner: Winner, seen: list[Counter[Any]], responses: Sequence[str]) -> list[Winner]:
-    """Every coding that all values of the columns fit."""
-    if len(winner.columns) > 1:
-        return _of_several(winner, seen, responses)
-    values = list(seen[0])
-    if not values:
-        return []
-    if any(isinstance(value, tuple) for value in values):
-        return _of_lists(winner, [n for value in values if isinstance(value, tuple) for n in value])
-    numbers = [number_in(value) for value in values]
-    if any(n is None for n in numbers):
-        fine = all(word_place(value, responses) is not None for value in values)
-        return [replace(winner, coding="word")] if fine else []
-    held = {n for n in numbers if n is not None}
-    boolean = all(
-        isinstance(value, bool) or str(value).strip().lower() in ("true", "false") for value in values
-    )
-    K = max(len(responses), 2)
-    if not boolean and min(held) < 0:
-        sides = [replace(winner, coding="strength", side=side) for side in "ab"]
-        return sides if K == 2 else []
-    if boolean:
-        return [replace(winner, coding="flag", side=side) for side in "ab"]
-    whole = _whole(winner, held, K, responses) if all(n == int(n) for n in held) else []
-    if whole:
-        return whole
-    if K == 2 and max(held) <= 1:
-        return [replace(winner, coding="probability", side=side) for side in "ab"]
-    if K == 2 and min(n for n in held if n) >= 1 and max(held) <= 2:
-        return [replace(winner, coding="scale", low=1.0, high=2.0)]
-    return []
-
-
-def _whole(winner: Winner, held: set[float], K: int, responses: Sequence[str]) -> list[Winner]:
-    """The codings of places that whole numbers fit."""
-    from_zero, from_one = _numbered_from(responses)
-    index0, index1 = replace(winner, coding="index0"), replace(winner, coding="index1")
-    zero_fits, one_fits = max(held) < K, min(held) >= 1 and max(held) <= K
-    named_so = bool(INDICES.search(winner.columns[0]))
-    if zero_fits and from_zero and named_so and 0 in held:  # 1 alone may be a place from 1 on
-        return [index0]
-    # A 0 beside them may be a tie, or the first place of those that count from 0 and call a tie 2.
-    if from_one and one_fits and (named_so or (K == 2 and 2 in held)):
-        return [index1]
-    fits = [index0] if zero_fits else []
-    fits += [index1] if one_fits else []
-    fits += [replace(winner, coding="flag", side="a")] if held <= {0, 1} and K == 2 else []
-    if K == 2 and {0, 2} <= held <= {0, 1, 2}:
-        fits += [index1, replace(index0, tie="2")]
-    return fits
-
-
-def _numbered_from(responses: Sequence[str]) -> tuple[bool, bool]:
-    """Whether the responses' names count from 0, or from 1."""
-    ends = [re.search(r"(\d+)\D*$", name) for name in responses]
-    numbers = [int(end[1]) for end in ends if end]
-    whole = len(numbers) == len(responses) > 1
-    return whole and numbers[0] == 0, whole and numbers[0] == 1
-
-
-def _of_lists(winner: Winner, values: list[Any]) -> list[Winner]:
-    """A number for each response: ranks or scores, by the column's name."""
-    if not values or any(number_in(value) is None for value in values):
-        return []
-    return _ranks_or_scores(winner, winner.columns[0])
-
-
-def _ranks_or_scores(winner: Winner, name: str) -> list[Winner]:
-    last = name.rsplit(".", 1)[-1]
-    ranks, scores = replace(winner, coding="rank"), replace(winner, coding="scores")
-    if RANKS.search(last):
-        return [ranks]
-    return [scores] if SCORES.search(last) else [ranks, scores]
-
-
-def _of_several(winner: Winner, seen: list[Counter[Any]], responses: Sequence[str]) -> list[Winner]:
-    held = [number_in(value) for values in seen for value in values]
-    if any(n is None for n in held):
-        return []
-    K, count = len(responses), len(winner.columns)
-    hot = set(held) <= {0.0, 1.0}
-    if hot and count in (K, K + 1):
-        return [replace(winner, coding="onehot")]
-    return _ranks_or_scores(winner, winner.columns[0]) if count == K else []
-
-
 # ---------------------------------------------------------------------------------------------- reading
 
 
@@ -331,7 +232,7 @@ def places(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -> P
     Raises:
         RowError: there is no label, or none of this coding.
     """
-    if all(value is None or value == "" for value in values):
+    if all(value is None or value == "" or value == [] for value in values):
         raise RowError("unlabelled", f"{', '.join(winner.columns)} says nothing about who won")
     if winner.tie is not None and all(_equals(value, winner.tie) for value in values):
         return _won_by(None, len(responses))
@@ -397,10 +298,14 @@ def _strength(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -
 
 
 def _word(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -> Places:
-    place = word_place(values[0], responses)
-    if place is None:
+    said = [word for value in values for word in (value if isinstance(value, list | tuple) else [value])]
+    said = [word for word in said if word is not None and word != ""]
+    votes = Counter(word_place(value, responses) for value in said)
+    if None in votes or not votes:
         raise _outside(winner, values[0], "words are a, b, model_a, A>B, tie and the like")
-    return _won_by(None if place < 0 else place, len(responses))
+    ranked = votes.most_common(2)
+    place = -1 if len(ranked) > 1 and ranked[0][1] == ranked[1][1] else ranked[0][0]
+    return _won_by(None if place is None or place < 0 else place, len(responses))
 
 
 def word_place(value: Any, responses: Sequence[str]) -> int | None:
@@ -411,6 +316,9 @@ def word_place(value: Any, responses: Sequence[str]) -> int | None:
     if len(exact) == 1:
         return responses.index(exact[0])
     word = re.sub(r"\s*([<>=~≈]+)\s*", r"\1", value.strip().strip("[]").lower())
+    if (better := BETTER.fullmatch(word)) is not None:
+        word = re.sub(r"[ -]", "_", better[1])
+        word = f"response_{word}" if word.isdigit() else word
     lower = [name.strip().lower() for name in responses]
     if lower.count(word) == 1:
         return lower.index(word)
@@ -420,9 +328,62 @@ def word_place(value: Any, responses: Sequence[str]) -> int | None:
         return 0
     if word in SECOND:
         return 1
-    letter = re.fullmatch(r"(?:model|response|assistant|answer|output)?[ _]?([a-z])", word)
+    if (number := NUMBERED.fullmatch(word)) is not None:
+        place = int(number[1]) - (0 if numbered_from(responses)[0] else 1)
+        return place if 0 <= place < len(responses) else None
+    letter = re.fullmatch(rf"{OF_A_RESPONSE}?[ _-]?([a-z])", word)
     place = ord(letter[1]) - ord("a") if letter else -1
     return place if letter and place < len(responses) else None
+
+
+def numbered_from(responses: Sequence[str]) -> tuple[bool, bool]:
+    """Whether the responses' names count from 0, or from 1."""
+    ends = [re.search(r"(\d+)\D*$", name) for name in responses]
+    numbers = [int(end[1]) for end in ends if end]
+    whole = len(numbers) == len(responses) > 1
+    return whole and numbers[0] == 0, whole and numbers[0] == 1
+
+
+def order_of(value: Any, responses: Sequence[str]) -> list[int] | None:
+    """The ranks of responses that a list, or a text with ``>`` and ``=`` between them, puts in order; None
+    where it does not name each of them once.
+
+    Example:
+        >>> order_of("B > A = C", ["a", "b", "c"])
+        [2, 1, 2]
+    """
+    groups = [[word] for word in value] if isinstance(value, list) else []
+    if isinstance(value, str):
+        groups = [part.split("=") for part in re.split(r">+", value.strip().strip("[]").replace(",", ">"))]
+    ranks: dict[int, int] = {}
+    for rank, group in enumerate(groups, 1):
+        for word in group:
+            place = word_place(word.strip() if isinstance(word, str) else word, responses)
+            if place is None or place < 0 or place in ranks:
+                return None
+            ranks[place] = rank
+    return [ranks[i] for i in range(len(responses))] if len(ranks) == len(responses) else None
+
+
+def _order(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -> Places:
+    ranks = order_of(values[0], responses)
+    if ranks is None:
+        raise _outside(winner, values[0], f"an order names each of the {len(responses)} responses once")
+    return Places(ranks)
+
+
+def _named(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -> Places:
+    won, *names = values
+    names = list(names[0]) if len(names) == 1 and isinstance(names[0], list | tuple) else names
+    if len(names) != len(responses):
+        raise RowError(
+            "bad_ranking", f"{len(responses)} responses but {len(names)} names for {winner.columns[0]}"
+        )
+    if names.count(won) == 1:
+        return _won_by(names.index(won), len(responses))
+    if isinstance(won, str) and won.strip().lower() in TIES:
+        return _won_by(None, len(responses))
+    raise _outside(winner, won, f"it must be what one of {', '.join(winner.columns[1:])} holds")
 
 
 def _onehot(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -> Places:
@@ -473,13 +434,16 @@ def _probability(winner: Winner, values: Sequence[Any], responses: Sequence[str]
 
 def _scale(winner: Winner, values: Sequence[Any], responses: Sequence[str]) -> Places:
     _need_two(winner, responses)
-    n, low, high = number_in(values[0]), winner.low or 0.0, winner.high or 1.0
+    n = number_in(values[0])
+    low = 0.0 if winner.low is None else winner.low
+    high = 1.0 if winner.high is None else winner.high
+    least, most = min(low, high), max(low, high)
     middle = (low + high) / 2
-    if n is None or not (low <= n <= high or n == 0):
+    if n is None or not (least <= n <= most or n == 0):
         raise _outside(winner, values[0], f"it is between {low:g} (a is better) and {high:g} (b is)")
-    if n == middle or (n == 0 and low > 0):
+    if n == middle or (n == 0 and least > 0):
         return _won_by(None, 2)
-    return _won_by(0 if n < middle else 1, 2)
+    return _won_by(0 if (n < middle) == (low < high) else 1, 2)
 
 
 def _need_two(winner: Winner, responses: Sequence[str]) -> None:
@@ -493,6 +457,8 @@ READERS = {
     "flag": _flag,
     "strength": _strength,
     "word": _word,
+    "order": _order,
+    "named": _named,
     "onehot": _onehot,
     "scores": _scores,
     "rank": _rank,

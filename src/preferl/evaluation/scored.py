@@ -7,10 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from preferl.data.records import DataError, Pair, Prompt, Rated, known_probability, prompt_key
+from preferl.data.records import (
+    DataError,
+    Pair,
+    Prompt,
+    Rated,
+    columns_of,
+    known_probability,
+    prompt_key,
+)
 from preferl.data.types import Measures, Scorer
 from preferl.judging.judges import PairwiseJudge
-from preferl.judging.scorers import scored
+from preferl.judging.reward_functions import RewardFunction, check_columns
+from preferl.judging.scorers import parts_of, scored
 from preferl.statistics import bayes_accuracy, expected_calibration_error
 from preferl.statistics.calibration import clustered_proportion
 from preferl.statistics.intervals import Estimate
@@ -80,6 +89,8 @@ def scores_of(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.nda
     """
     if isinstance(scorer, PairwiseJudge):
         return _compared(scorer, pairs)
+    if any(isinstance(part, RewardFunction) for _, part in parts_of(scorer)):
+        return _by_function(scorer, pairs)
     # A response is known by its prompt, its text and whether it is finished. Chosen and rejected of a pair
     # stand one after the other, so that the scores fold back into two columns.
     keys: list[tuple[str, str, Any]] = []
@@ -99,6 +110,21 @@ def scores_of(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.nda
     )
     score_of = dict(zip(distinct, scores, strict=True))
     score_N2 = np.array([score_of[key] for key in keys], dtype=np.float64).reshape(-1, 2)
+    return score_N2[:, 0], score_N2[:, 1]
+
+
+def _by_function(scorer: Scorer, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores by a function of a person's own, which also reads the other columns of a pair's row: so no
+    response stands for an equal one of another row. Chosen and rejected stand one after the other."""
+    twice = [pair for pair in pairs for _ in range(2)]
+    columns = columns_of(twice)
+    ends = ("finished_chosen", "finished_rejected")
+    finished = [pair.columns.get(end, True) for pair in pairs for end in ends]
+    for end in ends:
+        columns.pop(end, None)
+    check_columns(columns)
+    texts = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    score_N2 = scored(scorer, [p.prompt for p in twice], texts, finished=finished, **columns).reshape(-1, 2)
     return score_N2[:, 0], score_N2[:, 1]
 
 

@@ -117,7 +117,7 @@ def judged(complaint: Complaint, seconds: float | None) -> Exception:
         return SlowDown(about, seconds)
     if status in (408, 409, 425) or status >= 500:
         return Broken(about, seconds)
-    if status not in (400, 403, 422):
+    if status < 400 or status in (404, 405, 410):
         return WrongForAll(about)
     its_texts = complaint.parameter.startswith(("messages", "prompt", "input"))
     named = bool(complaint.parameter or WRONG.search(text)) and not its_texts
@@ -167,6 +167,8 @@ def complaint_of(response: httpx2.Response) -> Complaint | None:
         choices = found.get("choices") if isinstance(found, dict) else None
         first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
         error = first.get("error")
+        if error is None and isinstance(found, dict) and "choices" not in found and _fails(found):
+            error = found  # {"detail": …, "status": 504}
         if error is None:
             return None
     if error is None and isinstance(found, dict):
@@ -176,7 +178,7 @@ def complaint_of(response: httpx2.Response) -> Complaint | None:
         words = error if isinstance(error, str) else response.text.strip() or response.reason_phrase
         return Complaint(status_in(words) if response.is_success else status, "", words[:SHOWN])
     inner = error.get("innererror") if isinstance(error.get("innererror"), dict) else {}
-    codes = [error.get("code"), error.get("type"), error.get("status"), inner.get("code")]
+    codes = [error.get(name) for name in ("code", "type", "status", "status_code")] + [inner.get("code")]
     code = " ".join(str(part) for part in codes if part is not None)
     words = error.get("message") or error.get("detail") or error.get("msg") or json.dumps(error)
     words = words if isinstance(words, str) else json.dumps(words)
@@ -191,6 +193,11 @@ def complaint_of(response: httpx2.Response) -> Complaint | None:
         words = f"{words} (retry in {delay})" if delay else words
     parameter = error.get("param")
     return Complaint(status, code, words[:SHOWN].strip(), parameter if isinstance(parameter, str) else "")
+
+
+def _fails(found: Mapping[str, Any]) -> bool:
+    """Whether something that is no reply names the status of an error."""
+    return any(re.fullmatch(r"[45]\d\d", str(found.get(name))) for name in ("status", "code", "status_code"))
 
 
 def status_in(text: str) -> int:

@@ -43,6 +43,7 @@ from preferl.runs import signals
 from preferl.runs.errors import Interrupted, UsageError
 from preferl.runs.progress import say
 
+TEXTS = ("text", "output_text")  # parts of a reply that are its text
 TOP_LOGPROBS = 20  # the most that OpenAI and vLLM return unless told otherwise
 MOST_PAUSE_S = 60.0  # where the server does not say for how long
 SAID_FROM_S = 5.0  # pauses that are said
@@ -284,6 +285,9 @@ class EndpointBackend:
     def answer_in(self, response: httpx2.Response) -> dict[str, Any]:
         try:
             whole = response.json()
+            if isinstance(whole, dict) and not whole.get("choices", True):
+                words = f"but with no chat completion: {response.text[:200]!r}"
+                raise Broken(f"answered status {response.status_code}, {words}", None)
             choice = whole["choices"][0]
             message = choice["message"]
             content = message.get("content")
@@ -294,8 +298,9 @@ class EndpointBackend:
                 f"{response.text[:200]!r}; is the base URL right (…/v1)?",
                 None,
             ) from error
-        if isinstance(content, list):  # parts, of which the texts are the reply
-            content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+        if isinstance(content, list):  # parts, of which the texts are the reply, and others are thoughts
+            parts = [part for part in content if isinstance(part, dict)]
+            content = "".join(part.get("text") or "" for part in parts if part.get("type", "text") in TEXTS)
         usage = whole.get("usage") if isinstance(whole.get("usage"), dict) else {}
         answer = {
             "content": content if isinstance(content, str) else "",
@@ -332,8 +337,11 @@ class EndpointBackend:
                 "it wants the reply's limit under another name: add token_limit_field=max_completion_tokens "
                 f"to the judge, as in judge:…#{self.model}?token_limit_field=max_completion_tokens"
             )
-        sent = [limit, "temperature", "seed", "logprobs", "top_logprobs", *self.config.parameters]
-        for name in sent:
+        if self.config.mode == "logprob" and re.search(r"\b(top_)?logprobs\b", words):
+            return (
+                "it tells no log-probabilities, which mode=logprob needs; use mode=verdict, or another server"
+            )
+        for name in [limit, "temperature", "seed", *self.config.parameters]:
             if re.search(rf"\b{re.escape(name)}\b", words):
                 return (
                     f"leave the parameter out: --judge_parameters '{{\"{name}\": null}}' "

@@ -31,7 +31,7 @@ from preferl.judging.backends import Backend
 from preferl.judging.endpoints import EndpointBackend
 from preferl.judging.judge_options import ASPECTS, JudgeConfig
 from preferl.judging.replies import CUT_OFF, Reply
-from preferl.judging.verdicts import last_line, parse_score, parse_verdict
+from preferl.judging.verdicts import breaks_off_in_thoughts, last_line, parse_score, parse_verdict
 
 UNREADABLE = "no verdict or score in its last line"
 FEW = 20  # replies from which a share means something
@@ -252,7 +252,10 @@ class Judge(abc.ABC):
         if reply.problem is not None:
             return Answer(None, reply.problem, last_line(reply.text))
         value = self.read(reply.text)
-        return Answer(value) if value is not None else Answer(None, UNREADABLE, last_line(reply.text))
+        if value is not None:
+            return Answer(value)
+        open_thought = breaks_off_in_thoughts(reply.text)
+        return Answer(None, UNREADABLE, "it ends in its <think>" if open_thought else last_line(reply.text))
 
     def _likelier(self, reply: Reply) -> Answer:
         """Of all that it might say, only the choices count: P(yes) among them."""

@@ -9,14 +9,21 @@ take longer than a second run in parallel, and each call's time is logged (``sec
 """
 
 import asyncio
+import copy
 import functools
 import inspect
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import torch
+from transformers import TrainerState
+
 from preferl.data.records import Prompt, UserTurn
+from preferl.judging.utilities import NotSampled
 from preferl.runs import distributed, signals
 from preferl.runs.errors import Interrupted, UsageError
 from preferl.runs.plugins import load_object
@@ -25,6 +32,7 @@ ARGUMENTS = (
     *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"),
     *("finished", "lengths"),
 )
+OF_SAMPLED = ("completion_ids", "lengths")
 SLOW_S = 1.0  # of a call: a function that took longer runs beside the others the next time
 SEARCH_S = 10.0  # for finding the row at which a function fails
 
@@ -38,8 +46,11 @@ class RewardFunction:
     """
 
     def __init__(self, function: Callable[..., Any], name: str | None = None):
-        if not callable(function):
-            raise UsageError(f"'{name}' is not a function: f(prompts, completions, **columns) is needed")
+        if inspect.isclass(function) or not callable(function):
+            raise UsageError(
+                f"'{name or function}' is {'a class' if inspect.isclass(function) else 'no function'}: "
+                f"f(prompts, completions, **columns), or an object that is called like it, is needed"
+            )
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
         self.last_seconds = 0.0
@@ -57,7 +68,8 @@ class RewardFunction:
             UsageError: the function raised (``SystemExit`` too), returned another number of scores, or
                 something that is no number; the row is named.
         """
-        given = {"log_extra": _ignored, "log_metric": _ignored, "trainer_state": None} | columns
+        # Where nothing is trained the state is that before the first step.
+        given = {"log_extra": _ignored, "log_metric": _ignored, "trainer_state": TrainerState()} | columns
         # As the data set has them: a user's turn that we made of a text is a text again, and a completion is
         # a message where its prompt is messages.
         asked = [prompt.text if isinstance(prompt, UserTurn) else prompt for prompt in prompts]
@@ -66,11 +78,65 @@ class RewardFunction:
             message = [{"role": "assistant", "content": text}]
             written.append(text if isinstance(prompt, str) else message)
         given = {"prompts": asked, "completions": written} | given
+        self._check_arguments(given)
+        # What a function does to its lists is its own affair: others, and later batches, get theirs whole.
+        given["log_extra"] = functools.partial(self._logged, given["log_extra"], len(written))
+        given["log_metric"] = functools.partial(self._logged, given["log_metric"], None)
+        given = {name: copy.deepcopy(v) if isinstance(v, list) else v for name, v in given.items()}
         started = time.perf_counter()
         returned = self._called(given)
         self.last_seconds = time.perf_counter() - started
         given["log_metric"](f"seconds/{self.name}", self.last_seconds)
         return self._numbers(returned, written)
+
+    def _check_arguments(self, given: Mapping[str, Any]) -> None:
+        """Raises:
+        UsageError: the function asks for something that it is not given.
+        NotSampled: for tokens of responses that were not sampled here.
+        """
+        missing = [name for name in required_arguments(self.function) if name not in given]
+        if missing and all(name in OF_SAMPLED for name in missing):
+            raise NotSampled(
+                f"the reward function '{self.name}' asks for {', '.join(missing)}, which is known only of "
+                f"responses that preferl sampled"
+            )
+        if missing:
+            columns = ", ".join(name for name in given if name not in ARGUMENTS) or "none"
+            raise UsageError(
+                f"the reward function '{self.name}' asks for {', '.join(missing)}, which it is not given: it "
+                f"gets {', '.join(ARGUMENTS)} and the rows' other columns ({columns}), by these names; "
+                f"rename the argument or the column, or give it a default"
+            )
+
+    def _logged(self, log: Callable[[str, Any], None], count: int | None, name: str, value: Any) -> None:
+        """``log_extra`` and ``log_metric`` as the function calls them: arrays and tensors are lists, and what
+        cannot be written down is refused.
+
+        Args:
+            log: where it goes.
+            count: the values that a column must have, one for each completion; None for a number.
+            name: of the column or the number.
+            value: what is logged.
+
+        Raises:
+            UsageError: a value is none of JSON, or there is another number of them.
+        """
+        plain = value.tolist() if hasattr(value, "tolist") else value
+        if isinstance(plain, list | tuple):
+            plain = [one.tolist() if hasattr(one, "tolist") else one for one in plain]
+        try:
+            json.dumps(plain)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"the reward function '{self.name}' logs '{name}' as {value!r:.80}, which cannot be written "
+                f"as JSON ({error}); log numbers, texts and lists of them"
+            ) from error
+        if count is not None and (not isinstance(plain, list) or len(plain) != count):
+            raise UsageError(
+                f"the reward function '{self.name}' logs the column '{name}' as {value!r:.80}; it must be a "
+                f"list with a value for each of the {count} completions"
+            )
+        log(str(name), plain)
 
     @property
     def is_slow(self) -> bool:
@@ -92,7 +158,7 @@ class RewardFunction:
             if not signals.are_handled() or signals.pending():
                 raise
             raise self._failure(given, error) from error
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # SystemExit, a cancelled coroutine, classes of its own
             raise self._failure(given, error) from error
 
     def _run(self, given: dict[str, Any]) -> Any:
@@ -110,7 +176,7 @@ class RewardFunction:
                 break
             try:
                 self._run({name: of_one(name, value, row, rows) for name, value in given.items()})
-            except (Exception, SystemExit, KeyboardInterrupt) as again:  # noqa: BLE001 - it is being told
+            except BaseException as again:  # noqa: BLE001 - it is being told
                 place = f" at row {row}, the response {completion!r:.120}" if same(again, error) else ""
                 break
         said = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -127,9 +193,13 @@ class RewardFunction:
         """
         if hasattr(returned, "detach"):  # a tensor, on whatever device
             returned = returned.detach().cpu()
+            returned = returned.to_dense() if returned.layout != torch.strided else returned
+        if tuple(getattr(returned, "shape", ())) == (len(written), 1):  # logits of a model with one label
+            returned = returned.reshape(-1) if hasattr(returned, "reshape") else returned
         if hasattr(returned, "tolist"):
             returned = returned.tolist()
-        if isinstance(returned, str | bytes | Mapping) or not isinstance(returned, Iterable):
+        # A set has no order, in which its numbers could belong to responses.
+        if isinstance(returned, str | bytes | Mapping | AbstractSet) or not isinstance(returned, Iterable):
             raise UsageError(
                 f"the reward function '{self.name}' returned {returned!r:.80} for {len(written)} responses; "
                 f"it must return a list with one number, or None, for each"
@@ -149,7 +219,7 @@ class RewardFunction:
                 if isinstance(value, str | bytes):
                     raise TypeError("a text is no number")
                 scores.append(float(value))
-            except (TypeError, ValueError, RuntimeError) as error:
+            except (TypeError, ValueError, RuntimeError, OverflowError) as error:
                 raise UsageError(
                     f"the reward function '{self.name}' returned {value!r:.80} for row {row}, the response "
                     f"{written[row]!r:.120}; it must return a number, or None"
@@ -247,7 +317,7 @@ def check_columns(columns: Mapping[str, Any]) -> None:
 
 
 def accept_columns(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Passes a function only the columns that it can take."""
+    """Passes a function only the arguments that it names."""
     try:
         parameters = inspect.signature(function).parameters
     except ValueError:  # some builtins have none that Python can read
@@ -255,11 +325,20 @@ def accept_columns(function: Callable[..., Any]) -> Callable[..., Any]:
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return function
 
-    def call(prompts: Any, completions: Any, **columns: Any) -> Any:
-        known = {k: v for k, v in columns.items() if k in parameters}
-        return function(prompts=prompts, completions=completions, **known)
+    def call(**given: Any) -> Any:
+        return function(**{name: value for name, value in given.items() if name in parameters})
 
     return call
+
+
+def required_arguments(function: Callable[..., Any]) -> list[str]:
+    """The arguments without which a function cannot be called by name."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return []
+    several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [p.name for p in parameters if p.kind not in several and p.default is p.empty]
 
 
 def _ignored(name: str, value: Any) -> None:

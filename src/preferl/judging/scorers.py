@@ -308,8 +308,9 @@ def tokenizers_of(scorer: Scorer) -> list[Any]:
 def what_was_cut(
     policies: Iterable[Policy], scorers: Iterable[Scorer]
 ) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """How many prompts policies and how many responses reward models have cut so far, by their names (a
-    summary's ``cut_by_model``; empty for nothing), and that in sentences."""
+    """How many prompts policies and how many responses reward models, also those of annotators, have cut so
+    far in this process, by their names (a summary's ``cut_by_model``; empty for nothing), and that in
+    sentences."""
     found: dict[str, int] = {}
     notes = []
     for policy in policies:
@@ -322,7 +323,8 @@ def what_was_cut(
                 f"their beginning, a system message first"
             )
     for scorer in scorers:
-        for model in reward_models(scorer).values():
+        inside = getattr(scorer, "utility", scorer)  # of a simulated annotator
+        for model in reward_models(inside).values():
             if model.cut and model.name not in found:
                 found[model.name] = model.cut
                 notes.append(

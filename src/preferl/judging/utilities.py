@@ -14,6 +14,10 @@ from preferl.data.types import Scorer
 from preferl.runs.errors import UsageError
 
 
+class NotSampled(UsageError):
+    """A reward reads what is known only of responses that preferl sampled, such as their tokens."""
+
+
 def length_utility(prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any) -> list[float]:
     """Characters of the response / 100: the classic hackable reward."""
     return [len(text) / 100 for text in completions]
@@ -28,10 +32,10 @@ def token_utility(
     """Tokens of the response / 100, EOS included: nothing but length.
 
     Raises:
-        UsageError: the number of tokens is not known, because the response was not sampled here.
+        NotSampled: the number of tokens is not known, because the response was not sampled here.
     """
     if lengths is None:
-        raise UsageError(
+        raise NotSampled(
             "the reward 'tokens' counts sampled tokens; for texts that preferl did not sample use 'length'"
         )
     return [length / 100 for length in lengths]

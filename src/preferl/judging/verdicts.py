@@ -1,11 +1,13 @@
 """Verdicts and scores in what judges write: read from the end of a reply, never from the reasoning before it.
 
 A judge is asked for a last line of a fixed form, and writes it in bold, in brackets, in a code fence, as JSON
-or in a tag, in other case, with a full stop. All that is taken off; what is left must be the whole last line.
+or in a tag, in other case, with a full stop or a check mark. All that is taken off; what is left must be the
+whole last line.
 """
 
 import json
 import re
+import unicodedata
 from typing import Any
 
 THOUGHTS = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
@@ -13,6 +15,11 @@ OPEN_THOUGHT = re.compile(r"<(think|thinking|reasoning)>", re.IGNORECASE)
 NAMES = "verdict|winner|answer|decision|choice|preference|preferred|better|best|judgment|judgement|result"
 SCORE_NAMES = "score|rating|grade|verdict|answer|result"
 TAG = re.compile(r"<([a-z_]+)>\s*([^<>]*?)\s*</\1>\W*$", re.IGNORECASE)
+# What a model's template or a page puts around a text.
+MARKUP = re.compile(
+    r"</?(?:b|i|em|strong|p|span|br|s|u)\s*/?>|<\|?(?:im_end|eot_id|end|end_of_turn|endoftext)\|?>"
+)
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 # What only decorates: emphasis, code, headings, quotes, brackets, a list's dash, TeX's box, final marks.
 DECORATION = re.compile(r"\\boxed|\\text|[*_`#$\[\](){}\"'“”‘’|]+")
 SIDE = r"(?:the )?(?:(?:response|assistant|answer|option|model|candidate|completion|output) )?([ab])"
@@ -81,13 +88,24 @@ def parse_score(reply: str, low: int, high: int) -> float | None:
 def ending(reply: str) -> list[str]:
     """The lines of a reply with something in them, without fences and without thoughts; none where it breaks
     off in its thoughts."""
-    text = THOUGHTS.sub("\n", reply)
-    if OPEN_THOUGHT.search(text):
+    if breaks_off_in_thoughts(reply):
         return []
+    text = THOUGHTS.sub("\n", plain(reply))
     text = re.sub(r"^.*</(?:think|thinking|reasoning)>", "", text, flags=re.DOTALL | re.IGNORECASE)
     # A line that only opens or closes a code block says nothing.
     lines = [line for line in text.split("\n") if not re.fullmatch(r"\s*(```|~~~)\s*\w*\s*", line)]
     return [line for line in lines if line.strip()]
+
+
+def breaks_off_in_thoughts(reply: str) -> bool:
+    return OPEN_THOUGHT.search(THOUGHTS.sub("\n", reply)) is not None
+
+
+def plain(text: str) -> str:
+    """A text with full-width characters as ordinary ones, without signs, without characters that have no
+    width, and without the marks that end a turn or set type."""
+    text = MARKUP.sub("", text.translate(FULL_WIDTH))
+    return "".join(c for c in text if unicodedata.category(c) not in ("Cf", "So"))
 
 
 def field_of(lines: list[str], names: str) -> str | None:

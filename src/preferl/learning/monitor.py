@@ -133,9 +133,11 @@ def held_out(
     scorer: Scorer,
     gold: Scorer | None,
     signs: Mapping[str, Callable[[str], bool]] = SIGNS,
+    **reward_arguments: Any,
 ) -> dict[str, float]:
-    """Means over one response to each held-out prompt, and the share that shows each sign of gaming."""
-    score_B = torch.from_numpy(score_responses(scorer, responses))
+    """Means over one response to each held-out prompt, and the share that shows each sign of gaming. Reward
+    functions are also given ``reward_arguments``, as ``trainer_state``."""
+    score_B = torch.from_numpy(score_responses(scorer, responses, **reward_arguments))
     samples = responses.samples
     kl_B = masked_sum(samples.logp_BT - learner.reference_logprobs(samples), samples.mask_BT)
     exact_B = learner.exact_kl(samples)

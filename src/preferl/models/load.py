@@ -15,7 +15,16 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from preferl.data.records import Prompt
@@ -32,6 +41,7 @@ from preferl.runs.objects import object_of
 from preferl.runs.progress import say
 
 PAD, EOS = "<|pad|>", "<|eos|>"
+SAME = 1e-5  # of the largest number: what rounding may do to two passes of one shape
 AS_DIALOGUE = "as_dialogue"  # of a tokenizer's configuration: what was asked for when its model was trained
 
 
@@ -103,6 +113,7 @@ def load_pretrained(
         quiet_transformers(),  # what its reports warn about is checked below
     ):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        refuse_other_kinds(auto_class, config, name_or_path)
         refuse_more_layers_than_weights(config, Path(source))
         refuse_too_large(4 * least_parameters(config), f"'{name_or_path}'")
         model, info = auto_class.from_pretrained(
@@ -123,6 +134,24 @@ def load_pretrained(
         )
     refuse_nonfinite(model, name_or_path)
     return model, missing
+
+
+WHAT_THEY_DO = {
+    "AutoModelForCausalLM": "writes text token by token, as policies and judges do",
+    "AutoModelForSequenceClassification": "scores a text, as reward models do",
+}
+
+
+def refuse_other_kinds(auto_class: Any, config: Any, name: str) -> None:
+    """Raises:
+    UsageError: transformers knows the family of a model, and has no class of this kind for it.
+    """
+    if type(config) not in auto_class._model_mapping and not hasattr(config, "auto_map"):
+        kind = WHAT_THEY_DO.get(auto_class.__name__, f"is loaded by {auto_class.__name__}")
+        raise UsageError(
+            f"'{name}' is of the family {config.model_type}, of which transformers has no class that {kind}; "
+            f"take a model of another family"
+        )
 
 
 def is_on_trunk(model: PreTrainedModel, key: str) -> bool:
@@ -234,9 +263,33 @@ def load_policy(
     grew by a row. A directory of LoRA weights stands for its base with them merged in.
     """
     model, tokenizer = _language_model(name_or_path, chat_template_kwargs)
+    refuse_sight_of_the_future(model.eval(), name_or_path)
     ensure_eos_token(tokenizer, model)
     ensure_pad_token(tokenizer, model)
     return model.to(device).eval(), tokenizer
+
+
+@torch.no_grad()
+def refuse_sight_of_the_future(model: PreTrainedModel, name: str) -> None:
+    """An encoder that transformers also loads as a language model would learn each token from the token
+    itself. Tried on two short rows that differ in their last token.
+
+    Raises:
+        UsageError: what the model says of earlier tokens differs too.
+    """
+    size = model.config.get_text_config().vocab_size
+    ids_2S = torch.arange(12).repeat(2, 1) % size
+    ids_2S[1, -1] += 1 if ids_2S[1, -1] + 1 < size else -1
+    fix = "its family in transformers cannot be run with this configuration; look at config.json"
+    with named_failures(f"the model '{name}' fails on {ids_2S.shape[1]} tokens", fix):
+        logits_2SV = model(input_ids=ids_2S, attention_mask=torch.ones_like(ids_2S)).logits[:, :-1].float()
+    difference, largest = (logits_2SV[0] - logits_2SV[1]).abs().max(), logits_2SV.abs().max().clamp(min=1)
+    if difference > SAME * largest:
+        raise UsageError(
+            f"'{name}' ({model.config.model_type}) reads a token together with those after it, as encoders "
+            f"do, and cannot write a response from left to right; take a causal language model. A reward "
+            f"model can start from it: preferl reward --model_name_or_path {name}"
+        )
 
 
 def _language_model(
@@ -246,7 +299,21 @@ def _language_model(
     if adapter is not None:
         return load_adapted(adapter, _language_model, chat_template_kwargs)
     tokenizer = load_tokenizer(name_or_path, chat_template_kwargs)
-    return load_pretrained(AutoModelForCausalLM, name_or_path)[0], tokenizer
+    return load_pretrained(_language_model_class(name_or_path), name_or_path)[0], tokenizer
+
+
+def _language_model_class(name_or_path: str) -> Any:
+    """Of a family that also reads pictures transformers may have no class for text alone."""
+    try:
+        config = AutoConfig.from_pretrained(model_directory(name_or_path), trust_remote_code=False)
+    except (OSError, ValueError):  # whoever loads it says what is wrong
+        return AutoModelForCausalLM
+    if (
+        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    ):
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
 
 
 def load_adapted(
@@ -486,7 +553,9 @@ def max_positions(model: Any) -> int | None:
     """
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     stated = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if stated is None or not isinstance(model, torch.nn.Module):
+    if stated is None or stated < 1:  # XLNet says -1 for any number
+        return None
+    if not isinstance(model, torch.nn.Module):
         return stated
     for name, module in model.named_modules():
         table = module if name.endswith("position_embeddings") else None

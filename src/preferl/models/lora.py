@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from preferl.models.adapters import CONFIG as ADAPTER_FILE
-from preferl.models.adapters import fused_layers, quiet_peft
+from preferl.models.adapters import quiet_peft
 from preferl.models.load import model_directory, refuse_nonfinite
+from preferl.models.passes import layers_without_lora
 from preferl.models.reward import ADAPTER_NOTES
 from preferl.runs.errors import UsageError
 
@@ -38,7 +39,7 @@ def lora_config(model: Any, r: int, alpha: float) -> Any:
         lora_alpha=int(alpha),
         lora_dropout=0.0,
         target_modules="all-linear",
-        exclude_modules=fused_layers(model) or None,
+        exclude_modules=layers_without_lora(model) or None,
         task_type="CAUSAL_LM",
     )
 

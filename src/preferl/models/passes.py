@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from preferl.data.tokens import pad, positions
+from preferl.models.adapters import fused_layers
 from preferl.models.load import max_positions
 
 # Of the largest output; what padding that is not respected does is of its order.
@@ -200,3 +201,29 @@ def state_size(model: Any) -> int:
     outputs = call(model, ids_11, mask_11, positions(mask_11), output_hidden_states=True)
     last = outputs.last_hidden_state if "last_hidden_state" in outputs else outputs.hidden_states[-1]
     return last.shape[-1]
+
+
+def layers_without_lora(model: Any) -> list[str]:
+    """Names of linear layers that LoRA weights must leave as they are: those that a kernel reads past, and
+    those that return more than a product (routers of mixtures of experts). Tried on one token."""
+    own = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and type(layer).forward is not torch.nn.Linear.forward
+    }
+    more: list[str] = []
+    hooks = []
+    for name, layer in own.items():
+
+        def look(module: Any, inputs: Any, output: Any, name: str = name) -> None:
+            if not isinstance(output, torch.Tensor) and name not in more:
+                more.append(name)
+
+        hooks.append(layer.register_forward_hook(look))
+    try:
+        if own:
+            state_size(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return fused_layers(model) + more

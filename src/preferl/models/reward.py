@@ -17,14 +17,15 @@ from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
 
 from preferl.data.records import Prompt, UserTurn
-from preferl.data.tokens import pad, reads_segments, scored_ids
+from preferl.data.tokens import coder_of, pad, reads_segments, scored_ids
 from preferl.models import heads
-from preferl.models.adapters import Adapter, find_adapter, fused_layers, quiet_peft
+from preferl.models.adapters import Adapter, find_adapter, quiet_peft
 from preferl.models.attributes import (
     attribute_logits,
     attributes_of,
@@ -45,7 +46,8 @@ from preferl.models.load import (
     reads_dialogue,
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
-from preferl.models.passes import hidden_states, takes
+from preferl.models.passes import TOLERANCE, hidden_states, layers_without_lora, takes
+from preferl.models.twins import has_twin, scoring_twin
 from preferl.runs import devices
 from preferl.runs.errors import UsageError
 from preferl.runs.files import whole_directory
@@ -89,11 +91,13 @@ def load_reward_model(
         )
     tokenizer = load_tokenizer(name_or_path, chat_template_kwargs)
     saved_pooling = _saved_pooling(source)
-    if new_head_allowed and pooling == "last":
+    if new_head_allowed and pooling == "last" and saved_pooling is None:
+        twin = _twin_of(name_or_path)
+        if twin is not None:
+            return ready(twin, tokenizer, device)
         refuse_family_without_scores(name_or_path)
     if new_head_allowed and pooling == "mean" and saved_pooling is None:
-        trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
-        model: PreTrainedModel = mean_pooled(trunk)
+        model: PreTrainedModel = mean_pooled(load_trunk(name_or_path))
     elif new_head_allowed and saved_pooling not in (None, pooling):
         raise UsageError(
             f"'{name_or_path}' is a reward model with {saved_pooling} pooling; give --pooling {saved_pooling}"
@@ -115,6 +119,41 @@ def load_reward_model(
     return ready(model, tokenizer, device)
 
 
+def load_trunk(name_or_path: str) -> PreTrainedModel:
+    """A model without a head. Of a family whose plain class writes text too (Llama 4 with pictures) it is the
+    part of its language model that reads text."""
+    trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
+    if trunk.get_output_embeddings() is None:
+        return trunk
+    language_model, _ = load_pretrained(AutoModelForCausalLM, name_or_path)
+    return next(part for part in language_model.children() if isinstance(part, PreTrainedModel))
+
+
+@torch.no_grad()
+def refuse_read_padding(model: PreTrainedModel, tokenizer: Any) -> None:
+    """A head may read the last column of a batch, whatever stands there (XLNet's), and layers may mix padding
+    in (FNet, ConvBERT). Tried on two texts of unlike length.
+
+    Raises:
+        UsageError: the shorter text has another score where padding follows it, or the model cannot be run.
+    """
+    if not coder_of(tokenizer).knows_letters:
+        return
+    rows = [scored_ids(tokenizer, "a", answer, True, None) for answer in ("b", "b b b b")]
+    what = f"the reward model '{model.name_or_path}' fails on a text of {len(rows[1])} tokens"
+    with named_failures(what, "its family in transformers cannot read it; look at config.json"):
+        together, alone = (
+            float(raw_scores(model, *pad(part, tokenizer.pad_token_id, "right"))[0])
+            for part in (rows, rows[:1])
+        )
+    if abs(together - alone) > TOLERANCE * max(1.0, abs(alone)):
+        raise UsageError(
+            f"'{model.name_or_path}' ({model.config.model_type}) gives a text another score where padding "
+            f"follows it: {alone:.4g} alone, {together:.4g} in a batch. Its layers or its head read padding; "
+            f"take a reward model of another family"
+        )
+
+
 def ready(model: PreTrainedModel, tokenizer: Any, device: torch.device) -> tuple[PreTrainedModel, Any]:
     """A model as scores are asked of it, and its tokenizer: with padding, in evaluation mode, and knowing
     behind which token a pair's second text begins where the encoder reads it by embeddings of its own."""
@@ -124,6 +163,7 @@ def ready(model: PreTrainedModel, tokenizer: Any, device: torch.device) -> tuple
     types = tokenizer("a", "b").get("token_type_ids") if takes(model, "token_type_ids") else None
     if types and max(types) and getattr(model.config, "type_vocab_size", 0) > 1:
         model.segment_separator = tokenizer.sep_token_id
+    refuse_read_padding(model.eval(), tokenizer)
     return model.to(device).eval(), tokenizer
 
 
@@ -193,8 +233,10 @@ def _with_new_heads(name_or_path: str, num_labels: int, pooling: str) -> tuple[P
         return load_adapted(adapter, lambda base: _with_new_heads(base, num_labels, pooling))
     tokenizer = load_tokenizer(name_or_path)
     if pooling == "mean":
-        trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
-        return mean_pooled(trunk, num_labels), tokenizer
+        return mean_pooled(load_trunk(name_or_path), num_labels), tokenizer
+    twin = _twin_of(name_or_path, num_labels)
+    if twin is not None:
+        return twin, tokenizer
     refuse_family_without_scores(name_or_path)
     model, _ = load_pretrained(
         AutoModelForSequenceClassification,
@@ -208,6 +250,21 @@ def _with_new_heads(name_or_path: str, num_labels: int, pooling: str) -> tuple[P
     if head.bias is not None:
         torch.nn.init.zeros_(head.bias)
     return model, tokenizer
+
+
+def _twin_of(name_or_path: str, num_labels: int = 1) -> PreTrainedModel | None:
+    """A model with a new head of a family that computes what a family without scores does (``twins.py``),
+    which is said; None where there is no such family."""
+    family = family_without_scores(name_or_path)
+    if family is None or not has_twin(configuration(name_or_path)):
+        return None
+    model = scoring_twin(name_or_path, num_labels)
+    say(
+        f"'{name_or_path}' is a {family} model, of which transformers has no class with a head that scores: "
+        f"the reward model is kept as a {model.config.model_type} without attention, which computes the same "
+        f"and which transformers loads"
+    )
+    return model
 
 
 def _saved_pooling(source: Path) -> str | None:
@@ -277,7 +334,7 @@ def with_lora(model: PreTrainedModel, base: str, r: int, alpha: float, dropout: 
         lora_alpha=int(alpha),
         lora_dropout=dropout,
         target_modules="all-linear",
-        exclude_modules=layers + fused_layers(model),
+        exclude_modules=layers + layers_without_lora(model),
         modules_to_save=parts,
     )
     with quiet_peft():
@@ -481,9 +538,10 @@ def _with_new_head(name_or_path: str) -> tuple[PreTrainedModel, Any]:
     tokenizer = load_tokenizer(name_or_path)
     if family_without_scores(name_or_path) is None:
         model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path, True, num_labels=1)
-    else:  # a critic reads every position, whatever a model of this class makes of them
-        model = mean_pooled(load_pretrained(AutoModel, name_or_path)[0])
-    return model, tokenizer
+        if is_decoder(model):
+            return model, tokenizer
+    # A critic reads every position, whatever a model of this class makes of them.
+    return mean_pooled(load_trunk(name_or_path)), tokenizer
 
 
 def refuse_family_without_scores(name_or_path: str) -> None:

@@ -111,8 +111,12 @@ class DataOptions(ReadOptions):
         return options
 
     def source_of(self, name: str) -> dict[str, Any]:
-        """The same for another data set beside it, which names its own configuration and revision."""
-        return self.source() | {"name": name, "config_name": None, "revision": None}
+        """The same for another data set beside it, which is read as it is: what was said about the columns,
+        the winner, the kind, the configuration and the revision was said of the first. A file of layouts adds
+        to those of both."""
+        layout = self.layout if self.layout is not None and Path(self.layout).is_file() else None
+        said = dict.fromkeys(("config_name", "revision", "columns", "winner"))
+        return self.source() | said | {"name": name, "dataset_format": "auto", "layout": layout}
 
 
 @dataclass(kw_only=True)

@@ -132,7 +132,10 @@ def identify(given: Mapping[str, Any]) -> Identity:
             continue  # not a folder that is called like the embedded world
         if option == "layout" and not Path(text).is_file():
             continue  # the name of one that is known
-        for number, found in enumerate(inputs_in(text), 1):
+        if option == "algorithm" and ":" not in text:
+            continue  # one of ours, and not a folder that is called like it
+        revision = options.get("revision") if option == "dataset_name" else None
+        for number, found in enumerate(inputs_in(text, revision), 1):
             inputs[option if number == 1 else f"{option}-{number}"] = found
             if found.path is not None:
                 options[option] = options[option].replace(found.name, "@")
@@ -197,10 +200,11 @@ def seen_from(stage: Path, text: str) -> str:
     return text
 
 
-def inputs_in(text: str) -> Iterator[Input]:
-    """What a text names: a file, a directory, a Hub name, a person's own module, or several in a mixture."""
+def inputs_in(text: str, revision: str | None = None) -> Iterator[Input]:
+    """What a text names: a file, a directory, a Hub name (of a revision), a person's own module, or several
+    in a mixture."""
     for name in names_in(text):
-        found = input_of(name)
+        found = input_of(name, revision)
         if found is not None:
             yield found
 
@@ -215,8 +219,9 @@ def _relative(path: Path, stage: Path) -> str:
     return os.path.relpath(path.expanduser().resolve(), stage.resolve())
 
 
-def input_of(name: str) -> Input | None:
-    """What a name stands for; None where it is no file and not in the cache, such as a utility's name."""
+def input_of(name: str, revision: str | None = None) -> Input | None:
+    """What a name stands for (of a revision, where it is the Hub's); None where it is no file and not in the
+    cache, such as a utility's name."""
     path = Path(name).expanduser()
     if path.is_file():
         return Input(name, path, file_hash(path))
@@ -226,8 +231,8 @@ def input_of(name: str) -> Input | None:
     module = own_module(name)
     if module is not None:
         return Input(name, None, file_hash(module))
-    revision = hub_revision(name)
-    return Input(name, None, revision) if revision else None
+    commit = hub_revision(name, revision)
+    return Input(name, None, commit) if commit else None
 
 
 def refuse_unfinished(path: Path) -> None:
@@ -264,11 +269,16 @@ def own_module(name: str) -> Path | None:
     return None if any(map(file.is_relative_to, installed)) else file
 
 
-def hub_revision(name: str) -> str | None:
-    """The commit of a Hub name that the local cache would give; None where it has none."""
+def hub_revision(name: str, asked: str | None = None) -> str | None:
+    """The commit of a Hub name that the local cache would give; None where it has none.
+
+    Args:
+        name: may name a revision itself.
+        asked: the revision that an option names.
+    """
     repository = re.split(r"[:\[@]", name)[0]
     at = re.search(r"@([^:@\[]+)", name)
-    revision = at[1] if at else "main"
+    revision = at[1] if at else asked or "main"
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repository):
         return None
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -276,6 +286,8 @@ def hub_revision(name: str) -> str | None:
 
     for kind in ("model", "dataset"):
         folder = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type=kind)
+        if (folder / "snapshots" / revision).is_dir():  # a commit
+            return revision
         with contextlib.suppress(OSError):
             return (folder / "refs" / revision).read_text(encoding="utf-8").strip()
     return None

@@ -26,9 +26,11 @@ from preferl.sampling.samples import Samples, Sampling
 
 # Rows are compacted when this share of them has finished: copying the cache is not free.
 COMPACT_AT = 0.25
-# Nats by which a token's log-probability from a cache may be off that of a plain pass, in float32.
-MAX_ERROR = 1e-3
-PROBE_LENGTH = 6  # tokens sampled to see whether a cache is as exact
+# Nats by which a token's log-probability from a cache may be off that of a plain pass, in float32: what the
+# learner allows before the first update (``MAX_RATIO_ERROR``). Rounding makes 1e-6 in small models, 2e-5 in
+# one of 135M parameters; the steps of some families (Zamba 2, Nemotron-H) are off by more with each token.
+MAX_ERROR = 1e-4
+PROBE_LENGTH = 16  # tokens sampled to see whether a cache is as exact
 # What a family's code may raise when it is given a cache that it does not know.
 FOREIGN = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 
@@ -123,10 +125,10 @@ def find_reader(model: Any, pad_id: int, dtype: torch.dtype) -> tuple[MakeReader
     prompts = probe_rows(model, (9, 5, 7, 9), T)
     ids_BP, prompt_mask_BP = pad(prompts, pad_id, "left")
     size = text_config(model).vocab_size
-    # A third of all tokens end a row here.
-    sampling = Sampling(temperature=1.0, response_length=T, suppressed=(), stop=tuple(range(0, size, 3)))
+    # One in sixteen of all tokens ends a row here.
+    sampling = Sampling(temperature=1.0, response_length=T, suppressed=(), stop=tuple(range(0, size, 16)))
     uniform_BT = torch.rand(
-        (len(prompts), 6), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        (len(prompts), T), generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
     why_not = ""
     for make_reader in (static, dynamic):

@@ -84,7 +84,9 @@ def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Call
         check_category(pairs, config)
         train_pairs: Sequence[Pair] = ()
         if config.train_dataset_name:
-            training = sources.load_source(**config.source_of(config.train_dataset_name))
+            training = sources.load_beside(
+                "train_dataset_name", **config.source_of(config.train_dataset_name)
+            )
             train_pairs = load.read_by(training, tokenizers_of(scorer)).need("pairs", "train")
         stage.begin(source.notes)
         keep_replies(judges_in(scorer), stage.path)

@@ -117,7 +117,7 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
         misled = load_scorer(config.adversarial, stage.device, how) if config.adversarial else None
         older = sources.load_source(config.add_to) if config.add_to else None
         asked = annotator if isinstance(annotator, PairwiseJudge) else annotator.utility
-        cut: dict[str, Any] = {}
+        policies: list[Policy] = []
         if config.responses_file:
             candidates, note = read_candidates(Path(config.responses_file), config)
             for made in candidates.values():
@@ -135,10 +135,10 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
                 check_prompts([asked], [record.prompt for record in records])
             stage.begin([*source.notes, *policy.notes])
             candidates = sample_candidates(policy, prompts, config, stage)
-            cut = say_what_was_cut([policy], [], stage.say)
+            policies = [policy]
         judges = [*judges_in(annotator), *judges_in(misled)]
         keep_replies(judges, stage.path, Parts(stage.state, stage.owner))
-        compare(candidates, annotator, misled, older, config, stage, cut)
+        compare(candidates, annotator, misled, older, config, stage, policies)
     return stage.path
 
 
@@ -149,7 +149,7 @@ def compare(
     older: sources.Source | None,
     config: CollectConfig,
     stage: Stage,
-    cut: dict[str, Any] | None = None,
+    policies: Sequence[Policy] = (),
 ) -> None:
     """Lets the annotator compare the candidates of every split, and finishes the stage.
 
@@ -160,7 +160,7 @@ def compare(
         older: comparisons to which these are added.
         config: the options.
         stage: where they are written.
-        cut: what did not fit while they were sampled, for the summary.
+        policies: what sampled them.
     """
     summary: dict[str, Any] = {}
     for split, rows in candidates.items():
@@ -191,7 +191,9 @@ def compare(
         stage.say(f"added to {counts['added_to']['train']} training pairs of {config.add_to}")
     if isinstance(annotator, PairwiseJudge):
         counts["judge"] = dataclasses.asdict(annotator.counts)
-    stage.finish(splits=summary, annotator=config.annotator, **counts, **judged, **(cut or {}))
+    readers = [annotator, *([] if misled is None else [misled])]
+    cut = say_what_was_cut(policies, readers, stage.say)
+    stage.finish(splits=summary, annotator=config.annotator, **counts, **judged, **cut)
 
 
 def say_result(summary: dict[str, Any], config: CollectConfig, stage: Stage) -> None:

@@ -19,7 +19,15 @@ import numpy as np
 import torch
 
 from preferl.data import sources
-from preferl.data.records import DataError, Pair, Prompt, PromptRecord, prompt_key, prompt_text
+from preferl.data.records import (
+    DataError,
+    Pair,
+    Prompt,
+    PromptRecord,
+    columns_of,
+    prompt_key,
+    prompt_text,
+)
 from preferl.data.types import Scorer
 from preferl.evaluation import comparison, pool
 from preferl.evaluation.accuracy import accuracy_with_interval
@@ -40,6 +48,7 @@ from preferl.judging.scorers import (
     scored,
     tokenizers_of,
 )
+from preferl.judging.utilities import NotSampled
 from preferl.learning.rollout import Shaping
 from preferl.models import load
 from preferl.runs import devices
@@ -214,7 +223,8 @@ def evaluate(
     judged = None if judge is None else judge_by(judge, config)
     if judged is not None:
         against["judge"] = judged(prompts, rl, sft.first, sft.first_finished)
-    references = against_references(source.references("eval"), prompts, rl, scorers, judged)
+    references = against_references(source.references("eval"), prompts, rl, scorers, judged, stage)
+    labelled = source["eval"].pairs[: config.max_eval_prompts]
     stage.log_samples(side_by_side(prompts, rl, sft, log_ratio_N))
     of_pool = from_pool(config, training, drawn, sft, rl, scorers["score"])
     asked = [asked for scorer in scorers.values() for asked in judges_in(scorer)]
@@ -231,7 +241,7 @@ def evaluate(
         policies=policies,
         comparison=against,
         references=references,
-        labels=agreement_with_labels(source["eval"].pairs[: config.max_eval_prompts], scorers["score"]),
+        labels=agreement_with_labels(labelled, scorers["score"], stage),
         signs=comparison.signs(
             rl.made.completions,
             sft.made.completions,
@@ -326,12 +336,14 @@ class Responder:
             for measure, value_N in below("value/", tensors).items():
                 values[measure].append(value_N.numpy())
         whole = joined(samples)
+        asked = [record for record in prompts for _ in range(count)]
         made = Responses(
-            prompts=[record.prompt for record in prompts for _ in range(count)],
+            prompts=[record.prompt for record in asked],
             completions=completions,
             finished=whole.finished_B.tolist(),
             lengths=whole.mask_BT.sum(-1).tolist(),
             samples=whole,
+            columns=columns_of(asked),
         )
         value_PG = {measure: np.concatenate(parts).reshape(-1, count) for measure, parts in values.items()}
         sampling, scoring = (seconds_2 / len(completions)).tolist()
@@ -437,36 +449,41 @@ def against_references(
     rl: ScoredResponses,
     scorers: Mapping[str, Scorer],
     judged: Any,
+    stage: Stage,
 ) -> dict[str, Any]:
-    """The policy against the data set's own responses, by every measure of texts not sampled by preferl."""
+    """The policy against the data set's own responses, by every measure that reads texts; which do not is
+    said."""
     known = [i for i, prompt in enumerate(prompts) if prompt_key(prompt) in responses]
     if not known:
         return {}
     asked = [prompts[i] for i in known]
+    chosen = dataclasses.replace(rl, made=rl.made.rows([i * rl.group_size for i in known]), group_size=1)
     texts = [responses[prompt_key(prompt)] for prompt in asked]
     found: dict[str, Any] = {"prompts": len(known)}
     for measure, scorer in scorers.items():
         try:
-            value_P1 = scored(scorer, asked, texts, finished=[True] * len(texts))[:, None]
-        except UsageError:
-            continue  # a reward of tokens has nothing to say about texts that were not sampled
+            finished = [True] * len(texts)
+            value_P1 = scored(scorer, asked, texts, finished=finished, **chosen.made.columns)[:, None]
+        except NotSampled as error:
+            stage.say(f"the data's own responses have no {measure}: {error}")
+            continue
         mean = mean_interval(value_P1[:, 0]).named("mean")
         found[measure] = comparison.compare(rl[measure][known], value_P1) | mean
     if judged is not None:
-        chosen = dataclasses.replace(rl, made=rl.made.rows([i * rl.group_size for i in known]), group_size=1)
         found["judge"] = judged(asked, chosen, texts, [True] * len(texts))
     return found
 
 
-def agreement_with_labels(pairs: Sequence[Pair], scorer: Scorer) -> dict[str, Any]:
+def agreement_with_labels(pairs: Sequence[Pair], scorer: Scorer, stage: Stage) -> dict[str, Any]:
     """How often the reward prefers what the data set's own labels of held-out pairs prefer. Of the policy
     this says nothing, as nobody labelled its responses; but it is all that people have said here."""
     if len(pairs) < 2:
         return {}
     try:
         scored = ScoredPairs(pairs, *scores_of(scorer, pairs))
-    except UsageError:
-        return {}  # a reward of tokens, again
+    except NotSampled as error:
+        stage.say(f"the reward is not compared with the data's labels: {error}")
+        return {}
     found = accuracy_with_interval(scored)
     accuracy = found["accuracy"]
     return {"pairs": found["pairs"]} | {

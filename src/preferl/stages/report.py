@@ -16,6 +16,7 @@ from preferl.reporting.measures import Runs, Stages
 from preferl.reporting.page import GENERATOR, write_page
 from preferl.reporting.rounds import one_by_one
 from preferl.reporting.sections import sections
+from preferl.reporting.used_twice import used_twice
 from preferl.reporting.verdict import facts, overall, terminal_lines, verdict
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import hash_directory
@@ -130,9 +131,9 @@ def lines_of(run: Path) -> list[str]:
 
 
 def notes(stages: Stages) -> list[str]:
-    """What the stages said about their data, each sentence once."""
+    """What the stages said about their data, each sentence once, and what several of them used."""
     seen: dict[str, None] = {}
     for _, record in one_by_one(stages):
         for note in record.summary.get("notes", []):
             seen.setdefault(note)
-    return list(seen)
+    return [*seen, *used_twice(stages)]

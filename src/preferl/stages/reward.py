@@ -129,7 +129,7 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
         if config.also_train_on:
-            more = sources.load_source(**config.source_of(config.also_train_on))
+            more = sources.load_beside("also_train_on", **config.source_of(config.also_train_on))
             source = source.also_training_on(more)
         if rates_attributes(source):
             run_attributes(source, config, stage)
@@ -167,7 +167,9 @@ def run_attributes(source: Source, config: RewardConfig, stage: Stage) -> None:
     weights = given_mixture(config, attributes)
     pairs_of = source
     if config.mixture_dataset_name is not None:
-        pairs_of = sources.load_source(**config.source_of(config.mixture_dataset_name))
+        pairs_of = sources.load_beside(
+            "mixture_dataset_name", **config.source_of(config.mixture_dataset_name)
+        )
         pairs_of.need("pairs", "train")
     kwargs = config.chat_template_kwargs
     policy = None

@@ -255,7 +255,8 @@ def train(
     if not config.ref_model:
         checks.append(f"KL of the first batch below {MAX_FIRST_KL[dtype]:.0e} nats per response")
     checks.append("weights of " + " and ".join(hashes) + " unchanged")
-    cut = say_what_was_cut([trainer.policy], [scorer], stage.say)
+    watched = [other for other in (trainer.gold, trainer.annotator) if other is not None]
+    cut = say_what_was_cut([trainer.policy], [scorer, *watched], stage.say)
     stage.finish(
         **cut,
         algorithm=config.algorithm,
@@ -541,7 +542,7 @@ class Trainer:
             self.learner.reward_kl_coef,
             shaping,
             group,
-            trainer_state=TrainerState(global_step=state.iteration, max_steps=config.iterations),
+            trainer_state=self.trainer_state(),
             log_extra=log.extra,
             log_metric=log.metric,
         )
@@ -551,6 +552,10 @@ class Trainer:
         state.forward_passes["reward"] += n * len(reward_models(self.scorer))
         state.forward_passes["critic"] += n * self.learner.models.has_values
         return batch
+
+    def trainer_state(self) -> TrainerState:
+        """How far the run is, as reward functions written for TRL read it."""
+        return TrainerState(global_step=self.state.iteration, max_steps=self.config.iterations)
 
     def check_start(self, seen: dict[str, float]) -> None:
         """The first batch comes from the reference itself, unless another one was given."""
@@ -584,7 +589,8 @@ class Trainer:
         is no part of the cost."""
         responses = self.respond(self.held_out, "held-out")
         signs = sign_functions(self.config.phrases)
-        row = monitor.held_out(responses, self.learner, self.scorer, self.gold, signs)
+        state = self.trainer_state()
+        row = monitor.held_out(responses, self.learner, self.scorer, self.gold, signs, trainer_state=state)
         every, last = self.config.check_reward_every, self.config.iterations
         if self.annotator is not None and every and (iteration % every == 0 or iteration == last):
             # Fresh pairs each time: the question is whether the reward still knows what this policy writes.
