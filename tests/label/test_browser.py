@@ -49,7 +49,8 @@ def enter(browser, address, accounts):
             known = {account.name: account for account in accounts.all()}
             account = known.get(name) or accounts.add(name, role)
             accounts.consent(account.id)
-            context = browser.new_context(**{"viewport": WIDE} | options)
+            # Colours that are on their way from one to another are neither.
+            context = browser.new_context(**{"viewport": WIDE, "reduced_motion": "reduce"} | options)
             stack.callback(context.close)
             page = context.new_page()
             page.set_default_timeout(60_000)
@@ -427,6 +428,7 @@ def test_axe_finds_nothing_serious(store, accounts, enter, address, look):
     press(page, "?")
     check("help")
     press(page, "Escape")
+    page.wait_for_function("!document.querySelector('dialog[open]')")  # no key counts before it is closed
     submitted(page, "Enter")
     submitted(page, "5", "Enter")
     check("done")
