@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from families import DECODERS, decoder, gemma3_with_vision
+from families import DECODERS, WITH_VISION, decoder, with_vision
 from preferl.models import output_head
 from preferl.models.adapters import quiet_peft
 from preferl.sampling.logprobs import distributions
@@ -49,13 +49,11 @@ def statistics(policy: PreTrainedModel, reference: PreTrainedModel, apart: bool)
         yield torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("name", [*DECODERS, "gemma3 with vision", "lora"])
+@pytest.mark.parametrize("name", [*DECODERS, *WITH_VISION, "lora"])
 def test_tokens_a_few_at_a_time_are_all_tokens_at_once(name, request):
     """To 1e-5, in value and in gradient, in every family, with padding on the left and suppressed ids."""
-    build = {"gemma3 with vision": gemma3_with_vision}.get(name)
-    policy, reference = (
-        build(seed) if build else decoder("llama" if name == "lora" else name, seed) for seed in (0, 1)
-    )
+    build = with_vision if name in WITH_VISION else decoder
+    policy, reference = (build("llama" if name == "lora" else name, seed) for seed in (0, 1))
     if name == "lora":
         options = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
         with quiet_peft():
