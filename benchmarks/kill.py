@@ -183,7 +183,10 @@ def judging(connection: Any) -> None:
 
     class Judge(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            text = self.rfile.read(int(self.headers["Content-Length"]))
+            if not text:  # who asked was killed while asking
+                return
+            body = json.loads(text)
             text = body["messages"][0]["content"]
             verdict = "VERDICT: A" if text.find("Thanks") < text.find("Shut up") else "VERDICT: B"
             reply = verdict if "RESPONSE B" in text else f"SCORE: {9 if 'Thanks' in text else 2}"
