@@ -109,8 +109,7 @@ def _repeats(prompt: str, response: str) -> bool:
     return bool(prompt.strip()) and response.startswith(prompt) and response != prompt
 
 
-# -----------------------------------------------------------------------------------------------------
-# grouping
+# --------------------------------------------------------------------------------------------------- grouping
 
 
 def grouped(rows: Sequence[Row], layout: Layout) -> Derived:
@@ -170,8 +169,7 @@ def ranking_of(members: Sequence[dict[str, Any]], layout: Layout) -> dict[str, A
     return columns | {"prompt": last.get("prompt"), "responses": responses, "scores": scores}
 
 
-# --------------------------------------------------------------------------------------------------------
-# trees
+# ------------------------------------------------------------------------------------------------------ trees
 
 
 def of_trees(rows: Sequence[Row], layout: Layout) -> Derived:
@@ -265,8 +263,7 @@ def _answers(
     return {"prompt": path, "responses": [text for text, _ in ranked], "ranks": [rank for _, rank in ranked]}
 
 
-# ----------------------------------------------------------------------------------------- text that is no
-# text
+# --------------------------------------------------------------------------------------- text that is no text
 
 
 def dialect_notes(rows: Sequence[Row]) -> list[str]:

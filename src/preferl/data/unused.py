@@ -64,7 +64,7 @@ def _advice(data: Columns, layout: Layout, found: list[tuple[str, str]]) -> str:
     if layout.kind in ("rated", "demonstration") and "completion" in layout.columns:
         ways = (
             [f"compare the responses to a prompt by it with --winner {column}"]
-            if _are_numbers(data, column)
+            if data.are_numbers([column])
             else []
         )
         if data.has_shape(column, "bool"):
@@ -76,17 +76,21 @@ def _advice(data: Columns, layout: Layout, found: list[tuple[str, str]]) -> str:
     if layout.responses and data.winner is None:
         return f"let it say who won with --winner {column}, or "
     if layout.kind == "preference" and {"chosen", "rejected"} <= layout.columns.keys():
-        asked = layout.columns.get("prompt")
-        prompt = {"prompt": asked} if isinstance(asked, str) and asked != "prompt" else {}
+        prompt = _named_prompt(layout)
         both = data.with_given(**prompt, responses=f"{layout.columns['chosen']}+{layout.columns['rejected']}")
         return f"let it say which of the two won with {both} --winner {column}, or "
     return ""
 
 
+def _named_prompt(layout: Layout) -> dict[str, str]:
+    """The prompt's column as a role, where its name does not say that it is one."""
+    asked = layout.columns.get("prompt")
+    return {"prompt": asked} if isinstance(asked, str) and asked != "prompt" else {}
+
+
 def _advice_on_responses(data: Columns, layout: Layout, columns: list[str]) -> str:
     """What columns of responses can be, beside the prompt that was found."""
-    asked = layout.columns.get("prompt")
-    prompt = {"prompt": asked} if isinstance(asked, str) and asked != "prompt" else {}
+    prompt = _named_prompt(layout)
     if layout.kind == "prompt" and len(columns) == 1 and WORSE & set(words_of(columns[0])):
         return ""
     if layout.kind == "prompt" and len(columns) == 1:
@@ -103,10 +107,6 @@ def _advice_on_responses(data: Columns, layout: Layout, columns: list[str]) -> s
         pairs = data.with_given(**prompt, chosen=answer, rejected=columns[0]) if answer else ""
         return f"say that it is the worse of two with {pairs}, or " if pairs else ""
     return ""
-
-
-def _are_numbers(data: Columns, column: str) -> bool:
-    return bool(data.are_numbers([column]))
 
 
 def _suspicion(data: Columns, layout: Layout, column: str) -> str | None:

@@ -58,6 +58,7 @@ class RewardFunction:
         called = function if inspect.isroutine(function) else type(function).__call__
         self.is_async = inspect.iscoroutinefunction(called)
         self._call = accept_columns(function)
+        self._required = required_arguments(function)
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
@@ -94,7 +95,7 @@ class RewardFunction:
         UsageError: the function asks for something that it is not given.
         NotSampled: for tokens of responses that were not sampled here.
         """
-        missing = [name for name in required_arguments(self.function) if name not in given]
+        missing = [name for name in self._required if name not in given]
         if missing and all(name in OF_SAMPLED for name in missing):
             raise NotSampled(
                 f"the reward function '{self.name}' asks for {', '.join(missing)}, which is known only of "

@@ -304,16 +304,17 @@ def _language_model(
 
 def _language_model_class(name_or_path: str) -> Any:
     """Of a family that also reads pictures transformers may have no class for text alone."""
+    kind = type(known_configuration(name_or_path))
+    sees_too = kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if sees_too else AutoModelForCausalLM
+
+
+def known_configuration(name_or_path: str) -> Any:
+    """The configuration of a model; None where it cannot be read: whoever loads it says what is wrong."""
     try:
-        config = AutoConfig.from_pretrained(model_directory(name_or_path), trust_remote_code=False)
-    except (OSError, ValueError):  # whoever loads it says what is wrong
-        return AutoModelForCausalLM
-    if (
-        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-        or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    ):
-        return AutoModelForCausalLM
-    return AutoModelForImageTextToText
+        return AutoConfig.from_pretrained(model_directory(name_or_path), trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
 
 
 def load_adapted(

@@ -20,6 +20,11 @@ from preferl.data.tokens import positions
 from preferl.models import passes
 from preferl.runs.progress import say
 
+# Most bytes of logits (float32) that are in memory at once; a pass with no more is not taken apart.
+LOGITS_BYTES = 128 << 20
+# Of the largest logit: products of the same numbers in another order.
+TOLERANCE = 1e-5
+
 
 @dataclass(frozen=True)
 class Head:
@@ -37,12 +42,6 @@ class Head:
         with torch.autocast(states_ND.device.type, enabled=False):
             bias = None if layer.bias is None else layer.bias.float()
             return self.behind(F.linear(states_ND.float(), layer.weight.float(), bias))
-
-
-# Most bytes of logits (float32) that are in memory at once; a pass with no more is not taken apart.
-LOGITS_BYTES = 128 << 20
-# Of the largest logit: products of the same numbers in another order.
-TOLERANCE = 1e-5
 
 
 def head_for(model: Any, tokens: int) -> Head | None:
@@ -85,9 +84,8 @@ def by_parts(
     """``value_N``: what ``compute`` makes of states and of their places among all N, some at a time. Logits
     that it makes are made once more for the gradient, and not kept for it."""
     values = []
-    for place_n in torch.arange(len(states_ND), device=states_ND.device).split(
-        tokens_at_once(head.vocabulary)
-    ):
+    place_N = torch.arange(len(states_ND), device=states_ND.device)
+    for place_n in place_N.split(tokens_at_once(head.vocabulary)):
         states_nD = states_ND[place_n]
         if states_nD.requires_grad:
             values.append(checkpoint(compute, states_nD, place_n, use_reentrant=False))
@@ -115,8 +113,7 @@ def states_before(model: Any) -> Iterator[list[torch.Tensor]]:
 
 def output_embeddings(model: Any) -> Any:
     """The layer from hidden states to the vocabulary; None where a model has none."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    find = getattr(inner, "get_output_embeddings", None)
+    find = getattr(passes.base_of(model), "get_output_embeddings", None)
     return None if find is None else find()
 
 

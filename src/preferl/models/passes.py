@@ -107,8 +107,13 @@ def segments(model: Any, ids_BS: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def takes(model: Any, argument: str) -> bool:
     """Whether a model's forward pass names this argument."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = base_of(model)
     return argument in inspect.signature(getattr(inner, "forward", inner)).parameters
+
+
+def base_of(model: Any) -> Any:
+    """The model that adapters of peft are on; one without adapters is its own."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def first_column(mask_BS: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,7 @@ from preferl.models.attributes import (
 from preferl.models.load import (
     ensure_eos_token,
     ensure_pad_token,
+    known_configuration,
     load_adapted,
     load_pretrained,
     load_tokenizer,
@@ -46,7 +47,7 @@ from preferl.models.load import (
     reads_dialogue,
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
-from preferl.models.passes import TOLERANCE, hidden_states, layers_without_lora, takes
+from preferl.models.passes import TOLERANCE, base_of, hidden_states, layers_without_lora, takes
 from preferl.models.twins import has_twin, scoring_twin
 from preferl.runs import devices
 from preferl.runs.errors import UsageError
@@ -386,7 +387,7 @@ def scalar_head(model: PreTrainedModel) -> torch.nn.Linear:
 
 
 def _named_head(model: Any) -> tuple[str, torch.nn.Linear]:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = base_of(model)
     found = [
         (f"{part}.{name}".rstrip("."), layer)
         for part in parts_on_trunk(inner)
@@ -561,11 +562,10 @@ def refuse_family_without_scores(name_or_path: str) -> None:
 def family_without_scores(name_or_path: str) -> str | None:
     """The family of a model for which transformers has no class with a head that scores; None where it has
     one, or where there is no model."""
-    try:
-        config = AutoConfig.from_pretrained(model_directory(name_or_path), trust_remote_code=False)
-    except (OSError, ValueError):  # whoever loads it says what is wrong
+    config = known_configuration(name_or_path)
+    if config is None or type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return None
-    return None if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING else config.model_type
+    return config.model_type
 
 
 def token_values(
