@@ -34,6 +34,7 @@ from preferl.data.templates import KWARGS, PLAIN_TEMPLATE, RESERVED
 from preferl.data.tokens import coder_of
 from preferl.models.adapters import CONFIG as ADAPTER_FILE
 from preferl.models.adapters import Adapter, find_adapter, merge
+from preferl.models.hub import check_hub
 from preferl.models.storage import (
     Weights,
     compute_alike,
@@ -99,6 +100,7 @@ def load_tokenizer(name_or_path: str, chat_template_kwargs: Mapping[str, Any] | 
         UsageError: there is no such tokenizer, or an argument is none of a template.
     """
     source, gguf = source_of(name_or_path)
+    check_hub(source)
     with named_failures(
         f"no tokenizer could be loaded from '{name_or_path}'",
         "give a directory written by save_pretrained, a stage directory or a Hub name",
