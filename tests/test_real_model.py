@@ -1,6 +1,8 @@
 """benchmarks/real_model.py on a model that takes seconds: every stage, the table, and going on."""
 
+import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,33 @@ def test_the_table_of_one_seed_grows_by_arms(tmp_path, small_config, capsys, mon
     after = {path: path.stat().st_mtime_ns for path in out.rglob("DONE")}
     assert len(after) == 6
     assert before.items() <= after.items()  # nothing is made again
+
+
+@pytest.mark.slow
+def test_a_reward_model_of_people_is_measured_on_the_benchmark_that_is_there(
+    tmp_path, policy_directory, capsys, monkeypatch
+):
+    pairs = [
+        {"prompt": f"Name {i} colours.", "chosen": "Red and blue.", "rejected": f"I may be wrong {i}."}
+        for i in range(60)
+    ]
+    judged = [
+        {"input": f"Say {i}.", "output_1": f"{i} is it.", "output_2": "A dog.", "label": 1} for i in range(8)
+    ]
+    data, config = tmp_path / "pairs.jsonl", tmp_path / "human.yaml"
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
+    (tmp_path / "bench").mkdir()
+    with gzip.open(tmp_path / "bench" / "llmbar.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in judged)
+    given = yaml.safe_load((ROOT / "configs" / "smollm2_hh.yaml").read_text(encoding="utf-8"))
+    given["reward"] |= {"max_length": 96, "num_evals": 1, "normalise_samples": 32}
+    given |= {"dataset_name": str(data), "model_name_or_path": str(policy_directory), "num_threads": 1}
+    config.write_text(yaml.safe_dump(given), encoding="utf-8")
+    monkeypatch.setenv("PREFERL_DATA", str(tmp_path))
+    run(monkeypatch, "--human", "--config", config, "--out", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert re.search(r"^\| hh-rlhf helpful \| \d+\.\d \[\d+\.\d, \d+\.\d\] \|", said, re.MULTILINE)
+    assert re.search(r"^LLMBar: \d+\.\d \[\d+\.\d, \d+\.\d\] % of 8 pairs$", said, re.MULTILINE)
 
 
 def test_cells_have_the_interval_that_there_is():

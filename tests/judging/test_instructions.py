@@ -123,6 +123,11 @@ def test_the_price_of_nonsense(response, finished, off):
     assert gold(task, response, finished) == 2 * obeyed - len(off)
 
 
+def test_what_it_cannot_see():
+    """A limit that docs/real-models.md names: words of the right kinds make no sentence, and count."""
+    assert gold(Task(QUESTION, "words", "10"), "Potatoes zebra lamp.") == 2
+
+
 def test_words_of_the_instruction_are_no_news():
     task = Task(QUESTION, "end", "I hope this helps")
     assert PARTS["nothing_new"](task, "Store potatoes. I hope this helps", True)
