@@ -190,6 +190,9 @@ def test_tasks_are_of_single_questions_once_and_do_not_depend_on_their_neighbour
     assert len({one.kind for one in three}) == 3
     assert {t.kind for t in tasks_of([f"How are {i} potatoes stored?" for i in range(200)])} == set(KINDS)
     assert tasks_of([QUESTION], seed=1, per_question=8) != tasks_of([QUESTION], seed=2, per_question=8)
+    assert {task.kind for task in tasks_of([QUESTION], 2, kinds=("use", "json"))} == {"use", "json"}
+    with pytest.raises(UsageError, match="'letters' is no kind of instruction; there are words, "):
+        tasks_of([QUESTION], kinds=("use", "letters"))
     with pytest.raises(UsageError, match="per_question is 9"):
         tasks_of([QUESTION], per_question=9)
 
@@ -213,4 +216,5 @@ def test_prompts_are_made_by_a_command(tmp_path, monkeypatch, capsys):
     assert len(made) == 150
     assert {row["split"] for row in made} == {"train", "dev", "eval"}
     assert all(read(row["prompt"]).kind == row["category"] for row in made)
+    assert {row["category"] for row in made} == {"words", "sentences", "use", "begin"}
     assert "150 prompts" in capsys.readouterr().out

@@ -269,16 +269,21 @@ def contents_of(text: str) -> set[str]:
 # --------------------------------------------------------------------------------------------------- prompts
 
 
-def tasks_of(questions: Iterable[str], per_question: int = 1, seed: int = 0) -> list[Task]:
+def tasks_of(
+    questions: Iterable[str], per_question: int = 1, seed: int = 0, kinds: Sequence[str] = tuple(KINDS)
+) -> list[Task]:
     """Questions with instructions: each question with ``per_question`` of different kinds, the same for the
     same question and seed whatever stands beside it. Left out is what is no single question of 4 to 14 words
     with words of content; of questions that are equal after normalising, the first stays.
 
     Raises:
-        UsageError: ``per_question`` is more than there are kinds.
+        UsageError: there is no such kind, or ``per_question`` is more than there are.
     """
-    if not 1 <= per_question <= len(KINDS):
-        raise UsageError(f"per_question is {per_question}; there are {len(KINDS)} kinds of instructions")
+    unknown = [name for name in kinds if name not in KINDS]
+    if unknown:
+        raise UsageError(f"'{unknown[0]}' is no kind of instruction; there are {', '.join(KINDS)}")
+    if not 1 <= per_question <= len(kinds):
+        raise UsageError(f"per_question is {per_question}; there are {len(kinds)} kinds of instructions")
     tasks: list[Task] = []
     seen: set[str] = set()
     for question in questions:
@@ -288,7 +293,7 @@ def tasks_of(questions: Iterable[str], per_question: int = 1, seed: int = 0) -> 
             continue
         seen.add(key)
         rng = random.Random(f"{seed}/{key}")
-        names = rng.sample(list(KINDS), per_question)
+        names = rng.sample(list(kinds), per_question)
         tasks += [Task(question, name, rng.choice(KINDS[name].arguments)) for name in names]
     return tasks
 
