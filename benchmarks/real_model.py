@@ -11,8 +11,10 @@ command goes on where it was interrupted, and adds seeds and arms.
 
 Columns: `gold` is the instructions' truth, `wins` against the start by it, `fulfilled` the share of answers
 that do what they were asked, `proxy` the reward model, KL in nats per response, `perplexity` under the start,
-minutes and processor minutes of the training, peak memory of its process. One seed has the intervals of the
-evaluation, several have Student's between seeds.
+minutes and processor minutes of the training, peak memory of its process, forward passes of all models in
+training and for one answer. Best-of-4 has no training and costs four answers and their rewards each time:
+from how many answers on a trained policy is cheaper stands below the table. One seed has the intervals of
+the evaluation, several have Student's between seeds.
 """
 
 import argparse
@@ -46,7 +48,7 @@ DPO = {
     "check_samples": 64,
 }
 NUMBERS = ("gold", "wins", "fulfilled", "proxy", "KL", "tokens", "perplexity")
-COSTS = ("minutes", "CPU minutes", "peak GiB")
+COSTS = ("minutes", "CPU minutes", "peak GiB", "training passes", "passes an answer")
 Summary = Mapping[str, Any]
 
 
@@ -132,20 +134,32 @@ def rows_of_seed(run: Path, arms: Sequence[str]) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for arm in arms:
         evaluated = StageRecord(run / f"evaluate_{arm}").summary
+        spent = evaluated["cost"]
         if not rows:
-            rows["start"] = row_of(evaluated["policies"]["reference"] | {"kl": 0.0}, {}, {})
+            one = {"passes an answer": spent["policy_per_response"]}
+            rows["start"] = row_of(evaluated["policies"]["reference"] | {"kl": 0.0}, {}, one)
             for best in evaluated["best_of"]:
-                rows[f"best of {best['n']}"] = row_of(best | {"kl": best.get("kl_bound")}, best, {})
+                several = {"passes an answer": sum(best["forward_passes_per_response"].values())}
+                rows[f"best of {best['n']}"] = row_of(best | {"kl": best["kl_bound"]}, best, several)
         trained = StageRecord(run / arm).summary
-        costs = dict(
-            zip(
-                COSTS,
-                (trained["seconds"] / 60, trained["cpu_seconds"] / 60, trained["peak_memory_mib"] / 1024),
-                strict=True,
-            )
-        )
+        costs = {
+            "minutes": trained["seconds"] / 60,
+            "CPU minutes": trained["cpu_seconds"] / 60,
+            "peak GiB": trained["peak_memory_mib"] / 1024,
+            "training passes": spent["training_total"],
+            "passes an answer": spent["policy_per_response"],
+        }
         rows[arm] = row_of(evaluated["policies"]["policy"], evaluated["comparison"]["gold"], costs)
     return rows
+
+
+def print_break_even(run: Path, arms: Sequence[str]) -> None:
+    """From how many answers on a trained policy costs less than best-of-n."""
+    for arm in arms:
+        for best in StageRecord(run / f"evaluate_{arm}").summary["best_of"]:
+            answers = best.get("break_even_queries")
+            if answers is not None:
+                print(f"{arm} costs as much as best of {best['n']} after {answers:,.0f} answers")
 
 
 def cell(rows: Sequence[Row], name: str) -> str:
@@ -154,6 +168,7 @@ def cell(rows: Sequence[Row], name: str) -> str:
     if not values:
         return "–"
     scale, digits = (100, 0) if name in ("wins", "fulfilled") else (1, 1 if name in COSTS else 2)
+    digits = 0 if "passes" in name else digits
     low, high = rows[0].bounds.get(name, (None, None))
     if len(values) > 1 and name not in COSTS:
         _, low, high = mean_interval(np.array(values))
@@ -214,6 +229,7 @@ def instructions(options: argparse.Namespace) -> None:
         rewards.append(StageRecord(run / "reward").summary)
         print_reward(rewards, [f"seed {number}" for number in range(len(rewards))])
         print_table(by_seed)
+        print_break_even(run, arms)
 
 
 def human(options: argparse.Namespace) -> None:
