@@ -62,10 +62,11 @@ def test_the_table_of_one_seed_grows_by_arms(tmp_path, small_config, capsys, mon
     cells = [cell.strip() for cell in row.split("|")[2:-1]]
     assert len(cells) == len(real_model.NUMBERS) + len(real_model.COSTS)
     assert "–" not in cells
-    assert cells[-2:] == ["32", "1"]  # 8 answers: sampled, scored, read by the reference, and updated on
+    # Of 8 answers: sampled, scored, read by the reference, and an update, whose backward pass counts twice.
+    assert cells[-2:] == ["48", "1"]
     best = next(line for line in first.splitlines() if line.startswith("| best of 4"))
     assert best.split("|")[-2].strip() == "8"  # four answers and their rewards
-    assert "RLOO costs as much as best of 4 after 5 answers" in first  # 32 / (8 - 1)
+    assert "RLOO costs as much as best of 4 after 7 answers" in first  # 48 / (8 - 1)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("DONE")}
     assert len(before) == 4
     run(monkeypatch, *arguments, "--arms", "DPO", "RLOO")
