@@ -137,6 +137,7 @@ ALGORITHMS, ROLLOUT = "learning/algorithms.py", "learning/rollout.py"
 CHECKPOINT = "runs/checkpoint.py"
 LEARNER, FIT, STEPS = "learning/learner.py", "learning/fit.py", "learning/optim.py"
 SCALAR, STAGE = "models/reward.py", "stages/rl.py"
+INSTRUCTIONS, GOLD = "judging/instructions.py", "tests/judging/test_instructions.py::"
 
 MUTANTS = (
     # The reward and the KL.
@@ -554,6 +555,18 @@ MUTANTS = (
            ("tests/judging/test_endpoints.py::test_what_is_wrong_with_one_pair_counts_against_that_pair",)),
     Mutant("no-fewer-at-a-time", "judging/endpoints.py", "max(1, self.limit // 2)", "self.limit",
            ("tests/judging/test_endpoints.py::test_requests_at_a_time_fall_and_climb_again",)),
+    # The truth of real models.
+    Mutant("no-price-for-no-end", INSTRUCTIONS, '"cut_off": -1.0', '"cut_off": 0.0',
+           (GOLD + "test_the_price_of_nonsense",)),
+    Mutant("the-question-again-is-news", INSTRUCTIONS, "contents_of(response) - contents_of(task.prompt)",
+           "contents_of(response)", (GOLD + "test_the_price_of_nonsense",)),
+    Mutant("json-with-more-beside-it", INSTRUCTIONS, "set(value) != {key}", "key not in value",
+           (GOLD + "test_what_an_instruction_decides",)),
+    Mutant("everything-has-ended", INSTRUCTIONS, "if finished is None else finished", "if True else finished",
+           (GOLD + "test_one_reward_by_name_everywhere",)),
+    Mutant("other-prompts-are-sampled-first", "judging/scorers.py",
+           "isinstance(part, WorldUtility | InstructionUtility)", "isinstance(part, WorldUtility)",
+           (GOLD + "test_other_prompts_are_refused_before_anything_is_sampled",)),
     Mutant("no-coin-within-the-width", "judging/annotators.py",
            'self.tie_width if self.tie_policy == "coin" else 0.0', "0.0",
            ("tests/judging/test_annotators.py::test_a_coin_decides_what_lies_within_the_width",)),

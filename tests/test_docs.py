@@ -42,7 +42,7 @@ def test_options_exist(page):
         "print-config",
         "version",
     }
-    known |= {"nproc_per_node", "password"}  # torchrun's; a flag of `preferl label user`
+    known |= {"nproc_per_node", "no-deps", "password"}  # torchrun's, pip's; a flag of `preferl label user`
     for config in (
         RunOptions,
         PairCounts,

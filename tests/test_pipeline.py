@@ -245,6 +245,9 @@ def test_what_trained_or_labelled_is_told_from_what_is_named_gold(finished, tmp_
     assert signals(reward_model=mixed, gold="concise") == {"gold": trained}
     assert signals(reward_model=mixed, gold="sentiment") == {"gold": labelled}
     assert signals(reward_model="10*world", gold="world") == {}  # the world's own is the truth
+    assert (
+        signals(reward_model="instructions", gold="instructions") == {}
+    )  # and so is what a function decides
 
 
 def test_an_explicit_option_wins_where_it_equals_the_default(tmp_path):

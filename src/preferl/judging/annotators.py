@@ -26,8 +26,8 @@ TIE_POLICIES = ("coin", "tie", "skip")
 @dataclass(kw_only=True)
 class AnnotatorOptions(JudgeOptions):
     annotator: str = "world"
-    """``world``, ``sentiment``, ``length``, ``keyword:<words>``, ``judge:<model>``, a reward model,
-    ``module:function`` or a mixture of them; ``majority(judge:…, judge:…)`` is a jury."""
+    """``world``, ``instructions``, ``sentiment``, ``length``, ``keyword:<words>``, ``judge:<model>``, a
+    reward model, ``module:function`` or a mixture of them; ``majority(judge:…, judge:…)`` is a jury."""
     label_mode: str = "stochastic"
     """``stochastic``: Bradley-Terry on the annotator's utility; ``deterministic``: the larger one wins."""
     label_scale: NonNegative = 1.0

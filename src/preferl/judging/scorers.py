@@ -27,6 +27,7 @@ import torch
 
 from preferl.data.records import DataError, Prompt
 from preferl.data.types import Scorer
+from preferl.judging.instructions import InstructionUtility
 from preferl.judging.judge_options import JudgeConfig, names_judge
 from preferl.judging.judges import Judge, PointwiseJudge
 from preferl.judging.juries import load_pointwise_judge
@@ -316,7 +317,7 @@ def check_prompts(scorers: Iterable[Scorer | None], prompts: Sequence[Prompt]) -
     """
     for scorer in scorers:
         for _, part in parts_of(scorer) if scorer is not None else ():
-            if isinstance(part, WorldUtility):
+            if isinstance(part, WorldUtility | InstructionUtility):
                 part.check(prompts)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from preferl import world
 from preferl.data.records import Prompt, prompt_text
 from preferl.data.types import Scorer
+from preferl.judging.instructions import InstructionUtility
 from preferl.runs.errors import UsageError
 
 
@@ -108,12 +109,14 @@ def sentiment_utility() -> Scorer:
     return utility
 
 
+TRUTHS = ("world", "instructions")  # by what a response is, not by what somebody thinks of it
 # Name -> function of what follows the colon (None where nothing does).
 NAMED: dict[str, Callable[[str | None], Scorer]] = {
     "length": lambda rest: length_utility,
     "tokens": lambda rest: token_utility,
     "concise": lambda rest: concise_utility,
     "world": WorldUtility,
+    "instructions": InstructionUtility,
     "sentiment": lambda rest: sentiment_utility(),
     "keyword": lambda rest: keyword_utility(rest or ""),
 }

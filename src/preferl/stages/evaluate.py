@@ -48,7 +48,7 @@ from preferl.judging.scorers import (
     scored,
     tokenizers_of,
 )
-from preferl.judging.utilities import NotSampled
+from preferl.judging.utilities import TRUTHS, NotSampled
 from preferl.learning.rollout import Shaping
 from preferl.models import load
 from preferl.runs import devices
@@ -161,7 +161,7 @@ def quantised_before(config: EvaluateConfig) -> list[str]:
 
 def training_signals(config: EvaluateConfig) -> dict[str, str]:
     """Which of ``gold`` and ``held_out_reward`` trained the policy or labelled the pairs behind it, by
-    measure, with what it did: such a reward is no truth. The world's own is one, whoever labelled."""
+    measure, with what it did: such a reward is no truth. One of ``TRUTHS`` is, whoever labelled."""
     uses = {config.reward_model: SIGNAL_OPTIONS["reward_model"]}
     # From the policy and the reward back through the stages that made them.
     read: set[Path] = set()
@@ -182,7 +182,7 @@ def training_signals(config: EvaluateConfig) -> dict[str, str]:
     of_parts = {part: use for name, use in uses.items() for part in names_in(name)}
     uses = of_parts | uses
     named = {"gold": config.gold, "held_out": config.held_out_reward}
-    return {key: uses[name] for key, name in named.items() if name in uses and name != "world"}
+    return {key: uses[name] for key, name in named.items() if name in uses and name not in TRUTHS}
 
 
 def evaluate(
