@@ -111,8 +111,20 @@ def test_without_a_penalty_it_is_an_alarm_and_none_is_neither(config, tmp_path, 
 
 
 def test_the_command_ends_with_4(config, tmp_path, policy_directory, prompts_file, capsys):
-    given = {"model_name_or_path", "reward_model", "dataset_name", "output_dir", "algorithm", "learning_rate",
-             "kl_coef", "num_iterations", "batch_size", "response_length", "num_threads", "device"}  # fmt: skip
+    given = {
+        "model_name_or_path",
+        "reward_model",
+        "dataset_name",
+        "output_dir",
+        "algorithm",
+        "learning_rate",
+        "kl_coef",
+        "num_iterations",
+        "batch_size",
+        "response_length",
+        "num_threads",
+        "device",
+    }
     flags = [text for name in sorted(given) for text in (f"--{name}", str(getattr(config, name)))]
     assert cli.main(["rl", *flags, "--max_kl", "0.01", "--warmup_ratio", "0"]) == 4
     assert "max_kl is 0.01" in capsys.readouterr().err
