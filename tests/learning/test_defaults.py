@@ -82,7 +82,7 @@ def test_the_small_world_has_the_rates_that_its_numbers_were_made_with():
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_pretrained_model_moves_by_less_the_larger_it_is_and_lora_weights_by_ten_times_as_much(kind):
+def test_a_pretrained_model_moves_by_less_the_larger_it_is_and_lora_weights_by_more(kind):
     rates, lora = (
         [
             completed(kind, CONFIGS[kind](), Start(False, int(n), kind_)).learning_rate

@@ -10,6 +10,7 @@ from preferl import cli
 from preferl.models import load
 from preferl.runs.errors import DivergedError
 from preferl.stages import reward, rl
+from seeds import SEEDS, require_at_least, require_at_most
 
 CPU = torch.device("cpu")
 PROMPTS = [{"prompt": f"Tell me of thing {i}."} for i in range(40)]
@@ -177,3 +178,25 @@ def test_a_reward_of_ones_own_counts_in_full(config, tmp_path, monkeypatch):
     assert row["train/objective"] == pytest.approx(row["train/reward"], abs=1e-2)
     cut = dataclasses.replace(once, reward_clip=10.0, output_dir=str(tmp_path / "cut"))
     assert metrics(rl.run(cut))[0]["train/objective"] == pytest.approx(10, abs=1e-2)
+
+
+def test_the_critic_follows_returns_that_grow_by_more_than_a_point_a_batch(config, tmp_path, monkeypatch):
+    """With the clip that is usual elsewhere no value moves by more than .2 a batch: in six batches of twenty
+    points by 6 % of the way."""
+    (tmp_path / "guard_rewards.py").write_text(
+        "def twenty(completions):\n    return [20.0 + len(text) / 10 for text in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    base = dataclasses.replace(
+        config, algorithm="ppo", reward_model="guard_rewards:twenty", value_model="policy", num_iterations=6,
+        learning_rate=1e-3, critic_learning_rate=1e-2, max_kl="none", save_every=0,
+    )  # fmt: skip
+    left, left_clipped = [], []
+    for seed in SEEDS:
+        for found, clip in ((left, {}), (left_clipped, {"cliprange_value": 0.2})):
+            out = str(tmp_path / f"{len(found)}-{bool(clip)}")
+            rows = metrics(rl.run(dataclasses.replace(base, seed=seed, output_dir=out, **clip)))
+            found.append(rows[-1]["train/value_loss"] / rows[0]["train/value_loss"])
+    require_at_most(0.5, 0.7, left)
+    require_at_least(0.8, 0.7, left_clipped)
