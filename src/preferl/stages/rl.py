@@ -198,6 +198,7 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
         prompts = source.prompts or source.need("prompts", "train")
         held_out = source[config.eval_split].prompts[: config.eval_prompts]
         config = with_defaults(config, models, scorer, stage)
+        check_batch(config)
         check_prompts((scorer, gold, annotator), [record.prompt for record in (*prompts, *held_out)])
         saved = stage.begin([*source.notes, *load.notes_of(models.policy, tokenizer)])
         watched = [other for other in (gold, annotator) if other is not None]
@@ -299,7 +300,6 @@ def with_defaults(config: RlConfig, models: RlModels, scorer: Scorer, stage: Sta
     with_policy = config.learning_rate is not None or not critic or any("lora_" in name for name in critic)
     leave = ("critic_learning_rate",) if with_policy else ()
     config = defaults.completed("rl", config, start, stage, leave)
-    check_batch(config)
     if config.reward_clip is None:
         clip = {"reward_clip": REWARD_MODEL_CLIP if all_reward_models(scorer) else 0.0}
         config = dataclasses.replace(config, **(clip if stage is None else stage.choose(clip)))
