@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from preferl.models import load
 from preferl.models.tiny import NEW, ORIGIN
 from preferl.runs.descent import began_without_model
 from preferl.runs.objects import object_of
@@ -139,7 +138,8 @@ def start_of(model: Any, name: str | None, lora: bool = False) -> Start:
         new = began_without_model(name)
     if new:
         setattr(model.config, ORIGIN, NEW)
-    return Start(new, load.parameter_count(model), lora, untrained=name is None)
+    # transformers counts both of the weights that share a byte where they are quantised to four bits.
+    return Start(new, model.num_parameters(), lora, untrained=name is None)
 
 
 def completed(
