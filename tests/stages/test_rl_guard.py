@@ -183,13 +183,13 @@ def test_a_reward_of_ones_own_counts_in_full(config, tmp_path, monkeypatch):
 def test_the_critic_follows_returns_that_grow_by_more_than_a_point_a_batch(config, tmp_path, monkeypatch):
     """With the clip that is usual elsewhere no value moves by more than .2 a batch: in six batches of twenty
     points by 6 % of the way."""
-    (tmp_path / "guard_rewards.py").write_text(
+    (tmp_path / "guard_returns.py").write_text(
         "def twenty(completions):\n    return [20.0 + len(text) / 10 for text in completions]\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     base = dataclasses.replace(
-        config, algorithm="ppo", reward_model="guard_rewards:twenty", value_model="policy", num_iterations=6,
+        config, algorithm="ppo", reward_model="guard_returns:twenty", value_model="policy", num_iterations=6,
         learning_rate=1e-3, critic_learning_rate=1e-2, max_kl="none", save_every=0,
     )  # fmt: skip
     left, left_clipped = [], []

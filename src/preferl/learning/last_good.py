@@ -29,7 +29,7 @@ def keep(state: State, tokenizer: Any, stage: Stage) -> str:
         weights = below(f"{role}/weights/", saved.tensors)
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    state.models.save(tokenizer, stage.path / DIRECTORY)
+    state.models.save(tokenizer, stage.path / DIRECTORY, stage.config.model_name_or_path)
     return (
         f"the last good weights that were kept, those after iteration {saved.step}, are in "
         f"{stage.path / DIRECTORY / 'model'}, for any --model_name_or_path"
