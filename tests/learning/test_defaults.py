@@ -126,14 +126,16 @@ def test_the_documents_have_the_table():
 # --------------------------------------------------------------------------------------- where a model began
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_where_a_model_began_is_kept_by_what_is_trained_from_it_and_in_copies(
-    tmp_path, policy_directory, pairs
+    pooling, tmp_path, policy_directory, pairs
 ):
     config = RewardConfig(
         model_name_or_path=str(policy_directory), dataset_name=str(pairs), output_dir=str(tmp_path / "rm"),
-        num_train_epochs=1, num_evals=1, audit=False, device="cpu", num_threads=1,
+        num_train_epochs=1, num_evals=1, audit=False, device="cpu", num_threads=1, pooling=pooling,
     )  # fmt: skip
     made = reward.run(config)
+    assert StageRecord(made).config["learning_rate"] == 1e-3
     copy = shutil.copytree(made / "model", tmp_path / "copied")
     assert getattr(AutoConfig.from_pretrained(copy), tiny.ORIGIN) == tiny.NEW
     model, _ = load_reward_model(str(copy), CPU)
