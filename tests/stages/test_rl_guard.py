@@ -183,8 +183,8 @@ def test_a_reward_of_ones_own_counts_in_full(config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("options", "learns"), [({}, True), ({"cliprange_value": 0.2}, False)])
 def test_values_follow_returns_that_grow_by_more_than_a_point_a_batch(options, learns, config):
-    """A value that has moved by a point towards a return far above it is drawn there still; with the clip that
-    is usual elsewhere it has no gradient left."""
+    """A value that has moved by a point towards a return far above it is still drawn there; with the clip
+    that is usual elsewhere it has no gradient left."""
     ppo = dataclasses.replace(config, algorithm="ppo", value_model="policy", **options)
     trainer = trainer_for(ppo, lambda prompts, completions, **columns: [20.0] * len(completions))
     learner = trainer.learner
