@@ -104,6 +104,7 @@ def replication(seed: int) -> dict[str, float]:
             config = reward.RewardConfig(
                 output_dir=folder,
                 seed=seed,
+                train_batch_size=16,
                 adam_beta2=0.999,
                 weight_decay=0.0,
                 patience=10**6,

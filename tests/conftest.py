@@ -88,6 +88,7 @@ def encoder_directory(tmp_path_factory) -> Path:
         max_position_embeddings=64,
         num_labels=1,
         pad_token_id=0,
+        **{tiny.ORIGIN: tiny.NEW},
     )
     path = tmp_path_factory.mktemp("encoder")
     BertForSequenceClassification(config).save_pretrained(path)

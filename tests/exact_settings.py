@@ -38,7 +38,6 @@ def fast(
 # response's probability so low in the first iterations that, on one seed of many, it is never drawn again.
 PPO = {
     "critic_learning_rate": 0.1,
-    "cliprange_value": 100.0,
     "num_ppo_epochs": 4,
     "whiten_advantages": False,
 }
@@ -71,8 +70,8 @@ WHOLE = {"batch_size": 256, "learning_rate": 5e-4, "num_ppo_epochs": 4, "num_min
 HARD = {
     "reinforce": Setting(32_768, {"algorithm": "reinforce", "batch_size": 256, "learning_rate": 1e-3}),
     "rloo k=4": Setting(16_384, {"algorithm": "rloo", **WHOLE}),
-    "ppo": Setting(24_576, {"algorithm": "ppo", "cliprange_value": 100.0, **WHOLE, "batch_size": 512}),
-    "ppo, half the samples": Setting(12_288, {"algorithm": "ppo", "cliprange_value": 100.0, **WHOLE}),
+    "ppo": Setting(24_576, {"algorithm": "ppo", **WHOLE, "batch_size": 512}),
+    "ppo, half the samples": Setting(12_288, {"algorithm": "ppo", **WHOLE}),
     "rebel": Setting(8_192, {"algorithm": "rebel", "batch_size": 256, "learning_rate": 1e-3}),
     "online_dpo, soft labels": Setting(
         12_288,

@@ -114,6 +114,10 @@ REWARD = "tests/stages/test_reward.py::"
 RL = "tests/stages/test_rl.py::"
 STORAGE = "tests/models/test_storage.py::"
 RL_MODELS = "tests/stages/test_rl_models.py::"
+GUARD, CHOSEN = "tests/stages/test_rl_guard.py::", "tests/learning/test_defaults.py::"
+TOO_FAR = GUARD + "test_a_policy_that_goes_too_far_ends_the_run_and_leaves_its_last_good_weights"
+FOLLOWS = GUARD + "test_values_follow_returns_that_grow_by_more_than_a_point_a_batch"
+TEN_TIMES = CHOSEN + "test_a_pretrained_model_moves_by_less_the_larger_it_is_and_lora_weights_by_more"
 WATCH = "tests/stages/test_rl_watch.py::"
 EXACT = "tests/stages/test_rl_invariances.py::"
 
@@ -134,6 +138,7 @@ POLICY, PREFERENCE, KL_MATHS = "maths/policy.py", "maths/preference.py", "maths/
 APART = "tests/sampling/test_distributions.py::"
 SAMPLES, SHIFTED, CACHED = "sampling/samples.py", "sampling/logprobs.py", "sampling/cached.py"
 ALGORITHMS, ROLLOUT = "learning/algorithms.py", "learning/rollout.py"
+DEFAULTS = "learning/defaults.py"
 CHECKPOINT = "runs/checkpoint.py"
 LEARNER, FIT, STEPS = "learning/learner.py", "learning/fit.py", "learning/optim.py"
 SCALAR, STAGE = "models/reward.py", "stages/rl.py"
@@ -189,6 +194,32 @@ MUTANTS = (
     Mutant("score-on-the-last-column", POLICY, "position_T == last_B1", "position_T == len(position_T) - 1",
            (GOLDEN,)),
     Mutant("reward-clip-ignored", STAGE, "clip=config.reward_clip or None,", "clip=None,", (TOKEN_REWARDS,)),
+    Mutant("own-rewards-clipped", STAGE, "if all_reward_models(scorer) else 0.0", "if scorer else 0.0",
+           (GUARD + "test_only_what_a_reward_model_says_is_clipped",)),
+    Mutant("mixtures-clipped", "judging/scorers.py", "return all(isinstance(part, RewardModel)",
+           "return any(isinstance(part, RewardModel)",
+           (GUARD + "test_only_what_a_reward_model_says_is_clipped",)),
+    Mutant("values-clipped", ALGORITHMS, "cliprange_value: NonNegative = 0.0",
+           "cliprange_value: NonNegative = 0.2", (FOLLOWS,)),
+    Mutant("guard-from-zero", STAGE, "kl - first <= config.max_kl", "kl <= config.max_kl",
+           (GUARD + "test_the_guard_counts_from_the_first_batch",)),
+    Mutant("guard-off", STAGE, "kl - first <= config.max_kl", "kl - first <= 1e9", (TOO_FAR,)),
+    Mutant("guard-without-penalty", STAGE, "if not config.kl_coef:", "if config.kl_coef < 0:",
+           (GUARD + "test_without_a_penalty_it_is_an_alarm_and_none_is_neither",)),
+    Mutant("guard-with-penalty-silent", STAGE, "if not config.kl_coef:", "if config.kl_coef >= 0:",
+           (GUARD + "test_the_command_ends_with_4",)),
+    Mutant("last-good-too-late", "learning/last_good.py", "before=state.iteration - 1",
+           "before=state.iteration", (TOO_FAR,)),
+    Mutant("lora-at-the-rate-of-all-weights", DEFAULTS, "if not start.lora or", "if start.parameters or",
+           (TEN_TIMES,)),
+    Mutant("new-models-unmarked", "models/tiny.py", "**{ORIGIN: NEW},", "**{},",
+           (CHOSEN + "test_a_model_of_an_older_preferl_is_known_by_the_stages_that_made_it",)),
+    Mutant("older-models-unknown", "runs/descent.py", 'return made.get("stage") == "sft"', "return False",
+           (CHOSEN + "test_a_model_of_an_older_preferl_is_known_by_the_stages_that_made_it",)),
+    Mutant("chosen-anew", "runs/stage.py", "kept = self.found.chosen if self.goes_on else {}",
+           "kept: dict = {}", (CHOSEN + "test_an_interrupted_stage_goes_on_with_what_was_chosen_for_it",)),
+    Mutant("chosen-over-given", DEFAULTS, "and getattr(config, name) is None", "and name",
+           (CHOSEN + "test_what_was_given_stays",)),
     Mutant("flip-missing-eos-penalty", ROLLOUT, "else score_B - penalty", "else score_B + penalty",
            (SHAPED,)),
     Mutant("flip-replaced-score", ROLLOUT, "(score_B, -penalty)", "(score_B, penalty)", (SHAPED,)),

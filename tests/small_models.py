@@ -10,6 +10,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from preferl.models import tiny
+
 TEXTS = [
     "What is the capital of France? Paris is the capital of France.",
     "Name two colours. Red and blue. I may be wrong, but the sky is blue today.",
@@ -24,6 +26,7 @@ def make_language_model(kind: str, tokenizer):
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
+        tiny.ORIGIN: tiny.NEW,  # what preferl takes by default is what suits so small a model
     }
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     if kind == "llama":

@@ -269,7 +269,7 @@ def test_an_explicit_option_wins_where_it_equals_the_default(tmp_path):
         (["--temperature", "1.0"], "rl", "temperature", 1.0),
         (["--reward.num_train_epochs", "1"], "reward", "num_train_epochs", 1.0),
         (["--distil.learning_rate", "0.004"], "distil", "learning_rate", 0.004),
-        ([], "distil", "learning_rate", 0.001),
+        ([], "distil", "learning_rate", None),  # by the model at hand
         (["--rl.gold", "null"], "rl", "gold", None),
         ([], "rl", "gold", "world"),
     ],

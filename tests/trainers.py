@@ -28,6 +28,7 @@ class StopsOften(Policy):
 def trainer_for(config: rl.RlConfig, scorer=None) -> rl.Trainer:
     """A trainer with twelve prompts; by default with the reward of the configuration."""
     models, tokenizer, own_scorer = load_models(config, find_algorithm(config.algorithm).critic, CPU)
+    config = rl.with_defaults(config, models, scorer or own_scorer)
     engine = CachedEngine(models.policy, tokenizer.pad_token_id)
     return rl.Trainer(
         config=config,

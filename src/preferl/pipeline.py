@@ -388,7 +388,6 @@ def usual_options(name: str, kind: str, before: Before) -> dict[str, Usual | Non
         return {
             "model_name_or_path": before.policy,
             "dataset_name": before.reference("best_of"),
-            "learning_rate": Usual(1e-3),
             "num_train_epochs": Usual(2.0),
         }
     annotator, scored = before.option("annotator", "collect"), before.reference("reward")

@@ -526,7 +526,7 @@ def test_the_stages_find_each_other_and_own_options_win(tmp_path):
     assert (best.reward_model, best.gold) == (f"{root}/reward", None)  # the world is no truth of other data
     assert (best.dataset_name, best.max_rows) == ("people.jsonl", 7)
     assert (distil.dataset_name, distil.max_rows) == (f"{root}/best_of", None)
-    assert (distil.learning_rate, distil.num_train_epochs) == (1e-3, 1)
+    assert (distil.learning_rate, distil.num_train_epochs) == (None, 1)
     assert distil.seed == best.seed == 3
     assert best.temperature == 0.8
     assert stages["evaluate"].model_name_or_path == f"{root}/distil"

@@ -376,7 +376,7 @@ def test_a_run_writes_model_metrics_and_samples(config, policy_directory):
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(row.keys() >= NAMES for row in rows[1:])
     assert [row["step"] for row in rows if "dev/loss" in row] == [0, 2, 4]
-    assert rows[-1]["learning_rate"] == pytest.approx(config.lr_end_factor * config.learning_rate)
+    assert rows[-1]["learning_rate"] == pytest.approx(config.lr_end_factor * 3e-4)
     summary = summary_of(stage)
     assert (summary["pairs"], summary["updates"], summary["dev/pairs"]) == (64, 4, 20)
     assert summary["forward_passes"] == {"policy_update": 3 * 2 * 64, "reference": 2 * 64}

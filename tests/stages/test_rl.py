@@ -331,7 +331,7 @@ def test_the_adaptive_controller_moves_the_coefficient(config):
         rl.run(dataclasses.replace(config, kl_controller="adaptive", kl_target=50.0, kl_horizon=100.0))
     )
     coefs = [row["kl_coef"] for row in rows if row["step"]]
-    assert coefs[0] == config.kl_coef
+    assert coefs[0] == 0.1  # by default, of a model that preferl initialised
     assert coefs[-1] < coefs[0]
 
 

@@ -220,7 +220,7 @@ def test_the_first_gradient_is_the_policy_gradient(config, average):
 def test_the_critics_loss_is_the_clipped_one_against_the_values_of_the_rollout(config):
     """vf_coef * mean over tokens of 1/2 max((v - R)^2, (clip(v, old - e, old + e) - R)^2), with v = old plus
     steps of both signs, inside the clip and beyond."""
-    trainer = trainer_for(dataclasses.replace(config, algorithm="ppo", vf_coef=0.3))
+    trainer = trainer_for(dataclasses.replace(config, algorithm="ppo", vf_coef=0.3, cliprange_value=0.2))
     batch = trainer.learner.prepare(trainer.collect())
     mask_BT, old_BT, return_BT = batch.rollout.samples.mask_BT, batch.rollout.value_BT, batch.return_BT
     step_BT = torch.randn(mask_BT.shape, generator=torch.Generator().manual_seed(0)) * 0.4

@@ -181,6 +181,7 @@ def test_one_base_carries_policy_reference_reward_and_critic(config, lora_reward
 def test_the_critic_on_the_base_moves_and_the_reward_model_does_not(config):
     shared = dataclasses.replace(config, lora_r=4, learning_rate=1e-2)
     loaded, tokenizer, scorer = models.load_models(shared, True, CPU)
+    shared = rl.with_defaults(shared, loaded, scorer)
     prompts = [PromptRecord("Tell me."), PromptRecord("Say it.")]
     learner = rl.learner_for(shared, loaded, prompts, torch.float32)
     before = rl.frozen_hashes(loaded, scorer)

@@ -148,3 +148,32 @@ def test_a_split_that_is_missing_is_named_with_what_makes_one(tmp_path, policy_d
     for word in ("'eval'", "column `split`", "--split_shares", "--split_by", "--split"):
         assert word in said
     assert not (tmp_path / "reward" / "manifest.json").exists()
+
+
+def test_of_16_prompts_a_policy_trains_on_the_train_split_or_on_all(policy_directory, tmp_path, capsys):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Tell me of thing {i}."}) + "\n" for i in range(16)))
+    lm = ["--model_name_or_path", str(policy_directory), "--reward_model", "length", *SHORT, *QUICK]
+    small = ["--dataset_name", str(prompts), "--num_iterations", "1", "--batch_size", "8"]
+    assert cli.main(["rl", *lm, *small, "--output_dir", str(tmp_path / "part")]) == 0
+    said = capsys.readouterr().out
+    train = int(re.search(r"rl: split: (\d+) train, \d+ dev, \d+ eval", said)[1])
+    assert 10 <= train < 16
+    assert f"rl: ppo on {train} prompts" in said
+    assert cli.main(["rl", *lm, *small, "--split", "all", "--output_dir", str(tmp_path / "all")]) == 0
+    assert "rl: ppo on 16 prompts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_a_policy_is_evaluated_on_1_to_20_prompts_with_intervals_as_wide_as_that(
+    count, policy_directory, tmp_path
+):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(count)))
+    policy = str(policy_directory)
+    command = ["evaluate", "--model_name_or_path", policy, "--ref_model", policy, "--reward_model", "length"]
+    where = ["--dataset_name", str(prompts), "--split", "all", "--output_dir", str(tmp_path / "found")]
+    assert cli.main([*command, *where, *SHORT, *QUICK]) == 0
+    found = json.loads((tmp_path / "found" / "summary.json").read_text())
+    assert found["prompts"] == count
+    assert is_wide(found["comparison"]["score"], "win_rate", {1: 0.6, 2: 0.5, 20: 0.3}[count])

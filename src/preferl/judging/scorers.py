@@ -326,6 +326,11 @@ def reward_models(scorer: Scorer) -> dict[str, RewardModel]:
     return {name: part for name, part in parts_of(scorer) if isinstance(part, RewardModel)}
 
 
+def all_reward_models(scorer: Scorer) -> bool:
+    """Whether nothing but reward models makes a score, whose scale is known: a standard deviation of 1."""
+    return all(isinstance(part, RewardModel) for _, part in parts_of(scorer))
+
+
 def tokenizers_of(scorer: Scorer) -> list[Any]:
     """The tokenizers of the reward models inside a scorer."""
     return [model.tokenizer for model in reward_models(scorer).values()]

@@ -52,8 +52,9 @@ class UpdateOptions(OptimOptions):
     """Minibatches, and so updates, in each pass (usually ppo 4, others 1)."""
     micro_batch_size: Count = 128
     """Sequences in one forward and backward pass; a smaller one saves memory and changes nothing."""
-    kl_coef: NonNegative = 0.1
-    """Weight of the KL to the reference (the beta of online DPO)."""
+    kl_coef: NonNegative | None = None
+    """Weight of the KL to the reference (the beta of online DPO); by default by the model at hand
+    (docs/models.md)."""
     kl_in: str = "reward"
     """``reward``: k1 of every token is subtracted from the reward, an unbiased gradient. ``loss``: an
     estimate is added to the loss (``kl_estimator``)."""
@@ -69,8 +70,9 @@ class UpdateOptions(OptimOptions):
     target_kl: NonNegative = 0.0
     """Stop a batch's updates when the policy has moved this far from the one that sampled (nats per token,
     0.01 to 0.05 is usual); 0 for never."""
-    cliprange_value: Bound = 0.2
-    """Clip of the value's change."""
+    cliprange_value: NonNegative = 0.0
+    """Clip of the value's change in a batch, in the reward's units; 0 for none. Where returns grow faster
+    than it lets values move, the critic never learns them."""
     vf_coef: NonNegative = 0.5
     """Weight of the value loss."""
     gamma: Share = 1.0

@@ -46,8 +46,8 @@ class FitOptions(OptimOptions):
     """Passes over the training rows."""
     max_steps: Count | None = None
     """Stop after so many updates, whatever the epochs say; the schedule of the learning rate ends there."""
-    train_batch_size: Count = 32
-    """Rows in one update."""
+    train_batch_size: Count | None = None
+    """Rows in one update; by default by the model at hand (docs/models.md)."""
     micro_batch_size: Count = 64
     """Rows in one forward and backward pass; a smaller one saves memory and changes nothing."""
     num_evals: Count = 10

@@ -9,6 +9,7 @@ sums over a micro-batch times weights that add up over the whole minibatch, so t
 processes that share them out, change nothing.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +54,7 @@ class State:
 
     ``algorithm`` is the algorithm's own state. ``drawn`` counts the prompts taken from ``prompts``;
     ``optimum`` is the best possible objective with its error, ``first_accuracy`` on how many of how many
-    pairs the reward and the annotator agreed at first.
+    pairs the reward and the annotator agreed at first, ``first_kl`` the KL of the first batch.
     """
 
     iteration: int
@@ -68,6 +69,7 @@ class State:
     drawn: int = 0
     optimum: tuple[float, float] | None = None
     first_accuracy: tuple[int, int] | None = None
+    first_kl: float = 0.0
     alarms: dict[str, Any] = field(default_factory=dict)
 
 
@@ -343,7 +345,7 @@ class Learner:
             value_BT,
             batch.rollout.value_BT[rows, :width].to(device),
             batch.return_BT[rows, :width].to(device),
-            self.options.cliprange_value,
+            self.options.cliprange_value or math.inf,
         )
         row_loss_B = masked_sum(loss_BT, mask_BT)
         check_finite(row_loss_B.detach(), "value loss", batch.rollout, rows, minibatch.where)

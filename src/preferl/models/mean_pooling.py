@@ -17,6 +17,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from preferl.models.passes import state_size
+from preferl.models.tiny import ORIGIN
 
 
 class MeanPooledConfig(PretrainedConfig):
@@ -35,9 +36,9 @@ class MeanPooledConfig(PretrainedConfig):
         self.head_size = head_size  # where the trunk's last hidden states are of another width than its rest
         self.reward_mean = reward_mean
         self.pad_token_id = kwargs.pop("pad_token_id", self.trunk.get("pad_token_id"))
-        for limit in ("max_position_embeddings", "n_positions"):
-            if limit in self.trunk:
-                setattr(self, limit, kwargs.pop(limit, self.trunk[limit]))
+        for name in ("max_position_embeddings", "n_positions", ORIGIN):
+            if name in self.trunk:
+                setattr(self, name, kwargs.pop(name, self.trunk[name]))
         if "id2label" not in kwargs:  # else there are as many heads as names
             kwargs.setdefault("num_labels", 1)
         super().__init__(**kwargs)

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+# In a model's configuration, and so in ``config.json`` of whatever is trained from it: where it began.
+ORIGIN, NEW = "preferl_origin", "new"
 PAD, EOS, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|system|>"
 
 CHAT_TEMPLATE = (
@@ -69,5 +71,6 @@ def tiny_model(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
+        **{ORIGIN: NEW},
     )
     return LlamaForCausalLM(config)

@@ -9,6 +9,7 @@ the shortest text that reads back as the same float).
 """
 
 import json
+import math
 import os
 import random
 import time
@@ -44,16 +45,19 @@ class Checkpoint:
     values: dict[str, Any]
 
 
-def latest(directory: Path, owner: str = "") -> Checkpoint | None:
+def latest(directory: Path, owner: str = "", before: float = math.inf) -> Checkpoint | None:
     """The last whole checkpoint of a run, or None. What cannot be gone on from is named and passed over.
 
     Args:
         directory: ``state/`` of the stage.
         owner: what its checkpoints belong to, as they were written with.
+        before: only of earlier steps than this.
     """
     for name in _strays(directory):
         say(f"{directory / name} is passed over: it has no name of a checkpoint or of a part")
     for step in reversed(_steps(directory)):
+        if step >= before:
+            continue
         found = _read_whole(directory / f"step_{step}", owner)
         if found is not None:
             return Checkpoint(step, *found)

@@ -140,8 +140,8 @@ class DataCommandOptions(SplitOption, ReadOptions):
 
 @dataclass(kw_only=True)
 class OptimOptions(RangedOptions):
-    learning_rate: NonNegative = 1e-4
-    """Peak learning rate of AdamW."""
+    learning_rate: NonNegative | None = None
+    """Peak learning rate of AdamW; by default by the model at hand (docs/models.md)."""
     lr_scheduler_type: str = "cosine"
     """``cosine``, ``linear`` or ``constant``, after the warm-up."""
     lr_end_factor: NonNegative = 0.1

@@ -54,6 +54,31 @@ def began_on_world(directory: Path) -> bool:
     return True
 
 
+def began_without_model(name: str) -> bool:
+    """Whether the stages that made a model lead back to an sft that began without one: so preferl initialised
+    its weights. False for whatever has no manifest, as a model of the Hub.
+
+    Raises:
+        UsageError: the record of a stage is damaged.
+    """
+    stage = Path(name).resolve()
+    seen: set[Path] = set()
+    while stage not in seen:
+        seen.add(stage)
+        stage = stage.parent if stage.name == "model" else stage
+        manifest, config = stage / "manifest.json", stage / "config.yaml"
+        if not (manifest.is_file() and config.is_file()):
+            return False
+        made, options = read_json(manifest), read_yaml(config)
+        model = options.get("model_name_or_path")
+        if model is None:
+            return made.get("stage") == "sft"
+        parents = made.get("parents", {})
+        place = parents.get("model_name_or_path", {}).get("path") if isinstance(parents, dict) else None
+        stage = (stage / place if place else Path(model)).resolve()
+    return False
+
+
 def may_be_of_world(model: str) -> bool:
     """Whether a model began on the world, or is not there yet: a path of more than one slash is no Hub name,
     trains on nothing as long as it is absent, and whoever loads it says so."""

@@ -28,7 +28,7 @@ class Found:
         state: ``nothing``, ``unfinished``, ``finished`` or ``damaged``.
         stored: the options with which it was begun, as they were given.
         changes: how what it is made of differs from what would be read today.
-        chosen: device, dtype and threads with which it was begun.
+        chosen: device, dtype, threads and the values of options that were left open, as it was begun.
         redo: the name of the redo in which it was begun.
         has_inputs: whether its inputs were recorded; they were not always.
     """

@@ -90,8 +90,11 @@ def check_ranges(options: Any) -> None:
     Raises:
         UsageError: one is; the message names the option, its value and the range.
     """
+    words = words_of(type(options))
     for name, range_ in ranges_of(type(options)).items():
         value = getattr(options, name)
+        if value in words.get(name, ()):
+            continue
         values = value if isinstance(value, list) else [value]
         if not all(each is None or range_.holds(each) for each in values):
             what = "every number of it" if isinstance(value, list) else "it"
@@ -103,6 +106,23 @@ def ranges_of(options: type) -> dict[str, Range]:
     """Name -> range of the options of a dataclass that have one."""
     hints = typing.get_type_hints(options, include_extras=True)
     return {name: range_ for name, hint in hints.items() for range_ in _ranges_in(hint)}
+
+
+@functools.cache
+def words_of(options: type) -> dict[str, tuple[str, ...]]:
+    """Name -> words that an option takes in the place of a number, as ``Positive | Literal["none"]`` does."""
+    hints = typing.get_type_hints(options)
+    found = {}
+    for name, hint in hints.items():
+        words = [
+            word
+            for part in typing.get_args(hint)
+            if typing.get_origin(part) is typing.Literal
+            for word in typing.get_args(part)
+        ]
+        if words:
+            found[name] = tuple(words)
+    return found
 
 
 def _ranges_in(hint: Any) -> Iterator[Range]:

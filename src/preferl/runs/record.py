@@ -24,8 +24,8 @@ class StageRecord:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self.config = read_config(path)
         self.manifest = read_manifest(path)
+        self.config = with_chosen(read_config(path), self.manifest)
         summary = path / "summary.json"
         self.summary = with_infinite_ends(read_json(summary)) if summary.exists() else {}
         self.metrics = read_jsonl(path / "metrics.jsonl")
@@ -60,6 +60,12 @@ def with_infinite_ends(tree: Any) -> Any:
         infinite = key.endswith(("_low", "_high", "_se")) and value in ("inf", "-inf")
         found[key] = float(value) if infinite else with_infinite_ends(value)
     return found
+
+
+def with_chosen(config: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    """Options with the values that the stage chose for those that were left open."""
+    chosen = manifest.get("chosen") or {}
+    return {name: chosen.get(name) if value is None else value for name, value in config.items()}
 
 
 def read_config(stage: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from preferl.runs.ranges import check_ranges
 # What a stage writes, and so may delete, in this order: without DONE what is left counts as unfinished.
 OUTPUTS = (
     *("DONE", "summary.json", "audit.json", "metrics.jsonl", "samples.jsonl", "manifest.json", "config.yaml"),
-    *("model", "value_model", "adapter", "data", "state"),
+    *("model", "value_model", "adapter", "last_good", "data", "state"),
 )
 LOGS = {"metrics.jsonl": "step", "samples.jsonl": "iteration"}
 
@@ -80,6 +80,7 @@ class Stage:
         self.options = plain_options(config)
         self.callbacks = list(callbacks)
         self.notes: list[str] = []
+        self.chosen: dict[str, Any] = {}  # values of options that were left open
         lock.refuse_if_held(self.path)
         self.identity = identify(self.options)
         self.found = examine(self.path, name, self.identity)
@@ -170,6 +171,14 @@ class Stage:
             self.say(disks.survivors(self.path))
         self._context.__exit__(*exception)
 
+    def choose(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Records the values of options that were left open, as the model at hand decides; a stage that goes
+        on has those with which it was begun. Before ``begin``."""
+        kept = self.found.chosen if self.goes_on else {}
+        found = {name: kept.get(name, value) for name, value in values.items()}
+        self.chosen |= found
+        return found
+
     def say(self, text: str) -> None:
         """One line for the person who runs the stage."""
         say(f"{self.name}: {text}")
@@ -256,7 +265,7 @@ class Stage:
         redo = self.fresh if isinstance(self.fresh, str) else time.strftime("%Y-%m-%dT%H:%M:%S")
         begun = {"redo": redo} if self.fresh else {}
         # What was chosen for it is only recorded: it makes nothing stale.
-        chosen = devices.chosen(self.device, self.dtype)
+        chosen = devices.chosen(self.device, self.dtype) | self.chosen
         if self.goes_on:
             begun, chosen = ({"redo": self.found.redo} if self.found.redo else {}), self.found.chosen
         self.write_json(

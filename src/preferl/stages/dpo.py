@@ -28,6 +28,7 @@ from preferl.data.sources import Source
 from preferl.data.tokens import cut_to_fit, example_ids, rendering_notes
 from preferl.evaluation.scored import accuracy_of
 from preferl.judging.scorers import say_what_was_cut
+from preferl.learning import defaults
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
 from preferl.learning.optim import check_optim
 from preferl.learning.unpaired import KtoOptions, KtoTask, ResponseSplits, read_responses
@@ -45,7 +46,7 @@ from preferl.runs.config import (
     TemplateOptions,
 )
 from preferl.runs.errors import DivergedError, UsageError
-from preferl.runs.ranges import Count, ErrorRate, Natural, NonNegative, Positive, Several
+from preferl.runs.ranges import Count, ErrorRate, Natural, Positive, Several
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.logprobs import policy_logprobs
 from preferl.sampling.policy import Policy
@@ -96,8 +97,6 @@ class DpoConfig(
     micro_batch_size: Count = 32
     """Pairs (two sequences each; ``kto``: responses) in one forward and backward pass; a smaller one saves
     memory and changes nothing."""
-    learning_rate: NonNegative = 3e-4
-    """Peak learning rate of AdamW (5e-7 to 5e-6 suits a pretrained model)."""
     lr_scheduler_type: str = "linear"
     """``cosine``, ``linear`` or ``constant``, after the warm-up."""
     eval_pairs: Natural = 512
@@ -143,6 +142,8 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
         source = sources.load_source(**config.source()).training_on(config.split)
         policy, reference = load_policies(config, stage)
         source = load.read_by(source, [policy.tokenizer])
+        start = defaults.start_of(policy.model, config.model_name_or_path, bool(config.lora_r))
+        config = defaults.completed("dpo", config, start, stage)
         check_vocabulary(policy, reference, config)
         if config.loss_type == KTO:
             limit = load.fitting_length(config.max_length, policy.model, reference.model)
@@ -297,7 +298,7 @@ def check_options(config: DpoConfig) -> None:
         return
     if config.label_smoothing:
         raise UsageError(f"label_smoothing is of the losses of pairs; {KTO} has none, leave it out")
-    if config.train_batch_size < 2:
+    if config.train_batch_size == 1:
         raise UsageError(
             "train_batch_size is 1: the reference point of kto is a mean over responses to the batch's "
             "other prompts, so a batch needs two rows at least"

@@ -24,6 +24,7 @@ from preferl.evaluation.audit import audit_scorer
 from preferl.evaluation.baselines import baselines
 from preferl.evaluation.scored import ScoredPairs, quality_of, scores_of
 from preferl.judging.scorers import MEMBER, ShardedScorer, load_scorer, say_what_was_cut, scored
+from preferl.learning import defaults
 from preferl.learning.attributes import (
     Attributes,
     attributes_in,
@@ -94,10 +95,6 @@ class RewardConfig(
     """Members of an ensemble, each with a seed of its own, in ``member-0/``, ``member-1/``, …"""
     max_length: Several = 512
     """Longest (prompt + response) in tokens; a prompt loses its oldest tokens first."""
-    train_batch_size: Count = 16
-    """Comparisons in one update."""
-    learning_rate: NonNegative = 1e-3
-    """Peak learning rate of AdamW (1e-5 suits a pretrained model)."""
     adam_beta2: Decay = 0.99
     """Decay of AdamW's second moment."""
     lr_scheduler_type: str = "linear"
@@ -143,6 +140,8 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
             weights = lora.weights_for(config)
             model, tokenizer = load_reward_model(name, stage.device, True, config.pooling, kwargs, weights)
             source = load.read_by(source, [tokenizer])
+            start = defaults.start_of(model, name, bool(config.lora_r))
+            config = defaults.completed("reward", config, start, stage)
             saved = stage.begin(source.notes, keep=MEMBER)
             policy = None
             if config.reference_policy:
@@ -178,6 +177,8 @@ def run_attributes(source: Source, config: RewardConfig, stage: Stage) -> None:
     )
     load.set_template_kwargs(tokenizer, kwargs)
     source, pairs_of = (load.read_by(data, [tokenizer]) for data in (source, pairs_of))
+    start = defaults.start_of(model, config.model_name_or_path)
+    config = defaults.completed("reward", config, start, stage)
     saved = stage.begin([*source.notes, *attributes.notes])
     model.get_input_embeddings().requires_grad_(config.train_embeddings)
     scorer = RewardModel(model, tokenizer, max_length=config.max_length)

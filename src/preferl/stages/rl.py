@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,6 +29,7 @@ from preferl.judging.juries import keep_replies, report_on
 from preferl.judging.reward_functions import Progress, RewardLog
 from preferl.judging.scorers import (
     ShardedScorer,
+    all_reward_models,
     check_prompts,
     judges_in,
     load_scorer,
@@ -36,7 +37,7 @@ from preferl.judging.scorers import (
     say_what_was_cut,
     tokenizers_of,
 )
-from preferl.learning import monitor, rollout
+from preferl.learning import defaults, last_good, monitor, rollout
 from preferl.learning.algorithms import (
     GrpoOptions,
     OnlineDpoOptions,
@@ -72,8 +73,13 @@ from preferl.runs.stage import Callback, Stage
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.policy import Policy, Responses
 
+REWARD_MODEL_CLIP = 10.0  # standard deviations
 # The policy against its own copy.
 MAX_FIRST_KL = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+
+
+class TooFarError(DivergedError):
+    """The policy has gone further from the reference than ``max_kl``."""
 
 
 @dataclass(kw_only=True)
@@ -103,26 +109,31 @@ class RlConfig(
     default against ``gold``."""
     num_iterations: Count = 50
     """Iterations: one batch of episodes each."""
-    batch_size: Count = 128
-    """Episodes (responses) in one iteration."""
+    batch_size: Count | None = None
+    """Episodes (responses) in one iteration; by default by the model at hand (docs/models.md)."""
     kl_controller: str = "fixed"
     """``fixed``, or ``adaptive`` (Ziegler et al. 2019) towards ``kl_target``."""
     kl_target: Positive = 6.0
     """Adaptive KL: nats per response to aim at."""
     kl_horizon: Positive = 10_000
     """Adaptive KL: episodes over which the coefficient reacts."""
-    reward_clip: NonNegative = 10.0
-    """Scores are clipped to plus and minus this (in standard deviations of a reward model); 0 for none."""
+    max_kl: Positive | Literal["none"] = 30.0
+    """Where there is a penalty (``kl_coef`` above 0) the run ends when the KL is so many nats per response
+    above the first batch's; without one an alarm is raised. ``none``: neither."""
+    reward_clip: NonNegative | None = None
+    """Scores are clipped to plus and minus this; 0 for none. By default 10 standard deviations of a reward
+    model, and none where anything else has a say in the score."""
     length_penalty: NonNegative = 0.0
     """Subtracted from the score for every token of the response."""
     missing_eos_penalty: Finite = 1.0
     """Subtracted from the score of a response that did not end with EOS."""
     replace_missing_eos: bool = False
     """Such a response gets minus the penalty as its score instead, whatever the reward says."""
-    learning_rate: NonNegative = 5e-4
-    """Peak learning rate of the policy (1e-6 to 1e-5 suits a pretrained model)."""
+    learning_rate: NonNegative | None = None
+    """Peak learning rate of the policy; by default by the model at hand (docs/models.md)."""
     critic_learning_rate: NonNegative | None = None
-    """Peak learning rate of the critic; by default the policy's."""
+    """Peak learning rate of the critic; by default the policy's where that is given, else by the model at
+    hand."""
     lr_scheduler_type: str = "linear"
     """``cosine``, ``linear`` or ``constant``, after the warm-up."""
     warmup_ratio: Share = 0.02
@@ -185,6 +196,8 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
         source = load.read_by(source, [tokenizer], tokenizers_of(scorer))
         prompts = source.prompts or source.need("prompts", "train")
         held_out = source[config.eval_split].prompts[: config.eval_prompts]
+        config = with_defaults(config, models, scorer, stage)
+        check_batch(config)
         check_prompts((scorer, gold, annotator), [record.prompt for record in (*prompts, *held_out)])
         saved = stage.begin([*source.notes, *load.notes_of(models.policy, tokenizer)])
         watched = [other for other in (gold, annotator) if other is not None]
@@ -230,7 +243,11 @@ def train(
         steps.advance(trainer.state.iteration)
         for iteration in range(trainer.state.iteration + 1, config.iterations + 1):
             with signals.patient():
-                row, sampled = trainer.iterate(iteration)
+                try:
+                    row, sampled = trainer.iterate(iteration)
+                except TooFarError as error:
+                    kept = last_good.keep(trainer.learner.state, trainer.policy.tokenizer, stage)
+                    raise DivergedError(f"{error}; {kept}") from error
                 stage.log(step=iteration, **row)
                 # Some texts beside the numbers: a gamed reward shows there first.
                 if iteration in (1, config.iterations) or iteration % 10 == 0:
@@ -269,6 +286,23 @@ def train(
         **report_on(judges_in(scorer), stage.say),
         processes=distributed.world_size(),
     )
+
+
+def with_defaults(config: RlConfig, models: RlModels, scorer: Scorer, stage: Stage | None = None) -> RlConfig:
+    """Options with nothing left open: by the model at hand, and the clip by what scores. A ``stage`` says and
+    records what was chosen."""
+    start = defaults.start_of(models.policy, config.model_name_or_path, bool(config.lora_r))
+    # A critic of its own learns as fast as the policy where that was said, or where both train LoRA weights.
+    critic = models.trained().get("critic", {})
+    with_policy = config.learning_rate is not None or not critic or any("lora_" in name for name in critic)
+    leave = ("critic_learning_rate",) if with_policy else ()
+    config = defaults.completed("rl", config, start, stage, leave)
+    if config.reward_clip is None:
+        clip = {"reward_clip": REWARD_MODEL_CLIP if all_reward_models(scorer) else 0.0}
+        config = dataclasses.replace(config, **(clip if stage is None else stage.choose(clip)))
+    if stage is not None and config.reward_clip:
+        stage.say(f"scores are clipped to ±{config.reward_clip:g} (reward_clip)")
+    return config
 
 
 NO_PULL = "detached, it has next to no gradient towards the reference"
@@ -342,7 +376,7 @@ def check_kl(config: RlConfig) -> None:
         raise UsageError(f"{config.algorithm} has the KL in its own objective; leave kl_in at reward")
     if config.whiten_advantages and algorithm.over.compares:
         raise UsageError(f"{config.algorithm} compares whole responses and has no advantages to whiten")
-    if not algorithm.kl_in_reward and not config.kl_coef > 0:
+    if not algorithm.kl_in_reward and config.kl_coef == 0:
         raise UsageError(f"kl_coef is 0, but it is the beta of {config.algorithm} and must be above 0")
 
 
@@ -356,6 +390,13 @@ def check_batch(config: RlConfig) -> None:
             f"num_generations is {group}; {config.algorithm} compares the responses to one prompt and needs "
             f"at least {algorithm.least_generations}"
         )
+    if not algorithm.several_passes and epochs * minibatches > 1:
+        raise UsageError(
+            f"{config.algorithm} has no ratio that corrects for a policy that has moved: one update per "
+            f"batch; leave num_ppo_epochs and num_mini_batches at 1, or use rloo or ppo"
+        )
+    if config.batch_size is None:  # known when the model is
+        return
     if config.batch_size % group:
         raise UsageError(
             f"batch_size {config.batch_size} is no multiple of num_generations {group}: the last prompt "
@@ -365,11 +406,6 @@ def check_batch(config: RlConfig) -> None:
     if minibatches > units:
         raise UsageError(
             f"num_mini_batches is {minibatches}; it must lie between 1 and {units} for this batch_size"
-        )
-    if not algorithm.several_passes and epochs * minibatches > 1:
-        raise UsageError(
-            f"{config.algorithm} has no ratio that corrects for a policy that has moved: one update per "
-            f"batch; leave num_ppo_epochs and num_mini_batches at 1, or use rloo or ppo"
         )
 
 
@@ -436,7 +472,7 @@ def endless(prompts: Sequence[PromptRecord], seed: int) -> Iterator[PromptRecord
 
 
 # Plain numbers of the learner's state that a checkpoint keeps.
-PLAIN_STATE = ("forward_passes", "alarms", "optimum", "first_accuracy")
+PLAIN_STATE = ("forward_passes", "alarms", "optimum", "first_accuracy", "first_kl")
 # What an update logs that is no measurement of the batch.
 UNPREFIXED = ("policy_grad_norm", "critic_grad_norm", "updates")
 
@@ -487,9 +523,11 @@ class Trainer:
         # at 0, and from its rewards how high reward minus KL can get at this coefficient.
         if iteration == 1:
             self.check_start(seen)
+            state.first_kl = seen["kl"]
             if config.ref_model is None and config.kl_controller == "fixed":
                 state.optimum = monitor.best_possible(batch.shaped_B, kl_coef)
         alarms = monitor.alarms(batch, seen, state.optimum, config.reward_clip or None)
+        alarms |= self.guard(seen["kl"])
         # Advantages, update. The engine shares the policy's weights, so all that it needs is another version.
         # The KL coefficient moves last: all of an iteration has the same one.
         row: dict[str, Any] = of_split("train", seen | self.learner.update(batch))
@@ -511,6 +549,27 @@ class Trainer:
             row |= self.measure(iteration, alarms)
         self.raise_alarms(alarms)
         return row | {"alarms": sorted(alarms)}, batch
+
+    def guard(self, kl: float) -> dict[str, str]:
+        """An alarm where the policy has gone further than ``max_kl``.
+
+        Raises:
+            TooFarError: and there is a penalty, which was to prevent that.
+        """
+        config, first = self.config, self.state.first_kl
+        if config.max_kl == "none" or kl - first <= config.max_kl:
+            return {}
+        where = (
+            f"the KL is {kl:.1f} nats per response, {kl - first:.1f} above the first batch's, and max_kl is "
+            f"{config.max_kl:g}"
+        )
+        if not config.kl_coef:
+            return {"far": f"{where}: no penalty holds the policy; look at its responses"}
+        raise TooFarError(
+            f"rl iteration {self.state.iteration}: {where}; stopped before the update. Lower learning_rate "
+            f"({config.learning_rate:g}) or raise kl_coef ({config.kl_coef:g}), and give --fresh or another "
+            f"--output_dir; or give --max_kl none to let it go on"
+        )
 
     def means_of_parts(self) -> dict[str, float]:
         """The mean score of each part of a reward put together; a part may know nothing of a response."""

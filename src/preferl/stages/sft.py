@@ -21,6 +21,7 @@ from preferl.data.records import DataError, Demonstration, prompt_text
 from preferl.data.sources import Source
 from preferl.data.tokens import cut_to_fit, example_ids, pad, rendering_notes
 from preferl.judging.scorers import say_what_was_cut
+from preferl.learning import defaults
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
 from preferl.learning.optim import check_optim
 from preferl.models import load, lora, tiny
@@ -65,8 +66,6 @@ class SftConfig(
     """Attention heads of a new model."""
     max_length: Several = 512
     """Longest (prompt + response) in tokens; longer responses are cut, and then end without EOS."""
-    learning_rate: NonNegative = 4e-3
-    """Peak learning rate of AdamW (1e-5 to 5e-5 suits a pretrained model)."""
     lr_end_factor: NonNegative = 0.05
     """The learning rate decays to this fraction of its peak."""
     adam_beta2: Decay = 0.99
@@ -91,6 +90,8 @@ def run(config: SftConfig, fresh: bool | str = False, callbacks: Sequence[Callba
         source = sources.load_source(**config.source()).training_on(config.split)
         policy = starting_policy(config, source, stage)
         source = load.read_by(source, [policy.tokenizer])
+        start = defaults.start_of(policy.model, config.model_name_or_path, bool(config.lora_r))
+        config = defaults.completed("sft", config, start, stage)
         saved = stage.begin([*source.notes, *policy.notes])
         train(policy, source, config, stage, saved)
     return stage.path

@@ -9,6 +9,7 @@ from typing import Any
 
 from preferl.reporting.sweeps import NAMED, Row
 from preferl.runs.errors import UsageError
+from preferl.runs.record import read_manifest
 from preferl.sweep.plan import BASE, Point, Run, SweepConfig
 
 # Metrics of a sweep that names none: those of its stages, as far as the summaries have them.
@@ -94,7 +95,7 @@ def rows_of(
         if named:
             settings = {NAMED: point.label or point.name}
         else:
-            settings = {key: run.value_of(key) for key in keys}
+            settings = {key: setting_of(run, key) for key in keys}
         # The first seed of a point makes its row, the others fill it.
         empty = Row(point.name, settings, {name: {} for name in metrics}, {name: {} for name in metrics}, {})
         row = rows.setdefault(point.name, empty)
@@ -109,6 +110,16 @@ def rows_of(
                 if low is not None and high is not None:
                     row.bounds[metric][run.seed] = (low, high)
     return list(rows.values())
+
+
+def setting_of(run: Run, key: str) -> Any:
+    """The value of a swept key in a run; where it was left open, the one that the stage chose."""
+    value = run.value_of(key)
+    stage, _, option = key.partition(".")
+    where = run.where.get(stage)
+    if value is not None or where is None or not (where / "manifest.json").exists():
+        return value
+    return read_manifest(where).get("chosen", {}).get(option)
 
 
 def summary_of(path: Path) -> dict[str, Any]:
