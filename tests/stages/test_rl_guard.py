@@ -165,6 +165,7 @@ def test_only_what_a_reward_model_says_is_clipped(spec, given, clip, config, rew
     path = rl.run(once)
     chosen = json.loads((path / "manifest.json").read_text())["chosen"]
     assert chosen.get("reward_clip", given) == clip
+    assert chosen["cliprange_value"] == (0.2 if "{rm}" in spec and "length" not in spec else 0.0)
     assert (f"scores are clipped to ±{clip:g}" in capsys.readouterr().out) == bool(clip)
 
 
@@ -181,7 +182,10 @@ def test_a_reward_of_ones_own_counts_in_full(config, tmp_path, monkeypatch):
     assert metrics(rl.run(cut))[0]["train/objective"] == pytest.approx(10, abs=1e-2)
 
 
-@pytest.mark.parametrize(("options", "learns"), [({}, True), ({"cliprange_value": 0.2}, False)])
+@pytest.mark.parametrize(
+    ("options", "learns"),
+    [({"cliprange_value": 0.0}, True), ({"cliprange_value": 0.2}, False)],
+)
 def test_values_follow_returns_that_grow_by_more_than_a_point_a_batch(options, learns, config):
     """A value that has moved by a point towards a return far above it is still drawn there; with the clip
     that is usual elsewhere it has no gradient left."""

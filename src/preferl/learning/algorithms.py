@@ -70,9 +70,10 @@ class UpdateOptions(OptimOptions):
     target_kl: NonNegative = 0.0
     """Stop a batch's updates when the policy has moved this far from the one that sampled (nats per token,
     0.01 to 0.05 is usual); 0 for never."""
-    cliprange_value: NonNegative = 0.0
-    """Clip of the value's change in a batch, in the reward's units; 0 for none. Where returns grow faster
-    than it lets values move, the critic never learns them."""
+    cliprange_value: NonNegative | None = None
+    """Clip of the value's change in a batch, in the reward's units; 0 for none. By default 0.2 where only
+    reward models score, a fifth of their scores' standard deviation, and none where anything else has a say:
+    where returns grow faster than values may move, a critic never learns them."""
     vf_coef: NonNegative = 0.5
     """Weight of the value loss."""
     gamma: Share = 1.0

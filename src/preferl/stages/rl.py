@@ -73,7 +73,8 @@ from preferl.runs.stage import Callback, Stage
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.policy import Policy, Responses
 
-REWARD_MODEL_CLIP = 10.0  # standard deviations
+# Of scores and of values' changes in a batch, in standard deviations of a reward model's scores.
+CLIPS = {"reward_clip": 10.0, "cliprange_value": 0.2}
 # The policy against its own copy.
 MAX_FIRST_KL = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
@@ -297,9 +298,11 @@ def with_defaults(config: RlConfig, models: RlModels, scorer: Scorer, stage: Sta
     with_policy = config.learning_rate is not None or not critic or any("lora_" in name for name in critic)
     leave = ("critic_learning_rate",) if with_policy else ()
     config = defaults.completed("rl", config, start, stage, leave)
-    if config.reward_clip is None:
-        clip = {"reward_clip": REWARD_MODEL_CLIP if all_reward_models(scorer) else 0.0}
-        config = dataclasses.replace(config, **(clip if stage is None else stage.choose(clip)))
+    # Of what else scores nobody knows how large it is.
+    known_scale = all_reward_models(scorer)
+    unset = [name for name in CLIPS if getattr(config, name) is None]
+    clips = {name: CLIPS[name] if known_scale else 0.0 for name in unset}
+    config = dataclasses.replace(config, **(clips if stage is None else stage.choose(clips)))
     if stage is not None and config.reward_clip:
         stage.say(f"scores are clipped to ±{config.reward_clip:g} (reward_clip)")
     return config
