@@ -9,7 +9,7 @@ sums over a micro-batch times weights that add up over the whole minibatch, so t
 processes that share them out, change nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from preferl.learning.algorithms import (
     pair_count,
 )
 from preferl.learning.meter import Meter
+from preferl.learning.micro_batches import MicroBatches
 from preferl.learning.models import RlModels
 from preferl.learning.optim import clip_and_step
 from preferl.learning.rollout import Rollout
@@ -36,6 +37,7 @@ from preferl.maths.policy import (
     masked_sum,
     whiten,
 )
+from preferl.models.recompute import recomputing
 from preferl.runs import devices, distributed
 from preferl.runs.errors import DivergedError
 from preferl.sampling.logprobs import Distributions, in_microbatches
@@ -109,6 +111,7 @@ class Learner:
         self.group_size = algorithm.group_size(options)
         # Rows that stay together in minibatches and micro-batches: a loss over pairs needs whole groups.
         self.unit = algorithm.over.unit(self.group_size)
+        self.passes = MicroBatches(options, self.unit)
         self.loss_kl = None
         if options.kl_in == "loss":
             self.loss_kl = "k2" if options.kl_estimator == "auto" else options.kl_estimator
@@ -126,7 +129,12 @@ class Learner:
     ) -> torch.Tensor:
         """``compute`` over micro-batches, gathered on the CPU as one ``_BT`` tensor, 0 outside the mask."""
         return in_microbatches(
-            samples, compute, self.options.micro_batch_size, self.models.device, self.dtype
+            samples,
+            compute,
+            self.options.micro_batch_size,
+            self.models.device,
+            self.dtype,
+            tokens=self.passes.tokens,
         )
 
     def reference_logprobs(self, samples: Samples) -> torch.Tensor:
@@ -185,7 +193,9 @@ class Learner:
         for minibatch in self.minibatches(mask_BT):
             # 1. Gradients of all micro-batches add up; of several processes each computes its own. What is
             #    seen on the way is the policy before this step: how far the earlier ones have moved it.
-            moved = self.accumulate(batch, minibatch)
+            moved = self.passes.accumulated(
+                lambda minibatch=minibatch: self.accumulate(batch, minibatch), self.forget_gradients
+            )
             self.count(len(minibatch.rows))
             # 2. Before the first update the policy must still be the one that sampled, every ratio 1. If it
             #    is not, sampling and training disagree, and no ratio after it would mean anything.
@@ -244,11 +254,11 @@ class Learner:
             return 1 / (length_B * len(rows))
         return torch.full_like(length_B, 1 / len(rows))
 
-    def micro_batches(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
+    def micro_batches(self, rows: torch.Tensor, samples: Samples) -> list[torch.Tensor]:
         """This process's rows in parts that fit into memory."""
         rows = distributed.shard(rows, self.unit)
-        size = max(self.options.micro_batch_size // self.unit, 1) * self.unit
-        return rows.split(size) if len(rows) else ()
+        parts = self.passes.parts(samples.extents(rows, self.unit))
+        return [rows[part.start * self.unit : part.stop * self.unit] for part in parts]
 
     def forget_gradients(self) -> None:
         for optimizer in self.state.optimizers.values():
@@ -257,8 +267,12 @@ class Learner:
     def accumulate(self, batch: Batch, minibatch: Minibatch) -> Meter:
         """Adds the gradient of a minibatch, micro-batch by micro-batch; returns what all processes saw."""
         seen = Meter()
-        with distributed.sync_errors():
-            for rows in self.micro_batches(minibatch.rows):
+        recompute = bool(self.options.gradient_checkpointing)
+        with (
+            distributed.sync_errors(),
+            recomputing(self.models.policy, self.models.critic, on=recompute),
+        ):
+            for rows in self.micro_batches(minibatch.rows, batch.rollout.samples):
                 self.backward(batch, minibatch, rows, seen)
         return seen.of_all()
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from preferl.data.records import Prompt, UserTurn
-from preferl.data.tokens import coder_of, pad, reads_segments, scored_ids
+from preferl.data.tokens import Extent, coder_of, pad, parts_that_fit, reads_segments, scored_ids
 from preferl.models import heads
 from preferl.models.adapters import Adapter, find_adapter, quiet_peft
 from preferl.models.attributes import (
@@ -48,6 +48,7 @@ from preferl.models.load import (
 )
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
 from preferl.models.passes import TOLERANCE, base_of, hidden_states, layers_without_lora, takes
+from preferl.models.plan import forward_tokens
 from preferl.models.twins import has_twin, scoring_twin
 from preferl.runs import devices
 from preferl.runs.errors import UsageError
@@ -487,6 +488,11 @@ class RewardModel:
         self.cut += 1
         return scored_ids(self.tokenizer, prompt, completion, finished, self.max_length)
 
+    def passes(self, lengths: Sequence[int]) -> list[slice]:
+        """Where rows of these lengths, in this order, are cut into passes without a gradient."""
+        extents = [Extent((length,)) for length in lengths]
+        return parts_that_fit(extents, self.batch_size, forward_tokens(self.model))
+
     @torch.no_grad()
     def __call__(
         self,
@@ -501,8 +507,8 @@ class RewardModel:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = [0.0] * len(rows)
         device, mean = self.model.device, reward_mean(self.model)
-        for start in range(0, len(order), self.batch_size):
-            part = order[start : start + self.batch_size]
+        for place in self.passes([len(rows[i]) for i in order]):
+            part = order[place]
             ids_BS, mask_BS = pad([rows[i] for i in part], self.tokenizer.pad_token_id, "right")
             score_B = raw_scores(self.model, ids_BS.to(device), mask_BS.to(device)) - mean
             for i, score in zip(part, score_B.tolist(), strict=True):

@@ -12,7 +12,7 @@ from preferl.runs.files import write_atomically
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO, VMSTAT = Path("/proc/meminfo"), Path("/proc/vmstat")
 BOOT = Path("/proc/sys/kernel/random/boot_id")
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 def machine_memory() -> float:

@@ -30,7 +30,7 @@ from preferl.runs import checkpoint, devices, disks, distributed, lock, memory
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
 from preferl.runs.errors import DivergedError, UsageError
-from preferl.runs.files import parsed_lines, plain, write_atomically, write_json
+from preferl.runs.files import parsed_lines, plain, read_json, write_atomically, write_json
 from preferl.runs.found import examine, plain_options, refuse_unmarked
 from preferl.runs.inputs import hash_of, identify
 from preferl.runs.mark import claim, read_mark, remove
@@ -80,12 +80,14 @@ class Stage:
         self.options = plain_options(config)
         self.callbacks = list(callbacks)
         self.notes: list[str] = []
+        self.choices: dict[str, Any] = {}
         lock.refuse_if_held(self.path)
         self.identity = identify(self.options)
         self.found = examine(self.path, name, self.identity)
         self.is_finished = not fresh and self.found.is_this_finished(self.path)
         self.goes_on = not self.is_finished and self._goes_on()
         self.started, self.cpu_started = time.time(), time.process_time()
+        self._begun = False
         self._context = contextlib.ExitStack()
 
     model = property(lambda self: self.path / "model")
@@ -170,6 +172,22 @@ class Stage:
             self.say(disks.survivors(self.path))
         self._context.__exit__(*exception)
 
+    def chosen(self, name: str) -> Any:
+        """What was chosen for it under a name when it was begun, where it goes on; None otherwise."""
+        return self.found.chosen.get(name) if self.goes_on else None
+
+    def choose(self, **choices: Any) -> None:
+        """Records what was chosen for it where nothing was given: in ``manifest.json``, whence the same
+        command takes it where it goes on."""
+        self.choices |= choices
+        if self._begun:
+            distributed.main_writes(self._rewrite_chosen)()
+
+    def _rewrite_chosen(self) -> None:
+        manifest = read_json(self.path / "manifest.json")
+        manifest["chosen"] |= self.choices
+        self.write_json("manifest.json", manifest)
+
     def say(self, text: str) -> None:
         """One line for the person who runs the stage."""
         say(f"{self.name}: {text}")
@@ -208,6 +226,7 @@ class Stage:
         else:
             self.truncate_logs(saved.step)
             self.say(f"goes on after step {saved.step}")
+        self._begun = True
         memory.note_start(self.state)
         self._context.callback(memory.forget_start, self.state)
         if killed:
@@ -256,7 +275,7 @@ class Stage:
         redo = self.fresh if isinstance(self.fresh, str) else time.strftime("%Y-%m-%dT%H:%M:%S")
         begun = {"redo": redo} if self.fresh else {}
         # What was chosen for it is only recorded: it makes nothing stale.
-        chosen = devices.chosen(self.device, self.dtype)
+        chosen = devices.chosen(self.device, self.dtype) | self.choices
         if self.goes_on:
             begun, chosen = ({"redo": self.found.redo} if self.found.redo else {}), self.found.chosen
         self.write_json(

@@ -25,7 +25,7 @@ import torch
 from preferl.data import sources
 from preferl.data.records import DataError, Pair, PromptRecord, prompt_text
 from preferl.data.sources import Source
-from preferl.data.tokens import cut_to_fit, example_ids, rendering_notes
+from preferl.data.tokens import Extent, cut_to_fit, example_ids, rendering_notes
 from preferl.evaluation.scored import accuracy_of
 from preferl.judging.scorers import say_what_was_cut
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
@@ -183,7 +183,7 @@ def train(
             unchecked = False
         return loss, sums
 
-    objective = Objective(policy.model, step, measure=task.measure, prepare=task.prepare)
+    objective = Objective(policy.model, step, measure=task.measure, prepare=task.prepare, extent=task.extent)
     fitted = fit(objective, batches, config, stage, saved, measure_first=True)
     seen = sum(map(len, batches[: fitted.step]))
 
@@ -223,6 +223,11 @@ class PairTask:
     def lengths(self) -> list[int]:
         """Tokens of each training pair."""
         return [len(pair) for pair in self.pairs.train]
+
+    def extent(self, number: int) -> Extent:
+        """What a training pair is in a pass: two sequences."""
+        pair = self.pairs.train[number]
+        return Extent((len(pair.prompt), max(len(pair.chosen), len(pair.rejected))), 2)
 
     def describe(self) -> str:
         """The training set in a few words."""
@@ -384,7 +389,8 @@ def pair_logprobs(policy: Policy, pairs: Sequence[EncodedPair], config: DpoConfi
         return torch.zeros(0, 2)
     samples = samples_of(pairs, policy.tokenizer.pad_token_id, policy.sampling(config))
     length_B = samples.attention_BS.sum(-1)
-    return whole_responses(policy.logprobs(samples, 2 * config.micro_batch_size, length_B))
+    size, tokens = 2 * config.micro_batch_size, config.micro_batch_tokens
+    return whole_responses(policy.logprobs(samples, size, length_B, tokens))
 
 
 def trained_logprobs(policy: Policy, pairs: Sequence[EncodedPair], config: DpoConfig) -> torch.Tensor:
@@ -459,7 +465,8 @@ def sample_check(
     if not prompts:
         return {}
     made = policy.respond(prompts, 1, devices.generator(config.seed, "dpo", "check"), config)
-    reference_BT = reference.logprobs(made.samples, 2 * config.micro_batch_size)
+    size, tokens = 2 * config.micro_batch_size, config.micro_batch_tokens
+    reference_BT = reference.logprobs(made.samples, size, tokens=tokens)
     kl_B = (made.samples.logp_BT - reference_BT).sum(-1)
     stage.log_samples(
         {"prompt": prompt_text(p), "response": r, "finished": f, "kl": kl}

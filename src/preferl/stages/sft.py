@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from preferl.data import sources
 from preferl.data.records import DataError, Demonstration, prompt_text
 from preferl.data.sources import Source
-from preferl.data.tokens import cut_to_fit, example_ids, pad, rendering_notes
+from preferl.data.tokens import Extent, cut_to_fit, example_ids, pad, parts_that_fit, rendering_notes
 from preferl.judging.scorers import say_what_was_cut
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
 from preferl.models import load, tiny
@@ -138,8 +138,9 @@ def train(
         """Mean loss per response token on held-out demonstrations."""
         total_2 = torch.zeros(2, dtype=torch.float64)
         ordered = distributed.shard(sorted(held_out, key=lambda row: len(row[0])))
-        for start in range(0, len(ordered), config.train_batch_size):
-            loss, count = loss_of(ordered[start : start + config.train_batch_size])
+        extents = [Extent((len(ids),)) for ids, _ in ordered]
+        for part in parts_that_fit(extents, config.train_batch_size, config.micro_batch_tokens):
+            loss, count = loss_of(ordered[part])
             total_2 += torch.tensor([float(loss), int(count)], dtype=torch.float64)
         loss, count = distributed.all_reduce(total_2).tolist()
         return {"dev/loss": loss / count} if count else {}
@@ -150,6 +151,7 @@ def train(
         # The first token of all has nothing before it that could predict it.
         count=lambda numbers: sum(len(rows[i][0]) - max(rows[i][1], 1) for i in numbers),
         measure=measure,
+        extent=lambda i: Extent((len(rows[i][0]),)),
     )
     rng = random.Random(devices.derived_seed(config.seed, "sft", "batches"))
     batches = plan_batches([len(ids) for ids, _ in rows], config, rng)
