@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ import torch
 from preferl.data.records import PromptRecord
 from preferl.learning import models
 from preferl.models import load
-from preferl.models import lora as adapters
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs.errors import UsageError
 from preferl.sampling.cached import CachedEngine
@@ -98,7 +98,7 @@ def test_lora_trains_the_policy_and_its_reference_is_the_base(config, policy_dir
     assert summary["memory"]["reference"] == {"weights_mib": 0, "training_mib": 0}
     policy, base = trained(path), trained(policy_directory)
     assert load.weights_hash(policy) != load.weights_hash(base)
-    assert (path / "adapter" / adapters.POLICY / "adapter_model.safetensors").exists()
+    assert (path / "adapter" / "adapter_model.safetensors").exists()
     # What was not adapted is the base's, and what was is merged into an ordinary model.
     assert torch.equal(policy.model.embed_tokens.weight, base.model.embed_tokens.weight)
     assert policy.state_dict().keys() == base.state_dict().keys()
@@ -115,8 +115,7 @@ def test_a_fresh_lora_policy_is_the_base_and_its_reference_stays_so(config, poli
         for parameter in loaded.trained()["policy"].values():
             parameter.add_(0.1)
         assert not torch.allclose(policy_logprobs(loaded.policy, samples), base)
-        with loaded.as_reference() as reference:
-            assert torch.equal(policy_logprobs(reference, samples), base)
+        assert torch.equal(policy_logprobs(loaded.reference, samples), base)
 
 
 def test_a_value_head_learns_on_the_policys_trunk(config):
@@ -143,18 +142,22 @@ def test_the_value_head_reads_the_state_before_each_token(config):
     torch.testing.assert_close(values[0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_one_base_carries_policy_reward_and_critic(config, lora_reward, policy_directory):
-    """The scores are those of the reward model as loaded by itself, and training moves two of the three."""
-    shared = dataclasses.replace(config, share_base=True, lora_r=4, learning_rate=1e-2)
+def test_one_base_carries_policy_reference_reward_and_critic(config, lora_reward, policy_directory):
+    """The scores are those of the reward model as loaded by itself, and training moves two of the four."""
+    shared = dataclasses.replace(config, lora_r=4, learning_rate=1e-2)
     loaded, _, scorer = models.load_models(shared, True, CPU)
     texts = ["It is red.", "I do not know what that is, sorry.", "No!"]
     prompts = ["What is it?"] * 3
     alone = RewardModel(*load_reward_model(str(lora_reward), CPU))
     assert scorer(prompts, texts) == pytest.approx(alone(prompts, texts), abs=1e-4)
-    assert len(loaded.trained()["policy"]) == len(loaded.trained()["critic"]) - 1  # the critic has a head
-    assert not set(map(id, loaded.trained()["policy"].values())) & set(
-        map(id, loaded.trained()["critic"].values())
-    )
+    trained_by_role = [set(map(id, parameters.values())) for parameters in loaded.trained().values()]
+    assert len(trained_by_role[0]) == len(trained_by_role[1]) - 1  # the critic has a head
+    assert not trained_by_role[0] & trained_by_role[1]
+    # Beside the policy's base and adapter the others are adapters, and a head.
+    used = models.memory(loaded, scorer)
+    assert used["reference"]["weights_mib"] == 0
+    assert used["reward"]["weights_mib"] < 0.2 * used["policy"]["weights_mib"]
+    assert used["value"]["weights_mib"] < 0.2 * used["policy"]["weights_mib"]
 
     path = rl.run(shared)
     rows, summary = rows_of(path), json.loads((path / "summary.json").read_text())
@@ -168,10 +171,14 @@ def test_one_base_carries_policy_reward_and_critic(config, lora_reward, policy_d
     used, usual = (sum(sum(role.values()) for role in s["memory"].values()) for s in (summary, whole))
     assert used < 0.4 * usual
     assert load.weights_hash(trained(path)) != load.weights_hash(trained(policy_directory))
+    # The critic is written as an ordinary model, and the base that all stood on is in it.
+    critic = load_reward_model(str(path / "value_model"), CPU)[0]
+    embeddings = trained(policy_directory).get_input_embeddings().weight
+    assert torch.equal(critic.get_input_embeddings().weight, embeddings)
 
 
-def test_the_critic_of_one_base_moves_and_the_reward_model_does_not(config):
-    shared = dataclasses.replace(config, share_base=True, learning_rate=1e-2)
+def test_the_critic_on_the_base_moves_and_the_reward_model_does_not(config):
+    shared = dataclasses.replace(config, lora_r=4, learning_rate=1e-2)
     loaded, tokenizer, scorer = models.load_models(shared, True, CPU)
     prompts = [PromptRecord("Tell me."), PromptRecord("Say it.")]
     learner = rl.learner_for(shared, loaded, prompts, torch.float32)
@@ -192,14 +199,42 @@ def test_the_critic_of_one_base_moves_and_the_reward_model_does_not(config):
     assert all(moved)
 
 
-def test_a_reward_model_on_another_base_cannot_share(config, policy_directory, tmp_path, tokenizer):
-    with pytest.raises(UsageError, match="holds no LoRA weights"):
-        rl.run(dataclasses.replace(config, share_base=True, reward_model=str(policy_directory)))
-    from small_models import make_language_model
+def test_models_are_written_merged_and_the_base_stays_for_the_others(config, lora_reward):
+    """Merging adds to weights of a model's own: the reference and the reward model read what they read."""
+    loaded, tokenizer, scorer = models.load_models(dataclasses.replace(config, lora_r=4), True, CPU)
+    with torch.no_grad():
+        for parameters in loaded.trained().values():
+            for parameter in parameters.values():
+                parameter.add_(0.1)
+    before = rl.frozen_hashes(loaded, scorer)
+    prompts, texts = ["What is it?"] * 2, ["It is red.", "No!"]
+    scores = scorer(prompts, texts)
+    directory = Path(config.output_dir)
+    loaded.save(tokenizer, directory, config.model_name_or_path)
+    assert rl.frozen_hashes(loaded, scorer) == before
+    assert scorer(prompts, texts) == scores
 
-    load.save(make_language_model("llama", tokenizer), tokenizer, tmp_path / "other")
-    with pytest.raises(UsageError, match="must be one"):
-        rl.run(dataclasses.replace(config, share_base=True, model_name_or_path=str(tmp_path / "other")))
+
+@pytest.mark.parametrize("value_model", ["auto", "policy"])
+def test_a_reward_model_on_other_weights_is_loaded_by_itself(config, encoder_directory, capsys, value_model):
+    """A critic from the policy stands on the policy's base; the reward model has weights of its own."""
+    own = dataclasses.replace(
+        config, lora_r=4, reward_model=str(encoder_directory), value_model=value_model, num_iterations=1
+    )
+    summary = json.loads((rl.run(own) / "summary.json").read_text())
+    assert summary["memory"]["reward"]["weights_mib"] > 0.5 * summary["memory"]["policy"]["weights_mib"]
+    assert summary["memory"]["value"]["weights_mib"] < 0.2 * summary["memory"]["policy"]["weights_mib"]
+    assert "stands on other weights than the policy" in capsys.readouterr().out
+
+
+def test_without_lora_the_reward_models_base_is_the_reference(config):
+    """The policy's weights move; the frozen copy that the KL is to carries the reward model's adapter too."""
+    loaded, _, scorer = models.load_models(config, True, CPU)
+    used = models.memory(loaded, scorer)
+    assert used["reference"]["weights_mib"] == pytest.approx(used["policy"]["weights_mib"], rel=0.01)
+    assert used["reward"]["weights_mib"] < 0.2 * used["policy"]["weights_mib"]
+    assert used["value"]["weights_mib"] > 0.7 * used["policy"]["weights_mib"]
+    assert all(p.requires_grad for p in loaded.critic.parameters())
 
 
 def test_policy_and_reward_model_may_have_different_tokenizers(config, encoder_directory):

@@ -35,7 +35,7 @@ from preferl.judging.utilities import NAMED, WorldUtility, named_utility
 from preferl.models import load
 from preferl.models.attributes import split_mixture
 from preferl.models.load import model_directory
-from preferl.models.reward import RewardModel, load_reward_model
+from preferl.models.reward import RewardModel, load_beside, load_reward_model
 from preferl.runs import distributed
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.objects import object_of
@@ -187,10 +187,20 @@ def as_scorer(
     return Mixture(parts)
 
 
-def load_scorer(spec: str, device: torch.device, judges: JudgeConfig | None = None) -> Scorer:
+def load_scorer(
+    spec: str,
+    device: torch.device,
+    judges: JudgeConfig | None = None,
+    beside: torch.nn.Module | None = None,
+) -> Scorer:
     """The scorer that a text describes, as this module's docstring has it, or the one that was handed over
-    from Python under this name. ``judges``: how language models are asked, unless their own texts say
-    otherwise.
+    from Python under this name.
+
+    Args:
+        spec: the text.
+        device: where reward models are loaded.
+        judges: how language models are asked, unless their own texts say otherwise.
+        beside: a frozen model in memory, whose weights reward models use where theirs are equal.
 
     Raises:
         UsageError: a part of it cannot be loaded.
@@ -200,7 +210,7 @@ def load_scorer(spec: str, device: torch.device, judges: JudgeConfig | None = No
         return given(device)
     base, mixture = split_mixture(spec)
     if mixture is not None and " + " not in base and not WEIGHTED.fullmatch(base):
-        return load_one(spec.strip(), device)  # the sum is of attributes, and not of scorers
+        return load_one(spec.strip(), device, beside=beside)  # the sum is of attributes, and not of scorers
     terms = spec.split(" + ")
     weighted = [WEIGHTED.fullmatch(term) for term in terms]
     if any(weighted):
@@ -213,19 +223,25 @@ def load_scorer(spec: str, device: torch.device, judges: JudgeConfig | None = No
             name = found[2].strip()
             if name in parts:
                 raise UsageError(f"'{name}' is twice in '{spec}'; add up its weights")
-            parts[name] = (float(found[1]), load_one(name, device, judges))
+            parts[name] = (float(found[1]), load_one(name, device, judges, beside))
         return Mixture(parts)
-    return load_one(spec.strip(), device, judges)
+    return load_one(spec.strip(), device, judges, beside)
 
 
-def load_one(name: str, device: torch.device, judges: JudgeConfig | None = None) -> Scorer:
+def load_one(
+    name: str,
+    device: torch.device,
+    judges: JudgeConfig | None = None,
+    beside: torch.nn.Module | None = None,
+) -> Scorer:
     """A scorer without weights: members together, a utility, a function, a directory or a Hub name."""
     if names_judge(name):
         # With a seed, so that a run that goes on is scored as one that was not interrupted.
         return load_pointwise_judge(name, device, judges or JudgeConfig(seed=0))
     put_together = COMBINED.fullmatch(name)
     if put_together:
-        return Ensemble(_members_of(put_together[3].split(","), device, judges), how=put_together[1])
+        members = _members_of(put_together[3].split(","), device, judges, beside)
+        return Ensemble(members, how=put_together[1])
     # A directory of that name wins over a utility or a function that is called so too.
     base, mixture = split_mixture(name)
     if not Path(base).exists():
@@ -238,23 +254,32 @@ def load_one(name: str, device: torch.device, judges: JudgeConfig | None = None)
     if inner:
         directories = [path.parent.parent for path in inner]
         behind = "" if mixture is None else f"#{mixture}"
-        members = {d.name: RewardModel(*load_reward_model(f"{d}{behind}", device)) for d in directories}
-        return Ensemble(members)
+        return Ensemble({d.name: _reward_model(f"{d}{behind}", device, beside) for d in directories})
     if not Path(model_directory(base)).exists() and base.count("/") != 1:
         raise UsageError(
             f"reward '{name}' is neither a directory nor module:function nor one of "
             f"{', '.join(sorted(NAMED))}; give the directory of a reward stage, a Hub name, or "
             f"module:function"
         )
-    return RewardModel(*load_reward_model(name, device))
+    return _reward_model(name, device, beside)
 
 
-def _members_of(names: Sequence[str], device: torch.device, judges: JudgeConfig | None) -> dict[str, Scorer]:
+def _reward_model(name: str, device: torch.device, beside: torch.nn.Module | None) -> RewardModel:
+    loaded = load_reward_model(name, device) if beside is None else load_beside(name, device, beside)
+    return RewardModel(*loaded)
+
+
+def _members_of(
+    names: Sequence[str],
+    device: torch.device,
+    judges: JudgeConfig | None,
+    beside: torch.nn.Module | None,
+) -> dict[str, Scorer]:
     """Scorers by name, the members of an ensemble each by itself; a name that is taken gets another one in
     front."""
     members: dict[str, Scorer] = {}
     for name in map(str.strip, names):
-        scorer = load_one(name, device, judges)
+        scorer = load_one(name, device, judges, beside)
         own = scorer.members if isinstance(scorer, Ensemble) else {name: scorer}
         # All of an ensemble's are looked up before any is added: they are not in each other's way.
         members |= {f"{name}/{key}" if key in members else key: member for key, member in own.items()}

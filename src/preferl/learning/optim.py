@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from preferl.models.storage import require_bitsandbytes
 from preferl.runs.config import OptimOptions
 from preferl.runs.errors import DivergedError, UsageError
 
@@ -14,16 +15,48 @@ def adamw(
     parameters: Iterable[torch.nn.Parameter],
     options: OptimOptions,
     learning_rate: float | None = None,
-) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters."""
-    return torch.optim.AdamW(
-        [p for p in parameters if p.requires_grad],
-        lr=options.learning_rate if learning_rate is None else learning_rate,
-        betas=(0.9, options.adam_beta2),
-        eps=options.adam_epsilon,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
+) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters, its moments in float32 or, with ``optim`` ``adamw_8bit``, in eight
+    bits.
+
+    Raises:
+        UsageError: ``optim`` is unknown, or a weight is of fewer bits than an update needs.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    narrow = {p.dtype for p in trained} - {torch.float32, torch.float64}
+    if narrow:
+        # 1 + 1e-3 is 1 in bfloat16: updates of a usual size would vanish without a word.
+        raise UsageError(
+            f"weights of {', '.join(str(kind).removeprefix('torch.') for kind in narrow)} cannot be trained: "
+            f"AdamW's updates are smaller than what such numbers tell apart. Load the model in float32, or "
+            f"train LoRA weights on it"
+        )
+    settings: dict[str, Any] = {
+        "lr": options.learning_rate if learning_rate is None else learning_rate,
+        "betas": (0.9, options.adam_beta2),
+        "eps": options.adam_epsilon,
+        "weight_decay": options.weight_decay,
+    }
+    check_optim(options.optim)
+    if options.optim == "adamw":
+        return torch.optim.AdamW(trained, fused=True, **settings)
+    import bitsandbytes
+
+    on_gpu = any(p.device.type == "cuda" for p in trained)
+    kind = bitsandbytes.optim.PagedAdamW8bit if on_gpu else bitsandbytes.optim.AdamW8bit
+    return kind(trained, **settings)
+
+
+def check_optim(name: str) -> None:
+    """Before anything is loaded.
+
+    Raises:
+        UsageError: there is no such optimiser, or it needs a package that is not installed.
+    """
+    if name not in ("adamw", "adamw_8bit"):
+        raise UsageError(f"optim '{name}' is unknown; use adamw or adamw_8bit")
+    if name == "adamw_8bit":
+        require_bitsandbytes(f"optim {name}")
 
 
 def schedule(

@@ -33,6 +33,13 @@ from preferl.data.templates import KWARGS, PLAIN_TEMPLATE, RESERVED
 from preferl.data.tokens import coder_of
 from preferl.models.adapters import CONFIG as ADAPTER_FILE
 from preferl.models.adapters import Adapter, find_adapter, merge
+from preferl.models.storage import (
+    Weights,
+    keep_stored,
+    narrow_dtype,
+    quantisation,
+    stored_dtype,
+)
 from preferl.models.tiny import CHAT_TEMPLATE
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.files import whole_directory
@@ -40,6 +47,7 @@ from preferl.runs.memory import refuse_too_large
 from preferl.runs.objects import object_of
 from preferl.runs.progress import say
 
+CPU = torch.device("cpu")
 PAD, EOS = "<|pad|>", "<|eos|>"
 SAME = 1e-5  # of the largest number: what rounding may do to two passes of one shape
 AS_DIALOGUE = "as_dialogue"  # of a tokenizer's configuration: what was asked for when its model was trained
@@ -89,14 +97,21 @@ def set_template_kwargs(tokenizer: Any, kwargs: Mapping[str, Any] | None) -> Non
 
 
 def load_pretrained(
-    auto_class: Any, name_or_path: str, new_head: bool = False, **options: Any
+    auto_class: Any,
+    name_or_path: str,
+    new_head: bool = False,
+    weights: Weights = Weights.TRAINED,
+    device: torch.device = CPU,
+    **options: Any,
 ) -> tuple[Any, list[str]]:
-    """``from_pretrained`` in float32 from safetensors; returns the model and the weights it had to make up.
+    """``from_pretrained`` from safetensors; returns the model and the weights it had to make up.
 
     Args:
         auto_class: of transformers.
         name_or_path: what is loaded.
         new_head: whether what stands on the trunk, and an encoder's pooler in it, may be new.
+        weights: how they are kept.
+        device: where weights are quantised; all others are loaded to the CPU.
         **options: for ``from_pretrained``.
 
     Raises:
@@ -115,10 +130,16 @@ def load_pretrained(
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         refuse_other_kinds(auto_class, config, name_or_path)
         refuse_more_layers_than_weights(config, Path(source))
-        refuse_too_large(4 * least_parameters(config), f"'{name_or_path}'")
+        if weights is Weights.TRAINED:
+            refuse_to_train_quantised(config, name_or_path)
+        dtype = torch.float32 if weights is Weights.TRAINED else stored_dtype(source)
+        size = 0.5 if weights is Weights.IN_4BIT else dtype.itemsize
+        refuse_too_large(size * least_parameters(config), f"'{name_or_path}'")
+        if weights is Weights.IN_4BIT and not hasattr(config, "quantization_config"):
+            options |= quantisation(device)
         model, info = auto_class.from_pretrained(
             source,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
             trust_remote_code=False,
@@ -133,7 +154,24 @@ def load_pretrained(
             f"random; give the directory of the right kind of model"
         )
     refuse_nonfinite(model, name_or_path)
+    if weights is not Weights.TRAINED:
+        # The vocabulary's layer is as large as the embeddings; what stands on other trunks is small.
+        writes = model.get_output_embeddings() is not None
+        keep_stored(model, wide=lambda name: not writes and is_on_trunk(model, f"{name}."))
     return model, missing
+
+
+def refuse_to_train_quantised(config: Any, name: str) -> None:
+    """Raises:
+    UsageError: a model is stored quantised, and its weights cannot be trained.
+    """
+    method = getattr(config, "quantization_config", None)
+    if method is not None:
+        kind = method.get("quant_method") if isinstance(method, dict) else method.quant_method
+        raise UsageError(
+            f"'{name}' is stored quantised ({getattr(kind, 'value', kind)}), and quantised weights cannot be "
+            f"trained: train LoRA weights on them (--lora_r 16), or take the model that was quantised"
+        )
 
 
 WHAT_THEY_DO = {
@@ -196,7 +234,7 @@ def refuse_more_layers_than_weights(config: Any, source: Path) -> None:
     for file in files:
         with safe_open(file, framework="pt") as weights:
             count += len(weights.keys())
-    layers = _sizes(config)[0]
+    layers = sizes_of(config)[0]
     if layers > count:
         raise UsageError(
             f"the configuration of '{source}' names {layers:,} layers, and its weights are {count:,} "
@@ -207,11 +245,11 @@ def refuse_more_layers_than_weights(config: Any, source: Path) -> None:
 def least_parameters(config: Any) -> float:
     """Parameters that a transformer of this configuration has at the very least: one square matrix in every
     layer, and the embeddings."""
-    layers, width, vocabulary = _sizes(config)
+    layers, width, vocabulary = sizes_of(config)
     return layers * width**2 + vocabulary * width
 
 
-def _sizes(config: Any) -> tuple[int, int, int]:
+def sizes_of(config: Any) -> tuple[int, int, int]:
     """Layers, width and vocabulary; 0 where a configuration has none, or something that is no number."""
     text = config.get_text_config()
     found = [getattr(text, name, 0) for name in ("num_hidden_layers", "hidden_size", "vocab_size")]
@@ -255,14 +293,17 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load_policy(
-    name_or_path: str, device: torch.device, chat_template_kwargs: Mapping[str, Any] | None = None
+    name_or_path: str,
+    device: torch.device,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    weights: Weights = Weights.FROZEN,
 ) -> tuple[PreTrainedModel, Any]:
     """A causal language model, in evaluation mode (no dropout anywhere), and its tokenizer.
 
-    The tokenizer has an EOS token, and a pad token other than EOS; where one had to be added the embedding
-    grew by a row. A directory of LoRA weights stands for its base with them merged in.
+    The tokenizer has an EOS token, and a pad token other than EOS (``ensure_pad_token``). A directory of LoRA
+    weights stands for its base with them merged in. ``weights``: how they are kept.
     """
-    model, tokenizer = _language_model(name_or_path, chat_template_kwargs)
+    model, tokenizer = _language_model(name_or_path, chat_template_kwargs, weights, device)
     refuse_sight_of_the_future(model.eval(), name_or_path)
     ensure_eos_token(tokenizer, model)
     ensure_pad_token(tokenizer, model)
@@ -293,13 +334,31 @@ def refuse_sight_of_the_future(model: PreTrainedModel, name: str) -> None:
 
 
 def _language_model(
-    name_or_path: str, chat_template_kwargs: Mapping[str, Any] | None = None
+    name_or_path: str,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    weights: Weights = Weights.TRAINED,
+    device: torch.device = CPU,
 ) -> tuple[PreTrainedModel, Any]:
     adapter = find_adapter(model_directory(name_or_path))
     if adapter is not None:
-        return load_adapted(adapter, _language_model, chat_template_kwargs)
+        refuse_to_quantise(adapter, weights)
+        model, tokenizer = load_adapted(adapter, _language_model, chat_template_kwargs)
+        return model.requires_grad_(weights is Weights.TRAINED), tokenizer
     tokenizer = load_tokenizer(name_or_path, chat_template_kwargs)
-    return load_pretrained(_language_model_class(name_or_path), name_or_path)[0], tokenizer
+    auto_class = _language_model_class(name_or_path)
+    return load_pretrained(auto_class, name_or_path, weights=weights, device=device)[0], tokenizer
+
+
+def refuse_to_quantise(adapter: Adapter, weights: Weights) -> None:
+    """Raises:
+    UsageError: what is to be quantised are adapter weights, whose sum with their base is stored nowhere.
+    """
+    if weights is Weights.IN_4BIT:
+        raise UsageError(
+            f"load_in_4bit: '{adapter.source}' holds adapter weights of '{adapter.base}', which are added to "
+            f"it before training goes on, so that there is no stored model to quantise; start from the "
+            f"merged one (preferl writes it as model/ beside adapter/)"
+        )
 
 
 def _language_model_class(name_or_path: str) -> Any:
@@ -450,13 +509,12 @@ def ensure_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
     """Gives the tokenizer a pad token that is not EOS and the model a row for it; the model's generation
     settings name pad and every EOS id, and can be saved.
 
-    With pad = EOS a model never learns to stop, and sequence-classification heads read the token before.
+    With pad = EOS a model never learns to stop, and sequence-classification heads read the token before. The
+    token is one that the tokenizer keeps in reserve, else a new one, the same in every model of a run.
     """
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": PAD})
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        tokenizer.add_special_tokens({"pad_token": reserved_token(tokenizer) or PAD})
+    make_room(model, len(tokenizer))
     for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         config.pad_token_id = tokenizer.pad_token_id  # a nested text configuration has one of its own
     if getattr(model, "generation_config", None) is not None:
@@ -464,6 +522,51 @@ def ensure_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
         stops = stop_ids(model, tokenizer)
         model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
         mend_generation_settings(model)
+
+
+# Names of tokens that no text has: those of padding itself first, then those kept in reserve.
+RESERVE = (
+    r"[<\[]\|?(?!.*(image|vision|video|audio))([a-z_]*_)?pad(ding)?(_id)?\|?[>\]]",
+    r"[<\[].*(reserved|unused|extra_).*[>\]]",
+)
+
+
+def reserved_token(tokenizer: Any) -> str | None:
+    """A token that is kept in reserve, or for padding, and used for nothing: by its name, among the special
+    and the added ones; None where there is none."""
+    known = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items())]
+    used = {tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token}
+    template = str(tokenizer.chat_template)
+    free = [name for name in known if name not in used and name not in template]
+    for kind in RESERVE:
+        found = next((name for name in free if re.fullmatch(kind, name, re.IGNORECASE)), None)
+        if found is not None:
+            return found
+    return None
+
+
+ROWS = 64  # what sizes of vocabularies are often multiples of, for the sake of matrix products
+
+
+@torch.no_grad()
+def make_room(model: PreTrainedModel, tokens: int) -> None:
+    """Gives a model rows for so many tokens. A size that is a multiple of 64 becomes another such; new rows
+    are the mean of the others, the same whenever and in whatever model they are made. Tied embeddings stay
+    tied."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokens <= rows:
+        return
+    ends = model.get_input_embeddings, model.get_output_embeddings
+    kinds = [type(end()) for end in ends]
+    trains = next(model.parameters()).requires_grad
+    multiple = None if rows % ROWS else ROWS
+    model.resize_token_embeddings(tokens, pad_to_multiple_of=multiple, mean_resizing=False)
+    for end, kind in zip(ends, kinds, strict=True):
+        layer = end()
+        if layer is not None:
+            layer.__class__ = kind  # a new layer is a plain one
+            layer.weight[rows:] = layer.weight[:rows].float().mean(0).to(layer.weight.dtype)
+            layer.requires_grad_(trains)
 
 
 def reads_dialogue(tokenizer: Any) -> bool:
@@ -515,9 +618,14 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, tokenizer: Any, path: Path) -> None:
     """Writes safetensors, configuration, tokenizer and chat template; all of them or none."""
+    narrow = narrow_dtype(model)
+    more: dict[str, Any] = {}
+    if narrow is not None:  # all of it as it was stored
+        state = model.state_dict()
+        more["state_dict"] = {n: t.to(narrow) if t.is_floating_point() else t for n, t in state.items()}
     with whole_directory(path) as directory:
         with quiet_transformers():
-            model.save_pretrained(directory)
+            model.save_pretrained(directory, **more)
         tokenizer.save_pretrained(directory)
 
 

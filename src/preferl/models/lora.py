@@ -1,193 +1,208 @@
-"""LoRA weights for a language model, by name: several sets on one frozen base, one active at a time."""
+"""LoRA weights on a frozen base (Hu et al. 2021), for whatever role a model plays.
 
-import contextlib
+Several models that stand on one base share its weights in memory and each have adapters of their own
+(``models.storage``): policy, reference, reward model and critic take little more than one of them (Santacroce
+et al. 2023). What is saved is the trained adapter, and beside it an ordinary model with the adapter merged
+in.
+"""
+
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from preferl.models.adapters import CONFIG as ADAPTER_FILE
+from preferl.models import load
 from preferl.models.adapters import quiet_peft
-from preferl.models.load import model_directory, refuse_nonfinite
-from preferl.models.passes import layers_without_lora
-from preferl.models.reward import ADAPTER_NOTES
+from preferl.models.load import model_directory
+from preferl.models.passes import base_of, layers_without_lora
+from preferl.models.storage import Weights, as_trained, is_quantised, own_weights, require_bitsandbytes, twin
+from preferl.runs import distributed
+from preferl.runs.config import LoraOptions
 from preferl.runs.errors import UsageError
+from preferl.runs.files import whole_directory
+from preferl.runs.progress import say
 
-POLICY = "policy"
+ADAPTER_NOTES = "preferl.json"
+ALL = "all-linear"
 
 
-def lora_policy(model: PreTrainedModel, base: str, r: int, alpha: float) -> Any:
-    """The language model with trainable LoRA weights (Hu et al. 2021) named ``policy`` on every linear layer
-    of its trunk. Fresh ones change nothing, bit for bit."""
-    from peft import get_peft_model
+def weights_for(options: LoraOptions) -> Weights:
+    """How the weights of a model that is trained with these options are kept."""
+    if options.load_in_4bit:
+        return Weights.IN_4BIT
+    return Weights.FROZEN if options.lora_r else Weights.TRAINED
 
+
+def check_options(options: LoraOptions) -> None:
+    """Refuses what cannot work, before anything is loaded."""
+    if options.load_in_4bit and not options.lora_r:
+        raise UsageError(
+            "load_in_4bit quantises the weights, which cannot be trained then: give --lora_r 16 as well "
+            "(LoRA weights on the quantised model), or leave load_in_4bit out"
+        )
+    if options.lora_target_modules and not options.lora_r:
+        raise UsageError("lora_target_modules is of LoRA weights, of which there are none: give --lora_r too")
+    if options.load_in_4bit:
+        require_bitsandbytes("load_in_4bit")
+
+
+def with_lora(
+    model: PreTrainedModel, base: str, options: LoraOptions, dropout: float = 0.0, parts: Sequence[str] = ()
+) -> Any:
+    """The model with trainable LoRA weights on the linear layers of its trunk. Fresh ones change nothing, bit
+    for bit.
+
+    Args:
+        model: the base, which is frozen.
+        base: the name that it was loaded by.
+        options: rank, scale and layers.
+        dropout: before LoRA's weights.
+        parts: names of modules on the trunk that are trained as they are: a new head.
+
+    Raises:
+        UsageError: there are no such layers.
+    """
+    untouched = [
+        f"{part}.{name}".rstrip(".")
+        for part in parts
+        for name, layer in model.get_submodule(part).named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    ]
+    for part in parts:
+        as_trained(model.get_submodule(part))
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=targets(model, options),
+        exclude_modules=untouched + layers_without_lora(model) or None,
+        modules_to_save=list(parts) or None,
+        task_type=None if parts else "CAUSAL_LM",
+    )
     with quiet_peft():
-        adapted = get_peft_model(model, lora_config(model, r, alpha), adapter_name=POLICY)
-    adapted.peft_config[POLICY].base_model_name_or_path = model_directory(base)
+        adapted = get_peft_model(model, config)
+    # peft knows no name of a new model, and no stage directories.
+    adapted.peft_config["default"].base_model_name_or_path = model_directory(base)
     return adapted.eval()
 
 
-def lora_config(model: Any, r: int, alpha: float) -> Any:
-    from peft import LoraConfig
+def targets(model: torch.nn.Module, options: LoraOptions) -> str | list[str]:
+    """The layers that get LoRA weights: those named, else all linear ones.
 
-    return LoraConfig(
-        r=r,
-        lora_alpha=int(alpha),
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        exclude_modules=layers_without_lora(model) or None,
-        task_type="CAUSAL_LM",
-    )
+    Raises:
+        UsageError: the model has no layer of a name.
+    """
+    if not options.lora_target_modules:
+        return ALL
+    linear = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) or _is_conv1d(m)]
+    for wanted in options.lora_target_modules:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
+            known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+            raise UsageError(
+                f"lora_target_modules names '{wanted}', and the model has no linear layer that is called so; "
+                f"there are {', '.join(known)}"
+            )
+    return list(options.lora_target_modules)
+
+
+def _is_conv1d(module: torch.nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # GPT-2's linear layers
 
 
 def merged(adapted: Any) -> PreTrainedModel:
-    """The model with its active LoRA weights added into the base: an ordinary language model again."""
+    """The model with its LoRA weights added into weights of its own: an ordinary model again. Whoever shared
+    the base keeps it as it was."""
+    own_weights(adapted)
     with quiet_peft():
         return adapted.merge_and_unload()
 
 
-@contextlib.contextmanager
-def using(adapted: Any, name: str) -> Iterator[None]:
-    """Switches to the LoRA weights ``name`` for the length of the context."""
-    trainable, before = trainable_parameters(adapted), adapted.active_adapter
-    adapted.set_adapter(name)
-    set_trainable(adapted, trainable)
-    try:
-        yield
-    finally:
-        adapted.set_adapter(before)
-        set_trainable(adapted, trainable)
+def trained_copy(adapted: Any) -> Any:
+    """Another model on the same base, with copies of the adapters, and of what was trained beside them, that
+    train by themselves."""
+
+    def own(name: str) -> bool:
+        return ".lora_" in name or ".modules_to_save." in name
+
+    copied = twin(adapted, own)
+    for name, parameter in copied.named_parameters():
+        parameter.requires_grad_(own(name))
+    return copied
 
 
-@contextlib.contextmanager
-def without(adapted: Any) -> Iterator[None]:
-    """Switches all LoRA weights off for the length of the context: the base, bit for bit."""
-    trainable = trainable_parameters(adapted)
-    try:
-        with adapted.disable_adapter():
-            yield
-    finally:
-        set_trainable(adapted, trainable)
+def describe(model: torch.nn.Module) -> str:
+    """How many parameters a model has, and how many of them train, in a few words."""
+    whole = load.parameter_count(model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{whole:,} parameters" + (f", {trained:,} trained" if trained < whole else "")
 
 
-def trainable_parameters(adapted: Any) -> set[int]:
-    return {id(p) for p in adapted.parameters() if p.requires_grad}
+def has_adapter(model: Any) -> bool:
+    """Whether adapters of peft are on a model."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
-def set_trainable(adapted: Any, trainable: set[int]) -> None:
-    """peft freezes what it switches away from; what was trainable stays so."""
-    for parameter in adapted.parameters():
-        parameter.requires_grad_(id(parameter) in trainable)
+def save_trained(model: Any, tokenizer: Any, path: Path, base: str) -> PreTrainedModel:
+    """Writes a language model that was trained as ``model/``; where LoRA weights were, they stand beside it
+    as ``adapter/`` and are merged in it. A quantised base is loaded once more as it was, and merged with
+    them.
 
-
-class TrunkOnAdapter:
-    """The trunk of a base model under one set of its LoRA weights, called as any trunk is."""
-
-    def __init__(self, adapted: Any, name: str):
-        self.adapted, self.name = adapted, name
-
-    @property
-    def config(self) -> Any:
-        return self.adapted.config
-
-    @property
-    def device(self) -> torch.device:
-        return self.adapted.device
-
-    def get_base_model(self) -> PreTrainedModel:
-        return self.adapted.get_base_model().base_model
-
-    def __call__(self, **inputs: Any) -> Any:
-        with using(self.adapted, self.name):
-            return self.get_base_model()(**inputs)
-
-
-class HeadOnAdapter(torch.nn.Module):
-    """A scalar head on a base model that wears one set of LoRA weights: a reward model or a critic that needs
-    no trunk of its own. It is read as any decoder with a ``score`` head is."""
-
-    def __init__(self, adapted: Any, name: str, head: torch.nn.Linear, reward_mean: float):
-        super().__init__()
-        self.score, self.name = head, name
-        # In a list, so that the base does not count as this module's own weights.
-        self._trunk = [TrunkOnAdapter(adapted, name)]
-        self.reward_mean = reward_mean
-
-    @property
-    def config(self) -> Any:
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        return self.score.weight.device
-
-    @property
-    def base_model(self) -> TrunkOnAdapter:
-        return self._trunk[0]
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """The head's and its LoRA weights, the base's not."""
-        yield from super().named_parameters(*args, **kwargs)
-        for key, parameter in self.base_model.adapted.named_parameters():
-            if f".{self.name}." in key:
-                yield key, parameter
-
-
-def on_one_base(
-    model: PreTrainedModel, base: str, reward_directory: str, r: int, alpha: float
-) -> tuple[Any, HeadOnAdapter, HeadOnAdapter]:
-    """The language model with LoRA weights for the policy, a reward model's as it was saved, and a trainable
-    copy of those for the critic.
+    Args:
+        model: the language model, or one with adapters on it.
+        tokenizer: its tokenizer.
+        path: the stage's directory.
+        base: the name that it was loaded by.
 
     Returns:
-        The adapted model (its policy active), the reward model and the critic.
-
-    Raises:
-        UsageError: the reward model is no directory of LoRA weights on this base, or pools by the mean.
+        What was written as ``model/``.
     """
-    from peft import PeftConfig, set_peft_model_state_dict
+    if not has_adapter(model):
+        _write(lambda: load.save(model, tokenizer, path / "model"))
+        return model
+    _write(lambda: save_adapter(model, path / "adapter"))
+    whole = ordinary(model, path / "adapter", base, lambda: load.load_policy(base, model.device)[0])
+    _write(lambda: load.save(whole, tokenizer, path / "model"))
+    return whole
 
-    places = (Path(reward_directory) / "adapter", Path(model_directory(reward_directory)))
-    source = next((place for place in places if (place / ADAPTER_FILE).exists()), None)
-    if source is None:
-        raise UsageError(
-            f"share_base: '{reward_directory}' holds no LoRA weights; train the reward model with "
-            f"`preferl reward --lora_r 8 --model_name_or_path {base}`"
+
+def ordinary(
+    adapted: Any, adapter: Path, base: str, load_base: Callable[[], PreTrainedModel]
+) -> PreTrainedModel:
+    """The ordinary model that LoRA weights and their base make together.
+
+    Args:
+        adapted: the model with the adapter on it.
+        adapter: where the adapter was saved.
+        base: the name of what it is on.
+        load_base: loads that, unquantised; called where the base in memory is quantised.
+    """
+    if is_quantised(base_of(adapted)):
+        say(
+            f"what was trained, and sampled in training, is the quantised '{base}' with its adapter; model/ "
+            f"is the adapter merged into '{base}' as it is stored"
         )
-    saved, notes = PeftConfig.from_pretrained(str(source)), json.loads((source / ADAPTER_NOTES).read_text())
-    own, theirs = model_directory(base), str(saved.base_model_name_or_path)
-    if Path(own).resolve() != Path(theirs).resolve():
-        raise UsageError(
-            f"share_base: the reward model's base is '{theirs}', the policy's '{own}'; they must be one"
-        )
-    if notes["pooling"] != "last":
-        raise UsageError("share_base: the reward model must read the last token (reward --pooling last)")
-    adapted = lora_policy(model, base, r, alpha)
-    tensors = load_file(source / "adapter_model.safetensors")
-    head_name = next(name for name in tensors if name.endswith("score.weight"))
-    weight_1D = tensors.pop(head_name)
-    heads = []
-    for name in ("reward", "critic"):
+        from peft import PeftModel
+
+        whole = load_base()
         with quiet_peft():
-            adapted.add_adapter(name, lora_config(model, saved.r, saved.lora_alpha))
-            outcome = set_peft_model_state_dict(adapted, tensors, adapter_name=name)
-        if outcome.unexpected_keys:
-            raise UsageError(
-                f"share_base: {outcome.unexpected_keys[0]} of '{reward_directory}' has no place in '{base}'"
-            )
-        head = torch.nn.Linear(weight_1D.shape[1], 1, bias=False)
-        with torch.no_grad():
-            head.weight.copy_(weight_1D)
-        heads.append(HeadOnAdapter(adapted, name, head.to(model.device), notes["reward_mean"]))
-    adapted.set_adapter(POLICY)
-    for key, parameter in adapted.named_parameters():
-        parameter.requires_grad_(f".{POLICY}." in key or ".critic." in key)
-    reward, critic = heads
-    reward.score.requires_grad_(False)
-    for part in (adapted, reward.score):
-        refuse_nonfinite(part, reward_directory)
-    return adapted.eval(), reward, critic
+            adapted = PeftModel.from_pretrained(whole, str(adapter))
+    return merged(adapted).eval()
+
+
+@distributed.main_writes
+def _write(write: Callable[[], None]) -> None:
+    write()
+
+
+def save_adapter(adapted: Any, path: Path, **notes: Any) -> None:
+    """Writes LoRA weights, what is trained beside them, and notes on how they were trained."""
+    notes["load_in_4bit"] = is_quantised(base_of(adapted))
+    with whole_directory(path) as directory:
+        # Embeddings are those of the base; without a word peft would ask the Hub whether they are.
+        adapted.save_pretrained(str(directory), save_embedding_layers=False)
+        (directory / ADAPTER_NOTES).write_text(json.dumps(notes) + "\n", encoding="utf-8")

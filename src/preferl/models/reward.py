@@ -6,7 +6,6 @@ models all of them. A directory of LoRA weights stands for its base model with t
 """
 
 import contextlib
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from preferl.models.attributes import (
     split_mixture,
 )
 from preferl.models.load import (
+    CPU,
     ensure_eos_token,
     ensure_pad_token,
     known_configuration,
@@ -45,18 +45,23 @@ from preferl.models.load import (
     model_directory,
     named_failures,
     reads_dialogue,
+    refuse_nonfinite,
+    refuse_to_quantise,
+    sizes_of,
 )
+from preferl.models.lora import ADAPTER_NOTES, with_lora
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
-from preferl.models.passes import TOLERANCE, base_of, hidden_states, layers_without_lora, takes
+from preferl.models.passes import TOLERANCE, base_of, takes
 from preferl.models.plan import forward_tokens
+from preferl.models.storage import Weights, is_quantised, share_weights
 from preferl.models.twins import has_twin, scoring_twin
 from preferl.runs import devices
+from preferl.runs.config import LoraOptions
 from preferl.runs.errors import UsageError
-from preferl.runs.files import whole_directory
 from preferl.runs.progress import say
 
 POOLINGS = ("last", "mean")
-ADAPTER_NOTES = "preferl.json"
+MOSTLY = 0.5  # of a model's weights in common with another: they stand on one base
 
 
 def load_reward_model(
@@ -65,8 +70,9 @@ def load_reward_model(
     new_head_allowed: bool = False,
     pooling: str = "last",
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    weights: Weights = Weights.FROZEN,
 ) -> tuple[PreTrainedModel, Any]:
-    """A scalar-head model in evaluation mode and its tokenizer.
+    """A scalar-head model in evaluation mode and its tokenizer; ``weights``: how they are kept.
 
     With ``new_head_allowed`` the directory may hold a language model: its trunk is kept and a head with
     standard deviation 1/sqrt(d + 1) is added (Stiennon et al. 2020, appendix B.1), on the last real token or,
@@ -82,9 +88,11 @@ def load_reward_model(
     source = Path(model_directory(name_or_path))
     adapter = find_adapter(str(source))
     if adapter is not None:
-        return _load_adapter(adapter, device, new_head_allowed, mixture)
+        refuse_to_quantise(adapter, weights)
+        model, tokenizer = _load_adapter(adapter, device, new_head_allowed, mixture)
+        return model.requires_grad_(weights is Weights.TRAINED), tokenizer
     if saved_attributes(name_or_path):
-        model, tokenizer = _load_heads(name_or_path)
+        model, tokenizer = _load_heads(name_or_path, weights)
         collapse(model, scalar_head(model), chosen_mixture(model.config, mixture, name_or_path))
         return ready(model, tokenizer, device)
     if mixture is not None:
@@ -99,7 +107,7 @@ def load_reward_model(
             return ready(twin, tokenizer, device)
         refuse_family_without_scores(name_or_path)
     if new_head_allowed and pooling == "mean" and saved_pooling is None:
-        model: PreTrainedModel = mean_pooled(load_trunk(name_or_path))
+        model: PreTrainedModel = mean_pooled(load_trunk(name_or_path, weights, device))
     elif new_head_allowed and saved_pooling not in (None, pooling):
         raise UsageError(
             f"'{name_or_path}' is a reward model with {saved_pooling} pooling; give --pooling {saved_pooling}"
@@ -110,6 +118,8 @@ def load_reward_model(
             AutoModelForSequenceClassification,
             name_or_path,
             new_head_allowed or heads.has_layers(stored),
+            weights,
+            device,
             num_labels=1,
         )
         note = heads.restore_head(model, stored)
@@ -121,13 +131,15 @@ def load_reward_model(
     return ready(model, tokenizer, device)
 
 
-def load_trunk(name_or_path: str) -> PreTrainedModel:
+def load_trunk(
+    name_or_path: str, weights: Weights = Weights.TRAINED, device: torch.device = CPU
+) -> PreTrainedModel:
     """A model without a head. Of a family whose plain class writes text too (Llama 4 with pictures) it is the
     part of its language model that reads text."""
-    trunk, _ = load_pretrained(AutoModel, name_or_path, new_head=True)
+    trunk, _ = load_pretrained(AutoModel, name_or_path, True, weights, device)
     if trunk.get_output_embeddings() is None:
         return trunk
-    language_model, _ = load_pretrained(AutoModelForCausalLM, name_or_path)
+    language_model, _ = load_pretrained(AutoModelForCausalLM, name_or_path, False, weights, device)
     return next(part for part in language_model.children() if isinstance(part, PreTrainedModel))
 
 
@@ -195,14 +207,16 @@ def saved_attributes(name_or_path: str) -> list[str]:
     return attributes_of(config) if classifies or mean_pooling else []
 
 
-def _load_heads(name_or_path: str) -> tuple[PreTrainedModel, Any]:
+def _load_heads(name_or_path: str, weights: Weights) -> tuple[PreTrainedModel, Any]:
     """A saved model with all its heads, and its tokenizer."""
     tokenizer = load_tokenizer(name_or_path)
-    model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path)
+    model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path, weights=weights)
     return model, tokenizer
 
 
-def load_attribute_model(name_or_path: str, device: torch.device) -> tuple[PreTrainedModel, Any]:
+def load_attribute_model(
+    name_or_path: str, device: torch.device, weights: Weights = Weights.FROZEN
+) -> tuple[PreTrainedModel, Any]:
     """A saved model with one head an attribute in evaluation mode, and its tokenizer.
 
     Raises:
@@ -211,7 +225,7 @@ def load_attribute_model(name_or_path: str, device: torch.device) -> tuple[PreTr
     name_or_path, _ = split_mixture(name_or_path)
     if not saved_attributes(name_or_path):
         raise UsageError(f"'{name_or_path}' is no reward model with several attributes")
-    return ready(*_load_heads(name_or_path), device)
+    return ready(*_load_heads(name_or_path, weights), device)
 
 
 def new_attribute_model(
@@ -222,7 +236,7 @@ def new_attribute_model(
     check_pooling(pooling)
     name_or_path, _ = split_mixture(name_or_path)
     if saved_attributes(name_or_path) == list(attributes):
-        return load_attribute_model(name_or_path, device)
+        return load_attribute_model(name_or_path, device, Weights.TRAINED)
     model, tokenizer = _with_new_heads(name_or_path, len(attributes), pooling)
     name_attributes(model.config, attributes)
     return ready(model, tokenizer, device)
@@ -288,16 +302,12 @@ def _load_adapter(
 ) -> tuple[PreTrainedModel, Any]:
     """The base model of a directory of LoRA weights with them merged in, and its mean score: ours with notes
     of it, anybody's else with the score as it comes."""
-    notes = {"pooling": "last", "reward_mean": 0.0}
-    own = adapter.directory / ADAPTER_NOTES
-    if own.exists():
-        with named_failures(f"the notes {own} could not be read", "give a directory as preferl wrote it"):
-            notes = json.loads(own.read_text(encoding="utf-8"))
+    notes = adapter_notes(adapter)
     num_labels = 1
 
     def load_base(name: str) -> tuple[PreTrainedModel, Any]:
         nonlocal num_labels
-        model, tokenizer = load_reward_model(name, device, True, notes["pooling"])
+        model, tokenizer = load_reward_model(name, device, True, notes["pooling"], None, Weights.TRAINED)
         head, _ = _named_head(model)
         # Trained heads are copies, whose names peft leaves as they are.
         rows = [shape[0] for key, shape in adapter.shapes().items() if key.endswith(f"{head}.weight")]
@@ -319,31 +329,68 @@ def _load_adapter(
     return ready(model, tokenizer, device)
 
 
-def with_lora(model: PreTrainedModel, base: str, r: int, alpha: float, dropout: float) -> Any:
-    """The model with trainable LoRA weights (Hu et al. 2021) on every linear layer of its trunk; what stands
-    on the trunk is trained as it is."""
-    from peft import LoraConfig, get_peft_model
+def load_beside(
+    name_or_path: str, device: torch.device, beside: torch.nn.Module
+) -> tuple[PreTrainedModel, Any]:
+    """As ``load_reward_model``, with weights in common with another frozen model wherever they are equal. A
+    stage that trained LoRA weights on the very same base gives that base with its adapter on it, instead of
+    the model in which they are merged: its scores are the same to rounding."""
+    found = _load_on_base(name_or_path, device, beside)
+    if found is not None:
+        return found
+    model, tokenizer = load_reward_model(name_or_path, device)
+    share_weights(beside, model)
+    return model, tokenizer
 
-    parts = parts_on_trunk(model)
-    layers = [
-        f"{part}.{name}".rstrip(".")
-        for part in parts
-        for name, layer in model.get_submodule(part).named_modules()
-        if isinstance(layer, torch.nn.Linear)
-    ]
-    config = LoraConfig(
-        r=r,
-        lora_alpha=int(alpha),
-        lora_dropout=dropout,
-        target_modules="all-linear",
-        exclude_modules=layers + layers_without_lora(model),
-        modules_to_save=parts,
-    )
+
+def _load_on_base(name_or_path: str, device: torch.device, beside: Any) -> tuple[PreTrainedModel, Any] | None:
+    """The base of a stage's adapter with it on it; None where there is none, or its base is another model
+    than ``beside``."""
+    directory = Path(name_or_path) / "adapter"
+    adapter = find_adapter(str(directory)) if (directory / ADAPTER_NOTES).exists() else None
+    if adapter is None or not _looks_like(adapter.base, beside):
+        return None
+    notes = adapter_notes(adapter)
+    quantised = bool(notes.get("load_in_4bit"))
+    if quantised != is_quantised(base_of(beside)):
+        return None
+    weights = Weights.IN_4BIT if quantised else Weights.FROZEN
+    model, _ = load_reward_model(adapter.base, device, True, notes["pooling"], None, weights)
+    if share_weights(beside, model) < MOSTLY:
+        return None
+    from peft import PeftModel
+
+    tokenizer = load_tokenizer(name_or_path)
     with quiet_peft():
-        adapted = get_peft_model(model, config)
-    # peft knows no name of a new model, and no stage directories.
-    adapted.peft_config["default"].base_model_name_or_path = model_directory(base)
-    return adapted.eval()
+        adapted: Any = PeftModel.from_pretrained(model, str(directory))
+    refuse_nonfinite(adapted, name_or_path)
+    adapted.config.reward_mean = notes["reward_mean"]
+    model.name_or_path = name_or_path
+    return adapted.to(device).eval(), tokenizer
+
+
+def _looks_like(name_or_path: str, other: Any) -> bool:
+    """Whether a model has the sizes of another; what is cheap is asked before weights are read."""
+    config = known_configuration(name_or_path)
+    return config is not None and sizes_of(config) == sizes_of(other.config)
+
+
+def adapter_notes(adapter: Adapter) -> dict[str, Any]:
+    """What preferl wrote beside a reward model's adapter; of anybody else's, that its score is as it comes.
+
+    Raises:
+        UsageError: the notes cannot be read.
+    """
+    own = adapter.directory / ADAPTER_NOTES
+    if not own.exists():
+        return {"pooling": "last", "reward_mean": 0.0}
+    with named_failures(f"the notes {own} could not be read", "give a directory as preferl wrote it"):
+        return json.loads(own.read_text(encoding="utf-8"))
+
+
+def with_new_adapter(model: Any, name: str, lora: LoraOptions, dropout: float = 0.0) -> Any:
+    """A reward model or critic with new LoRA weights, whose head is trained as it is."""
+    return with_lora(model, name, lora, dropout, parts_on_trunk(model))
 
 
 @contextlib.contextmanager
@@ -357,15 +404,6 @@ def lora_dropout(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.eval()
-
-
-def save_adapter(adapted: Any, path: Path, pooling: str) -> None:
-    """Writes LoRA weights and head, and beside them what ``load_reward_model`` needs to put them together."""
-    notes = {"pooling": pooling, "reward_mean": reward_mean(adapted)}
-    with whole_directory(path) as directory:
-        # Embeddings are those of the base; without a word peft would ask the Hub whether they are.
-        adapted.save_pretrained(str(directory), save_embedding_layers=False)
-        (directory / ADAPTER_NOTES).write_text(json.dumps(notes) + "\n", encoding="utf-8")
 
 
 def parts_on_trunk(model: PreTrainedModel) -> list[str]:
@@ -406,7 +444,9 @@ def is_decoder(model: PreTrainedModel) -> bool:
 
     A mean-pooled decoder is one too: its score is the mean of what the head says at every position.
     """
-    return isinstance(getattr(model, "score", None), torch.nn.Linear)
+    head = getattr(base_of(model), "score", None)
+    # Where LoRA trains a copy of a head, peft wraps both.
+    return isinstance(getattr(head, "original_module", head), torch.nn.Linear)
 
 
 def raw_scores(model: PreTrainedModel, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
@@ -516,41 +556,6 @@ class RewardModel:
         return scores
 
 
-def critic_from_reward_model(
-    reward_model: PreTrainedModel, reward_tokenizer: Any, policy_tokenizer: Any
-) -> PreTrainedModel | None:
-    """A trainable copy of a reward model that reads the policy's tokens, or None where it cannot.
-
-    The value of a prefix starts out as the reward model's score of it (the published default: a critic
-    from scratch costs the policy its first updates).
-    """
-    same_tokens = reward_tokenizer.get_vocab() == policy_tokenizer.get_vocab()
-    if not (same_tokens and is_decoder(reward_model)):
-        return None
-    return copy.deepcopy(reward_model).requires_grad_(True).eval()
-
-
-def critic_from_policy(name_or_path: str, device: torch.device) -> PreTrainedModel:
-    """A critic on the SFT model's trunk with a zero head: the first values are 0."""
-    model, _ = _with_new_head(name_or_path)
-    torch.nn.init.zeros_(model.score.weight)
-    return model.to(device).eval()
-
-
-def _with_new_head(name_or_path: str) -> tuple[PreTrainedModel, Any]:
-    """A language model's trunk with a head named ``score``, and its tokenizer."""
-    adapter = find_adapter(model_directory(name_or_path))
-    if adapter is not None:
-        return load_adapted(adapter, _with_new_head)
-    tokenizer = load_tokenizer(name_or_path)
-    if family_without_scores(name_or_path) is None:
-        model, _ = load_pretrained(AutoModelForSequenceClassification, name_or_path, True, num_labels=1)
-        if is_decoder(model):
-            return model, tokenizer
-    # A critic reads every position, whatever a model of this class makes of them.
-    return mean_pooled(load_trunk(name_or_path)), tokenizer
-
-
 def refuse_family_without_scores(name_or_path: str) -> None:
     """Raises:
     UsageError: transformers has no class for a reward model of this family.
@@ -572,15 +577,3 @@ def family_without_scores(name_or_path: str) -> str | None:
     if config is None or type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return None
     return config.model_type
-
-
-def token_values(
-    critic: PreTrainedModel, tokens_BS: torch.Tensor, mask_BS: torch.Tensor, prompt_width: int
-) -> torch.Tensor:
-    """``value_BT``: column t is the value of the state in which response token t is chosen.
-
-    That state is prompt and response tokens before t, so it is read at position P - 1 + t.
-    """
-    hidden_BSD = hidden_states(critic.base_model, tokens_BS, mask_BS)
-    states_BTD = hidden_BSD[:, prompt_width - 1 : -1]
-    return critic.score(states_BTD)[..., 0].float() - reward_mean(critic)

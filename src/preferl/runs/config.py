@@ -156,6 +156,23 @@ class OptimOptions(RangedOptions):
     """AdamW's epsilon."""
     max_grad_norm: Bound = 1.0
     """Gradients are clipped to this norm."""
+    optim: str = "adamw"
+    """``adamw``, or ``adamw_8bit``: moments in eight bits (Dettmers et al. 2022), a quarter of their memory,
+    paged on a GPU; needs bitsandbytes."""
+
+
+@dataclass(kw_only=True)
+class LoraOptions(RangedOptions):
+    lora_r: Natural = 0
+    """Train LoRA weights of this rank instead of the whole model; 0 for none. The reference of a policy is
+    then the policy without them and costs no memory."""
+    lora_alpha: Positive = 16.0
+    """LoRA's scale is alpha / r."""
+    lora_target_modules: list[str] = field(default_factory=list)
+    """Names of the layers that get LoRA weights, as ``q_proj``; by default all linear layers of the trunk."""
+    load_in_4bit: bool = False
+    """QLoRA: the frozen weights are quantised to four bits (NF4, double quantisation); needs ``lora_r`` and
+    bitsandbytes (``pip install preferl[quant]``)."""
 
 
 @dataclass(kw_only=True)

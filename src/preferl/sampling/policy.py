@@ -12,9 +12,11 @@ from transformers import PreTrainedModel
 from preferl.data.records import Prompt, PromptRecord, columns_of
 from preferl.data.tokens import last_tokens, prompt_ids
 from preferl.models import load
+from preferl.models.lora import with_lora
 from preferl.models.plan import forward_tokens
+from preferl.models.storage import Weights
 from preferl.runs import devices
-from preferl.runs.config import SamplingOptions
+from preferl.runs.config import LoraOptions, SamplingOptions
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.engine import SamplingEngine
@@ -96,6 +98,7 @@ class Policy:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        weights: Weights = Weights.FROZEN,
     ) -> Self:
         """A policy from a stage's directory, a model directory or a Hub name, in evaluation mode.
 
@@ -105,13 +108,24 @@ class Policy:
             dtype: to compute in.
             chat_template_kwargs: what its chat template is given besides messages, as ``enable_thinking``; by
                 default what is kept with the model.
+            weights: how they are kept: as they are stored, where they are not trained.
 
         Raises:
             UsageError: there is no such model, device or dtype.
         """
         place = device if isinstance(device, torch.device) else devices.chosen_device(device)
         kind = dtype if isinstance(dtype, torch.dtype) else devices.chosen_dtype(dtype, str(place))
-        return cls(*load.load_policy(name_or_path, place, chat_template_kwargs), kind)
+        return cls(*load.load_policy(name_or_path, place, chat_template_kwargs, weights), kind)
+
+    def train_lora(self, name_or_path: str, options: LoraOptions) -> None:
+        """Puts trainable LoRA weights on the model, where options ask for them.
+
+        Args:
+            name_or_path: what the model was loaded by.
+            options: rank, scale and layers.
+        """
+        if options.lora_r:
+            self.model = with_lora(self.model, name_or_path, options)
 
     @property
     def device(self) -> torch.device:

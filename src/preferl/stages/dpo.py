@@ -29,12 +29,21 @@ from preferl.data.tokens import Extent, cut_to_fit, example_ids, rendering_notes
 from preferl.evaluation.scored import accuracy_of
 from preferl.judging.scorers import say_what_was_cut
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
+from preferl.learning.optim import check_optim
 from preferl.learning.unpaired import KtoOptions, KtoTask, ResponseSplits, read_responses
 from preferl.maths import preference
-from preferl.models import load
-from preferl.runs import devices, distributed
+from preferl.models import load, lora
+from preferl.models.storage import same_weights, share_weights, twin
+from preferl.runs import devices
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
+from preferl.runs.config import (
+    DataOptions,
+    DeviceOptions,
+    LoraOptions,
+    SamplingOptions,
+    SplitOption,
+    TemplateOptions,
+)
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.ranges import Count, ErrorRate, Natural, NonNegative, Positive, Several
 from preferl.runs.stage import Callback, Stage
@@ -52,7 +61,14 @@ MAX_FIRST_LOG_RATIO = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 @dataclass(kw_only=True)
 class DpoConfig(
-    KtoOptions, FitOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions
+    KtoOptions,
+    FitOptions,
+    LoraOptions,
+    SamplingOptions,
+    DataOptions,
+    SplitOption,
+    TemplateOptions,
+    DeviceOptions,
 ):
     """Options of the dpo stage."""
 
@@ -125,10 +141,7 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
         if stage.is_finished:
             return stage.path
         source = sources.load_source(**config.source()).training_on(config.split)
-        policy, reference = (
-            Policy.load(name, stage.device, stage.dtype, config.chat_template_kwargs)
-            for name in (config.model_name_or_path, config.ref_model or config.model_name_or_path)
-        )
+        policy, reference = load_policies(config, stage)
         source = load.read_by(source, [policy.tokenizer])
         check_vocabulary(policy, reference, config)
         if config.loss_type == KTO:
@@ -142,6 +155,20 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
         saved = stage.begin([*source.notes, *told])
         train(policy, reference, data, source.dev.prompts[: config.check_samples], config, stage, saved)
     return stage.path
+
+
+def load_policies(config: DpoConfig, stage: Stage) -> tuple[Policy, Policy]:
+    """The policy that is trained, and its reference: frozen, and with LoRA on the weights of the policy's
+    base."""
+    name, kwargs = config.model_name_or_path, config.chat_template_kwargs
+    policy = Policy.load(name, stage.device, stage.dtype, kwargs, lora.weights_for(config))
+    if config.ref_model or not config.lora_r:
+        reference = Policy.load(config.ref_model or name, stage.device, stage.dtype, kwargs)
+        share_weights(policy.model, reference.model)
+    else:
+        reference = Policy(twin(policy.model), policy.tokenizer, stage.dtype)
+    policy.train_lora(name, config)
+    return policy, reference
 
 
 def train(
@@ -159,15 +186,13 @@ def train(
     # The tokens of the prompts are made before the training: what does not fit is found at once.
     policy.prompt_tokens([record.prompt for record in prompts], config.response_length)
     reference_hash = load.weights_hash(reference.model)
-    same_start = load.weights_hash(policy.model) == reference_hash
+    same_start = config.ref_model is None or same_weights(policy.model, reference.model)
     if isinstance(data, ResponseSplits):
         limit = load.fitting_length(config.max_length, policy.model, reference.model)
         task = KtoTask(policy, reference, data, config, limit)
     else:
         task = PairTask(policy, reference, data, config)
-    stage.say(
-        f"{load.parameter_count(policy.model):,} parameters, {task.describe()}, loss {config.loss_type}"
-    )
+    stage.say(f"{lora.describe(policy.model)}, {task.describe()}, loss {config.loss_type}")
 
     rng = random.Random(devices.derived_seed(config.seed, "dpo", "batches"))
     batches = plan_batches(task.lengths, config, rng)
@@ -191,7 +216,7 @@ def train(
     summary |= sample_check(config, stage, policy, reference, prompts)
     if load.weights_hash(reference.model) != reference_hash:
         raise DivergedError("dpo: the weights of the frozen reference have changed")
-    save(policy, stage)
+    lora.save_trained(policy.model, policy.tokenizer, stage.path, config.model_name_or_path)
     say_result(summary, stage, data)
     checks = ["weights of reference unchanged"]
     if same_start:
@@ -261,13 +286,10 @@ class PairTask:
         return {"policy_update": 3 * 2 * seen, "reference": 2 * read}
 
 
-@distributed.main_writes
-def save(policy: Policy, stage: Stage) -> None:
-    policy.save(stage.model)
-
-
 def check_options(config: DpoConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
+    lora.check_options(config)
+    check_optim(config.optim)
     known = (*LOSSES, KTO)
     if config.loss_type not in known:
         raise UsageError(f"loss_type '{config.loss_type}' is unknown; use {', '.join(known)}")

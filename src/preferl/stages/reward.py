@@ -36,8 +36,8 @@ from preferl.learning.attributes import (
 )
 from preferl.learning.comparisons import LOSSES, ComparisonOptions, comparisons_for, optimise
 from preferl.learning.fit import why_not_longer as fit_why_not_longer
-from preferl.models import load
-from preferl.models.adapters import quiet_peft
+from preferl.learning.optim import check_optim
+from preferl.models import load, lora
 from preferl.models.attributes import collapse, mixture_text, parse_mixture, scale_of_mixture
 from preferl.models.reward import (
     RewardModel,
@@ -45,15 +45,14 @@ from preferl.models.reward import (
     load_reward_model,
     new_attribute_model,
     reward_mean,
-    save_adapter,
     scalar_head,
-    with_lora,
+    with_new_adapter,
 )
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
+from preferl.runs.config import DeviceOptions, LoraOptions, SamplingOptions, SplitOption, TemplateOptions
 from preferl.runs.errors import UsageError
-from preferl.runs.ranges import Count, Decay, Natural, NonNegative, Positive, Several
+from preferl.runs.ranges import Count, Decay, NonNegative, Several
 from preferl.runs.record import StageRecord
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy, Responses
@@ -64,7 +63,9 @@ FEWEST_SAMPLES = 32  # of the reference policy, for the mean and standard deviat
 
 
 @dataclass(kw_only=True)
-class RewardConfig(ComparisonOptions, SamplingOptions, SplitOption, TemplateOptions, DeviceOptions):
+class RewardConfig(
+    ComparisonOptions, LoraOptions, SamplingOptions, SplitOption, TemplateOptions, DeviceOptions
+):
     """Options of the reward stage."""
 
     output_dir: str = "runs/reward"
@@ -87,10 +88,6 @@ class RewardConfig(ComparisonOptions, SamplingOptions, SplitOption, TemplateOpti
     """``reward_mixture bt``: a data set of pairs."""
     pooling: str = "last"
     """What a new head reads: the ``last`` real token, or the ``mean`` of all of them."""
-    lora_r: Natural = 0
-    """Rank of LoRA weights to train instead of the whole trunk; 0 for none."""
-    lora_alpha: Positive = 16.0
-    """LoRA's scale is alpha / r."""
     lora_dropout: Decay = 0.0
     """Dropout before LoRA's weights."""
     num_members: Count = 1
@@ -143,7 +140,8 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
             stage.begin(source.notes, keep=MEMBER)
             trained = train_members(config, stage)
         else:
-            model, tokenizer = load_reward_model(name, stage.device, True, config.pooling, kwargs)
+            weights = lora.weights_for(config)
+            model, tokenizer = load_reward_model(name, stage.device, True, config.pooling, kwargs, weights)
             source = load.read_by(source, [tokenizer])
             saved = stage.begin(source.notes, keep=MEMBER)
             policy = None
@@ -365,6 +363,8 @@ EXTENDABLE = dict.fromkeys(("num_train_epochs", "max_steps", "num_evals"), why_n
 
 def check_options(config: RewardConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
+    lora.check_options(config)
+    check_optim(config.optim)
     if config.loss not in ("auto", *LOSSES):
         raise UsageError(f"loss '{config.loss}' is unknown; use auto, {', '.join(LOSSES)}")
     if config.label_smoothing and config.loss in ("plackett_luce", "rao_kupper"):
@@ -395,7 +395,7 @@ def train(
     model, tokenizer = scorer.model, scorer.tokenizer
     if config.lora_r:
         base = config.model_name_or_path
-        model = with_lora(model, base, config.lora_r, config.lora_alpha, config.lora_dropout)
+        model = with_new_adapter(model, base, config, config.lora_dropout)
     else:
         model.get_input_embeddings().requires_grad_(config.train_embeddings)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -406,14 +406,18 @@ def train(
     scorer = RewardModel(model, tokenizer, max_length=config.max_length)
     dev_pairs = source.need("pairs", "dev")[:1000]
     fitted, sequences = optimise(scorer, loss, comparisons, dev_pairs, config, stage, saved)
-    model.requires_grad_(True)
+    if not config.lora_r:
+        model.requires_grad_(True)
     mean, sd = reference_scores(config, scorer, source, reference)
     mean += reward_mean(model)
     fold_normalisation(model, mean, sd)
     if config.lora_r:
-        save(lambda: save_adapter(model, stage.path / "adapter", config.pooling))
-        with quiet_peft():
-            scorer.model = model.merge_and_unload()
+        adapter, notes = (
+            stage.path / "adapter",
+            {"pooling": config.pooling, "reward_mean": reward_mean(model)},
+        )
+        save(lambda: lora.save_adapter(model, adapter, **notes))
+        scorer.model = ordinary(model, adapter, config)
     save(lambda: load.save(scorer.model, tokenizer, stage.model))
     return Trained(
         scorer,
@@ -434,6 +438,18 @@ def train(
             "reference_sd": sd,
         },
     )
+
+
+def ordinary(adapted: Any, adapter: Path, config: RewardConfig) -> Any:
+    """The reward model that LoRA weights and their base make together."""
+    base, pooling = config.model_name_or_path, config.pooling
+
+    def load_base() -> Any:
+        model, _ = load_reward_model(base, adapted.device, True, pooling, config.chat_template_kwargs)
+        model.config.reward_mean = reward_mean(adapted)
+        return model
+
+    return lora.ordinary(adapted, adapter, base, load_base)
 
 
 @distributed.main_writes

@@ -49,10 +49,10 @@ from preferl.learning.algorithms import (
 )
 from preferl.learning.learner import MAX_RATIO_ERROR, Learner, State
 from preferl.learning.models import ModelOptions, RlModels, load_models, memory
-from preferl.learning.optim import adamw, not_longer, other_rates, schedule
+from preferl.learning.optim import adamw, check_optim, not_longer, other_rates, schedule
 from preferl.learning.rollout import Rollout, Shaping
 from preferl.maths.kl import AdaptiveKL, FixedKL
-from preferl.models import load
+from preferl.models import load, lora
 from preferl.runs import devices, distributed, signals
 from preferl.runs.checkpoint import (
     Checkpoint,
@@ -246,7 +246,7 @@ def train(
         raise DivergedError(f"rl: the weights of the frozen {' and '.join(changed)} have changed")
     check_alike(models)
     used = memory(models, scorer)
-    models.save(trainer.policy.tokenizer, stage.path)
+    models.save(trainer.policy.tokenizer, stage.path, config.model_name_or_path)
     dtype = trainer.learner.dtype
     checks = [
         "the first rollout drawn twice was equal bit for bit",
@@ -323,6 +323,8 @@ def check_options(config: RlConfig) -> None:
         raise UsageError(f"dual_clip is {config.dual_clip}; it must be above 1, or 0 for none")
     check_kl(config)
     check_batch(config)
+    lora.check_options(config)
+    check_optim(config.optim)
 
 
 def check_kl(config: RlConfig) -> None:

@@ -22,11 +22,19 @@ from preferl.data.sources import Source
 from preferl.data.tokens import Extent, cut_to_fit, example_ids, pad, parts_that_fit, rendering_notes
 from preferl.judging.scorers import say_what_was_cut
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
-from preferl.models import load, tiny
+from preferl.learning.optim import check_optim
+from preferl.models import load, lora, tiny
 from preferl.models.output_head import by_parts, head_for, states_before
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
+from preferl.runs.config import (
+    DataOptions,
+    DeviceOptions,
+    LoraOptions,
+    SamplingOptions,
+    SplitOption,
+    TemplateOptions,
+)
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.memory import refuse_too_large
@@ -38,7 +46,9 @@ IGNORED = -100  # label of positions that carry no loss
 
 
 @dataclass(kw_only=True)
-class SftConfig(FitOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions):
+class SftConfig(
+    FitOptions, LoraOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions
+):
     """Options of the sft stage."""
 
     output_dir: str = "runs/sft"
@@ -88,8 +98,15 @@ def run(config: SftConfig, fresh: bool | str = False, callbacks: Sequence[Callba
 
 def check_options(config: SftConfig) -> None:
     """Refuses what cannot work, before anything is loaded."""
+    lora.check_options(config)
+    check_optim(config.optim)
     if config.model_name_or_path:
         return
+    if config.lora_r:
+        raise UsageError(
+            "lora_r trains a little beside a model that is there: give --model_name_or_path, or leave lora_r "
+            "out"
+        )
     if config.hidden_size % config.num_heads:
         raise UsageError(f"hidden_size {config.hidden_size} is no multiple of num_heads {config.num_heads}")
     least = config.num_layers * config.hidden_size**2 + config.vocab_size * config.hidden_size
@@ -99,7 +116,15 @@ def check_options(config: SftConfig) -> None:
 def starting_policy(config: SftConfig, source: Source, stage: Stage) -> Policy:
     """The model to fine-tune, or a new one with a tokenizer trained on the demonstrations."""
     if config.model_name_or_path:
-        return Policy.load(config.model_name_or_path, stage.device, stage.dtype, config.chat_template_kwargs)
+        policy = Policy.load(
+            config.model_name_or_path,
+            stage.device,
+            stage.dtype,
+            config.chat_template_kwargs,
+            lora.weights_for(config),
+        )
+        policy.train_lora(config.model_name_or_path, config)
+        return policy
     rows = source.need("demonstrations", "train")
     texts = [text for row in rows for text in (prompt_text(row.prompt), row.response)]
     tokenizer = tiny.train_tokenizer(texts, config.vocab_size)
@@ -124,7 +149,7 @@ def train(
         )
     for note in [*cut_notes(cuts, len(rows), max_length), *rendering_notes(policy.tokenizer)]:
         stage.say(note)
-    stage.say(f"{load.parameter_count(policy.model):,} parameters, {len(rows):,} demonstrations")
+    stage.say(f"{lora.describe(policy.model)}, {len(rows):,} demonstrations")
 
     def loss_of(part: Sequence[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor]:
         with devices.autocast(policy.device, policy.dtype):
@@ -156,7 +181,8 @@ def train(
     rng = random.Random(devices.derived_seed(config.seed, "sft", "batches"))
     batches = plan_batches([len(ids) for ids, _ in rows], config, rng)
     fitted = fit(objective, batches, config, stage, saved)
-    save(policy, stage)
+    base = config.model_name_or_path or ""  # a new model has no adapter
+    policy.model = lora.save_trained(policy.model, policy.tokenizer, stage.path, base)
     checked = check(policy, source, config, stage)
     cut = say_what_was_cut([policy], [], stage.say)
     stage.finish(
@@ -168,11 +194,6 @@ def train(
         **fitted.last,
         **checked,
     )
-
-
-@distributed.main_writes
-def save(policy: Policy, stage: Stage) -> None:
-    policy.save(stage.model)
 
 
 @dataclass(frozen=True)
