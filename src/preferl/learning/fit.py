@@ -64,6 +64,11 @@ class FitOptions(OptimOptions):
     """Updates between checkpoints, from which the same command goes on if interrupted; by default about ten
     a run, fewer where writing them would take over a tenth of its time; 0 for none."""
 
+    @property
+    def rows_read(self) -> int | None:
+        """Rows that all updates read, repeated ones too; None where the data decides."""
+        return None if self.max_steps is None else self.max_steps * self.train_batch_size
+
 
 @dataclass(frozen=True)
 class Objective:

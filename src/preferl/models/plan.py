@@ -17,7 +17,10 @@ With ``gradient_checkpointing`` it is D for each layer, and all of the above for
 
 import dataclasses
 import functools
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,9 +32,18 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from preferl.models.load import least_parameters, quiet_transformers
+from preferl.models.adapters import CONFIG as ADAPTER_FILE
+from preferl.models.adapters import find_adapter
+from preferl.models.load import (
+    known_configuration,
+    least_parameters,
+    model_directory,
+    quiet_transformers,
+)
 from preferl.models.output_head import LOGITS_BYTES
-from preferl.runs.memory import GIB, MIB
+from preferl.models.storage import stored_dtype
+from preferl.runs.errors import UsageError
+from preferl.runs.memory import GIB, MIB, free_memory, machine_memory
 
 SMALL = 10_000_000
 """A model of fewer parameters is never planned for: whatever batch it has fits."""
@@ -41,8 +53,10 @@ CPU_PASS_BYTES = 1 * GIB
 """Activations of a pass on a CPU at most, where one row has fewer: larger passes are no faster there."""
 FORWARD_BYTES = 256 * MIB
 """Of a pass without a gradient, beside the weights."""
-CACHE_BYTES = {"cpu": 1 * GIB, "cuda": 8 * GIB}
-"""Keys and values of a sampling policy at most, where one row has fewer."""
+CACHE_BYTES = 2 * GIB
+"""Keys and values (float32) of a sampling policy at most, where one row has fewer."""
+PROMPT_TOKENS = 128
+"""Of a prompt, where nothing bounds it: what is planned for."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +128,15 @@ def shape_of(config: Any) -> Shape:
 
 @functools.lru_cache(maxsize=32)
 def _shape_of(kind: type, text: str) -> Shape:
-    import json
-
     config = kind.from_dict(json.loads(text))
     layers, width, attention, kv, inner, vocabulary = sizes(config)
     model = on_meta(config)
     head = model.get_output_embeddings()
     linear: dict[tuple[int, int], int] = {}
     for part in model.modules():
-        if isinstance(part, torch.nn.Linear) and part is not head:
-            key = (part.in_features, part.out_features)
+        is_linear = isinstance(part, torch.nn.Linear) or type(part).__name__ == "Conv1D"  # GPT-2's
+        if is_linear and part is not head:
+            key = (part.weight.shape[1], part.weight.shape[0])
             linear[key] = linear.get(key, 0) + 1
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     return Shape(
@@ -165,7 +178,7 @@ def cache_tokens(model: Any) -> int | None:
     if is_small(config):
         return None
     layers, _, _, kv, _, _ = sizes(config)
-    return floor_power(CACHE_BYTES.get(model.device.type, CACHE_BYTES["cpu"]) / (4 * 2 * layers * kv))
+    return floor_power(CACHE_BYTES / (4 * 2 * layers * kv))
 
 
 def is_small(config: Any) -> bool:
@@ -188,35 +201,62 @@ class Role:
     Args:
         name: ``policy``, ``reference``, ``reward``, ``critic``.
         config: of its model in transformers.
+        stored: the dtype of its weights where they are frozen.
         trained: whether it has gradients and an optimiser.
         logits: whether it says something over the vocabulary; else it has a scalar head.
         copies: of what is trained, kept beside it: the best weights so far, their average.
-        owns_base: whether its weights are its own; else they are those of another role.
+        owns_base: whether its frozen weights are its own; else they are those of another role.
     """
 
     name: str
     config: Any
+    stored: torch.dtype = torch.float32
     trained: bool = False
     logits: bool = True
     copies: int = 0
     owns_base: bool = True
 
 
+def role(name: str, model: str | None, **how: Any) -> list[Role]:
+    """A role by the name of its model; none where there is no model of that name (yet), or it cannot be read,
+    which whoever loads it says."""
+    if model is None:
+        return []
+    directory = model_directory(model)
+    if (Path(directory) / ADAPTER_FILE).exists():  # it is merged into its base
+        adapter = find_adapter(directory)
+        directory = directory if adapter is None else adapter.base
+    config = known_configuration(directory)
+    if not hasattr(config, "get_text_config"):
+        return []
+    stored = stored_dtype(directory) if Path(directory).is_dir() else getattr(config, "dtype", None)
+    narrow = isinstance(stored, torch.dtype) and stored.itemsize == 2
+    return [Role(name, config, stored if narrow else torch.float32, **how)]  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Work:
-    """What a stage sends through its roles.
+    """What a stage does, as far as its options say it.
 
     Args:
-        row_tokens: padded tokens of the longest row that cannot be cut further (a pair has two sequences).
+        roles: its models, those that are trained first.
+        row_tokens: padded tokens of the longest row that is not cut further (a pair has two sequences).
         length: tokens of its longest sequence.
-        batch_tokens: padded tokens of a batch, at most.
+        batch_rows: rows of a batch, of at most ``row_tokens`` each.
         cached_tokens: whose keys and values a policy keeps while it samples; 0 where none samples.
+        read: how often each role reads a row of the run, a backward pass as two: ``{"policy": 3}``.
+        rows: rows that the run reads; None where the data decides.
+        epochs: how often it reads them then.
     """
 
+    roles: list[Role]
     row_tokens: int
     length: int
-    batch_tokens: int
+    batch_rows: int
     cached_tokens: int = 0
+    read: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    rows: int | None = None
+    epochs: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -238,7 +278,7 @@ class Levers:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of one role."""
+    """Bytes of one role. ``transient`` is there while a pass is under way: activations and logits."""
 
     weights: float
     gradients: float
@@ -246,17 +286,9 @@ class Needs:
     activations: float
     cache: float
 
-    @property
-    def kept(self) -> float:
-        """What is there all the time."""
-        return self.weights + self.optimiser
-
 
 NF4_BYTES = 4.127 / 8  # of a weight: four bits, and its share of twice quantised scales (arXiv 2305.14314)
-MOMENTS_BYTES = {
-    "adamw": 8.0,
-    "adamw_8bit": 2.03,
-}  # of a trained weight; 8-bit: a byte each, and scales of 256
+MOMENTS_BYTES = {"adamw": 8.0, "adamw_8bit": 2.03}  # of a trained weight; in 8 bits with a scale for 256
 
 
 def needs(role: Role, work: Work, levers: Levers, dtype: torch.dtype, tokens: int, recompute: bool) -> Needs:
@@ -264,32 +296,40 @@ def needs(role: Role, work: Work, levers: Levers, dtype: torch.dtype, tokens: in
     shape = shape_of(role.config)
     lora = levers.lora_r if role.trained else 0
     own = shape.parameters
-    if not role.logits and not shape.tied and shape.vocabulary:
+    if not role.logits and not shape.tied:
         own -= shape.embeddings  # a scalar head stands where the output layer was
-    weights = 4.0 * own
-    if levers.load_in_4bit and (lora or not role.trained):
-        weights -= (4.0 - NF4_BYTES) * shape.in_linear
+    is_whole = role.trained and not lora
+    width = 4.0 if is_whole else float(role.stored.itemsize)
+    base = width * own
+    if levers.load_in_4bit and not is_whole:
+        base -= (width - NF4_BYTES) * shape.in_linear
     trained = (shape.lora(lora) if lora else own) if role.trained else 0
-    weights = (weights if role.owns_base else 0.0) + (4.0 * trained if lora else 0.0)
+    weights = (base if role.owns_base or is_whole else 0.0) + (4.0 * trained if lora else 0.0)
     weights += 4.0 * role.copies * trained
-    if dtype != torch.float32 and role.trained and not lora:
+    if dtype != torch.float32 and is_whole:
         weights += 2.0 * shape.in_linear  # autocast keeps a copy of what has gradients, for the pass
     activations = 0.0
     if role.trained:
-        activations = pass_bytes(shape, tokens, work.length, lora, dtype, recompute)
+        activations = layer_bytes(shape, tokens, work.length, lora, dtype, recompute)
         activations += head_bytes(shape, tokens, bool(lora), role.logits)
-    sampled = work.cached_tokens if role.name == "policy" else 0
-    width = 4 if dtype == torch.float32 else 2
     return Needs(
         weights=weights,
         gradients=4.0 * trained,
         optimiser=MOMENTS_BYTES.get(levers.optim, 8.0) * trained,
         activations=activations,
-        cache=float(sampled * shape.cache_per_token(width)),
+        cache=float(cached(role, work) * shape.cache_per_token(dtype.itemsize)),
     )
 
 
-def pass_bytes(
+def cached(role: Role, work: Work) -> int:
+    """Tokens whose keys and values a role keeps at once."""
+    if role.name != "policy" or not work.cached_tokens:
+        return 0
+    layers, _, _, kv, _, _ = sizes(role.config)
+    return min(work.cached_tokens, floor_power(CACHE_BYTES / (4 * 2 * layers * kv)))
+
+
+def layer_bytes(
     shape: Shape, tokens: int, length: int, lora_r: int, dtype: torch.dtype, recompute: bool
 ) -> float:
     """Activations of the layers of a pass that are kept for its gradient."""
@@ -306,3 +346,177 @@ def head_bytes(shape: Shape, tokens: int, lora: bool, logits: bool) -> float:
         return 12.0 * shape.width * tokens
     at_once = 4.0 * min(4.0 * tokens * shape.vocabulary, LOGITS_BYTES)
     return at_once + (0.0 if lora else 4.0 * shape.embeddings)
+
+
+# ------------------------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a process may use at most, what is free now (bytes), and what that is of."""
+
+    most: float
+    free: float
+    name: str
+    is_cpu: bool
+
+    @classmethod
+    def here(cls, device: torch.device) -> "Machine":
+        """This one, or its GPU."""
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            return cls(float(total), float(free), torch.cuda.get_device_name(device), False)
+        return cls(machine_memory(), free_memory(), "this machine", True)
+
+    @property
+    def process(self) -> float:
+        """What interpreter and libraries take, or a CUDA context."""
+        return 0.5 * GIB if self.is_cpu else 1.0 * GIB
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each role of a stage takes, and how large its passes are."""
+
+    needs: Mapping[str, Needs]
+    tokens: int
+    recompute: bool
+
+    @property
+    def kept(self) -> float:
+        """Weights and optimisers, which are there all the time."""
+        return sum(n.weights + n.optimiser for n in self.needs.values())
+
+    @property
+    def total(self) -> float:
+        """The most at any time: in an update, or while sampling. One role's pass is under way at a time."""
+        update = sum(n.gradients for n in self.needs.values())
+        update += max((n.activations for n in self.needs.values()), default=0.0)
+        return self.kept + max(update, sum(n.cache for n in self.needs.values()))
+
+    def fits(self, machine: Machine) -> bool:
+        """Whether a process on this machine can have so much at all."""
+        return self.total + machine.process <= machine.most
+
+
+def plan(work: Work, levers: Levers, dtype: torch.dtype, machine: Machine) -> Plan:
+    """The size of passes that fits, and what a step takes with it. Activations are made again where a row
+    would not fit otherwise."""
+    given = levers.gradient_checkpointing
+    for recompute in (False, True) if given is None else (given,):
+        tokens = levers.micro_batch_tokens or tokens_that_fit(work, levers, dtype, machine, recompute)
+        found = with_tokens(work, levers, dtype, tokens, recompute)
+        if recompute or given is not None:
+            break
+        if tokens >= work.row_tokens and found.fits(machine):
+            break
+    return found
+
+
+def with_tokens(work: Work, levers: Levers, dtype: torch.dtype, tokens: int, recompute: bool) -> Plan:
+    """What a step takes whose passes have so many tokens, and one row at least."""
+    in_pass = min(max(tokens, work.row_tokens), work.row_tokens * work.batch_rows)
+    found = {role.name: needs(role, work, levers, dtype, in_pass, recompute) for role in work.roles}
+    return Plan(found, tokens, recompute)
+
+
+def tokens_that_fit(work: Work, levers: Levers, dtype: torch.dtype, machine: Machine, recompute: bool) -> int:
+    """``micro_batch_tokens``: the power of two whose activations have room beside all else. What is free at
+    the moment does not count: the same command has the same passes another day."""
+    one = with_tokens(dataclasses.replace(work, row_tokens=1), levers, dtype, 1, recompute)
+    room = machine.most - machine.process - one.total
+    room = min(room, CPU_PASS_BYTES) if machine.is_cpu else 0.9 * room
+    each = max(n.activations for n in one.needs.values())
+    return floor_power(room / each)
+
+
+REMEDIES: tuple[Mapping[str, Any], ...] = (
+    {"micro_batch_tokens": None},
+    {"gradient_checkpointing": True},
+    {"lora_r": 16},
+    {"load_in_4bit": True},
+    {"optim": "adamw_8bit"},
+)
+"""What makes a step smaller, the cheapest first; each stands on those before it."""
+
+
+def remedy(options: Any, work_of: Callable[[Any], Work], dtype: torch.dtype, machine: Machine) -> str:
+    """The settings with which a stage would fit, in a sentence."""
+    changes: dict[str, Any] = {}
+    for change in REMEDIES:
+        ((name, value),) = change.items()
+        if not hasattr(options, name) or getattr(options, name) == value:
+            continue
+        if name == "lora_r" and options.lora_r:
+            continue
+        changes[name] = value
+        options = dataclasses.replace(options, **{name: value})
+        found = plan(work_of(options), Levers.of(options), dtype, machine)
+        if found.fits(machine):
+            changes = {k: found.tokens if k == "micro_batch_tokens" else v for k, v in changes.items()}
+            text = " ".join(f"--{k} {str(v).lower()}" for k, v in changes.items())
+            return f"it would with {text} ({(found.total + machine.process) / GIB:.1f} GiB)"
+    return "no setting here makes it fit: take a smaller model, shorter rows, or a larger machine"
+
+
+def lines(found: Plan, machine: Machine) -> list[str]:
+    """The plan in one or two sentences."""
+    parts = {
+        "weights": sum(n.weights for n in found.needs.values()),
+        "gradients": sum(n.gradients for n in found.needs.values()),
+        "optimiser": sum(n.optimiser for n in found.needs.values()),
+        "activations": max(n.activations for n in found.needs.values()),
+        "cache": sum(n.cache for n in found.needs.values()),
+    }
+    told = ", ".join(f"{name} {value / GIB:.2f}" for name, value in parts.items() if value)
+    again = ", activations made again for the gradient" if found.recompute else ""
+    first = (
+        f"plan: {(found.total + machine.process) / GIB:.1f} GiB of {machine.most / GIB:.1f} that it may have "
+        f"({told}), passes of {found.tokens:,} tokens{again}"
+    )
+    if found.total + machine.process > machine.free:
+        short = f"plan: only {machine.free / GIB:.1f} GiB are free on {machine.name} now; end other programs"
+        return [first, short]
+    return [first]
+
+
+def settled(options: Any, stage: Any, work_of: Callable[[Any], Work]) -> Any:
+    """A stage's options with ``micro_batch_tokens`` and ``gradient_checkpointing`` chosen where they were not
+    given, as ``stage`` records; the plan is said where a model is not small.
+
+    Raises:
+        UsageError: it cannot fit this machine; names what would.
+    """
+    names = ("micro_batch_tokens", "gradient_checkpointing")
+    kept = {name: stage.chosen(name) for name in names}
+    # What was chosen when it was begun stays, or what goes on would not be what began.
+    missing = {name: kept[name] for name in names if getattr(options, name) is None}
+    options = dataclasses.replace(options, **missing)
+    work = work_of(options)
+    if all(is_small(role.config) for role in work.roles):
+        found = Plan({}, options.micro_batch_tokens or MOST_TOKENS, bool(options.gradient_checkpointing))
+    else:
+        machine = Machine.here(stage.device)
+        found = plan(work, Levers.of(options), stage.dtype, machine)
+        if not found.fits(machine):
+            raise UsageError(refusal(options, found, stage.name, work_of, stage.dtype, machine))
+        for line in lines(found, machine):
+            stage.say(line)
+    chosen = {"micro_batch_tokens": found.tokens, "gradient_checkpointing": found.recompute}
+    stage.choose(**chosen)
+    return dataclasses.replace(options, **chosen)
+
+
+def refusal(
+    options: Any,
+    found: Plan,
+    name: str,
+    work_of: Callable[[Any], Work],
+    dtype: torch.dtype,
+    machine: Machine,
+) -> str:
+    """Why a stage does not fit, and what would."""
+    return (
+        f"{name} needs {(found.total + machine.process) / GIB:.1f} GiB, and may have "
+        f"{machine.most / GIB:.1f} GiB of {machine.name}; {remedy(options, work_of, dtype, machine)}"
+    )

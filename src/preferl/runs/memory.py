@@ -21,13 +21,29 @@ def machine_memory() -> float:
     return min(_of_machine(), _of_container())
 
 
+def free_memory() -> float:
+    """Bytes that processes can still have now, what files in memory take included. Infinite where the system
+    does not say."""
+    in_container = _of_container()
+    try:
+        used = int((own_cgroup() / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        used = 0
+    return min(_meminfo("MemAvailable", "SwapFree"), in_container - used)
+
+
 def _of_machine() -> float:
+    return _meminfo("MemTotal", "SwapTotal")
+
+
+def _meminfo(*names: str) -> float:
+    """The sum of some rows of /proc/meminfo, in bytes."""
     try:
         lines = MEMINFO.read_text(encoding="ascii").splitlines()
     except OSError:  # not Linux
         return math.inf
     kib = dict(line.split(":", 1) for line in lines if ":" in line)
-    return sum(1024 * int(kib[name].split()[0]) for name in ("MemTotal", "SwapTotal") if name in kib)
+    return sum(1024 * int(kib[name].split()[0]) for name in names if name in kib)
 
 
 def _of_container() -> float:

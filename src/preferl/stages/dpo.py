@@ -32,7 +32,7 @@ from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, p
 from preferl.learning.optim import check_optim
 from preferl.learning.unpaired import KtoOptions, KtoTask, ResponseSplits, read_responses
 from preferl.maths import preference
-from preferl.models import load, lora
+from preferl.models import load, lora, plan
 from preferl.models.storage import same_weights, share_weights, twin
 from preferl.runs import devices
 from preferl.runs.checkpoint import Checkpoint
@@ -140,6 +140,7 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
     with Stage("dpo", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
+        config = plan.settled(config, stage, work_of)
         source = sources.load_source(**config.source()).training_on(config.split)
         policy, reference = load_policies(config, stage)
         source = load.read_by(source, [policy.tokenizer])
@@ -155,6 +156,27 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
         saved = stage.begin([*source.notes, *told])
         train(policy, reference, data, source.dev.prompts[: config.check_samples], config, stage, saved)
     return stage.path
+
+
+def work_of(config: DpoConfig) -> plan.Work:
+    """What is planned for."""
+    sequences = 1 if config.loss_type == KTO else 2
+    reference = config.ref_model or config.model_name_or_path
+    own = bool(config.ref_model) or not config.lora_r
+    checked = min(config.check_samples, config.sampling_batch_size)
+    return plan.Work(
+        roles=[
+            *plan.role("policy", config.model_name_or_path, trained=True),
+            *plan.role("reference", reference, owns_base=own),
+        ],
+        row_tokens=sequences * config.max_length,
+        length=config.max_length,
+        batch_rows=config.train_batch_size,
+        cached_tokens=checked * (plan.PROMPT_TOKENS + config.response_length),
+        read={"policy": 3, "reference": 1},
+        rows=config.rows_read,
+        epochs=config.num_train_epochs,
+    )
 
 
 def load_policies(config: DpoConfig, stage: Stage) -> tuple[Policy, Policy]:

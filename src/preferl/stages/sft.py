@@ -23,7 +23,7 @@ from preferl.data.tokens import Extent, cut_to_fit, example_ids, pad, parts_that
 from preferl.judging.scorers import say_what_was_cut
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
 from preferl.learning.optim import check_optim
-from preferl.models import load, lora, tiny
+from preferl.models import load, lora, plan, tiny
 from preferl.models.output_head import by_parts, head_for, states_before
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
@@ -88,6 +88,7 @@ def run(config: SftConfig, fresh: bool | str = False, callbacks: Sequence[Callba
     with Stage("sft", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
+        config = plan.settled(config, stage, work_of)
         source = sources.load_source(**config.source()).training_on(config.split)
         policy = starting_policy(config, source, stage)
         source = load.read_by(source, [policy.tokenizer])
@@ -111,6 +112,21 @@ def check_options(config: SftConfig) -> None:
         raise UsageError(f"hidden_size {config.hidden_size} is no multiple of num_heads {config.num_heads}")
     least = config.num_layers * config.hidden_size**2 + config.vocab_size * config.hidden_size
     refuse_too_large(4 * least, "a model of these vocab_size, hidden_size and num_layers")
+
+
+def work_of(config: SftConfig) -> plan.Work:
+    """What is planned for."""
+    checked = min(config.check_samples, config.sampling_batch_size)
+    return plan.Work(
+        roles=plan.role("policy", config.model_name_or_path, trained=True),
+        row_tokens=config.max_length,
+        length=config.max_length,
+        batch_rows=config.train_batch_size,
+        cached_tokens=checked * (plan.PROMPT_TOKENS + config.response_length),
+        read={"policy": 3},
+        rows=config.rows_read,
+        epochs=config.num_train_epochs,
+    )
 
 
 def starting_policy(config: SftConfig, source: Source, stage: Stage) -> Policy:
