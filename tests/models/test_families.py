@@ -24,18 +24,18 @@ import families
 import preferl
 from families import DECODERS, ENCODERS, save_decoder, save_encoder
 from preferl.models import load, passes
-from preferl.models.lora import lora_policy, merged
+from preferl.models.critic import critic_from_policy, token_values
+from preferl.models.lora import merged, with_lora
 from preferl.models.reward import (
     RewardModel,
-    critic_from_policy,
     fold_normalisation,
     load_reward_model,
     new_attribute_model,
-    save_adapter,
-    token_values,
-    with_lora,
+    save_reward_adapter,
+    with_new_adapter,
 )
-from preferl.runs.config import SamplingOptions
+from preferl.models.storage import Weights
+from preferl.runs.config import LoraOptions, SamplingOptions
 from preferl.runs.errors import UsageError
 from preferl.sampling import cached
 from preferl.sampling.policy import Policy
@@ -185,7 +185,7 @@ def test_lora_weights_train_on_any_family(name, saved, tmp_path):
     ids = torch.tensor([tokenizer("Is this so? Yes.")["input_ids"]])
     with torch.no_grad():
         before = model(ids).logits
-    adapted = lora_policy(model, saved(name), 2, 4.0)
+    adapted = with_lora(model, saved(name), LoraOptions(lora_r=2, lora_alpha=4.0))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         torch.testing.assert_close(adapted(ids).logits, before, atol=0, rtol=0)
@@ -364,7 +364,7 @@ def test_a_mamba_2_that_no_zamba_2_computes_says_what_works(tmp_path, monkeypatc
 
 def test_lora_weights_of_a_twin_are_put_on_it_again(saved, tmp_path):
     model, _ = load_reward_model(saved("mamba2"), CPU, new_head_allowed=True)
-    adapted = with_lora(model, saved("mamba2"), 2, 4.0, 0.0)
+    adapted = with_new_adapter(model, saved("mamba2"), LoraOptions(lora_r=2, lora_alpha=4.0))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in adapted.parameters():
@@ -372,7 +372,7 @@ def test_lora_weights_of_a_twin_are_put_on_it_again(saved, tmp_path):
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         ids = torch.arange(5, 25)[None]
         before = adapted(ids).logits
-        save_adapter(adapted, tmp_path / "adapter", "last")
+        save_reward_adapter(adapted, tmp_path / "adapter", "last")
         after = load_reward_model(str(tmp_path / "adapter"), CPU)[0](ids).logits
     torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
 
@@ -382,9 +382,10 @@ def test_lora_weights_of_a_twin_are_put_on_it_again(saved, tmp_path):
 def test_an_encoder_becomes_a_reward_model(name, lora, tmp_path):
     """New layers between trunk and head are trained and saved with it, with LoRA too."""
     start = str(save_encoder(tmp_path / "start", name))
-    model, tokenizer = load_reward_model(start, CPU, new_head_allowed=True)
+    kept = Weights.FROZEN if lora else Weights.TRAINED
+    model, tokenizer = load_reward_model(start, CPU, new_head_allowed=True, weights=kept)
     if lora:
-        model = with_lora(model, start, 2, 4.0, 0.0)
+        model = with_new_adapter(model, start, LoraOptions(lora_r=2, lora_alpha=4.0))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -394,7 +395,7 @@ def test_an_encoder_becomes_a_reward_model(name, lora, tmp_path):
     texts = ["Yes.", "No, it is not."]
     scores = RewardModel(model, tokenizer)(["Is it so?"] * 2, texts)
     if lora:
-        save_adapter(model, tmp_path / "adapter", "last")
+        save_reward_adapter(model, tmp_path / "adapter", "last")
         again = RewardModel.load(str(tmp_path / "adapter"), "cpu")(["Is it so?"] * 2, texts)
         assert again == pytest.approx(scores, abs=1e-4)
         model = model.merge_and_unload()

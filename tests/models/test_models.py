@@ -9,16 +9,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from preferl.data.tokens import pad, scored_ids
 from preferl.models import load, tiny
+from preferl.models.critic import critic_from_policy, critic_from_reward_model, token_values
 from preferl.models.reward import (
     RewardModel,
-    critic_from_policy,
-    critic_from_reward_model,
     fold_normalisation,
     is_decoder,
     load_reward_model,
     raw_scores,
     scalar_head,
-    token_values,
 )
 from preferl.runs.errors import UsageError
 

@@ -23,9 +23,9 @@ from preferl.models.attributes import (
     parse_mixture,
     split_mixture,
 )
+from preferl.models.critic import critic_from_reward_model
 from preferl.models.reward import (
     RewardModel,
-    critic_from_reward_model,
     load_attribute_model,
     load_reward_model,
     new_attribute_model,

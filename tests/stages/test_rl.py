@@ -12,7 +12,7 @@ import yaml
 from preferl import cli
 from preferl.learning.algorithms import ALGORITHMS, Batch
 from preferl.models import load
-from preferl.models.reward import token_values
+from preferl.models.critic import token_values
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.sampling.samples import rows_of
 from preferl.stages import rl

@@ -15,7 +15,8 @@ from preferl.learning.algorithms import ALGORITHMS, MicroBatch
 from preferl.learning.meter import Meter
 from preferl.learning.models import load_models
 from preferl.models import load
-from preferl.models.reward import load_reward_model, token_values
+from preferl.models.critic import token_values
+from preferl.models.reward import load_reward_model
 from preferl.runs.errors import DivergedError
 from preferl.sampling.samples import rows_of
 from preferl.stages import rl

@@ -30,9 +30,15 @@ from preferl.models.reward import (
 from preferl.models.storage import Weights, as_trained, share_weights, twin
 from preferl.runs.config import LoraOptions
 
+NO_LORA = LoraOptions()
+
 
 def critic_from_reward_model(
-    reward_model: Any, reward_tokenizer: Any, policy_tokenizer: Any, name: str, lora: LoraOptions
+    reward_model: Any,
+    reward_tokenizer: Any,
+    policy_tokenizer: Any,
+    name: str = "",
+    lora: LoraOptions = NO_LORA,
 ) -> Any:
     """A trainable model that starts as a reward model and reads the policy's tokens, or None where it cannot.
 
@@ -53,7 +59,10 @@ def critic_from_reward_model(
 
 
 def critic_from_policy(
-    name_or_path: str, device: torch.device, lora: LoraOptions, beside: torch.nn.Module | None = None
+    name_or_path: str,
+    device: torch.device,
+    lora: LoraOptions = NO_LORA,
+    beside: torch.nn.Module | None = None,
 ) -> Any:
     """A critic on the SFT model's trunk with a zero head: the first values are 0. With LoRA it shares the
     weights of ``beside``, a model on the same trunk."""

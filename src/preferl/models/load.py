@@ -35,6 +35,7 @@ from preferl.models.adapters import CONFIG as ADAPTER_FILE
 from preferl.models.adapters import Adapter, find_adapter, merge
 from preferl.models.storage import (
     Weights,
+    compute_alike,
     keep_stored,
     narrow_dtype,
     quantisation,
@@ -154,6 +155,7 @@ def load_pretrained(
             f"random; give the directory of the right kind of model"
         )
     refuse_nonfinite(model, name_or_path)
+    compute_alike(model)
     if weights is not Weights.TRAINED:
         # The vocabulary's layer is as large as the embeddings; what stands on other trunks is small.
         writes = model.get_output_embeddings() is not None

@@ -18,7 +18,15 @@ from preferl.models import load
 from preferl.models.adapters import quiet_peft
 from preferl.models.load import model_directory
 from preferl.models.passes import base_of, layers_without_lora
-from preferl.models.storage import Weights, as_trained, is_quantised, own_weights, require_bitsandbytes, twin
+from preferl.models.storage import (
+    Weights,
+    as_trained,
+    dequantised,
+    is_quantised,
+    own_weights,
+    require_bitsandbytes,
+    twin,
+)
 from preferl.runs import distributed
 from preferl.runs.config import LoraOptions
 from preferl.runs.errors import UsageError
@@ -182,13 +190,16 @@ def ordinary(
         load_base: loads that, unquantised; called where the base in memory is quantised.
     """
     if is_quantised(base_of(adapted)):
-        say(
-            f"what was trained, and sampled in training, is the quantised '{base}' with its adapter; model/ "
-            f"is the adapter merged into '{base}' as it is stored"
-        )
         from peft import PeftModel
 
-        whole = load_base()
+        whole: Any = load_base()
+        stored = "as it is stored"
+        if is_quantised(whole):  # there is no other
+            whole, stored = dequantised(whole), "with its weights dequantised"
+        say(
+            f"what was trained, and sampled in training, is the quantised '{base}' with its adapter; model/ "
+            f"is the adapter merged into '{base}' {stored}"
+        )
         with quiet_peft():
             adapted = PeftModel.from_pretrained(whole, str(adapter))
     return merged(adapted).eval()

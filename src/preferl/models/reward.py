@@ -49,7 +49,7 @@ from preferl.models.load import (
     refuse_to_quantise,
     sizes_of,
 )
-from preferl.models.lora import ADAPTER_NOTES, with_lora
+from preferl.models.lora import ADAPTER_NOTES, save_adapter, with_lora
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
 from preferl.models.passes import TOLERANCE, base_of, takes
 from preferl.models.plan import forward_tokens
@@ -391,6 +391,11 @@ def adapter_notes(adapter: Adapter) -> dict[str, Any]:
 def with_new_adapter(model: Any, name: str, lora: LoraOptions, dropout: float = 0.0) -> Any:
     """A reward model or critic with new LoRA weights, whose head is trained as it is."""
     return with_lora(model, name, lora, dropout, parts_on_trunk(model))
+
+
+def save_reward_adapter(adapted: Any, path: Path, pooling: str) -> None:
+    """Writes LoRA weights and head, and beside them what ``load_reward_model`` needs to put them together."""
+    save_adapter(adapted, path, pooling=pooling, reward_mean=reward_mean(adapted))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch.nn import functional as F
 from transformers.utils import cached_file
@@ -99,23 +100,73 @@ class _Product(torch.autograd.Function):
 STORED: dict[type, type] = {torch.nn.Linear: StoredLinear, torch.nn.Embedding: StoredEmbedding}
 
 
-def keep_stored(model: torch.nn.Module, wide: Callable[[str], bool] = lambda name: False) -> None:
+def keep_stored(model: Any, wide: Callable[[str], bool] = lambda name: False) -> None:
     """Lets a frozen model with narrow weights compute in float32, in place: the weights of its linear layers
     and embeddings stay as they are stored, all else (norms, biases, layers of other kinds) becomes float32.
+    All becomes float32 in families that cast what they compute to the dtype of a weight; that is tried.
 
     Args:
         model: the model.
         wide: whether a layer of this name becomes float32 too.
     """
-    stay: set[int] = set()
+    users: dict[int, list[torch.nn.Module]] = {}
     for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                users.setdefault(id(parameter), []).append(module)
         if type(module) in STORED and module.weight.dtype in NARROW.values() and not wide(name):
             module.__class__ = STORED[type(module)]
-            stay.add(id(module.weight))
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and id(tensor) not in stay:
-            tensor.data = tensor.data.float()
+    # A weight that is tied stays narrow where all layers that use it can read it so.
+    stay = {key for key, modules in users.items() if all(_is_stored(module) for module in modules)}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or (name == "weight" and id(parameter) in stay):
+                continue
+            if parameter.is_floating_point():  # quantised ones are bytes
+                parameter.data = parameter.data.float()
+    _widen_buffers(model)
+    if narrow_dtype(model) is not None and _casts_to_weights(model):
+        as_trained(model)
     model.requires_grad_(False)
+
+
+def _widen_buffers(model: Any) -> None:
+    """Buffers in float32. Those that are in no file were computed from the configuration in the dtype that
+    the weights were loaded in, and are computed again."""
+    if all(buffer.dtype not in NARROW.values() for buffer in model.buffers()):
+        return
+    with init_empty_weights(include_buffers=False):
+        skeleton = type(model)(model.config)
+    stored = model.state_dict().keys()
+    computed = dict(skeleton.named_buffers())
+    for name, buffer in model.named_buffers():
+        if buffer.dtype in NARROW.values():
+            fresh = buffer if name in stored else computed[name]
+            buffer.data = fresh.data.to(buffer.device, torch.float32)
+
+
+def _is_stored(module: torch.nn.Module) -> bool:
+    return type(module) in STORED.values()
+
+
+@torch.no_grad()
+def _casts_to_weights(model: Any) -> bool:
+    """Whether anything in a model is computed in its weights' dtype, and not in float32: tried on some
+    tokens."""
+    narrow: list[torch.nn.Module] = []
+
+    def look(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and torch.is_tensor(inputs[0]) and inputs[0].dtype in NARROW.values():
+            narrow.append(module)
+
+    hooks = [module.register_forward_pre_hook(look) for module in model.modules()]
+    size = model.config.get_text_config().vocab_size
+    try:
+        model(input_ids=torch.arange(8, device=model.device)[None] % size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return bool(narrow)
 
 
 def as_trained(model: torch.nn.Module) -> None:
@@ -132,7 +183,8 @@ def as_trained(model: torch.nn.Module) -> None:
 def narrow_dtype(model: torch.nn.Module) -> torch.dtype | None:
     """The dtype in which a model's layers are stored where they compute in another one; None for all
     others."""
-    return next((m.weight.dtype for m in model.modules() if type(m) in STORED.values()), None)
+    kinds = (module.weight.dtype for module in model.modules() if _is_stored(module))
+    return next((kind for kind in kinds if kind in NARROW.values()), None)
 
 
 # ------------------------------------------------------------------------------------- once for several roles
@@ -241,6 +293,28 @@ def require_bitsandbytes(option: str) -> None:
         raise UsageError(
             f"{option} needs the package bitsandbytes, which is not installed: pip install preferl[quant]"
         )
+
+
+def dequantised(model: Any) -> Any:
+    """An ordinary model in float32 with the weights that a quantised one stands for."""
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    config.dtype = torch.float32
+    with init_empty_weights(include_buffers=False):
+        plain = type(model)(config)
+    plain.load_state_dict(model.dequantize().state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain.requires_grad_(False).eval()
+
+
+def compute_alike(model: torch.nn.Module) -> None:
+    """Lets the layers of a quantised model compute the same with and without gradients, in place: on CPUs
+    with bfloat16 bitsandbytes has a faster and coarser product for passes without, so that what is sampled
+    would not be what is trained."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def is_quantised(model: Any) -> bool:

@@ -246,7 +246,8 @@ def named_state(
     for name, parameter in parameters.items():
         tensors[f"weights/{name}"] = parameter
         for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"moments/{name}/{moment}"] = value
+            # bitsandbytes counts steps in Python's integers.
+            tensors[f"moments/{name}/{moment}"] = torch.tensor(value) if isinstance(value, int) else value
     return tensors
 
 
@@ -262,13 +263,16 @@ def restore_named_state(
         KeyError: a parameter is not in the checkpoint.
     """
     numbers = {id(p): i for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
-    moments: dict[int, dict[str, torch.Tensor]] = {}
+    moments: dict[int, dict[str, Any]] = {}
     for name, parameter in parameters.items():
         parameter.copy_(tensors[f"weights/{name}"])
         start = f"moments/{name}/"
         own = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
         if own:
-            moments[numbers[id(parameter)]] = own
+            moments[numbers[id(parameter)]] = {
+                key: int(value) if value.dtype == torch.int64 and value.dim() == 0 else value
+                for key, value in own.items()
+            }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
