@@ -191,7 +191,7 @@ def floor_power(most: float) -> int:
     return 1 << min(max(int(most).bit_length() - 1, 0), MOST_TOKENS.bit_length() - 1)
 
 
-# ------------------------------------------------------------------------------------------------ what it takes
+# --------------------------------------------------------------------------------------------- what it takes
 
 
 @dataclass(frozen=True)
@@ -278,13 +278,20 @@ class Levers:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of one role. ``transient`` is there while a pass is under way: activations and logits."""
+    """Bytes of one role. Activations and logits are there while a pass of it is under way, a cache while it
+    samples."""
 
     weights: float
     gradients: float
     optimiser: float
     activations: float
+    logits: float
     cache: float
+
+    @property
+    def in_pass(self) -> float:
+        """What is there only while a pass with its gradient is under way."""
+        return self.activations + self.logits
 
 
 NF4_BYTES = 4.127 / 8  # of a weight: four bits, and its share of twice quantised scales (arXiv 2305.14314)
@@ -308,15 +315,16 @@ def needs(role: Role, work: Work, levers: Levers, dtype: torch.dtype, tokens: in
     weights += 4.0 * role.copies * trained
     if dtype != torch.float32 and is_whole:
         weights += 2.0 * shape.in_linear  # autocast keeps a copy of what has gradients, for the pass
-    activations = 0.0
+    activations = logits = 0.0
     if role.trained:
         activations = layer_bytes(shape, tokens, work.length, lora, dtype, recompute)
-        activations += head_bytes(shape, tokens, bool(lora), role.logits)
+        logits = head_bytes(shape, tokens, bool(lora), role.logits)
     return Needs(
         weights=weights,
         gradients=4.0 * trained,
         optimiser=MOMENTS_BYTES.get(levers.optim, 8.0) * trained,
         activations=activations,
+        logits=logits,
         cache=float(cached(role, work) * shape.cache_per_token(dtype.itemsize)),
     )
 
@@ -391,7 +399,7 @@ class Plan:
     def total(self) -> float:
         """The most at any time: in an update, or while sampling. One role's pass is under way at a time."""
         update = sum(n.gradients for n in self.needs.values())
-        update += max((n.activations for n in self.needs.values()), default=0.0)
+        update += max((n.in_pass for n in self.needs.values()), default=0.0)
         return self.kept + max(update, sum(n.cache for n in self.needs.values()))
 
     def fits(self, machine: Machine) -> bool:
@@ -408,7 +416,8 @@ def plan(work: Work, levers: Levers, dtype: torch.dtype, machine: Machine) -> Pl
         found = with_tokens(work, levers, dtype, tokens, recompute)
         if recompute or given is not None:
             break
-        if tokens >= work.row_tokens and found.fits(machine):
+        largest = max(n.activations for n in found.needs.values())
+        if found.fits(machine) and not (machine.is_cpu and largest > CPU_PASS_BYTES):
             break
     return found
 
@@ -423,11 +432,14 @@ def with_tokens(work: Work, levers: Levers, dtype: torch.dtype, tokens: int, rec
 def tokens_that_fit(work: Work, levers: Levers, dtype: torch.dtype, machine: Machine, recompute: bool) -> int:
     """``micro_batch_tokens``: the power of two whose activations have room beside all else. What is free at
     the moment does not count: the same command has the same passes another day."""
-    one = with_tokens(dataclasses.replace(work, row_tokens=1), levers, dtype, 1, recompute)
-    room = machine.most - machine.process - one.total
-    room = min(room, CPU_PASS_BYTES) if machine.is_cpu else 0.9 * room
-    each = max(n.activations for n in one.needs.values())
-    return floor_power(room / each)
+    tokens, single = MOST_TOKENS, dataclasses.replace(work, row_tokens=1, batch_rows=MOST_TOKENS)
+    while tokens > 1:
+        found = with_tokens(single, levers, dtype, tokens, recompute)
+        largest = max(n.activations for n in found.needs.values())
+        if found.fits(machine) and not (machine.is_cpu and largest > CPU_PASS_BYTES):
+            break
+        tokens //= 2
+    return tokens
 
 
 REMEDIES: tuple[Mapping[str, Any], ...] = (
@@ -465,7 +477,7 @@ def lines(found: Plan, machine: Machine) -> list[str]:
         "weights": sum(n.weights for n in found.needs.values()),
         "gradients": sum(n.gradients for n in found.needs.values()),
         "optimiser": sum(n.optimiser for n in found.needs.values()),
-        "activations": max(n.activations for n in found.needs.values()),
+        "activations": max(n.in_pass for n in found.needs.values()),
         "cache": sum(n.cache for n in found.needs.values()),
     }
     told = ", ".join(f"{name} {value / GIB:.2f}" for name, value in parts.items() if value)
