@@ -196,8 +196,11 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(real_directory, tm
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"a {i}", "completion": "b"}) + "\n" for i in range(9)))
     config = sft.SftConfig(
-        output_dir=str(tmp_path / "sft"), model_name_or_path=real_directory, dataset_name=str(rows), device="cpu"
-    )  # fmt: skip
+        output_dir=str(tmp_path / "sft"),
+        model_name_or_path=real_directory,
+        dataset_name=str(rows),
+        device="cpu",
+    )
     monkeypatch.setattr(plan, "machine_memory", lambda: 2.0 * GIB)
     with pytest.raises(UsageError, match=r"sft needs 3\.\d GiB, and may have 2\.0 GiB .* with --lora_r 16"):
         sft.run(config)

@@ -55,7 +55,7 @@ def case(request, policy_directory, tmp_path, monkeypatch):
         return reward, reward.RewardConfig(**usual | FIT, audit=False)
     algorithm = request.param.removeprefix("rl ")
     return rl, rl.RlConfig(
-        **usual, algorithm=algorithm, reward_model="length", num_iterations=1, batch_size=8, num_generations=0,
+        **usual, algorithm=algorithm, reward_model="length", num_iterations=1, batch_size=8,
         num_mini_batches=1, num_ppo_epochs=1, response_length=10, eval_every=0, save_every=0,
     )  # fmt: skip
 
@@ -205,7 +205,7 @@ def test_reward_is_on_one_device(on_meta):
 
 @pytest.mark.parametrize("name", ["ppo", "rloo", "online_dpo"])
 def test_rl_is_on_one_device(on_meta, name):
-    mode, model, critic = on_meta
+    _, model, critic = on_meta
     part, algorithm = samples(), find_algorithm(name)
     policy = distributions(model, part)
     zeros_BT = torch.zeros(part.mask_BT.shape, device="meta")

@@ -49,11 +49,12 @@ SMALL = 10_000_000
 """A model of fewer parameters is never planned for: whatever batch it has fits."""
 MOST_TOKENS = 1 << 20
 """``micro_batch_tokens`` where a pass needs no bound."""
-CPU_PASS_BYTES = 1 * GIB
-"""Activations of a pass on a CPU at most, where one row has fewer: larger passes are no faster there."""
+CPU_PASS_BYTES, CPU_PASS_TOKENS = 1 * GIB, 1024
+"""Activations and tokens of a pass on a CPU at most, where one row has fewer: larger passes are no faster
+there."""
 FORWARD_BYTES = 256 * MIB
 """Of a pass without a gradient, beside the weights."""
-CACHE_BYTES = 2 * GIB
+CACHE_BYTES = {"cpu": GIB // 2, "cuda": 8 * GIB}
 """Keys and values (float32) of a sampling policy at most, where one row has fewer."""
 PROMPT_TOKENS = 128
 """Of a prompt, where nothing bounds it: what is planned for."""
@@ -178,7 +179,7 @@ def cache_tokens(model: Any) -> int | None:
     if is_small(config):
         return None
     layers, _, _, kv, _, _ = sizes(config)
-    return floor_power(CACHE_BYTES / (4 * 2 * layers * kv))
+    return floor_power(CACHE_BYTES.get(model.device.type, CACHE_BYTES["cpu"]) / (4 * 2 * layers * kv))
 
 
 def is_small(config: Any) -> bool:
@@ -298,7 +299,15 @@ NF4_BYTES = 4.127 / 8  # of a weight: four bits, and its share of twice quantise
 MOMENTS_BYTES = {"adamw": 8.0, "adamw_8bit": 2.03}  # of a trained weight; in 8 bits with a scale for 256
 
 
-def needs(role: Role, work: Work, levers: Levers, dtype: torch.dtype, tokens: int, recompute: bool) -> Needs:
+def needs(
+    role: Role,
+    work: Work,
+    levers: Levers,
+    dtype: torch.dtype,
+    tokens: int,
+    recompute: bool,
+    device: str = "cpu",
+) -> Needs:
     """What a role takes in a stage whose passes have so many padded tokens."""
     shape = shape_of(role.config)
     lora = levers.lora_r if role.trained else 0
@@ -325,16 +334,16 @@ def needs(role: Role, work: Work, levers: Levers, dtype: torch.dtype, tokens: in
         optimiser=MOMENTS_BYTES.get(levers.optim, 8.0) * trained,
         activations=activations,
         logits=logits,
-        cache=float(cached(role, work) * shape.cache_per_token(dtype.itemsize)),
+        cache=float(cached(role, work, device) * shape.cache_per_token(dtype.itemsize)),
     )
 
 
-def cached(role: Role, work: Work) -> int:
+def cached(role: Role, work: Work, device: str) -> int:
     """Tokens whose keys and values a role keeps at once."""
     if role.name != "policy" or not work.cached_tokens:
         return 0
     layers, _, _, kv, _, _ = sizes(role.config)
-    return min(work.cached_tokens, floor_power(CACHE_BYTES / (4 * 2 * layers * kv)))
+    return min(work.cached_tokens, floor_power(CACHE_BYTES[device] / (4 * 2 * layers * kv)))
 
 
 def layer_bytes(
@@ -377,6 +386,10 @@ class Machine:
         return cls(machine_memory(), free_memory(), "this machine", True)
 
     @property
+    def device(self) -> str:
+        return "cpu" if self.is_cpu else "cuda"
+
+    @property
     def process(self) -> float:
         """What interpreter and libraries take, or a CUDA context."""
         return 0.5 * GIB if self.is_cpu else 1.0 * GIB
@@ -402,6 +415,11 @@ class Plan:
         update += max((n.in_pass for n in self.needs.values()), default=0.0)
         return self.kept + max(update, sum(n.cache for n in self.needs.values()))
 
+    @property
+    def is_large(self) -> bool:
+        """Whether a pass keeps more than it should on a CPU."""
+        return max(n.activations for n in self.needs.values()) > CPU_PASS_BYTES
+
     def fits(self, machine: Machine) -> bool:
         """Whether a process on this machine can have so much at all."""
         return self.total + machine.process <= machine.most
@@ -413,30 +431,31 @@ def plan(work: Work, levers: Levers, dtype: torch.dtype, machine: Machine) -> Pl
     given = levers.gradient_checkpointing
     for recompute in (False, True) if given is None else (given,):
         tokens = levers.micro_batch_tokens or tokens_that_fit(work, levers, dtype, machine, recompute)
-        found = with_tokens(work, levers, dtype, tokens, recompute)
+        found = with_tokens(work, levers, dtype, tokens, recompute, machine.device)
         if recompute or given is not None:
             break
-        largest = max(n.activations for n in found.needs.values())
-        if found.fits(machine) and not (machine.is_cpu and largest > CPU_PASS_BYTES):
+        if found.fits(machine) and not (machine.is_cpu and found.is_large):
             break
     return found
 
 
-def with_tokens(work: Work, levers: Levers, dtype: torch.dtype, tokens: int, recompute: bool) -> Plan:
+def with_tokens(
+    work: Work, levers: Levers, dtype: torch.dtype, tokens: int, recompute: bool, device: str = "cpu"
+) -> Plan:
     """What a step takes whose passes have so many tokens, and one row at least."""
     in_pass = min(max(tokens, work.row_tokens), work.row_tokens * work.batch_rows)
-    found = {role.name: needs(role, work, levers, dtype, in_pass, recompute) for role in work.roles}
+    found = {role.name: needs(role, work, levers, dtype, in_pass, recompute, device) for role in work.roles}
     return Plan(found, tokens, recompute)
 
 
 def tokens_that_fit(work: Work, levers: Levers, dtype: torch.dtype, machine: Machine, recompute: bool) -> int:
     """``micro_batch_tokens``: the power of two whose activations have room beside all else. What is free at
     the moment does not count: the same command has the same passes another day."""
-    tokens, single = MOST_TOKENS, dataclasses.replace(work, row_tokens=1, batch_rows=MOST_TOKENS)
+    tokens = CPU_PASS_TOKENS if machine.is_cpu else MOST_TOKENS
+    single = dataclasses.replace(work, row_tokens=1, batch_rows=MOST_TOKENS)
     while tokens > 1:
-        found = with_tokens(single, levers, dtype, tokens, recompute)
-        largest = max(n.activations for n in found.needs.values())
-        if found.fits(machine) and not (machine.is_cpu and largest > CPU_PASS_BYTES):
+        found = with_tokens(single, levers, dtype, tokens, recompute, machine.device)
+        if found.fits(machine) and not (machine.is_cpu and found.is_large):
             break
         tokens //= 2
     return tokens
@@ -532,3 +551,34 @@ def refusal(
         f"{name} needs {(found.total + machine.process) / GIB:.1f} GiB, and may have "
         f"{machine.most / GIB:.1f} GiB of {machine.name}; {remedy(options, work_of, dtype, machine)}"
     )
+
+
+def table(found: Plan) -> list[str]:
+    """What each role takes, in GiB."""
+    columns = [f.name for f in dataclasses.fields(Needs)]
+    rows = [f"{'GiB':<12}" + "".join(f"{column:>13}" for column in columns)]
+    for name, each in found.needs.items():
+        values = [getattr(each, column) for column in columns]
+        rows.append(f"{name:<12}" + "".join(f"{value / GIB:>13.2f}" for value in values))
+    return rows
+
+
+def time_lines(work: Work, found: Plan, rows: int | None, speed: float) -> list[str]:
+    """How often each role reads a row, and the hours that it takes at so many operations a second. A row is
+    taken to be as long as it may be, so that it is rather less."""
+    total = 1000 if rows is None else rows if work.rows is not None else rows * work.epochs
+    operations = 0.0
+    reads = []
+    for role in work.roles:
+        shape = shape_of(role.config)
+        each = work.read.get(role.name, 1.0)
+        if role.trained and found.recompute:
+            each *= 4 / 3  # one more pass beside a pass and its gradient, which costs two
+        reads.append(f"{role.name} {each:.3g}")
+        parameters = shape.in_linear + (shape.embeddings if role.logits else 0)
+        operations += 2.0 * parameters * each * total * work.row_tokens
+    counted = "for each 1,000 rows" if rows is None else f"for {total:,.0f} rows"
+    return [
+        f"passes over a row (a gradient counts two): {', '.join(reads)}",
+        f"at most about {operations / speed / 3600:.2g} hours {counted} at {speed / 1e9:,.0f} GFLOP/s",
+    ]
