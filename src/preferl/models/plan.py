@@ -6,7 +6,7 @@ D width, Q width of all heads, F width inside the MLP, S length of the row, r Lo
 
     both norms: their input, it divided, it scaled    6 D      (frozen norms: 4 D)
     queries, keys, values, what attention gives       4 Q      (keys and values repeated for every head)
-    gate, its activation, up, their product           4 F
+    gate, its activation, up, their product           4 F      (an MLP without a gate: 2 F)
     a row of the mask                                   S
     what LoRA's first matrices give                   r for each linear layer
 
@@ -84,19 +84,22 @@ class Shape:
         """Parameters of the input embeddings, and as many of an output layer of its own."""
         return self.vocabulary * self.width
 
+    @property
+    def is_gated(self) -> bool:
+        """Whether two layers read what goes into the MLP; so it is taken to be where none can be told."""
+        return dict(self.linear).get((self.width, self.inner), 2 * self.layers) >= 2 * self.layers
+
     def lora(self, r: int) -> int:
         """Parameters of LoRA weights of this rank on every linear layer."""
         return sum(count * r * (inputs + outputs) for (inputs, outputs), count in self.linear)
 
     def kept_per_token(self, length: int, lora_r: int = 0, autocast: bool = False) -> int:
         """Bytes that one layer keeps of each token for the gradient."""
-        norms = 4 if lora_r else 6
+        norms, mlp = 4 if lora_r else 6, (4 if self.is_gated else 2) * self.inner
         of_lora = lora_r * sum(count for _, count in self.linear) // max(self.layers, 1)
         if autocast:  # norms stay float32; each of five linear layers casts what it reads
-            return 4 * norms * self.width + 2 * (
-                5 * self.width + 4 * self.attention + 4 * self.inner + length
-            )
-        kept = norms * self.width + 4 * self.attention + 4 * self.inner + length + of_lora
+            return 4 * norms * self.width + 2 * (5 * self.width + 4 * self.attention + mlp + length)
+        kept = norms * self.width + 4 * self.attention + mlp + length + of_lora
         return 4 * kept
 
     def cache_per_token(self, width: int = 4) -> int:
@@ -480,6 +483,8 @@ def remedy(options: Any, work_of: Callable[[Any], Work], dtype: torch.dtype, mac
             continue
         if name == "lora_r" and options.lora_r:
             continue
+        if name == "gradient_checkpointing" and options.gradient_checkpointing is None:
+            continue  # it was chosen already
         changes[name] = value
         options = dataclasses.replace(options, **{name: value})
         found = plan(work_of(options), Levers.of(options), dtype, machine)
