@@ -12,6 +12,7 @@ from preferl import cli, pipeline
 from preferl.data.records import DataError, Pair, PromptRecord
 from preferl.data.sources import load_source
 from preferl.models import load, tiny
+from preferl.models.storage import Weights
 from preferl.runs.devices import generator
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.stage import Stage
@@ -139,7 +140,7 @@ def test_samples_are_laid_out_as_an_engine_would(language_model, tokenizer):
 
 def start(config):
     """The policy, and its log-probabilities of ``PAIRS`` as those of the reference."""
-    policy = Policy.load(config.model_name_or_path, CPU, torch.float32)
+    policy = Policy.load(config.model_name_or_path, CPU, torch.float32, None, Weights.TRAINED)
     return policy, dpo.pair_logprobs(policy, PAIRS, config)
 
 
@@ -289,7 +290,7 @@ def test_eos_ends_finished_responses_only(tokenizer):
 
 
 def test_a_response_that_a_stop_text_ended_has_no_eos(config, tokenizer, policy_directory):
-    policy = Policy.load(str(policy_directory), CPU)
+    policy = Policy.load(str(policy_directory), CPU, weights=Weights.TRAINED)
     config = dataclasses.replace(config, stop_sequences=["nice."])
     pairs = dpo.read_pairs(config, load_source(config.dataset_name), policy, policy)
     eos = tokenizer.eos_token_id
@@ -439,7 +440,10 @@ def test_a_reference_of_its_own_is_used(config, policy_directory, tokenizer, tmp
     config = dataclasses.replace(config, temperature=0.7)
     preferences = load_source(config.dataset_name)["dev"].pairs
     pairs = [dpo.encode(tokenizer, row, 128) for row in preferences]
-    policy, reference = Policy.load(str(policy_directory), CPU), Policy(other, tokenizer)
+    policy, reference = (
+        Policy.load(str(policy_directory), CPU, weights=Weights.TRAINED),
+        Policy(other, tokenizer),
+    )
     ratio_N2 = dpo.pair_logprobs(policy, pairs, config) - dpo.pair_logprobs(reference, pairs, config)
     assert rows[0]["dev/chosen_log_ratio"] == pytest.approx(float(ratio_N2[:, 0].mean()), abs=1e-4)
     assert abs(rows[0]["dev/chosen_log_ratio"]) > 0.1
@@ -448,7 +452,7 @@ def test_a_reference_of_its_own_is_used(config, policy_directory, tokenizer, tmp
 def test_the_kl_is_that_of_the_sampled_tokens(config, policy_directory, tokenizer, tmp_path):
     """log pi - log pi_ref of what was drawn, at the temperature at which it was drawn."""
     config = dataclasses.replace(config, temperature=0.8, micro_batch_size=1)
-    policy = Policy.load(str(policy_directory), CPU)
+    policy = Policy.load(str(policy_directory), CPU, weights=Weights.TRAINED)
     reference = Policy(make_language_model("llama", tokenizer), tokenizer)
     with torch.no_grad():
         for parameter in reference.model.parameters():

@@ -16,6 +16,7 @@ from preferl.judging.scorers import load_scorer
 from preferl.learning import comparisons, fit
 from preferl.models import load
 from preferl.models.reward import RewardModel, load_reward_model
+from preferl.models.storage import Weights
 from preferl.runs.errors import UsageError
 from preferl.sampling.policy import Policy
 from preferl.stages import reward
@@ -56,7 +57,9 @@ def metrics(stage) -> list[dict]:
 
 
 def scored_by_new_model(*rankings: Comparison, policy_directory):
-    model, tokenizer = load_reward_model(str(policy_directory), CPU, new_head_allowed=True)
+    model, tokenizer = load_reward_model(
+        str(policy_directory), CPU, new_head_allowed=True, weights=Weights.TRAINED
+    )
     scorer = RewardModel(model, tokenizer)
     encoded = [comparisons.encode(scorer, ranking, random.Random(0)) for ranking in rankings]
     return scorer, comparisons.scores_of_batch(model, tokenizer, encoded)

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers.utils import find_adapter_config_file
 
+from preferl.models.hub import check_hub
 from preferl.runs.errors import UsageError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -58,8 +59,9 @@ def find_adapter(source: str) -> Adapter | None:
     """The adapter at a directory or Hub name; None where a whole model, or nothing, is there.
 
     Raises:
-        UsageError: it does not name its base, or its weights are pickled.
+        UsageError: it does not name its base, its weights are pickled, or the Hub does not give it.
     """
+    check_hub(source)
     try:
         found = find_adapter_config_file(source)
     except OSError:  # no name of anything: whoever loads it says so

@@ -21,6 +21,8 @@ def stored_head(source: str) -> dict[str, torch.Tensor]:
         source: a directory or Hub name.
     """
     directory: Path | None = Path(source)
+    if directory.is_file():  # of another format
+        return {}
     if not directory.is_dir():
         found = cached_file(
             source,

@@ -8,6 +8,7 @@ numbers are not used.
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from preferl.data.templates import KWARGS, PLAIN_TEMPLATE, RESERVED
 from preferl.data.tokens import coder_of
 from preferl.models.adapters import CONFIG as ADAPTER_FILE
 from preferl.models.adapters import Adapter, find_adapter, merge
+from preferl.models.hub import check_hub
 from preferl.models.storage import (
     Weights,
     compute_alike,
@@ -62,6 +64,32 @@ def model_directory(name_or_path: str) -> str:
     return str(inside) if (inside / "config.json").exists() else str(name_or_path)
 
 
+def source_of(name_or_path: str) -> tuple[str, dict[str, str]]:
+    """Where transformers reads a model, and what else it is told: the name of a GGUF file, where a model is
+    given as such, or by a folder that holds one and nothing else of a model.
+
+    Raises:
+        UsageError: the package that reads such files is not installed.
+    """
+    source = Path(model_directory(name_or_path))
+    file = source if source.suffix == ".gguf" and source.is_file() else None
+    if source.is_dir() and not (source / "config.json").exists():
+        files = sorted(source.glob("*.gguf"))
+        if len(files) > 1:
+            raise UsageError(
+                f"'{name_or_path}' holds {len(files)} GGUF files ({', '.join(f.name for f in files[:4])}); "
+                f"give the path of one of them"
+            )
+        file = files[0] if files else None
+    if file is None:
+        return str(source), {}
+    if importlib.util.find_spec("gguf") is None:
+        raise UsageError(
+            f"'{file}' is a GGUF file, which needs the package gguf to be read: pip install preferl[gguf]"
+        )
+    return str(file.parent), {"gguf_file": file.name}
+
+
 def load_tokenizer(name_or_path: str, chat_template_kwargs: Mapping[str, Any] | None = None) -> Any:
     """The tokenizer of a model directory or Hub name; one without a chat template gets a plain one.
 
@@ -71,12 +99,13 @@ def load_tokenizer(name_or_path: str, chat_template_kwargs: Mapping[str, Any] | 
     Raises:
         UsageError: there is no such tokenizer, or an argument is none of a template.
     """
-    source = model_directory(name_or_path)
+    source, gguf = source_of(name_or_path)
+    check_hub(source)
     with named_failures(
         f"no tokenizer could be loaded from '{name_or_path}'",
         "give a directory written by save_pretrained, a stage directory or a Hub name",
     ):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
     set_template_kwargs(tokenizer, chat_template_kwargs)
@@ -120,7 +149,7 @@ def load_pretrained(
             would silently be random.
         DivergedError: a weight is NaN or infinite.
     """
-    source = model_directory(name_or_path)
+    source, gguf = source_of(name_or_path)
     with (
         named_failures(
             f"no model could be loaded from '{name_or_path}'",
@@ -128,7 +157,7 @@ def load_pretrained(
         ),
         quiet_transformers(),  # what its reports warn about is checked below
     ):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **gguf)
         refuse_other_kinds(auto_class, config, name_or_path)
         refuse_more_layers_than_weights(config, Path(source))
         if weights is Weights.TRAINED:
@@ -144,8 +173,11 @@ def load_pretrained(
             use_safetensors=True,
             output_loading_info=True,
             trust_remote_code=False,
+            **gguf,
             **options,
         )
+        if gguf:
+            forget_quantisation(model)
     missing = sorted(info["missing_keys"])
     stray = [key for key in missing if not (new_head and is_on_trunk(model, key))]
     if stray:
@@ -161,6 +193,14 @@ def load_pretrained(
         writes = model.get_output_embeddings() is not None
         keep_stored(model, wide=lambda name: not writes and is_on_trunk(model, f"{name}."))
     return model, missing
+
+
+def forget_quantisation(model: Any) -> None:
+    """transformers reads GGUF files into ordinary weights and takes the model for quantised all the same, so
+    that it could be neither trained nor saved."""
+    model.hf_quantizer, model.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 
 def refuse_to_train_quantised(config: Any, name: str) -> None:
@@ -373,8 +413,9 @@ def _language_model_class(name_or_path: str) -> Any:
 def known_configuration(name_or_path: str) -> Any:
     """The configuration of a model; None where it cannot be read: whoever loads it says what is wrong."""
     try:
-        return AutoConfig.from_pretrained(model_directory(name_or_path), trust_remote_code=False)
-    except (OSError, ValueError):
+        source, gguf = source_of(name_or_path)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **gguf)
+    except (OSError, ValueError, UsageError):
         return None
 
 

@@ -48,6 +48,7 @@ from preferl.models.load import (
     refuse_nonfinite,
     refuse_to_quantise,
     sizes_of,
+    source_of,
 )
 from preferl.models.lora import ADAPTER_NOTES, save_adapter, with_lora
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
@@ -194,7 +195,8 @@ def configuration(name_or_path: str) -> Any:
     """
     fix = "give a directory written by save_pretrained (safetensors), a stage directory or a Hub name"
     with named_failures(f"no model could be loaded from '{name_or_path}'", fix):
-        return AutoConfig.from_pretrained(model_directory(name_or_path), trust_remote_code=False)
+        source, gguf = source_of(name_or_path)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **gguf)
 
 
 def saved_attributes(name_or_path: str) -> list[str]:

@@ -8,6 +8,7 @@ the same values: policy and reference agree bit for bit, whichever of them is tr
 
 import copy
 import importlib.util
+import logging
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -265,6 +266,12 @@ def own_weights(model: torch.nn.Module) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- quantised
+
+# When imported bitsandbytes asks for kernels from the Hub, of a package that is not ours, and logs that there
+# are none.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "kernels-community" not in str(record.msg)
+)
 
 
 def quantisation(device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""Models of the Hub: whether one can be had at all, asked once and at once.
+
+The libraries try again and again, for minutes and with a line for each try, and then say that something could
+not be loaded.
+"""
+
+import functools
+from pathlib import Path
+
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
+
+from preferl.runs.errors import UsageError
+
+CONFIG = "config.json"
+SECONDS = 10.0  # for the Hub to answer
+
+
+@functools.cache
+def check_hub(name: str) -> None:
+    """Refuses a name that is nothing on this disk and that the Hub does not give. What was downloaded before
+    is not asked for.
+
+    Raises:
+        UsageError: the Hub cannot be reached, has no such model, or gives it only to those who asked for it.
+    """
+    if Path(name).exists() or constants.is_offline_mode():
+        return
+    try:
+        if isinstance(try_to_load_from_cache(name, CONFIG), str):
+            return
+        get_hf_file_metadata(hf_hub_url(name, CONFIG), timeout=SECONDS)
+    except HFValidationError:
+        return  # no name of a model: whoever loads it says so
+    except EntryNotFoundError:
+        return  # adapters have no such file, and may have another
+    except GatedRepoError as error:
+        raise UsageError(
+            f"'{name}' is a gated model: ask for access at {constants.ENDPOINT}/{name}, then log in with `hf "
+            f"auth login` (or set HF_TOKEN) and give the command again"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UsageError(
+            f"'{name}' is neither a directory here nor a model of the Hub ({constants.ENDPOINT}); check the "
+            f"spelling, or log in with `hf auth login` if it is a private one"
+        ) from error
+    except Exception as error:  # of whichever library the Hub's client asks with
+        raise UsageError(
+            f"'{name}' is no directory here, and the Hub ({constants.ENDPOINT}) cannot be reached "
+            f"({type(error).__name__}: {error}); give a directory written by save_pretrained, or download "
+            f"the model where there is a network (`hf download {name} --local-dir DIR`) and give DIR"
+        ) from error

@@ -1,0 +1,69 @@
+"""What the Hub does not give is one sentence, at once."""
+
+import http.server
+import threading
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from preferl.models import hub, load
+from preferl.models.reward import load_reward_model
+from preferl.runs.errors import UsageError
+
+CPU = torch.device("cpu")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Knows a gated model, and no other."""
+
+    def do_HEAD(self):
+        gated = "/org/gated/" in self.path
+        self.send_response(403 if gated else 404)
+        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """The Hub's address, at which nothing listens unless a test says so."""
+    hub.check_hub.cache_clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setenv("no_proxy", "*")
+    yield server
+    server.server_close()
+    hub.check_hub.cache_clear()
+
+
+@pytest.mark.parametrize("read", [load.load_policy, load_reward_model])
+def test_a_model_that_the_hub_does_not_give_is_one_sentence(endpoint, read):
+    thread = threading.Thread(target=endpoint.serve_forever, daemon=True)
+    thread.start()
+    with pytest.raises(UsageError, match=r"gated model: ask for access at http.*/org/gated"):
+        read("org/gated", CPU)
+    with pytest.raises(UsageError, match="neither a directory here nor a model of the Hub"):
+        read("org/none", CPU)
+    endpoint.shutdown()
+    thread.join()
+
+
+@pytest.mark.parametrize("read", [load.load_policy, load_reward_model])
+def test_without_a_network_a_name_of_the_hub_is_one_sentence(endpoint, read):
+    endpoint.server_close()
+    with pytest.raises(UsageError, match=r"cannot be reached \(ConnectError: .*hf download org/model"):
+        read("org/model", CPU)
+
+
+def test_what_is_here_is_not_asked_for(endpoint, policy_directory):
+    endpoint.server_close()
+    load.load_policy(str(policy_directory), CPU)
