@@ -54,7 +54,7 @@ class FitOptions(OptimOptions):
     """Most rows in one forward and backward pass; a smaller one saves memory and changes nothing."""
     micro_batch_tokens: Count | None = None
     """Most padded tokens in such a pass, one row apart; by default a power of two for which there is memory
-    (docs/models.md), kept in ``manifest.json``."""
+    (docs/algorithms.md), kept in ``manifest.json``."""
     gradient_checkpointing: bool | None = None
     """Keep only what goes into each layer, and make the rest again for the gradient: a third slower, a
     fraction of the memory, the same gradient. By default where it would not fit otherwise."""

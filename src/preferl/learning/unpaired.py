@@ -46,7 +46,7 @@ class KtoOptions(SamplingOptions):
     """Responses in one forward pass."""
     micro_batch_tokens: Count | None = None
     """Most padded tokens in one forward and backward pass, one row apart; by default a power of two for
-    which there is memory (docs/models.md), kept in ``manifest.json``."""
+    which there is memory (docs/algorithms.md), kept in ``manifest.json``."""
 
 
 @dataclass(frozen=True)
