@@ -164,7 +164,8 @@ def speed(module: Any, config: Any, tokens: int | None, peak_tflops: float) -> d
         per_second, operations = tokens / each, 6.0
     else:
         per_second = sum(rate for rate, _ in rates[2:]) / max(len(rates[2:]), 1)
-        # Of each response token: policy and critic sampled or read, and trained in every epoch; the reference.
+        # Of each response token: sampled or read, and trained in every epoch, by policy and critic; read by
+        # the reference.
         operations = 2.0 * sum(work.read.get(role.name, 1.0) for role in work.roles)
     mfu = operations * parameters * per_second / (peak_tflops * 1e12)
     peak = round(summary["peak_memory_mib"] / 1024, 2)

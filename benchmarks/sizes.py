@@ -3,9 +3,9 @@
     python benchmarks/sizes.py
 
 A table in Markdown, by ``models.plan`` from configurations on the meta device: what sft (rows of 1,024
-tokens) and PPO (policy, reference, reward model and critic; prompts of 128 tokens, 128 new ones) take with the
-passes that are chosen. Frozen weights are bfloat16, trained ones float32; a GPU computes in bfloat16. "yes"
-fits, with activations made again for the gradient where there is a ↻; a number alone is what it needs.
+tokens) and PPO (policy, reference, reward model, critic; prompts of 128 tokens, 128 new ones) take with the
+passes that are chosen. Frozen weights are bfloat16, trained ones float32; a GPU computes in bfloat16.
+"yes" fits (↻: with activations made again for the gradient); a number alone is what it needs.
 """
 
 import torch

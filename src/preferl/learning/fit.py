@@ -303,7 +303,7 @@ class _Run:
         self.fitted = Fitted(**saved.values["fitted"])
         self.micro_batches.tokens = saved.values.get("micro_batch_tokens", self.micro_batches.tokens)
         best = below("best/", saved.tensors)
-        if best and self.keeps_best:
+        if best:
             self.fitted.best_weights = {n: best[n].to(p.device) for n, p in self.parameters.items()}
 
 

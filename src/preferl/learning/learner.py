@@ -193,9 +193,7 @@ class Learner:
         for minibatch in self.minibatches(mask_BT):
             # 1. Gradients of all micro-batches add up; of several processes each computes its own. What is
             #    seen on the way is the policy before this step: how far the earlier ones have moved it.
-            moved = self.passes.accumulated(
-                lambda minibatch=minibatch: self.accumulate(batch, minibatch), self.forget_gradients
-            )
+            moved = self.accumulate(batch, minibatch)
             self.count(len(minibatch.rows))
             # 2. Before the first update the policy must still be the one that sampled, every ratio 1. If it
             #    is not, sampling and training disagree, and no ratio after it would mean anything.
@@ -266,6 +264,10 @@ class Learner:
 
     def accumulate(self, batch: Batch, minibatch: Minibatch) -> Meter:
         """Adds the gradient of a minibatch, micro-batch by micro-batch; returns what all processes saw."""
+        return self.passes.accumulated(lambda: self.all_passes(batch, minibatch), self.forget_gradients)
+
+    def all_passes(self, batch: Batch, minibatch: Minibatch) -> Meter:
+        """``accumulate``, in passes of the size that is set."""
         seen = Meter()
         recompute = bool(self.options.gradient_checkpointing)
         with (
