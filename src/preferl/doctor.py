@@ -84,13 +84,12 @@ PROBE_SECONDS = 5.0
 MODELS = ("model_name_or_path", "ref_model", "reward_model", "reference_policy")
 
 
-def main_plan(file: Path, stage: str | None = None, seconds: float = PROBE_SECONDS) -> int:
+def main_plan(file: Path, stage: str | None = None) -> int:
     """Prints the plan of every training stage of a configuration; returns 1 where one does not fit.
 
     Args:
         file: of ``preferl run``, or of one stage.
         stage: which one; by default what the manifest beside the file says.
-        seconds: for which it is measured how fast this machine computes.
 
     Raises:
         UsageError: the file is no such configuration.
@@ -98,7 +97,7 @@ def main_plan(file: Path, stage: str | None = None, seconds: float = PROBE_SECON
     problems = []
     speeds: dict[tuple[str, str], float] = {}
     for name, kind, options in planned_stages(file, stage):
-        problems += say_plan(name, kind, options, speeds, seconds)
+        problems += say_plan(name, kind, options, speeds)
     for problem in problems:
         say(f"  problem: {problem}")
     return 1 if problems else 0
@@ -156,9 +155,7 @@ def stage_options(kind: str, given: Mapping[str, Any]) -> Any:
     return checked(getattr(module, f"{kind.title()}Config"), given)
 
 
-def say_plan(
-    name: str, kind: str, options: Any, speeds: dict[tuple[str, str], float], seconds: float
-) -> list[str]:
+def say_plan(name: str, kind: str, options: Any, speeds: dict[tuple[str, str], float]) -> list[str]:
     """Says what a stage takes; returns what is wrong with it."""
     from preferl.models import plan
     from preferl.runs import devices
@@ -177,7 +174,7 @@ def say_plan(
     for line in plan.table(found):
         say(f"  {line}")
     if (device.type, str(dtype)) not in speeds:
-        speeds[device.type, str(dtype)] = measured_speed(device, dtype, seconds)
+        speeds[device.type, str(dtype)] = measured_speed(device, dtype)
     speed = speeds[device.type, str(dtype)]
     for line in plan.time_lines(work, found, rows_of(options, work.rows), speed):
         say(f"  {line}")
@@ -200,13 +197,13 @@ def rows_of(options: Any, rows: int | None) -> int | None:
     return max(len(train.demonstrations), len(train.comparisons), len(train.rated))
 
 
-def measured_speed(device: Any, dtype: Any, seconds: float) -> float:
+def measured_speed(device: Any, dtype: Any) -> float:
     """Floating-point operations a second of products of matrices as large as a layer's."""
     import torch
 
     a, b = (torch.randn(1024, 1024, device=device, dtype=dtype) for _ in range(2))
     done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    while time.perf_counter() - started < PROBE_SECONDS:
         for _ in range(4):
             a @ b
         if device.type == "cuda":
