@@ -39,11 +39,13 @@ from preferl.models.load import (
     least_parameters,
     model_directory,
     quiet_transformers,
+    refuse_more_layers_than_weights,
 )
 from preferl.models.output_head import LOGITS_BYTES
 from preferl.models.storage import stored_dtype
 from preferl.runs.errors import UsageError
 from preferl.runs.memory import GIB, MIB, free_memory, machine_memory
+from preferl.runs.progress import say
 
 SMALL = 10_000_000
 """A model of fewer parameters is never planned for: whatever batch it has fits."""
@@ -56,6 +58,8 @@ FORWARD_BYTES = 256 * MIB
 """Of a pass without a gradient, beside the weights."""
 CACHE_BYTES = {"cpu": GIB // 2, "cuda": 8 * GIB}
 """Keys and values (float32) of a sampling policy at most, where one row has fewer."""
+MOST_LAYERS = 1000
+"""A configuration of more is not built: it takes for ever."""
 PROMPT_TOKENS = 128
 """Of a prompt, where nothing bounds it: what is planned for."""
 
@@ -157,7 +161,8 @@ def on_meta(config: Any) -> Any:
         kind = AutoModelForCausalLM
     elif type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         kind = AutoModelForSequenceClassification
-    with torch.device("meta"), quiet_transformers():
+    # Weights that are drawn, if nowhere, must not move the random numbers of the stage.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), quiet_transformers():
         return kind.from_config(config, trust_remote_code=False)
 
 
@@ -222,16 +227,33 @@ class Role:
 
 
 def role(name: str, model: str | None, **how: Any) -> list[Role]:
-    """A role by the name of its model; none where there is no model of that name (yet), or it cannot be read,
-    which whoever loads it says."""
+    """A role by the name of its model; none where there is no model of that name (yet), or its configuration
+    is one of which none can be built: whoever loads it says what is wrong.
+
+    Raises:
+        UsageError: it is an adapter without a base, or names more layers than it has weights.
+    """
     if model is None:
         return []
     directory = model_directory(model)
     if (Path(directory) / ADAPTER_FILE).exists():  # it is merged into its base
         adapter = find_adapter(directory)
         directory = directory if adapter is None else adapter.base
-    config = known_configuration(directory)
-    if not hasattr(config, "get_text_config"):
+    try:
+        config = known_configuration(directory)
+        if not hasattr(config, "get_text_config"):
+            return []
+        refuse_more_layers_than_weights(config, Path(directory))
+        if sizes(config)[0] > MOST_LAYERS:
+            return []
+        if not is_small(config):
+            shape_of(config)
+    except UsageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of whichever family's code
+        say(
+            f"'{model}' is not planned for: its family cannot be built without weights ({type(error).__name__})"
+        )
         return []
     stored = stored_dtype(directory) if Path(directory).is_dir() else getattr(config, "dtype", None)
     narrow = isinstance(stored, torch.dtype) and stored.itemsize == 2

@@ -139,7 +139,7 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         if config.num_members > 1:
             source = load.read_by(source, [load.load_tokenizer(name, kwargs)])
             stage.begin(source.notes, keep=MEMBER)
-            trained = train_members(config, stage)
+            trained = train_members(stage.config, stage)  # each chooses its own passes
         else:
             weights = lora.weights_for(config)
             model, tokenizer = load_reward_model(name, stage.device, True, config.pooling, kwargs, weights)

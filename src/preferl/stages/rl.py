@@ -71,6 +71,7 @@ from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, Spl
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.inputs import names_in
+from preferl.runs.objects import object_of
 from preferl.runs.progress import Steps, say
 from preferl.runs.ranges import Count, Finite, Natural, NonNegative, Positive, Share
 from preferl.runs.stage import Callback, Stage
@@ -216,7 +217,9 @@ def work_of(config: RlConfig) -> plan.Work:
     algorithm = find_algorithm(config.algorithm)
     name, length, lora = config.model_name_or_path, plan.PROMPT_TOKENS + config.response_length, config.lora_r
     named = [split_mixture(text)[0] for text in names_in(config.reward_model)]
-    rewards = [text for text in named if Path(model_directory(text)).is_dir()]
+    rewards = [
+        text for text in named if not callable(object_of(text)) and Path(model_directory(text)).is_dir()
+    ]
     own = bool(config.ref_model) or not lora
     roles = [
         *plan.role("policy", name, trained=True),
