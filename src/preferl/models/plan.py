@@ -251,9 +251,8 @@ def role(name: str, model: str | None, **how: Any) -> list[Role]:
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001 - of whichever family's code
-        say(
-            f"'{model}' is not planned for: its family cannot be built without weights ({type(error).__name__})"
-        )
+        reason = type(error).__name__
+        say(f"'{model}' is not planned for: its family cannot be built without weights ({reason})")
         return []
     stored = stored_dtype(directory) if Path(directory).is_dir() else getattr(config, "dtype", None)
     narrow = isinstance(stored, torch.dtype) and stored.itemsize == 2
