@@ -12,7 +12,7 @@ from preferl.learning import models
 from preferl.models import load
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs.errors import UsageError
-from preferl.stages import dpo, reward, rl, sft
+from preferl.stages import dpo, evaluate, reward, rl, sft
 
 CPU = torch.device("cpu")
 SMALL = {"num_threads": 1, "device": "cpu", "lora_r": 4, "response_length": 8}
@@ -232,3 +232,21 @@ def test_a_base_in_bfloat16_stays_so_and_the_kl_begins_at_zero(tmp_path, tokeniz
         used = summary_of(path)["memory"]
         whole = 4 * load.parameter_count(load.load_policy(str(path), CPU)[0]) / 2**20
         assert used["reference" if lora_r == 0 else "policy"]["weights_mib"] < 0.7 * whole
+
+
+def test_evaluate_says_that_the_training_sampled_the_quantised_model(options, policy_directory, tmp_path):
+    path = sft.run(sft.SftConfig(**options, load_in_4bit=True, check_samples=0))
+    measured = evaluate.run(
+        evaluate.EvaluateConfig(
+            output_dir=str(tmp_path / "evaluate"),
+            model_name_or_path=str(path),
+            ref_model=str(policy_directory),
+            reward_model="length",
+            dataset_name=options["dataset_name"],
+            best_of=[],
+            response_length=8,
+            num_threads=1,
+            device="cpu",
+        )
+    )
+    assert any("adapter merged into the model as it is stored" in n for n in summary_of(measured)["notes"])

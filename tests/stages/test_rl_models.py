@@ -10,6 +10,7 @@ import torch
 from preferl.data.records import PromptRecord
 from preferl.learning import models
 from preferl.models import load
+from preferl.models.critic import token_values
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs.errors import UsageError
 from preferl.sampling.cached import CachedEngine
@@ -225,6 +226,30 @@ def test_a_reward_model_on_other_weights_is_loaded_by_itself(config, encoder_dir
     assert summary["memory"]["reward"]["weights_mib"] > 0.5 * summary["memory"]["policy"]["weights_mib"]
     assert summary["memory"]["value"]["weights_mib"] < 0.2 * summary["memory"]["policy"]["weights_mib"]
     assert "stands on other weights than the policy" in capsys.readouterr().out
+
+
+def test_a_critic_with_lora_stands_on_the_reward_model_that_it_starts_from(
+    config, policy_directory, tmp_path
+):
+    """One that was trained as a whole has weights of its own; the critic adds an adapter to them."""
+    model, tokenizer = load_reward_model(str(policy_directory), CPU, new_head_allowed=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    load.save(model, tokenizer, tmp_path / "whole" / "model")
+    own = dataclasses.replace(config, lora_r=4, reward_model=str(tmp_path / "whole"))
+    loaded, _, scorer = models.load_models(own, True, CPU)
+    used = models.memory(loaded, scorer)
+    assert used["reward"]["weights_mib"] > 0.5 * used["policy"]["weights_mib"]
+    assert used["value"]["weights_mib"] < 0.2 * used["policy"]["weights_mib"]
+    samples = CachedEngine(loaded.policy, 0).sample(
+        [[10, 11], [12, 13, 14, 15]], Sampling(1.0, 6, (0,), ()), torch.Generator()
+    )
+    with torch.no_grad():
+        value_BT = loaded.values(samples)
+        scored = scorer.model
+        expected_BT = token_values(scored, samples.tokens_BS, samples.attention_BS, samples.prompt_width)
+    torch.testing.assert_close(value_BT, expected_BT, atol=1e-5, rtol=1e-5)
 
 
 def test_without_lora_the_reward_models_base_is_the_reference(config):

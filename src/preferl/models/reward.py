@@ -105,6 +105,11 @@ def load_reward_model(
     if new_head_allowed and pooling == "last" and saved_pooling is None:
         twin = _twin_of(name_or_path)
         if twin is not None:
+            if weights is Weights.IN_4BIT:
+                raise UsageError(
+                    f"load_in_4bit: the reward model on '{name_or_path}' is of a family that its weights are "
+                    f"moved to, and not loaded as; leave load_in_4bit out"
+                )
             return ready(twin, tokenizer, device)
         refuse_family_without_scores(name_or_path)
     if new_head_allowed and pooling == "mean" and saved_pooling is None:

@@ -130,7 +130,7 @@ def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[C
         others = [tokenizer for scorer in scorers.values() for tokenizer in tokenizers_of(scorer)]
         source = load.read_by(source, [policy.tokenizer], [reference.tokenizer, *others])
         check_prompts(scorers.values(), [record.prompt for record in source.eval.prompts])
-        stage.begin([*source.notes, *policy.notes, *trained_on_these(config)])
+        stage.begin([*source.notes, *policy.notes, *trained_on_these(config), *quantised_before(config)])
         keep_replies([judge for scorer in scorers.values() for judge in judges_in(scorer)], stage.path)
         evaluate(policy, reference, source, scorers, config, stage)
     return stage.path
@@ -146,6 +146,17 @@ def trained_on_these(config: EvaluateConfig) -> list[str]:
     if split not in ("all", config.split or "eval") or training.get("dataset_name") != config.dataset_name:
         return []
     return [f"the policy was trained on the rows of '{split}', and is measured on some of them here"]
+
+
+def quantised_before(config: EvaluateConfig) -> list[str]:
+    """Says where the policy's training sampled other weights than are measured."""
+    directory = Path(config.model_name_or_path)
+    if not (directory / "manifest.json").exists() or not StageRecord(directory).config.get("load_in_4bit"):
+        return []
+    return [
+        "the policy was trained on quantised weights (load_in_4bit): what is sampled here is its adapter "
+        "merged into the model as it is stored"
+    ]
 
 
 def training_signals(config: EvaluateConfig) -> dict[str, str]:
