@@ -22,7 +22,7 @@ from preferl.learning.meter import Meter
 from preferl.learning.micro_batches import MicroBatches
 from preferl.learning.optim import adamw, clip_and_step, not_longer, other_rates, schedule
 from preferl.models.recompute import recomputing
-from preferl.runs import distributed, signals
+from preferl.runs import distributed, memory, signals
 from preferl.runs.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -185,6 +185,7 @@ def fit(
                 if run.checkpoints.due(step):
                     run.checkpoints.save(step, *run.snapshot())
     run.keep()
+    memory.give_back()  # before models are saved, merged and sampled from
     return run.fitted
 
 

@@ -71,6 +71,7 @@ from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, Spl
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.inputs import names_in
+from preferl.runs.memory import give_back
 from preferl.runs.objects import object_of
 from preferl.runs.progress import Steps, say
 from preferl.runs.ranges import Count, Finite, Natural, NonNegative, Positive, Share
@@ -288,6 +289,7 @@ def train(
         raise DivergedError(f"rl: the weights of the frozen {' and '.join(changed)} have changed")
     check_alike(models)
     used = memory(models, scorer)
+    give_back()
     models.save(trainer.policy.tokenizer, stage.path, config.model_name_or_path)
     dtype = trainer.learner.dtype
     checks = [
