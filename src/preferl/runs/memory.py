@@ -49,11 +49,20 @@ def _meminfo(*names: str) -> float:
 
 
 def _of_container() -> float:
+    """The least of the limits of this process's control group, of those that it lies in (cgroup v2), and of
+    cgroup v1's."""
+    own = own_cgroup()
+    groups = [group for group in (own, *own.parents) if group.is_relative_to(CGROUP)]
+    files = [group / "memory.max" for group in groups] + [CGROUP / "memory" / "memory.limit_in_bytes"]
+    return min(_limit(file) for file in files)
+
+
+def _limit(file: Path) -> float:
     try:
-        limit = (own_cgroup() / "memory.max").read_text(encoding="ascii").strip()
+        text = file.read_text(encoding="ascii").strip()
     except OSError:
         return math.inf
-    return math.inf if limit == "max" else int(limit)
+    return math.inf if text == "max" else int(text)
 
 
 def own_cgroup() -> Path:
