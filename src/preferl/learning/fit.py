@@ -21,6 +21,7 @@ from preferl.data.tokens import Extent, endless_buckets
 from preferl.learning.meter import Meter
 from preferl.learning.micro_batches import MicroBatches
 from preferl.learning.optim import adamw, clip_and_step, not_longer, other_rates, schedule
+from preferl.models.offload import Offload
 from preferl.models.recompute import recomputing
 from preferl.runs import distributed, memory, signals
 from preferl.runs.checkpoint import (
@@ -209,6 +210,8 @@ class _Run:
         self.optimizer = adamw(self.parameters.values(), options)
         self.scheduler = schedule(self.optimizer, options, self.steps)
         self.checkpoints = Checkpoints(stage.state, self.steps, options.save_every, stage.owner)
+        device = next(iter(self.parameters.values())).device
+        self.offload = Offload(device, options.offload)
         self.micro_batches = MicroBatches(options)
         self.micro_batches.record = lambda tokens: stage.choose(micro_batch_tokens=tokens)
         self.fitted = Fitted()
@@ -224,7 +227,8 @@ class _Run:
             lambda: self.accumulate(rows, step, where), self.optimizer.zero_grad
         )
         distributed.all_reduce_gradients(self.optimizer)
-        norm = clip_and_step(self.optimizer, self.options.max_grad_norm, where)
+        with self.offload.stepping(self.optimizer):
+            norm = clip_and_step(self.optimizer, self.options.max_grad_norm, where)
         self.scheduler.step()
         if self.average is not None:
             self.average.update()

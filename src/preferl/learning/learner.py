@@ -9,6 +9,7 @@ sums over a micro-batch times weights that add up over the whole minibatch, so t
 processes that share them out, change nothing.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,7 @@ from preferl.maths.policy import (
     masked_sum,
     whiten,
 )
+from preferl.models.offload import Offload
 from preferl.models.recompute import recomputing
 from preferl.runs import devices, distributed
 from preferl.runs.errors import DivergedError
@@ -112,6 +114,7 @@ class Learner:
         # Rows that stay together in minibatches and micro-batches: a loss over pairs needs whole groups.
         self.unit = algorithm.over.unit(self.group_size)
         self.passes = MicroBatches(options, self.unit)
+        self.offload = Offload(self.models.device, options.offload)
         self.loss_kl = None
         if options.kl_in == "loss":
             self.loss_kl = "k2" if options.kl_estimator == "auto" else options.kl_estimator
@@ -140,9 +143,10 @@ class Learner:
     def reference_logprobs(self, samples: Samples) -> torch.Tensor:
         """``ref_logp_BT`` of sampled responses."""
 
-        return self.forward_in_microbatches(
-            samples, lambda part: self.models.reference_distributions(part).logprobs()
-        )
+        with self.offload.present(self.models.reference):
+            return self.forward_in_microbatches(
+                samples, lambda part: self.models.reference_distributions(part).logprobs()
+            )
 
     def values(self, samples: Samples) -> torch.Tensor:
         """``value_BT`` of sampled responses; 0 without a critic."""
@@ -156,7 +160,8 @@ class Learner:
         def compute(part: Samples) -> torch.Tensor:
             return self.models.distributions(part).kl_to(self.models.reference_distributions(part))
 
-        return self.forward_in_microbatches(samples, compute).sum(-1)
+        with self.offload.present(self.models.reference):
+            return self.forward_in_microbatches(samples, compute).sum(-1)
 
     # ------------------------------------------------------------------------------------------ advantages
 
@@ -210,7 +215,8 @@ class Learner:
             #    the same norm and keep the same weights.
             for name, optimizer in self.state.optimizers.items():
                 distributed.all_reduce_gradients(optimizer)
-                norm = clip_and_step(optimizer, self.options.max_grad_norm, f"{minibatch.where}, {name}")
+                with self.offload.stepping(optimizer):
+                    norm = clip_and_step(optimizer, self.options.max_grad_norm, f"{minibatch.where}, {name}")
                 seen.add(f"{name}_grad_norm", norm, 1)
             updates += 1
         # The learning rate moves once an iteration, however many updates it had.
@@ -270,7 +276,10 @@ class Learner:
         """``accumulate``, in passes of the size that is set."""
         seen = Meter()
         recompute = bool(self.options.gradient_checkpointing)
+        # A reference that stands in the loss is read again by the backward pass.
+        reads = self.loss_kl == "exact"
         with (
+            self.offload.present(self.models.reference) if reads else contextlib.nullcontext(),
             distributed.sync_errors(),
             recomputing(self.models.policy, self.models.critic, on=recompute),
         ):

@@ -293,6 +293,7 @@ class Levers:
     lora_r: int = 0
     load_in_4bit: bool = False
     optim: str = "adamw"
+    offload: bool = False
 
     @classmethod
     def of(cls, options: Any) -> "Levers":
@@ -426,6 +427,7 @@ class Plan:
     needs: Mapping[str, Needs]
     tokens: int
     recompute: bool
+    offloads: bool = False
 
     @property
     def kept(self) -> float:
@@ -435,8 +437,14 @@ class Plan:
     @property
     def total(self) -> float:
         """The most at any time: in an update, or while sampling. One role's pass is under way at a time."""
-        update = sum(n.gradients for n in self.needs.values())
-        update += max((n.in_pass for n in self.needs.values()), default=0.0)
+        gradients = sum(n.gradients for n in self.needs.values())
+        update = gradients + max((n.in_pass for n in self.needs.values()), default=0.0)
+        if self.offloads:
+            # Frozen models are there one at a time, an optimiser's state in its own step alone.
+            kept = sum(n.weights for n in self.needs.values() if n.gradients)
+            step = gradients + max(n.optimiser for n in self.needs.values())
+            frozen = max((n.weights for n in self.needs.values() if not n.gradients), default=0.0)
+            return kept + max(update, step, frozen, sum(n.cache for n in self.needs.values()))
         return self.kept + max(update, sum(n.cache for n in self.needs.values()))
 
     @property
@@ -469,7 +477,7 @@ def with_tokens(
     """What a step takes whose passes have so many tokens, and one row at least."""
     in_pass = min(max(tokens, work.row_tokens), work.row_tokens * work.batch_rows)
     found = {role.name: needs(role, work, levers, dtype, in_pass, recompute, device) for role in work.roles}
-    return Plan(found, tokens, recompute)
+    return Plan(found, tokens, recompute, levers.offload and device != "cpu")
 
 
 def tokens_that_fit(work: Work, levers: Levers, dtype: torch.dtype, machine: Machine, recompute: bool) -> int:
@@ -488,6 +496,7 @@ def tokens_that_fit(work: Work, levers: Levers, dtype: torch.dtype, machine: Mac
 REMEDIES: tuple[Mapping[str, Any], ...] = (
     {"micro_batch_tokens": None},
     {"gradient_checkpointing": True},
+    {"offload": True},
     {"lora_r": 16},
     {"load_in_4bit": True},
     {"optim": "adamw_8bit"},
@@ -506,6 +515,8 @@ def remedy(options: Any, work_of: Callable[[Any], Work], dtype: torch.dtype, mac
             continue
         if name == "gradient_checkpointing" and options.gradient_checkpointing is None:
             continue  # it was chosen already
+        if name == "offload" and machine.is_cpu:
+            continue
         changes[name] = value
         options = dataclasses.replace(options, **{name: value})
         found = plan(work_of(options), Levers.of(options), dtype, machine)
@@ -544,6 +555,8 @@ def settled(options: Any, stage: Any, work_of: Callable[[Any], Work]) -> Any:
     Raises:
         UsageError: it cannot fit this machine; names what would.
     """
+    if options.offload and stage.device.type == "cpu":
+        stage.say("offload: everything is in the CPU's memory already; nothing moves")
     names = ("micro_batch_tokens", "gradient_checkpointing")
     kept = {name: stage.chosen(name) for name in names}
     # What was chosen when it was begun stays, or what goes on would not be what began.

@@ -52,6 +52,7 @@ from preferl.models.load import (
 )
 from preferl.models.lora import ADAPTER_NOTES, save_adapter, with_lora
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
+from preferl.models.offload import Offload
 from preferl.models.passes import TOLERANCE, base_of, takes
 from preferl.models.plan import forward_tokens
 from preferl.models.storage import Weights, is_quantised, share_weights
@@ -513,6 +514,7 @@ class RewardModel:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         limits = [limit for limit in (max_positions(model), max_length) if limit]
         self.max_length = min(limits, default=None)
+        self.offload: Offload | None = None
         self.read = self.cut = 0  # how many responses, and how many of them were longer than max_length
 
     @classmethod
@@ -554,6 +556,14 @@ class RewardModel:
         **columns: Any,
     ) -> list[float]:
         """Normalised scores; a response that was cut off is read without EOS."""
+        if self.offload is not None:
+            with self.offload.present(self.model):
+                return self._scores(prompts, completions, finished)
+        return self._scores(prompts, completions, finished)
+
+    def _scores(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], finished: Sequence[bool] | None
+    ) -> list[float]:
         ends = [True] * len(prompts) if finished is None else finished
         rows = [self.encode(p, c, bool(f)) for p, c, f in zip(prompts, completions, ends, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -13,6 +13,7 @@ from preferl.data.records import Prompt, PromptRecord, columns_of
 from preferl.data.tokens import last_tokens, prompt_ids
 from preferl.models import load
 from preferl.models.lora import with_lora
+from preferl.models.offload import CPU, Offload
 from preferl.models.plan import forward_tokens
 from preferl.models.storage import Weights
 from preferl.runs import devices
@@ -89,6 +90,7 @@ class Policy:
         engine: SamplingEngine | None = None,
     ):
         self.model, self.tokenizer, self.dtype, self.engine = model, tokenizer, dtype, engine
+        self.offload = Offload(CPU, False)
         self.prompts_read = self.prompts_cut = 0  # how many there were, and how many did not fit
 
     @classmethod
@@ -254,7 +256,8 @@ class Policy:
             return policy_logprobs(self.model, part)
 
         tokens = forward_tokens(self.model) if tokens is None else tokens
-        return in_microbatches(samples, compute, batch_size, self.device, self.dtype, length_B, tokens)
+        with self.offload.present(self.model):
+            return in_microbatches(samples, compute, batch_size, self.device, self.dtype, length_B, tokens)
 
     def save(self, path: Path) -> None:
         """Writes the model and its tokenizer, as ``save_pretrained`` does."""

@@ -33,6 +33,7 @@ from preferl.learning.optim import check_optim
 from preferl.learning.unpaired import KtoOptions, KtoTask, ResponseSplits, read_responses
 from preferl.maths import preference
 from preferl.models import load, lora, plan
+from preferl.models.offload import Offload
 from preferl.models.storage import same_weights, share_weights, twin
 from preferl.runs import devices
 from preferl.runs.checkpoint import Checkpoint
@@ -205,6 +206,8 @@ def train(
     """Fine-tunes the policy in place on pairs or on labelled responses, samples responses to ``prompts``, and
     finishes the stage."""
     load.freeze(reference.model)
+    reference.offload = Offload(policy.device, config.offload)
+    reference.offload.rest(reference.model, beside=[policy.model])
     # The tokens of the prompts are made before the training: what does not fit is found at once.
     policy.prompt_tokens([record.prompt for record in prompts], config.response_length)
     reference_hash = load.weights_hash(reference.model)

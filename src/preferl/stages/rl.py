@@ -208,6 +208,13 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
             annotator=ShardedScorer(annotator) if annotator else None,
             held_out=held_out,
         )
+        judges = list(reward_models(scorer).values())
+        for judge in judges:
+            judge.offload = trainer.learner.offload
+        frozen = [models.reference, *(judge.model for judge in judges)]
+        trainer.learner.offload.rest(
+            *frozen, beside=[m for m in (models.policy, models.critic) if m is not None]
+        )
         trainer.learner.passes.record = lambda tokens: stage.choose(micro_batch_tokens=tokens)
         train(trainer, prompts, stage, saved)
     return stage.path
