@@ -13,9 +13,8 @@ class Kept(torch.nn.Linear):
     def to(self, device):
         if device == META:
             self.numbers = self.weight.data
-            self.weight.data = self.numbers.to(META)
-        else:
-            self.weight.data = self.numbers
+        numbers = self.numbers.to(META) if device == META else self.numbers
+        self.weight = torch.nn.Parameter(numbers)
         return self
 
 
