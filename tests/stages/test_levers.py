@@ -40,20 +40,21 @@ PAIRS = [
 def case(request, policy_directory, tmp_path, monkeypatch):
     """A stage and its options, by name."""
     path = tmp_path / "rows.jsonl"
-    rows = PAIRS
-    if request.param == "sft":
+    rows, kind = PAIRS, request.param.removesuffix(" with LoRA")
+    if kind == "sft":
         rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     usual = COMMON | {"model_name_or_path": str(policy_directory), "dataset_name": str(path)}
-    if request.param == "sft":
+    usual |= {"lora_r": 4} if kind != request.param else {}
+    if kind == "sft":
         return sft, sft.SftConfig(**usual | FIT, check_samples=0)
-    if request.param == "dpo":
+    if kind == "dpo":
         return dpo, dpo.DpoConfig(**usual | FIT, check_samples=0)
-    if request.param == "kto":
+    if kind == "kto":
         return dpo, dpo.DpoConfig(**usual | FIT, check_samples=0, loss_type="kto")
-    if request.param == "reward":
+    if kind == "reward":
         return reward, reward.RewardConfig(**usual | FIT, audit=False)
-    algorithm = request.param.removeprefix("rl ")
+    algorithm = kind.removeprefix("rl ")
     return rl, rl.RlConfig(
         **usual, algorithm=algorithm, reward_model="length", num_iterations=1, batch_size=8,
         num_mini_batches=1, num_ppo_epochs=1, response_length=10, eval_every=0, save_every=0,
@@ -84,7 +85,12 @@ def first_gradient(stage, config, monkeypatch) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "case", ["sft", "dpo", "kto", "reward", "rl ppo", "rl rloo", "rl online_dpo"], indirect=True
+    "case",
+    [
+        *("sft", "dpo", "kto", "reward", "rl ppo", "rl rloo", "rl online_dpo"),
+        *("sft with LoRA", "dpo with LoRA", "reward with LoRA", "rl ppo with LoRA"),
+    ],
+    indirect=True,
 )
 def test_every_lever_leaves_the_gradient_as_it_is(case, tmp_path, monkeypatch):
     stage, config = case
