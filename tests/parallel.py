@@ -26,6 +26,8 @@ from preferl.runs import distributed, progress
 from preferl.runs.files import read_jsonl
 
 STAGES = ("sft", "reward", "dpo", "rl")
+# What bitsandbytes does when it is imported, as it is with transformers' trainer.
+WARNINGS = "default,ignore:`torch.jit.script_method` is deprecated"
 
 
 def torchrun(
@@ -36,7 +38,7 @@ def torchrun(
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.run(
         [sys.executable, *launcher, *program, stage, "--config", "config.yaml", *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": WARNINGS},
         capture_output=True,
         text=True,
         timeout=240,

@@ -40,7 +40,15 @@ PLAIN = {
         "category",
     ),
     *("kl_controller", "kl_in", "kl_estimator", "ratio_level", "loss_average", "value_model"),
-    *("reward_mixture", "baseline", "preference_labels", "stop_sequences", "phrases"),
+    *(
+        "lora_target_modules",
+        "optim",
+        "reward_mixture",
+        "baseline",
+        "preference_labels",
+        "stop_sequences",
+        "phrases",
+    ),
 }
 
 

@@ -17,10 +17,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import TrainerState
 
 from preferl.data.records import Prompt, UserTurn
 from preferl.judging.utilities import NotSampled
@@ -35,6 +34,20 @@ ARGUMENTS = (
 OF_SAMPLED = ("completion_ids", "lengths")
 SLOW_S = 1.0  # of a call: a function that took longer runs beside the others the next time
 SEARCH_S = 10.0  # for finding the row at which a function fails
+
+
+class Progress(NamedTuple):
+    """How far a run is: steps done, of how many."""
+
+    step: int = 0
+    steps: int = 0
+
+    def trainer_state(self) -> Any:
+        """The same as functions written for TRL read it."""
+        # Imported for those functions alone: with it comes the whole of transformers' trainer.
+        from transformers import TrainerState
+
+        return TrainerState(global_step=self.step, max_steps=self.steps)
 
 
 class RewardFunction:
@@ -70,7 +83,9 @@ class RewardFunction:
                 something that is no number; the row is named.
         """
         # Where nothing is trained the state is that before the first step.
-        given = {"log_extra": _ignored, "log_metric": _ignored, "trainer_state": TrainerState()} | columns
+        given = {"log_extra": _ignored, "log_metric": _ignored, "trainer_state": Progress()} | columns
+        if isinstance(given["trainer_state"], Progress):
+            given["trainer_state"] = given["trainer_state"].trainer_state()
         # As the data set has them: a user's turn that we made of a text is a text again, and a completion is
         # a message where its prompt is messages.
         asked = [prompt.text if isinstance(prompt, UserTurn) else prompt for prompt in prompts]

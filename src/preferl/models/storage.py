@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch.nn import functional as F
 from transformers.utils import cached_file
@@ -136,14 +135,21 @@ def _widen_buffers(model: Any) -> None:
     the weights were loaded in, and are computed again."""
     if all(buffer.dtype not in NARROW.values() for buffer in model.buffers()):
         return
-    with init_empty_weights(include_buffers=False):
-        skeleton = type(model)(model.config)
+    skeleton = _without_weights(model, model.config)
     stored = model.state_dict().keys()
     computed = dict(skeleton.named_buffers())
     for name, buffer in model.named_buffers():
         if buffer.dtype in NARROW.values():
             fresh = buffer if name in stored else computed[name]
             buffer.data = fresh.data.to(buffer.device, torch.float32)
+
+
+def _without_weights(model: Any, config: Any) -> Any:
+    """A model of the same class, whose buffers are computed and whose weights take no memory."""
+    from accelerate import init_empty_weights  # it imports whatever optional package there is
+
+    with init_empty_weights(include_buffers=False):
+        return type(model)(config)
 
 
 def _is_stored(module: torch.nn.Module) -> bool:
@@ -307,8 +313,7 @@ def dequantised(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     del config.quantization_config
     config.dtype = torch.float32
-    with init_empty_weights(include_buffers=False):
-        plain = type(model)(config)
+    plain = _without_weights(model, config)
     plain.load_state_dict(model.dequantize().state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = model.generation_config

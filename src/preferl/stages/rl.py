@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerState
 
 from preferl.data import sources
 from preferl.data.records import PromptRecord
 from preferl.data.types import Scorer
 from preferl.evaluation.features import PhraseOptions, sign_functions
 from preferl.judging.juries import keep_replies, report_on
-from preferl.judging.reward_functions import RewardLog
+from preferl.judging.reward_functions import Progress, RewardLog
 from preferl.judging.scorers import (
     ShardedScorer,
     check_prompts,
@@ -595,7 +594,7 @@ class Trainer:
             self.learner.reward_kl_coef,
             shaping,
             group,
-            trainer_state=self.trainer_state(),
+            trainer_state=self.progress,
             log_extra=log.extra,
             log_metric=log.metric,
         )
@@ -606,9 +605,10 @@ class Trainer:
         state.forward_passes["critic"] += n * self.learner.models.has_values
         return batch
 
-    def trainer_state(self) -> TrainerState:
-        """How far the run is, as reward functions written for TRL read it."""
-        return TrainerState(global_step=self.state.iteration, max_steps=self.config.iterations)
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return Progress(self.state.iteration, self.config.iterations)
 
     def check_start(self, seen: dict[str, float]) -> None:
         """The first batch comes from the reference itself, unless another one was given."""
@@ -642,8 +642,9 @@ class Trainer:
         is no part of the cost."""
         responses = self.respond(self.held_out, "held-out")
         signs = sign_functions(self.config.phrases)
-        state = self.trainer_state()
-        row = monitor.held_out(responses, self.learner, self.scorer, self.gold, signs, trainer_state=state)
+        row = monitor.held_out(
+            responses, self.learner, self.scorer, self.gold, signs, trainer_state=self.progress
+        )
         every, last = self.config.check_reward_every, self.config.iterations
         if self.annotator is not None and every and (iteration % every == 0 or iteration == last):
             # Fresh pairs each time: the question is whether the reward still knows what this policy writes.
