@@ -769,7 +769,7 @@ MUTANTS = (
     Mutant("activations-kept-all-the-same", "models/recompute.py", "layer.training = True",
            "layer.training = False", (RECOMPUTE + "test_the_gradient_is_the_same_and_less_is_kept[llama]",)),
     Mutant("sizes-chosen-anew-where-a-stage-goes-on", "models/plan.py",
-           "stage.chosen(name) for name in names", "None for name in names",
+           "stage.found.chosen if stage.goes_on else {}", "{}",
            (PLAN + "test_what_was_chosen_stays_where_a_stage_goes_on",)),
     Mutant("plan-by-what-is-free", "models/plan.py", "cls(machine_memory(), ", "cls(free_memory(), ",
            (PLAN + "test_what_cannot_fit_is_refused_before_anything_is_loaded",)),

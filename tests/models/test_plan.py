@@ -232,7 +232,7 @@ def test_what_was_chosen_stays_where_a_stage_goes_on(policy_directory, tmp_path)
     with Stage("sft", config) as stage:
         assert plan.settled(config, stage, sft.work_of).micro_batch_tokens == plan.MOST_TOKENS
         stage.begin()
-        stage.choose(micro_batch_tokens=64)  # as a GPU's memory ran out
+        stage.choose_anew(micro_batch_tokens=64)  # as a GPU's memory ran out
     with Stage("sft", config) as stage:
         again = plan.settled(config, stage, sft.work_of)
         assert (again.micro_batch_tokens, again.gradient_checkpointing) == (64, False)

@@ -213,7 +213,7 @@ class _Run:
         device = next(iter(self.parameters.values())).device
         self.offload = Offload(device, options.offload)
         self.micro_batches = MicroBatches(options)
-        self.micro_batches.record = lambda tokens: stage.choose(micro_batch_tokens=tokens)
+        self.micro_batches.record = lambda tokens: stage.choose_anew(micro_batch_tokens=tokens)
         self.fitted = Fitted()
         self.average: WeightAverage | None = None
         if weight_average:

@@ -557,11 +557,12 @@ def settled(options: Any, stage: Any, work_of: Callable[[Any], Work]) -> Any:
     """
     if options.offload and stage.device.type == "cpu":
         stage.say("offload: everything is in the CPU's memory already; nothing moves")
-    names = ("micro_batch_tokens", "gradient_checkpointing")
-    kept = {name: stage.chosen(name) for name in names}
+    left_open = [
+        name for name in ("micro_batch_tokens", "gradient_checkpointing") if getattr(options, name) is None
+    ]
     # What was chosen when it was begun stays, or what goes on would not be what began.
-    missing = {name: kept[name] for name in names if getattr(options, name) is None}
-    options = dataclasses.replace(options, **missing)
+    kept = stage.found.chosen if stage.goes_on else {}
+    options = dataclasses.replace(options, **{name: kept.get(name) for name in left_open})
     work = work_of(options)
     if all(is_small(role.config) for role in work.roles):
         found = Plan({}, options.micro_batch_tokens or MOST_TOKENS, bool(options.gradient_checkpointing))
@@ -573,7 +574,7 @@ def settled(options: Any, stage: Any, work_of: Callable[[Any], Work]) -> Any:
         for line in lines(found, machine):
             stage.say(line)
     chosen = {"micro_batch_tokens": found.tokens, "gradient_checkpointing": found.recompute}
-    stage.choose(**chosen)
+    stage.choose({name: chosen[name] for name in left_open})
     return dataclasses.replace(options, **chosen)
 
 

@@ -80,14 +80,13 @@ class Stage:
         self.options = plain_options(config)
         self.callbacks = list(callbacks)
         self.notes: list[str] = []
-        self.choices: dict[str, Any] = {}
+        self.chosen: dict[str, Any] = {}  # values of options that were left open
         lock.refuse_if_held(self.path)
         self.identity = identify(self.options)
         self.found = examine(self.path, name, self.identity)
         self.is_finished = not fresh and self.found.is_this_finished(self.path)
         self.goes_on = not self.is_finished and self._goes_on()
         self.started, self.cpu_started = time.time(), time.process_time()
-        self._begun = False
         self._context = contextlib.ExitStack()
 
     model = property(lambda self: self.path / "model")
@@ -172,20 +171,19 @@ class Stage:
             self.say(disks.survivors(self.path))
         self._context.__exit__(*exception)
 
-    def chosen(self, name: str) -> Any:
-        """What was chosen for it under a name when it was begun, where it goes on; None otherwise."""
-        return self.found.chosen.get(name) if self.goes_on else None
+    def choose(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Records the values of options that were left open, as the model at hand decides; a stage that goes
+        on has those with which it was begun. Before ``begin``."""
+        kept = self.found.chosen if self.goes_on else {}
+        found = {name: kept.get(name, value) for name, value in values.items()}
+        self.chosen |= found
+        return found
 
-    def choose(self, **choices: Any) -> None:
-        """Records what was chosen for it where nothing was given: in ``manifest.json``, whence the same
-        command takes it where it goes on."""
-        self.choices |= choices
-        if self._begun:
-            distributed.main_writes(self._rewrite_chosen)()
-
-    def _rewrite_chosen(self) -> None:
+    def choose_anew(self, **values: Any) -> None:
+        """Records other values of such options from here on, in ``manifest.json``. After ``begin``."""
+        self.chosen |= values
         manifest = read_json(self.path / "manifest.json")
-        manifest["chosen"] |= self.choices
+        manifest["chosen"] |= values
         self.write_json("manifest.json", manifest)
 
     def say(self, text: str) -> None:
@@ -226,7 +224,6 @@ class Stage:
         else:
             self.truncate_logs(saved.step)
             self.say(f"goes on after step {saved.step}")
-        self._begun = True
         memory.note_start(self.state)
         self._context.callback(memory.forget_start, self.state)
         if killed:
@@ -275,7 +272,7 @@ class Stage:
         redo = self.fresh if isinstance(self.fresh, str) else time.strftime("%Y-%m-%dT%H:%M:%S")
         begun = {"redo": redo} if self.fresh else {}
         # What was chosen for it is only recorded: it makes nothing stale.
-        chosen = devices.chosen(self.device, self.dtype) | self.choices
+        chosen = devices.chosen(self.device, self.dtype) | self.chosen
         if self.goes_on:
             begun, chosen = ({"redo": self.found.redo} if self.found.redo else {}), self.found.chosen
         self.write_json(

@@ -214,7 +214,7 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
         trainer.learner.offload.rest(
             *frozen, beside=[m for m in (models.policy, models.critic) if m is not None]
         )
-        trainer.learner.passes.record = lambda tokens: stage.choose(micro_batch_tokens=tokens)
+        trainer.learner.passes.record = lambda tokens: stage.choose_anew(micro_batch_tokens=tokens)
         train(trainer, prompts, stage, saved)
     return stage.path
 
