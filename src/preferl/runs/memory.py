@@ -52,7 +52,7 @@ def _of_container() -> float:
     """The least of the limits of this process's control group, of those that it lies in (cgroup v2), and of
     cgroup v1's."""
     own = own_cgroup()
-    groups = [group for group in (own, *own.parents) if group.is_relative_to(CGROUP)]
+    groups = [own, *(group for group in own.parents if group.is_relative_to(CGROUP))]
     files = [group / "memory.max" for group in groups] + [CGROUP / "memory" / "memory.limit_in_bytes"]
     return min(_limit(file) for file in files)
 
