@@ -84,6 +84,9 @@ MASKS = "tests/maths/test_masks.py"
 KL = "tests/maths/test_kl.py::"
 OPTIM = "tests/learning/test_optim.py"
 LOOP = "tests/learning/test_fit.py::"
+PASSES = "tests/learning/test_micro_batches.py::"
+RECOMPUTE = "tests/models/test_recompute.py::"
+PLAN = "tests/models/test_plan.py::"
 KILLED = LOOP + "test_a_run_that_was_killed_goes_on_to_the_same_bytes"
 RESUME = "tests/stages/test_resume.py::"
 DAMAGED, SIGNALS = "tests/runs/test_checkpoint.py::test_", "tests/runs/test_signals.py::test_"
@@ -676,7 +679,7 @@ MUTANTS = (
     Mutant("best-weights-go-on-training", FIT, "p.detach().clone() for n, p in self.parameters",
            "p.detach() for n, p in self.parameters",
            (LOOP + "test_the_best_weights_are_those_of_the_lowest_dev_loss",)),
-    Mutant("last-weights-are-called-the-best", FIT, 'if which == "best" else None', "if False else None",
+    Mutant("last-weights-are-called-the-best", FIT, "if better and self.keeps_best:", "if False:",
            (LOOP + "test_the_best_weights_are_those_of_the_lowest_dev_loss",)),
     Mutant("best-weights-lost-on-resume", FIT, "        if best:\n", "        if False:\n",
            (LOOP + "test_a_run_that_was_killed_goes_on_to_the_same_bytes",)),
@@ -802,6 +805,18 @@ MUTANTS = (
            (LOOP + "test_the_best_weights_of_before_an_interruption_are_kept",)),
     Mutant("best-loss-forgotten", FIT, 'Fitted(**saved.values["fitted"])', "Fitted(step=saved.step)",
            (LOOP + "test_the_best_weights_of_before_an_interruption_are_kept",)),
+    Mutant("passes-of-any-size", "data/tokens.py", "more * sum(wider) > most_tokens",
+           "sum(wider) > most_tokens", (PASSES + "test_parts_are_all_rows_in_order_and_none_is_too_large",)),
+    Mutant("gradient-twice-where-memory-runs-out", "learning/micro_batches.py", "        forget()\n",
+           "        pass\n",
+           (PASSES + "test_where_memory_runs_out_passes_are_halved_once_and_the_gradient_is_the_same",)),
+    Mutant("activations-kept-all-the-same", "models/recompute.py", "layer.training = True",
+           "layer.training = False", (RECOMPUTE + "test_the_gradient_is_the_same_and_less_is_kept[llama]",)),
+    Mutant("sizes-chosen-anew-where-a-stage-goes-on", "models/plan.py",
+           "stage.found.chosen if stage.goes_on else {}", "{}",
+           (PLAN + "test_what_was_chosen_stays_where_a_stage_goes_on",)),
+    Mutant("plan-by-what-is-free", "models/plan.py", "cls(machine_memory(), ", "cls(free_memory(), ",
+           (PLAN + "test_what_cannot_fit_is_refused_before_anything_is_loaded",)),
     Mutant("dropout-of-no-step", FIT,
            "torch.manual_seed(derived_seed(self.seed", "int(derived_seed(self.seed",
            (GOES_ON + "[reward with LoRA]",)),

@@ -43,7 +43,7 @@ def trainer_for(config: rl.RlConfig, scorer=None) -> rl.Trainer:
 def backward(learner, batch, rows=None) -> None:
     """Adds the gradient of one minibatch of all rows, or of some."""
     minibatch = whole(learner, batch, rows)
-    for micro in learner.micro_batches(minibatch.rows):
+    for micro in learner.micro_batches(minibatch.rows, batch.rollout.samples):
         learner.backward(batch, minibatch, micro, Meter())
 
 

@@ -43,7 +43,8 @@ One stage at a time (each takes the previous stage's directory):
 
   preferl data validate IN         check every row of a data set
   preferl data convert IN OUT      between formats; `world` as IN writes the embedded world
-  preferl doctor                   versions, devices, disk, known problems
+  preferl doctor                   versions, devices, disk, known problems; with --config FILE the
+                                   memory and hours that its training stages will take
 
 sft, reward, dpo and rl also train with several processes: torchrun --nproc_per_node N -m preferl rl …
 
@@ -402,10 +403,18 @@ def design_command(arguments: list[str]) -> int:
 
 
 def doctor_command(arguments: list[str]) -> int:
-    """``preferl doctor``."""
+    """``preferl doctor``, and ``preferl doctor --config FILE [--stage NAME]``."""
     from preferl import doctor
 
-    return doctor.main()
+    arguments, file = take_option(arguments, "--config")
+    arguments, stage = take_option(arguments, "--stage")
+    if arguments:
+        raise UsageError(f"doctor takes --config FILE and --stage NAME, and no {arguments[0]}")
+    if file is None:
+        return doctor.main()
+    if not Path(file).is_file():
+        raise UsageError(f"--config {file} is no file")
+    return doctor.main_plan(Path(file), stage)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -1,11 +1,20 @@
-"""``preferl doctor``: versions, devices, disk and known problems, without loading a model."""
+"""``preferl doctor``: versions, devices, disk and known problems, without loading a model; with ``--config``
+what each training stage of a configuration will take of memory and time, and what would make it fit.
+"""
 
+import dataclasses
+import importlib
 import importlib.util
 import os
 import shutil
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from preferl.runs.environment import environment
+from preferl.runs.errors import UsageError
+from preferl.runs.files import read_json, read_yaml
 from preferl.runs.lock import holder_of
 from preferl.runs.mark import read_mark
 from preferl.runs.progress import say
@@ -66,3 +75,138 @@ def device_lines() -> list[str]:
     if not torch.cuda.is_bf16_supported():
         return ["the GPU has no bfloat16; float32 is used, at twice the memory"]
     return []
+
+
+# ------------------------------------------------------------------------------------------------- the plan
+
+TRAINING = ("sft", "reward", "dpo", "rl")
+PROBE_SECONDS = 5.0
+MODELS = ("model_name_or_path", "ref_model", "reward_model", "reference_policy")
+
+
+def main_plan(file: Path, stage: str | None = None) -> int:
+    """Prints the plan of every training stage of a configuration; returns 1 where one does not fit.
+
+    Args:
+        file: of ``preferl run``, or of one stage.
+        stage: which one; by default what the manifest beside the file says.
+
+    Raises:
+        UsageError: the file is no such configuration.
+    """
+    problems = []
+    speeds: dict[tuple[str, str], float] = {}
+    for name, kind, options in planned_stages(file, stage):
+        problems += say_plan(name, kind, options, speeds)
+    for problem in problems:
+        say(f"  problem: {problem}")
+    return 1 if problems else 0
+
+
+def planned_stages(file: Path, stage: str | None) -> list[tuple[str, str, Any]]:
+    """Name, kind and options of each training stage of a configuration. What a stage reads that no stage has
+    made yet is taken to be like what that stage will start from."""
+    from preferl import pipeline
+
+    given = read_yaml(file)
+    beside = file.parent / "manifest.json"
+    if stage is None and beside.exists():
+        stage = read_json(beside).get("stage")
+    if stage is not None:
+        return [(stage, stage, stage_options(stage, given))]
+    if not any(isinstance(value, Mapping) for value in given.values()) and "stages" not in given:
+        raise UsageError(
+            f"{file} holds no stages: if it is the configuration of one, say of which with --stage, as "
+            f"--stage {TRAINING[0]}"
+        )
+    config = pipeline.RunConfig(**given)
+    found, like = [], {}
+    for name, options in pipeline.resolve(config).items():
+        kind = config.kinds.get(name) or pipeline.NAMES.get(name.partition("-")[0], name)
+        changes = {}
+        for option in MODELS:
+            text = getattr(options, option, None)
+            for path, start in like.items():
+                if isinstance(text, str) and path in text and not Path(path, "DONE").exists():
+                    text = changes[option] = text.replace(path, start)
+        options = dataclasses.replace(options, **changes)
+        if getattr(options, "model_name_or_path", None):
+            like[options.output_dir] = options.model_name_or_path
+        if kind in TRAINING:
+            found.append((name, kind, options))
+    return found
+
+
+def stage_options(kind: str, given: Mapping[str, Any]) -> Any:
+    """The options of a training stage.
+
+    Raises:
+        UsageError: it is none, or has no such option.
+    """
+    from preferl.runs.config import checked
+
+    if kind not in TRAINING:
+        raise UsageError(
+            f"'{kind}' trains nothing and has no plan; the stages that do are {', '.join(TRAINING)}"
+        )
+    module = importlib.import_module(f"preferl.stages.{kind}")
+    if kind == "rl":
+        return checked(module.config_class(given.get("algorithm", "ppo")), given)
+    return checked(getattr(module, f"{kind.title()}Config"), given)
+
+
+def say_plan(name: str, kind: str, options: Any, speeds: dict[tuple[str, str], float]) -> list[str]:
+    """Says what a stage takes; returns what is wrong with it."""
+    from preferl.models import plan
+    from preferl.runs import devices
+
+    module = importlib.import_module(f"preferl.stages.{kind}")
+    work = module.work_of(options)
+    if not work.roles:
+        say(f"{name}: a model that is made here, or whose configuration is not there yet: nothing to plan")
+        return []
+    device = devices.chosen_device(options.device)
+    dtype = devices.chosen_dtype(options.dtype, options.device)
+    machine = plan.Machine.here(device)
+    found = plan.plan(work, plan.Levers.of(options), dtype, machine)
+    for line in plan.lines(found, machine):
+        say(f"{name}: {line}")
+    for line in plan.table(found):
+        say(f"  {line}")
+    if (device.type, str(dtype)) not in speeds:
+        speeds[device.type, str(dtype)] = measured_speed(device, dtype)
+    speed = speeds[device.type, str(dtype)]
+    for line in plan.time_lines(work, found, rows_of(options, work.rows), speed):
+        say(f"  {line}")
+    if found.fits(machine):
+        return []
+    return [plan.refusal(options, found, name, module.work_of, dtype, machine)]
+
+
+def rows_of(options: Any, rows: int | None) -> int | None:
+    """Rows that a run reads: those that its options say, or its data has; None where it is not there."""
+    if rows is not None:
+        return rows
+    from preferl.data import sources
+    from preferl.data.records import DataError
+
+    try:
+        train = sources.load_source(**options.source()).train
+    except (UsageError, DataError, TypeError):  # it is not made yet, or depends on the model
+        return None
+    return max(len(train.demonstrations), len(train.comparisons), len(train.rated))
+
+
+def measured_speed(device: Any, dtype: Any) -> float:
+    """Floating-point operations a second of products of matrices as large as a layer's."""
+    import torch
+
+    a, b = (torch.randn(1024, 1024, device=device, dtype=dtype) for _ in range(2))
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < PROBE_SECONDS:
+        for _ in range(4):
+            a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        done += 4
+    return done * 2 * 1024**3 / (time.perf_counter() - started)

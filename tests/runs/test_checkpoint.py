@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from preferl.runs.checkpoint import CONTENTS, TENSORS, VALUES, Checkpoints, Parts, latest
+from preferl.runs.checkpoint import CONTENTS, TENSORS, VALUES, Checkpoints, Parts, _apart, latest
 
 OWNER = "this run"
 
@@ -137,3 +137,15 @@ def test_a_function_that_draws_goes_on_where_it_was(tmp_path):
     assert both(half) == whole
     shutil.rmtree(tmp_path / "half" / "part_b")
     assert both(half) == whole
+
+
+def test_only_what_shares_memory_is_copied_before_it_is_written():
+    """Of a real model weights and moments are gigabytes: a copy of all would double what a run takes."""
+    weight, wide = torch.arange(6.0), torch.arange(8.0)
+    tensors = {"weight": weight, "tied": weight, "view": wide[:4], "state": torch.get_rng_state()}
+    apart = _apart(tensors)
+    assert all(torch.equal(apart[name], tensor) for name, tensor in tensors.items())
+    places = [tensor.data_ptr() for tensor in apart.values()]
+    assert len(set(places)) == len(places)
+    assert apart["weight"].data_ptr() == weight.data_ptr()
+    assert apart["state"].data_ptr() == tensors["state"].data_ptr()

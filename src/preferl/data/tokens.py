@@ -548,6 +548,40 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[torch.Te
     return ids_BS, mask_BS
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What one row of a batch is in a pass: its sequences, and the tokens of each of their parts that are
+    padded apart (prompt and response; or one text)."""
+
+    widths: tuple[int, ...]
+    sequences: int = 1
+
+
+def parts_that_fit(
+    extents: Sequence[Extent], most_rows: int | None = None, most_tokens: int | None = None
+) -> list[slice]:
+    """Where rows, in this order, are cut so that each part is one pass: of at most so many rows and padded
+    tokens, and of one row at least.
+
+    Example:
+        >>> parts_that_fit([Extent((2,)), Extent((3,)), Extent((8,)), Extent((9,))], None, 18)
+        [slice(0, 2, None), slice(2, 4, None)]
+    """
+    parts: list[slice] = []
+    start, sequences, widths = 0, 0, ()
+    for i, extent in enumerate(extents):
+        more = sequences + extent.sequences
+        wider = tuple(map(max, widths, extent.widths)) if widths else extent.widths
+        full = most_rows is not None and i - start >= most_rows
+        if i > start and (full or (most_tokens is not None and more * sum(wider) > most_tokens)):
+            parts.append(slice(start, i))
+            start, more, wider = i, extent.sequences, extent.widths
+        sequences, widths = more, wider
+    if len(extents) > start:
+        parts.append(slice(start, len(extents)))
+    return parts
+
+
 def positions(mask_BS: torch.Tensor) -> torch.Tensor:
     """Position of every real token in its row; pads get 0 (absolute embeddings refuse -1)."""
     return (mask_BS.cumsum(-1) - 1).clamp(min=0)

@@ -51,7 +51,13 @@ class UpdateOptions(OptimOptions):
     num_mini_batches: Natural = 0
     """Minibatches, and so updates, in each pass (usually ppo 4, others 1)."""
     micro_batch_size: Count = 128
-    """Sequences in one forward and backward pass; a smaller one saves memory and changes nothing."""
+    """Most sequences in one forward and backward pass; a smaller one saves memory and changes nothing."""
+    micro_batch_tokens: Count | None = None
+    """Most padded tokens in such a pass, one group of responses apart; by default a power of two for which
+    there is memory (docs/algorithms.md), kept in ``manifest.json``."""
+    gradient_checkpointing: bool | None = None
+    """Keep only what goes into each layer, and make the rest again for the gradient: a third slower, a
+    fraction of the memory, the same gradient. By default where it would not fit otherwise."""
     kl_coef: NonNegative | None = None
     """Weight of the KL to the reference (the beta of online DPO); by default by the model at hand
     (docs/models.md)."""

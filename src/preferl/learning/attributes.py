@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from preferl.data.records import DataError, Pair, Prompt, Rated
 from preferl.data.sources import Source
-from preferl.data.tokens import pad
+from preferl.data.tokens import Extent, pad
 from preferl.evaluation.scored import prompt_numbers
 from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, fit, plan_batches
 from preferl.maths.preference import rating_loss
@@ -126,7 +126,7 @@ def optimise_attributes(
     rng = random.Random(devices.derived_seed(stage.config.seed, "reward", "batches"))
     batches = plan_batches([len(row) for row in encoded], config, rng)
     return fit(
-        Objective(model, step, count=count, measure=measure),
+        Objective(model, step, count=count, measure=measure, extent=lambda i: Extent((len(encoded[i]),))),
         batches,
         config,
         stage,
@@ -154,8 +154,8 @@ def all_logits(scorer: RewardModel, rows: Sequence[list[int]]) -> np.ndarray:
     own = distributed.shard(order)
     found: list[list[float]] = []
     with distributed.sync_errors():
-        for start in range(0, len(own), scorer.batch_size):
-            part = [rows[i] for i in own[start : start + scorer.batch_size]]
+        for place in scorer.passes([len(rows[i]) for i in own]):
+            part = [rows[i] for i in own[place]]
             found += logits_of(scorer, part).tolist()
     by_length = distributed.gather_rows(found)
     in_order: list[Any] = [None] * len(rows)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from preferl.data.records import Comparison, DataError, Pair, prompt_key
 from preferl.data.sources import Source
+from preferl.data.tokens import Extent
 from preferl.evaluation.scored import accuracy_of, scores_of
 from preferl.judging.scorers import ShardedScorer
 from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, fit, plan_batches
@@ -62,6 +63,11 @@ class Encoded:
     rows: list[list[int]]
     ranks: list[int]
     scores: list[float] | None
+
+    @property
+    def extent(self) -> Extent:
+        """What it is in a pass."""
+        return Extent((max(map(len, self.rows)),), len(self.rows))
 
     @property
     def differs(self) -> bool:
@@ -221,7 +227,7 @@ def optimise(
         }
 
     fitted = fit(
-        Objective(model, step, measure=measure),
+        Objective(model, step, measure=measure, extent=lambda i: encoded[i].extent),
         batches,
         config,
         stage,

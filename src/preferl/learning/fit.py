@@ -17,10 +17,13 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from preferl.data.tokens import endless_buckets
+from preferl.data.tokens import Extent, endless_buckets
 from preferl.learning.meter import Meter
+from preferl.learning.micro_batches import MicroBatches
 from preferl.learning.optim import adamw, clip_and_step, not_longer, other_rates, schedule
-from preferl.runs import distributed, signals
+from preferl.models.offload import Offload
+from preferl.models.recompute import recomputing
+from preferl.runs import distributed, memory, signals
 from preferl.runs.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -49,12 +52,23 @@ class FitOptions(OptimOptions):
     train_batch_size: Count | None = None
     """Rows in one update; by default by the model at hand (docs/models.md)."""
     micro_batch_size: Count = 64
-    """Rows in one forward and backward pass; a smaller one saves memory and changes nothing."""
+    """Most rows in one forward and backward pass; a smaller one saves memory and changes nothing."""
+    micro_batch_tokens: Count | None = None
+    """Most padded tokens in such a pass, one row apart; by default a power of two for which there is memory
+    (docs/algorithms.md), kept in ``manifest.json``."""
+    gradient_checkpointing: bool | None = None
+    """Keep only what goes into each layer, and make the rest again for the gradient: a third slower, a
+    fraction of the memory, the same gradient. By default where it would not fit otherwise."""
     num_evals: Count = 10
     """How often held-out rows are measured, the last time at the end."""
     save_every: Natural | None = None
     """Updates between checkpoints, from which the same command goes on if interrupted; by default about ten
     a run, fewer where writing them would take over a tenth of its time; 0 for none."""
+
+    @property
+    def rows_read(self) -> int | None:
+        """Rows that all updates read, repeated ones too; None where the data decides."""
+        return None if self.max_steps is None else self.max_steps * self.train_batch_size
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,7 @@ class Objective:
         measure: held-out rows, as ``{"dev/loss": 0.61}``; None or {} where there are none.
         prepare: called with all rows of a batch before its micro-batches, in all processes: for what a loss
             needs to know of the whole batch.
+        extent: what a row is in a pass; by default nothing that counts.
     """
 
     model: torch.nn.Module
@@ -75,6 +90,7 @@ class Objective:
     count: Callable[[Sequence[int]], float] = len
     measure: Callable[[], dict[str, float]] = dict
     prepare: Callable[[Sequence[int]], None] = lambda rows: None
+    extent: Callable[[int], Extent] = lambda row: Extent((0,))
 
 
 @dataclass
@@ -145,7 +161,7 @@ def fit(
     Raises:
         DivergedError: a loss or a gradient is not finite; the weights are those before that update.
     """
-    run = _Run(objective, len(batches), options, stage, weight_average)
+    run = _Run(objective, len(batches), options, stage, weight_average, keep == "best")
     if saved is not None:
         run.restore(saved)
     elif measure_first:
@@ -169,7 +185,8 @@ def fit(
                     break
                 if run.checkpoints.due(step):
                     run.checkpoints.save(step, *run.snapshot())
-    run.keep(keep)
+    run.keep()
+    memory.give_back()  # before models are saved, merged and sampled from
     return run.fitted
 
 
@@ -183,8 +200,9 @@ class _Run:
         options: FitOptions,
         stage: Stage,
         weight_average: float,
+        keeps_best: bool,
     ):
-        self.objective, self.options = objective, options
+        self.objective, self.options, self.keeps_best = objective, options, keeps_best
         self.name, self.seed = stage.name, stage.config.seed
         named = objective.model.named_parameters()
         self.parameters = {name: p for name, p in named if p.requires_grad}
@@ -192,6 +210,10 @@ class _Run:
         self.optimizer = adamw(self.parameters.values(), options)
         self.scheduler = schedule(self.optimizer, options, self.steps)
         self.checkpoints = Checkpoints(stage.state, self.steps, options.save_every, stage.owner)
+        device = next(iter(self.parameters.values())).device
+        self.offload = Offload(device, options.offload)
+        self.micro_batches = MicroBatches(options)
+        self.micro_batches.record = lambda tokens: stage.choose_anew(micro_batch_tokens=tokens)
         self.fitted = Fitted()
         self.average: WeightAverage | None = None
         if weight_average:
@@ -199,15 +221,31 @@ class _Run:
 
     def update(self, rows: Sequence[int], step: int) -> dict[str, float]:
         """One update on a batch; returns what is logged of it."""
-        where, total, seen = f"{self.name} update {step}", self.objective.count(rows), Meter()
+        where = f"{self.name} update {step}"
+        self.objective.prepare(rows)
+        row = self.micro_batches.accumulated(
+            lambda: self.accumulate(rows, step, where), self.optimizer.zero_grad
+        )
+        distributed.all_reduce_gradients(self.optimizer)
+        with self.offload.stepping(self.optimizer):
+            norm = clip_and_step(self.optimizer, self.options.max_grad_norm, where)
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update()
+        return row | {"grad_norm": norm}
+
+    def accumulate(self, rows: Sequence[int], step: int, where: str) -> dict[str, float]:
+        """Adds up the gradient of a batch, micro-batch by micro-batch; returns what all processes saw."""
         # Dropout's random numbers belong to the step, on every device and in every process: a run that goes
         # on here draws the same ones.
         torch.manual_seed(derived_seed(self.seed, self.name, "update", step, distributed.rank()))
-        self.objective.prepare(rows)
-        own, size = distributed.shard(rows), self.options.micro_batch_size
-        with distributed.sync_errors():
-            for start in range(0, len(own), size):
-                part = own[start : start + size]
+        total, seen = self.objective.count(rows), Meter()
+        own = distributed.shard(rows)
+        parts = self.micro_batches.parts([self.objective.extent(i) for i in own])
+        recompute = bool(self.options.gradient_checkpointing)
+        with distributed.sync_errors(), recomputing(self.objective.model, on=recompute):
+            for place in parts:
+                part = own[place]
                 loss_sum, sums = self.objective.step(part)
                 # Divided by the whole batch's count: micro-batches add up to the batch's gradient.
                 loss = loss_sum / total
@@ -222,13 +260,7 @@ class _Run:
                 for name, (sum_, count) in {"train/loss": loss_of_part, **sums}.items():
                     if count:
                         seen.add(name, sum_ / count, count)
-        row = seen.of_all().means()
-        distributed.all_reduce_gradients(self.optimizer)
-        norm = clip_and_step(self.optimizer, self.options.max_grad_norm, where)
-        self.scheduler.step()
-        if self.average is not None:
-            self.average.update()
-        return row | {"grad_norm": norm}
+        return seen.of_all().means()
 
     def measure(self) -> dict[str, float]:
         """Held-out rows, with the averaged weights where there are such; keeps the best weights."""
@@ -241,13 +273,14 @@ class _Run:
                 fitted.misses = 0 if better else fitted.misses + 1
                 if better:
                     fitted.best, fitted.best_step = found, fitted.step
+                if better and self.keeps_best:
                     fitted.best_weights = {n: p.detach().clone() for n, p in self.parameters.items()}
         return found
 
     @torch.no_grad()
-    def keep(self, which: str) -> None:
+    def keep(self) -> None:
         """Leaves the best weights in the model, or the last (averaged, where there is an average)."""
-        chosen = self.fitted.best_weights if which == "best" else None
+        chosen = self.fitted.best_weights
         if chosen is None and self.average is not None:
             chosen = self.average.values
         for name, value in (chosen or {}).items():
@@ -260,7 +293,11 @@ class _Run:
             tensors |= {f"average/{name}": value for name, value in self.average.values.items()}
         if self.fitted.best_weights is not None:
             tensors |= {f"best/{name}": value for name, value in self.fitted.best_weights.items()}
-        return tensors, {"scheduler": self.scheduler.state_dict(), "fitted": self.fitted.plain()}
+        return tensors, {
+            "scheduler": self.scheduler.state_dict(),
+            "fitted": self.fitted.plain(),
+            "micro_batch_tokens": self.micro_batches.tokens,
+        }
 
     def restore(self, saved: Checkpoint) -> None:
         """Puts ``snapshot`` back."""
@@ -269,6 +306,7 @@ class _Run:
         if self.average is not None:
             self.average.restore(below("average/", saved.tensors))
         self.fitted = Fitted(**saved.values["fitted"])
+        self.micro_batches.tokens = saved.values.get("micro_batch_tokens", self.micro_batches.tokens)
         best = below("best/", saved.tensors)
         if best:
             self.fitted.best_weights = {n: best[n].to(p.device) for n, p in self.parameters.items()}

@@ -9,8 +9,9 @@ sums over a micro-batch times weights that add up over the whole minibatch, so t
 processes that share them out, change nothing.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from preferl.learning.algorithms import (
     pair_count,
 )
 from preferl.learning.meter import Meter
+from preferl.learning.micro_batches import MicroBatches
 from preferl.learning.models import RlModels
 from preferl.learning.optim import clip_and_step
 from preferl.learning.rollout import Rollout
@@ -37,6 +39,8 @@ from preferl.maths.policy import (
     masked_sum,
     whiten,
 )
+from preferl.models.offload import Offload
+from preferl.models.recompute import recomputing
 from preferl.runs import devices, distributed
 from preferl.runs.errors import DivergedError
 from preferl.sampling.logprobs import Distributions, in_microbatches
@@ -111,6 +115,8 @@ class Learner:
         self.group_size = algorithm.group_size(options)
         # Rows that stay together in minibatches and micro-batches: a loss over pairs needs whole groups.
         self.unit = algorithm.over.unit(self.group_size)
+        self.passes = MicroBatches(options, self.unit)
+        self.offload = Offload(self.models.device, options.offload)
         self.loss_kl = None
         if options.kl_in == "loss":
             self.loss_kl = "k2" if options.kl_estimator == "auto" else options.kl_estimator
@@ -128,15 +134,21 @@ class Learner:
     ) -> torch.Tensor:
         """``compute`` over micro-batches, gathered on the CPU as one ``_BT`` tensor, 0 outside the mask."""
         return in_microbatches(
-            samples, compute, self.options.micro_batch_size, self.models.device, self.dtype
+            samples,
+            compute,
+            self.options.micro_batch_size,
+            self.models.device,
+            self.dtype,
+            tokens=self.passes.tokens,
         )
 
     def reference_logprobs(self, samples: Samples) -> torch.Tensor:
         """``ref_logp_BT`` of sampled responses."""
 
-        return self.forward_in_microbatches(
-            samples, lambda part: self.models.reference_distributions(part).logprobs()
-        )
+        with self.offload.present(self.models.reference):
+            return self.forward_in_microbatches(
+                samples, lambda part: self.models.reference_distributions(part).logprobs()
+            )
 
     def values(self, samples: Samples) -> torch.Tensor:
         """``value_BT`` of sampled responses; 0 without a critic."""
@@ -150,7 +162,8 @@ class Learner:
         def compute(part: Samples) -> torch.Tensor:
             return self.models.distributions(part).kl_to(self.models.reference_distributions(part))
 
-        return self.forward_in_microbatches(samples, compute).sum(-1)
+        with self.offload.present(self.models.reference):
+            return self.forward_in_microbatches(samples, compute).sum(-1)
 
     # ------------------------------------------------------------------------------------------ advantages
 
@@ -204,7 +217,8 @@ class Learner:
             #    the same norm and keep the same weights.
             for name, optimizer in self.state.optimizers.items():
                 distributed.all_reduce_gradients(optimizer)
-                norm = clip_and_step(optimizer, self.options.max_grad_norm, f"{minibatch.where}, {name}")
+                with self.offload.stepping(optimizer):
+                    norm = clip_and_step(optimizer, self.options.max_grad_norm, f"{minibatch.where}, {name}")
                 seen.add(f"{name}_grad_norm", norm, 1)
             updates += 1
         # The learning rate moves once an iteration, however many updates it had.
@@ -246,11 +260,11 @@ class Learner:
             return 1 / (length_B * len(rows))
         return torch.full_like(length_B, 1 / len(rows))
 
-    def micro_batches(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
+    def micro_batches(self, rows: torch.Tensor, samples: Samples) -> list[torch.Tensor]:
         """This process's rows in parts that fit into memory."""
         rows = distributed.shard(rows, self.unit)
-        size = max(self.options.micro_batch_size // self.unit, 1) * self.unit
-        return rows.split(size) if len(rows) else ()
+        parts = self.passes.parts(samples.extents(rows, self.unit))
+        return [rows[part.start * self.unit : part.stop * self.unit] for part in parts]
 
     def forget_gradients(self) -> None:
         for optimizer in self.state.optimizers.values():
@@ -258,9 +272,20 @@ class Learner:
 
     def accumulate(self, batch: Batch, minibatch: Minibatch) -> Meter:
         """Adds the gradient of a minibatch, micro-batch by micro-batch; returns what all processes saw."""
+        return self.passes.accumulated(lambda: self.all_passes(batch, minibatch), self.forget_gradients)
+
+    def all_passes(self, batch: Batch, minibatch: Minibatch) -> Meter:
+        """``accumulate``, in passes of the size that is set."""
         seen = Meter()
-        with distributed.sync_errors():
-            for rows in self.micro_batches(minibatch.rows):
+        recompute = bool(self.options.gradient_checkpointing)
+        # A reference that stands in the loss is read again by the backward pass.
+        reads = self.loss_kl == "exact"
+        with (
+            self.offload.present(self.models.reference) if reads else contextlib.nullcontext(),
+            distributed.sync_errors(),
+            recomputing(self.models.policy, self.models.critic, on=recompute),
+        ):
+            for rows in self.micro_batches(minibatch.rows, batch.rollout.samples):
                 self.backward(batch, minibatch, rows, seen)
         return seen.of_all()
 

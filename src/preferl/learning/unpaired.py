@@ -20,7 +20,7 @@ import torch
 
 from preferl.data.records import Comparison, DataError, Rated
 from preferl.data.sources import Part, Source
-from preferl.data.tokens import cut_to_fit, example_ids
+from preferl.data.tokens import Extent, cut_to_fit, example_ids
 from preferl.learning.fit import Sums
 from preferl.maths.preference import kto_loss, kto_reference_point, kto_weights
 from preferl.runs import devices
@@ -44,6 +44,9 @@ class KtoOptions(SamplingOptions):
     """``kto``: weight of bad responses, likewise."""
     micro_batch_size: Count = 32
     """Responses in one forward pass."""
+    micro_batch_tokens: Count | None = None
+    """Most padded tokens in one forward and backward pass, one row apart; by default a power of two for
+    which there is memory (docs/algorithms.md), kept in ``manifest.json``."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +234,10 @@ class KtoTask:
         """Tokens of each training row."""
         return [len(row) for row in self.rows]
 
+    def extent(self, number: int) -> Extent:
+        """What a training row is in a pass."""
+        return Extent((len(self.rows[number].prompt), len(self.rows[number].response)))
+
     def describe(self) -> str:
         """The training set in a few words."""
         desirable, undesirable = self.weights
@@ -254,7 +261,8 @@ class KtoTask:
         if not rows:
             return torch.zeros(0)
         samples = self.samples_of(rows)
-        logp_BT = policy.logprobs(samples, self.config.micro_batch_size, samples.attention_BS.sum(-1))
+        size, tokens = self.config.micro_batch_size, self.config.micro_batch_tokens
+        logp_BT = policy.logprobs(samples, size, samples.attention_BS.sum(-1), tokens)
         return logp_BT.sum(-1)
 
     def samples_of(self, rows: Sequence[EncodedResponse]) -> Samples:

@@ -43,6 +43,18 @@ class Adapter:
             return {name.removeprefix(IN_PEFT): tensors.get_slice(name).get_shape() for name in names}
 
 
+def stands_on(directory: str, base: str) -> bool:
+    """Whether a stage's directory holds an adapter of this base, by its name.
+
+    Args:
+        directory: of a stage.
+        base: the directory or Hub name of a model.
+    """
+    path = Path(directory) / "adapter"
+    adapter = find_adapter(str(path)) if (path / CONFIG).exists() else None
+    return adapter is not None and Path(adapter.base).resolve() == Path(base).resolve()
+
+
 def find_adapter(source: str) -> Adapter | None:
     """The adapter at a directory or Hub name; None where a whole model, or nothing, is there.
 

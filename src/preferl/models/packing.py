@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from preferl.data.tokens import pad
+from preferl.data.tokens import Extent, pad, parts_that_fit
 from preferl.models.mean_pooling import MeanPooledRewardModel
 from preferl.models.reward import is_decoder, raw_scores
 
@@ -148,12 +148,5 @@ def chunks_of_like_length(lengths: Sequence[int], most_tokens: int | None) -> li
         [[1, 2], [3, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    if most_tokens is None:
-        return [order]
-    chunks: list[list[int]] = []
-    for i in order:
-        if chunks and lengths[i] * (len(chunks[-1]) + 1) <= most_tokens:
-            chunks[-1].append(i)
-        else:
-            chunks.append([i])
-    return chunks
+    extents = [Extent((lengths[i],)) for i in order]
+    return [order[part] for part in parts_that_fit(extents, most_tokens=most_tokens)]

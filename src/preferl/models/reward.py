@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from preferl.data.records import Prompt, UserTurn
-from preferl.data.tokens import coder_of, pad, reads_segments, scored_ids
+from preferl.data.tokens import Extent, coder_of, pad, parts_that_fit, reads_segments, scored_ids
 from preferl.models import heads
 from preferl.models.adapters import Adapter, find_adapter, quiet_peft
 from preferl.models.attributes import (
@@ -52,7 +52,9 @@ from preferl.models.load import (
 )
 from preferl.models.lora import ADAPTER_NOTES, save_adapter, with_lora
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
+from preferl.models.offload import Offload
 from preferl.models.passes import TOLERANCE, base_of, takes
+from preferl.models.plan import forward_tokens
 from preferl.models.storage import Weights, is_quantised, share_weights
 from preferl.models.twins import has_twin, scoring_twin
 from preferl.runs import devices
@@ -512,6 +514,7 @@ class RewardModel:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         limits = [limit for limit in (max_positions(model), max_length) if limit]
         self.max_length = min(limits, default=None)
+        self.offload: Offload | None = None
         self.read = self.cut = 0  # how many responses, and how many of them were longer than max_length
 
     @classmethod
@@ -539,6 +542,11 @@ class RewardModel:
         self.cut += 1
         return scored_ids(self.tokenizer, prompt, completion, finished, self.max_length)
 
+    def passes(self, lengths: Sequence[int]) -> list[slice]:
+        """Where rows of these lengths, in this order, are cut into passes without a gradient."""
+        extents = [Extent((length,)) for length in lengths]
+        return parts_that_fit(extents, self.batch_size, forward_tokens(self.model))
+
     @torch.no_grad()
     def __call__(
         self,
@@ -548,13 +556,21 @@ class RewardModel:
         **columns: Any,
     ) -> list[float]:
         """Normalised scores; a response that was cut off is read without EOS."""
+        if self.offload is not None:
+            with self.offload.present(self.model):
+                return self._scores(prompts, completions, finished)
+        return self._scores(prompts, completions, finished)
+
+    def _scores(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], finished: Sequence[bool] | None
+    ) -> list[float]:
         ends = [True] * len(prompts) if finished is None else finished
         rows = [self.encode(p, c, bool(f)) for p, c, f in zip(prompts, completions, ends, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = [0.0] * len(rows)
         device, mean = self.model.device, reward_mean(self.model)
-        for start in range(0, len(order), self.batch_size):
-            part = order[start : start + self.batch_size]
+        for place in self.passes([len(rows[i]) for i in order]):
+            part = order[place]
             ids_BS, mask_BS = pad([rows[i] for i in part], self.tokenizer.pad_token_id, "right")
             score_B = raw_scores(self.model, ids_BS.to(device), mask_BS.to(device)) - mean
             for i, score in zip(part, score_B.tolist(), strict=True):

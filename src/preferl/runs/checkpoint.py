@@ -199,13 +199,26 @@ def _read(path: Path, owner: str) -> tuple[dict[str, torch.Tensor], dict[str, An
     return load_file(path / TENSORS), json.loads((path / VALUES).read_text(encoding="utf-8"))
 
 
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors on the CPU of which no two share memory, which safetensors refuses: copies of tied weights and
+    of views alone, since a copy of all would double what a run takes."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        storage = here.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != here.nbytes:
+            here = here.clone()
+        seen.add(storage.data_ptr())
+        found[name] = here
+    return found
+
+
 def _write(target: Path, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], owner: str) -> None:
     temporary = target.with_name(f".{target.name}.tmp")
     remove(temporary)
     temporary.mkdir(parents=True)
-    # Tied weights share memory, which safetensors refuses.
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(whole, temporary / TENSORS)
+    save_file(_apart(tensors), temporary / TENSORS)
     (temporary / VALUES).write_text(json.dumps(values) + "\n", encoding="utf-8")
     contents: dict[str, Any] = {"program": PROGRAM, "format": FORMAT, "name": target.name, "owner": owner}
     contents |= {f"sha256 of {name}": sha256_of(temporary / name) for name in (TENSORS, VALUES)}

@@ -156,6 +156,9 @@ class OptimOptions(RangedOptions):
     """AdamW's epsilon."""
     max_grad_norm: Bound = 1.0
     """Gradients are clipped to this norm."""
+    offload: bool = False
+    """On one GPU: frozen models and the optimiser's state lie in the CPU's memory while nobody uses them;
+    slower, with the same numbers. Nothing moves on a CPU."""
     optim: str = "adamw"
     """``adamw``, or ``adamw_8bit``: moments in eight bits (Dettmers et al. 2022), a quarter of their memory,
     paged on a GPU; needs bitsandbytes."""

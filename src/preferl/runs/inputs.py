@@ -36,7 +36,7 @@ NAMING = (
     *("reward_model", "gold", "held_out_reward", "adversarial", "annotator", "judge", "algorithm"),
 )
 # Options that change where and how fast a stage runs, and nothing that it makes.
-NOT_COMPARED = ("output_dir", "device", "num_threads", "save_every", "judge_replies")
+NOT_COMPARED = ("output_dir", "device", "num_threads", "save_every", "judge_replies", "offload")
 # What the stages after one read of it.
 MADE = ("model", "value_model", "adapter", "data")
 # What stands between the names of a mixture, an ensemble or a judge: 0.7*runs/a + 0.3*min(runs/b, runs/c),

@@ -1,5 +1,7 @@
 """How much memory this machine has, and whether its kernel has ended a process for want of it."""
 
+import contextlib
+import ctypes
 import json
 import math
 from pathlib import Path
@@ -12,7 +14,7 @@ from preferl.runs.files import write_atomically
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO, VMSTAT = Path("/proc/meminfo"), Path("/proc/vmstat")
 BOOT = Path("/proc/sys/kernel/random/boot_id")
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 def machine_memory() -> float:
@@ -21,21 +23,46 @@ def machine_memory() -> float:
     return min(_of_machine(), _of_container())
 
 
+def free_memory() -> float:
+    """Bytes that processes can still have now, what files in memory take included. Infinite where the system
+    does not say."""
+    in_container = _of_container()
+    try:
+        used = int((own_cgroup() / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        used = 0
+    return min(_meminfo("MemAvailable", "SwapFree"), in_container - used)
+
+
 def _of_machine() -> float:
+    return _meminfo("MemTotal", "SwapTotal")
+
+
+def _meminfo(*names: str) -> float:
+    """The sum of some rows of /proc/meminfo, in bytes."""
     try:
         lines = MEMINFO.read_text(encoding="ascii").splitlines()
     except OSError:  # not Linux
         return math.inf
     kib = dict(line.split(":", 1) for line in lines if ":" in line)
-    return sum(1024 * int(kib[name].split()[0]) for name in ("MemTotal", "SwapTotal") if name in kib)
+    return sum(1024 * int(kib[name].split()[0]) for name in names if name in kib)
 
 
 def _of_container() -> float:
+    """The least of the limits of this process's control group, of those that it lies in (cgroup v2), and of
+    cgroup v1's."""
+    own = own_cgroup()
+    groups = [own, *(group for group in own.parents if group.is_relative_to(CGROUP))]
+    files = [group / "memory.max" for group in groups] + [CGROUP / "memory" / "memory.limit_in_bytes"]
+    return min(_limit(file) for file in files)
+
+
+def _limit(file: Path) -> float:
     try:
-        limit = (own_cgroup() / "memory.max").read_text(encoding="ascii").strip()
+        text = file.read_text(encoding="ascii").strip()
     except OSError:
         return math.inf
-    return math.inf if limit == "max" else int(limit)
+    return math.inf if text == "max" else int(text)
 
 
 def own_cgroup() -> Path:
@@ -47,6 +74,14 @@ def own_cgroup() -> Path:
     own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
     path = CGROUP / own.lstrip("/")
     return path if path.is_dir() else CGROUP  # in a container the path may be the host's
+
+
+def give_back() -> None:
+    """Lets the C library return to the system what this process has freed: it keeps what lies between things
+    that are still used, which after the training is as much as its activations. Nothing where it is not
+    glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def refuse_too_large(bytes_needed: float, what: str) -> None:

@@ -30,7 +30,7 @@ from preferl.runs import checkpoint, devices, disks, distributed, lock, memory
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
 from preferl.runs.errors import DivergedError, UsageError
-from preferl.runs.files import parsed_lines, plain, write_atomically, write_json
+from preferl.runs.files import parsed_lines, plain, read_json, write_atomically, write_json
 from preferl.runs.found import examine, plain_options, refuse_unmarked
 from preferl.runs.inputs import hash_of, identify
 from preferl.runs.mark import claim, read_mark, remove
@@ -178,6 +178,13 @@ class Stage:
         found = {name: kept.get(name, value) for name, value in values.items()}
         self.chosen |= found
         return found
+
+    def choose_anew(self, **values: Any) -> None:
+        """Records other values of such options from here on, in ``manifest.json``. After ``begin``."""
+        self.chosen |= values
+        manifest = read_json(self.path / "manifest.json")
+        manifest["chosen"] |= values
+        self.write_json("manifest.json", manifest)
 
     def say(self, text: str) -> None:
         """One line for the person who runs the stage."""

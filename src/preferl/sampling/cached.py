@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from preferl.data.tokens import pad, positions
+from preferl.data.tokens import Extent, pad, parts_that_fit, positions
 from preferl.maths.policy import response_logprobs
 from preferl.models.passes import call, probe_room, probe_rows, text_config
+from preferl.models.plan import cache_tokens
 from preferl.runs import distributed
 from preferl.runs.devices import autocast
 from preferl.runs.progress import say
@@ -66,8 +67,9 @@ class CachedEngine:
         finished_B = torch.zeros(B, dtype=torch.long)
         # Prompts of like length share a batch, whose left padding is then cut to its own longest prompt.
         order = distributed.shard(sorted(range(B), key=lambda i: len(prompts[i])))
-        for start in range(0, len(order), self.batch_size):
-            rows = torch.tensor(order[start : start + self.batch_size])
+        extents = [Extent((len(prompts[i]), T)) for i in order]
+        for place in parts_that_fit(extents, self.batch_size, cache_tokens(self.model)):
+            rows = torch.tensor(order[place])
             width = int(prompt_mask_BP[rows].sum(-1).max())
             tokens, logp, mask, finished = sample_batch(
                 self._make_reader,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from preferl.data.tokens import parts_that_fit
 from preferl.maths.kl import kl_exact
 from preferl.maths.policy import entropy, response_logprobs
 from preferl.models.output_head import Head, by_parts, head_for, last_states
@@ -125,6 +126,7 @@ def in_microbatches(
     device: torch.device,
     dtype: torch.dtype,
     length_B: torch.Tensor | None = None,
+    tokens: int | None = None,
 ) -> torch.Tensor:
     """``compute`` of all rows, ``size`` of like length at a time, gathered on the CPU as one ``_BT`` tensor.
 
@@ -133,10 +135,11 @@ def in_microbatches(
     Args:
         samples: B responses of at most T tokens.
         compute: some rows to a ``_BT`` tensor of theirs.
-        size: rows in one forward pass.
+        size: most rows in one forward pass.
         device: where autocast applies.
         dtype: to compute in.
         length_B: what makes rows alike; by default the length of their responses.
+        tokens: most padded tokens in one forward pass.
 
     Returns:
         ``out_BT`` (float32), 0 outside the mask.
@@ -147,7 +150,8 @@ def in_microbatches(
     out_BT = torch.zeros(samples.mask_BT.shape)
     length_B = samples.mask_BT.sum(-1) if length_B is None else length_B
     order = distributed.shard(length_B.argsort())
-    for rows in order.split(size) if len(order) else ():
+    for place in parts_that_fit(samples.extents(order), size, tokens):
+        rows = order[place]
         part = rows_of(samples, rows)
         with autocast(device, dtype):
             value_BT = compute(part).float().cpu() * part.mask_BT

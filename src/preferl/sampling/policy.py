@@ -13,6 +13,8 @@ from preferl.data.records import Prompt, PromptRecord, columns_of
 from preferl.data.tokens import last_tokens, prompt_ids
 from preferl.models import load
 from preferl.models.lora import with_lora
+from preferl.models.offload import CPU, Offload
+from preferl.models.plan import forward_tokens
 from preferl.models.storage import Weights
 from preferl.runs import devices
 from preferl.runs.config import LoraOptions, SamplingOptions
@@ -88,6 +90,7 @@ class Policy:
         engine: SamplingEngine | None = None,
     ):
         self.model, self.tokenizer, self.dtype, self.engine = model, tokenizer, dtype, engine
+        self.offload = Offload(CPU, False)
         self.prompts_read = self.prompts_cut = 0  # how many there were, and how many did not fit
 
     @classmethod
@@ -236,18 +239,25 @@ class Policy:
         return CachedEngine(self.model, pad_id, batch_size, self.dtype)
 
     def logprobs(
-        self, samples: Samples, batch_size: int = 128, length_B: torch.Tensor | None = None
+        self,
+        samples: Samples,
+        batch_size: int = 128,
+        length_B: torch.Tensor | None = None,
+        tokens: int | None = None,
     ) -> torch.Tensor:
         """``logp_BT`` (float32, on the CPU) of responses under this policy, in nats; 0 outside the mask.
 
-        At the temperature at which they were drawn; no gradients. ``batch_size`` rows at once, of like
-        ``length_B`` (by default the response's).
+        At the temperature at which they were drawn; no gradients. At most ``batch_size`` rows and ``tokens``
+        padded tokens (by default what ``models.plan`` allows) at once, of like ``length_B`` (by default the
+        response's).
         """
 
         def compute(part: Samples) -> torch.Tensor:
             return policy_logprobs(self.model, part)
 
-        return in_microbatches(samples, compute, batch_size, self.device, self.dtype, length_B)
+        tokens = forward_tokens(self.model) if tokens is None else tokens
+        with self.offload.present(self.model):
+            return in_microbatches(samples, compute, batch_size, self.device, self.dtype, length_B, tokens)
 
     def save(self, path: Path) -> None:
         """Writes the model and its tokenizer, as ``save_pretrained`` does."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from preferl.data.tokens import pad, written_text
+from preferl.data.tokens import Extent, pad, written_text
 
 TENSORS = ("tokens_BS", "prompt_mask_BP", "mask_BT", "logp_BT", "finished_B")
 
@@ -71,6 +71,12 @@ class Samples:
     @property
     def response_BT(self) -> torch.Tensor:
         return self.tokens_BS[:, self.prompt_width :]
+
+    def extents(self, rows: torch.Tensor, unit: int = 1) -> list[Extent]:
+        """What ``rows`` are in a pass; of every ``unit`` of them, which stay together, one."""
+        lengths_B2 = torch.stack([self.prompt_mask_BP.sum(-1), self.mask_BT.sum(-1)], dim=1)[rows]
+        longest_N2 = lengths_B2.view(-1, unit, 2).amax(1)
+        return [Extent((prompt, response), unit) for prompt, response in longest_N2.tolist()]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by their names, for a file."""

@@ -25,7 +25,7 @@ import torch
 from preferl.data import sources
 from preferl.data.records import DataError, Pair, PromptRecord, prompt_text
 from preferl.data.sources import Source
-from preferl.data.tokens import cut_to_fit, example_ids, rendering_notes
+from preferl.data.tokens import Extent, cut_to_fit, example_ids, rendering_notes
 from preferl.evaluation.scored import accuracy_of
 from preferl.judging.scorers import say_what_was_cut
 from preferl.learning import defaults
@@ -33,7 +33,8 @@ from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, p
 from preferl.learning.optim import check_optim
 from preferl.learning.unpaired import KtoOptions, KtoTask, ResponseSplits, read_responses
 from preferl.maths import preference
-from preferl.models import load, lora
+from preferl.models import load, lora, plan
+from preferl.models.offload import Offload
 from preferl.models.storage import same_weights, share_weights, twin
 from preferl.runs import devices
 from preferl.runs.checkpoint import Checkpoint
@@ -139,6 +140,7 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
     with Stage("dpo", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
+        config = plan.settled(config, stage, work_of)
         source = sources.load_source(**config.source()).training_on(config.split)
         policy, reference = load_policies(config, stage)
         source = load.read_by(source, [policy.tokenizer])
@@ -156,6 +158,27 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
         saved = stage.begin([*source.notes, *told])
         train(policy, reference, data, source.dev.prompts[: config.check_samples], config, stage, saved)
     return stage.path
+
+
+def work_of(config: DpoConfig) -> plan.Work:
+    """What is planned for."""
+    sequences = 1 if config.loss_type == KTO else 2
+    reference = config.ref_model or config.model_name_or_path
+    own = bool(config.ref_model) or not config.lora_r
+    checked = min(config.check_samples, config.sampling_batch_size)
+    return plan.Work(
+        roles=[
+            *plan.role("policy", config.model_name_or_path, trained=True),
+            *plan.role("reference", reference, owns_base=own),
+        ],
+        row_tokens=sequences * config.max_length,
+        length=config.max_length,
+        batch_rows=config.train_batch_size,
+        cached_tokens=checked * (plan.PROMPT_TOKENS + config.response_length),
+        read={"policy": 3, "reference": 1},
+        rows=config.rows_read,
+        epochs=config.num_train_epochs,
+    )
 
 
 def load_policies(config: DpoConfig, stage: Stage) -> tuple[Policy, Policy]:
@@ -184,6 +207,8 @@ def train(
     """Fine-tunes the policy in place on pairs or on labelled responses, samples responses to ``prompts``, and
     finishes the stage."""
     load.freeze(reference.model)
+    reference.offload = Offload(policy.device, config.offload)
+    reference.offload.rest(reference.model, beside=[policy.model])
     # The tokens of the prompts are made before the training: what does not fit is found at once.
     policy.prompt_tokens([record.prompt for record in prompts], config.response_length)
     reference_hash = load.weights_hash(reference.model)
@@ -209,7 +234,7 @@ def train(
             unchecked = False
         return loss, sums
 
-    objective = Objective(policy.model, step, measure=task.measure, prepare=task.prepare)
+    objective = Objective(policy.model, step, measure=task.measure, prepare=task.prepare, extent=task.extent)
     fitted = fit(objective, batches, config, stage, saved, measure_first=True)
     seen = sum(map(len, batches[: fitted.step]))
 
@@ -249,6 +274,11 @@ class PairTask:
     def lengths(self) -> list[int]:
         """Tokens of each training pair."""
         return [len(pair) for pair in self.pairs.train]
+
+    def extent(self, number: int) -> Extent:
+        """What a training pair is in a pass: two sequences."""
+        pair = self.pairs.train[number]
+        return Extent((len(pair.prompt), max(len(pair.chosen), len(pair.rejected))), 2)
 
     def describe(self) -> str:
         """The training set in a few words."""
@@ -407,7 +437,8 @@ def pair_logprobs(policy: Policy, pairs: Sequence[EncodedPair], config: DpoConfi
         return torch.zeros(0, 2)
     samples = samples_of(pairs, policy.tokenizer.pad_token_id, policy.sampling(config))
     length_B = samples.attention_BS.sum(-1)
-    return whole_responses(policy.logprobs(samples, 2 * config.micro_batch_size, length_B))
+    size, tokens = 2 * config.micro_batch_size, config.micro_batch_tokens
+    return whole_responses(policy.logprobs(samples, size, length_B, tokens))
 
 
 def trained_logprobs(policy: Policy, pairs: Sequence[EncodedPair], config: DpoConfig) -> torch.Tensor:
@@ -482,7 +513,8 @@ def sample_check(
     if not prompts:
         return {}
     made = policy.respond(prompts, 1, devices.generator(config.seed, "dpo", "check"), config)
-    reference_BT = reference.logprobs(made.samples, 2 * config.micro_batch_size)
+    size, tokens = 2 * config.micro_batch_size, config.micro_batch_tokens
+    reference_BT = reference.logprobs(made.samples, size, tokens=tokens)
     kl_B = (made.samples.logp_BT - reference_BT).sum(-1)
     stage.log_samples(
         {"prompt": prompt_text(p), "response": r, "finished": f, "kl": kl}

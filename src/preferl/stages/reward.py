@@ -38,7 +38,7 @@ from preferl.learning.attributes import (
 from preferl.learning.comparisons import LOSSES, ComparisonOptions, comparisons_for, optimise
 from preferl.learning.fit import why_not_longer as fit_why_not_longer
 from preferl.learning.optim import check_optim
-from preferl.models import load, lora
+from preferl.models import load, lora, plan
 from preferl.models.attributes import collapse, mixture_text, parse_mixture, scale_of_mixture
 from preferl.models.reward import (
     RewardModel,
@@ -121,6 +121,7 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
     with Stage("reward", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
+        config = plan.settled(config, stage, work_of)
         source = sources.load_source(**config.source()).training_on(config.split)
         if config.also_train_on:
             more = sources.load_beside("also_train_on", **config.source_of(config.also_train_on))
@@ -135,7 +136,7 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         if config.num_members > 1:
             source = load.read_by(source, [load.load_tokenizer(name, kwargs)])
             stage.begin(source.notes, keep=MEMBER)
-            trained = train_members(config, stage)
+            trained = train_members(stage.config, stage)  # each chooses its own passes
         else:
             weights = lora.weights_for(config)
             model, tokenizer = load_reward_model(name, stage.device, True, config.pooling, kwargs, weights)
@@ -149,6 +150,26 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
             trained = train(RewardModel(model, tokenizer), source, config, stage, saved, policy)
         report(trained, source, config, stage)
     return stage.path
+
+
+def work_of(config: RewardConfig) -> plan.Work:
+    """What is planned for: pairs, where a ranking has several."""
+    # The best weights so far, and the average, are kept beside those that are trained.
+    copies = 1 + bool(config.weight_average)
+    samples = min(config.normalise_samples, config.sampling_batch_size)
+    return plan.Work(
+        roles=[
+            *plan.role("reward", config.model_name_or_path, trained=True, logits=False, copies=copies),
+            *plan.role("policy", config.reference_policy),
+        ],
+        row_tokens=2 * config.max_length,
+        length=config.max_length,
+        batch_rows=config.train_batch_size,
+        cached_tokens=samples * (plan.PROMPT_TOKENS + config.response_length),
+        read={"reward": 3},
+        rows=config.rows_read,
+        epochs=config.num_train_epochs,
+    )
 
 
 def rates_attributes(source: Source) -> bool:

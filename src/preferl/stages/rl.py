@@ -52,7 +52,10 @@ from preferl.learning.models import ModelOptions, RlModels, load_models, memory
 from preferl.learning.optim import adamw, check_optim, not_longer, other_rates, schedule
 from preferl.learning.rollout import Rollout, Shaping
 from preferl.maths.kl import AdaptiveKL, FixedKL
-from preferl.models import load, lora
+from preferl.models import load, lora, plan
+from preferl.models.adapters import stands_on
+from preferl.models.attributes import split_mixture
+from preferl.models.load import model_directory
 from preferl.runs import devices, distributed, signals
 from preferl.runs.checkpoint import (
     Checkpoint,
@@ -67,6 +70,9 @@ from preferl.runs.checkpoint import (
 from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import DivergedError, UsageError
+from preferl.runs.inputs import names_in
+from preferl.runs.memory import give_back
+from preferl.runs.objects import object_of
 from preferl.runs.progress import Steps, say
 from preferl.runs.ranges import Count, Finite, Natural, NonNegative, Positive, Share
 from preferl.runs.stage import Callback, Stage
@@ -184,6 +190,7 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
     with Stage("rl", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
+        config = plan.settled(config, stage, work_of)
         source = sources.load_source(**config.source()).training_on(config.split)
         critic = find_algorithm(config.algorithm).critic
         how = config.how_judged(config.seed)
@@ -214,8 +221,51 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
             annotator=ShardedScorer(annotator) if annotator else None,
             held_out=held_out,
         )
+        judges = list(reward_models(scorer).values())
+        for judge in judges:
+            judge.offload = trainer.learner.offload
+        frozen = [models.reference, *(judge.model for judge in judges)]
+        trainer.learner.offload.rest(
+            *frozen, beside=[m for m in (models.policy, models.critic) if m is not None]
+        )
+        trainer.learner.passes.record = lambda tokens: stage.choose_anew(micro_batch_tokens=tokens)
         train(trainer, prompts, stage, saved)
     return stage.path
+
+
+def work_of(config: RlConfig) -> plan.Work:
+    """What is planned for."""
+    algorithm = find_algorithm(config.algorithm)
+    name, length, lora = config.model_name_or_path, plan.PROMPT_TOKENS + config.response_length, config.lora_r
+    named = [split_mixture(text)[0] for text in names_in(config.reward_model)]
+    rewards = [
+        text for text in named if not callable(object_of(text)) and Path(model_directory(text)).is_dir()
+    ]
+    own = bool(config.ref_model) or not lora
+    roles = [
+        *plan.role("policy", name, trained=True),
+        *plan.role("reference", config.ref_model or name, owns_base=own),
+    ]
+    for number, reward in enumerate(rewards, 1):
+        called = "reward" if len(rewards) == 1 else f"reward {number}"
+        shared = bool(lora) and stands_on(reward, model_directory(name))
+        roles += plan.role(called, reward, logits=False, owns_base=not shared)
+    if algorithm.critic and config.value_model != "head":
+        start = rewards[0] if rewards and config.value_model != "policy" else name
+        roles += plan.role("critic", start, trained=True, logits=False, owns_base=not lora)
+    # Sampled, and read once more in each epoch with a gradient.
+    epochs, _ = algorithm.passes(config)
+    read = {role.name: 1.0 for role in roles} | {"policy": 1.0 + 3 * epochs, "critic": 1.0 + 3 * epochs}
+    unit = algorithm.over.unit(algorithm.group_size(config))
+    return plan.Work(
+        roles=roles,
+        row_tokens=unit * length,
+        length=length,
+        batch_rows=max(config.batch_size // unit, 1),
+        cached_tokens=min(config.batch_size, config.sampling_batch_size) * length,
+        read=read,
+        rows=config.iterations * config.batch_size // unit,
+    )
 
 
 def train(
@@ -263,6 +313,7 @@ def train(
         raise DivergedError(f"rl: the weights of the frozen {' and '.join(changed)} have changed")
     check_alike(models)
     used = memory(models, scorer)
+    give_back()
     models.save(trainer.policy.tokenizer, stage.path, config.model_name_or_path)
     dtype = trainer.learner.dtype
     checks = [
@@ -694,6 +745,7 @@ class Trainer:
             "kl": state.kl.state_dict(),
             "schedulers": {name: s.state_dict() for name, s in state.schedulers.items()},
             "version": self.policy.engine.version,
+            "micro_batch_tokens": self.learner.passes.tokens,
             "algorithm": dataclasses.asdict(state.algorithm),
             "judges": [judge.state() for judge in judges_in(self.scorer)],
             **{name: getattr(state, name) for name in PLAIN_STATE},
@@ -716,6 +768,7 @@ class Trainer:
         state.drawn = values["drawn"]
         next(itertools.islice(state.prompts, state.drawn, state.drawn), None)
         self.policy.engine.version = values["version"]
+        self.learner.passes.tokens = values.get("micro_batch_tokens", self.learner.passes.tokens)
         state.algorithm = type(state.algorithm)(**values["algorithm"])
         for judge, own in zip(judges_in(self.scorer), values["judges"], strict=True):
             judge.restore(own)

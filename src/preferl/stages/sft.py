@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from preferl.data import sources
 from preferl.data.records import DataError, Demonstration, prompt_text
 from preferl.data.sources import Source
-from preferl.data.tokens import cut_to_fit, example_ids, pad, rendering_notes
+from preferl.data.tokens import Extent, cut_to_fit, example_ids, pad, parts_that_fit, rendering_notes
 from preferl.judging.scorers import say_what_was_cut
 from preferl.learning import defaults
 from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
 from preferl.learning.optim import check_optim
-from preferl.models import load, lora, tiny
+from preferl.models import load, lora, plan, tiny
 from preferl.models.output_head import by_parts, head_for, states_before
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
@@ -87,6 +87,7 @@ def run(config: SftConfig, fresh: bool | str = False, callbacks: Sequence[Callba
     with Stage("sft", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
+        config = plan.settled(config, stage, work_of)
         source = sources.load_source(**config.source()).training_on(config.split)
         policy = starting_policy(config, source, stage)
         source = load.read_by(source, [policy.tokenizer])
@@ -112,6 +113,21 @@ def check_options(config: SftConfig) -> None:
         raise UsageError(f"hidden_size {config.hidden_size} is no multiple of num_heads {config.num_heads}")
     least = config.num_layers * config.hidden_size**2 + config.vocab_size * config.hidden_size
     refuse_too_large(4 * least, "a model of these vocab_size, hidden_size and num_layers")
+
+
+def work_of(config: SftConfig) -> plan.Work:
+    """What is planned for."""
+    checked = min(config.check_samples, config.sampling_batch_size)
+    return plan.Work(
+        roles=plan.role("policy", config.model_name_or_path, trained=True),
+        row_tokens=config.max_length,
+        length=config.max_length,
+        batch_rows=config.train_batch_size,
+        cached_tokens=checked * (plan.PROMPT_TOKENS + config.response_length),
+        read={"policy": 3},
+        rows=config.rows_read,
+        epochs=config.num_train_epochs,
+    )
 
 
 def starting_policy(config: SftConfig, source: Source, stage: Stage) -> Policy:
@@ -164,8 +180,9 @@ def train(
         """Mean loss per response token on held-out demonstrations."""
         total_2 = torch.zeros(2, dtype=torch.float64)
         ordered = distributed.shard(sorted(held_out, key=lambda row: len(row[0])))
-        for start in range(0, len(ordered), config.train_batch_size):
-            loss, count = loss_of(ordered[start : start + config.train_batch_size])
+        extents = [Extent((len(ids),)) for ids, _ in ordered]
+        for part in parts_that_fit(extents, config.train_batch_size, config.micro_batch_tokens):
+            loss, count = loss_of(ordered[part])
             total_2 += torch.tensor([float(loss), int(count)], dtype=torch.float64)
         loss, count = distributed.all_reduce(total_2).tolist()
         return {"dev/loss": loss / count} if count else {}
@@ -176,6 +193,7 @@ def train(
         # The first token of all has nothing before it that could predict it.
         count=lambda numbers: sum(len(rows[i][0]) - max(rows[i][1], 1) for i in numbers),
         measure=measure,
+        extent=lambda i: Extent((len(rows[i][0]),)),
     )
     rng = random.Random(devices.derived_seed(config.seed, "sft", "batches"))
     batches = plan_batches([len(ids) for ids, _ in rows], config, rng)

@@ -1,0 +1,75 @@
+"""``preferl doctor --config``: what each stage will take, before there is anything to take it."""
+
+import pytest
+import yaml
+from transformers import AutoConfig
+
+from preferl import cli, doctor
+from preferl.models import plan
+
+GIB = 2**30
+
+
+@pytest.fixture
+def model(tmp_path) -> str:
+    """The configuration of a model of 135 million parameters, without weights."""
+    AutoConfig.for_model(
+        "llama", vocab_size=49152, hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, intermediate_size=1536, tie_word_embeddings=True,
+    ).save_pretrained(tmp_path / "model")  # fmt: skip
+    return str(tmp_path / "model")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """The probe of this machine's speed ends at once."""
+    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.01)
+
+
+def written(path, **options) -> str:
+    path.write_text(yaml.safe_dump(options))
+    return str(path)
+
+
+def test_every_training_stage_of_a_run_is_planned_though_none_is_there(model, tmp_path, capsys):
+    file = written(
+        tmp_path / "run.yaml",
+        output_dir=str(tmp_path / "run"),
+        model_name_or_path=model,
+        dataset_name="world",
+        stages=["sft", "collect", "reward", "rl"],
+        sft={"max_steps": 3},
+        rl={"lora_r": 8, "device": "cpu"},
+    )
+    assert cli.main(["doctor", "--config", file]) == 0
+    said = "".join(capsys.readouterr())
+    for stage in ("sft", "reward", "rl"):  # what collect makes is no model
+        assert f"{stage}: plan: " in said
+    assert "passes over a row (a gradient counts two): policy 7, reference 1, reward 1, critic 7" in said
+    assert "hours for 96 rows" in said
+    assert "hours for each 1,000 rows" in said  # of the reward model: its pairs are not there yet
+
+
+def test_one_stage_that_does_not_fit_is_a_problem_with_what_would(model, tmp_path, capsys, monkeypatch):
+    file = written(tmp_path / "dpo.yaml", model_name_or_path=model, max_steps=2, device="cpu")
+    monkeypatch.setattr(plan, "machine_memory", lambda: 2.5 * GIB)
+    assert cli.main(["doctor", "--config", file, "--stage", "dpo"]) == 1
+    said = "".join(capsys.readouterr())
+    assert "problem: dpo needs 3." in said
+    assert "it would with --lora_r 16" in said
+    assert "reference" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "{}"], "say of which with --stage"),
+        (["--config", "{}", "--stage", "audit"], "trains nothing and has no plan"),
+        (["--config", "none.yaml"], "none.yaml is no file"),
+        (["--stages"], "takes --config FILE and --stage NAME, and no --stages"),
+    ],
+)
+def test_what_is_no_configuration_is_refused(arguments, message, tmp_path, capsys):
+    file = written(tmp_path / "one.yaml", max_steps=2)
+    assert cli.main(["doctor", *(text.format(file) for text in arguments)]) == 2
+    assert message in "".join(capsys.readouterr())
