@@ -197,7 +197,7 @@ MUTANTS = (
     Mutant("score-on-the-last-column", POLICY, "position_T == last_B1", "position_T == len(position_T) - 1",
            (GOLDEN,)),
     Mutant("reward-clip-ignored", STAGE, "clip=config.reward_clip or None,", "clip=None,", (TOKEN_REWARDS,)),
-    Mutant("own-rewards-clipped", STAGE, "CLIPS[name] if known_scale else 0.0", "if scorer else 0.0",
+    Mutant("own-rewards-clipped", STAGE, "CLIPS[name] if known_scale else 0.0", "CLIPS[name]",
            (GUARD + "test_only_what_a_reward_model_says_is_clipped",)),
     Mutant("mixtures-clipped", "judging/scorers.py", "return all(isinstance(part, RewardModel)",
            "return any(isinstance(part, RewardModel)",
