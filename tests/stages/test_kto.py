@@ -13,6 +13,7 @@ from preferl.data.records import Comparison, DataError, Rated
 from preferl.data.sources import Part, load_source
 from preferl.learning import unpaired
 from preferl.learning.unpaired import EncodedResponse, KtoTask, ResponseSplits, mismatched
+from preferl.models.storage import Weights
 from preferl.runs.errors import UsageError
 from preferl.sampling.policy import Policy
 from preferl.stages import dpo
@@ -111,7 +112,7 @@ def test_loss_and_gradient_are_the_formulas_and_micro_batches_change_nothing(
     """z0 from one row at a time, over all rows; then each row's loss with it and their gradient. The mean is
     negative and z0 is 0; with the models exchanged it is not."""
     config = dataclasses.replace(config, temperature=0.7, beta=0.5, desirable_weight=2.0)
-    policy = Policy.load(str(policy_directory), CPU, torch.float32)
+    policy = Policy.load(str(policy_directory), CPU, torch.float32, weights=Weights.TRAINED)
     reference = moved(policy, tokenizer)
     if turned:
         policy, reference = reference, policy
