@@ -83,6 +83,7 @@ def forked(stage: str, processes: int, config: Any, *flags: str) -> subprocess.C
 def command(*arguments: str) -> None:
     """What each of the forked processes does."""
     warnings.resetwarnings()
+    warnings.filterwarnings("ignore", "`torch.jit.script_method` is deprecated")
     progress.console.quiet = not distributed.is_main()  # as where it is loaded by each of them
     sys.path.insert(0, "")  # as under python -m
     code = cli.main(list(arguments))

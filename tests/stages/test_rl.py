@@ -145,6 +145,7 @@ def test_the_reward_rises(config, algorithm):
             # So that REBEL's steps are as large as the others': its own choice keeps the policy near.
             rebel_eta=8.0,
             kl_coef=0.01,
+            max_kl="none",
             learning_rate=1e-2,
             missing_eos_penalty=0.0,
             eval_every=0,

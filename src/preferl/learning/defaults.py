@@ -125,6 +125,18 @@ TABLE = (
 )  # fmt: skip
 
 
+def with_batches(kind: str, config: Config) -> Config:
+    """Options with sizes of batches, before there is a model to decide them: those of pretrained ones, which
+    are all that memory is planned for."""
+    rows = [row.values for row in TABLE if row.stage == kind and row.start == "pretrained"]
+    sizes = {
+        name: int(max(values[name] for values in rows))
+        for name in ("train_batch_size", "batch_size")
+        if name in rows[0] and getattr(config, name) is None
+    }
+    return dataclasses.replace(config, **sizes)  # type: ignore[type-var]
+
+
 def start_of(model: Any, name: str | None, lora: bool = False) -> Start:
     """Where a model that was loaded began; the model is told, and says it wherever it is saved.
 

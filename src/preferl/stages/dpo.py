@@ -162,6 +162,7 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
 
 def work_of(config: DpoConfig) -> plan.Work:
     """What is planned for."""
+    config = defaults.with_batches("dpo", config)
     sequences = 1 if config.loss_type == KTO else 2
     reference = config.ref_model or config.model_name_or_path
     own = bool(config.ref_model) or not config.lora_r

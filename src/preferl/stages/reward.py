@@ -154,6 +154,7 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
 
 def work_of(config: RewardConfig) -> plan.Work:
     """What is planned for: pairs, where a ranking has several."""
+    config = defaults.with_batches("reward", config)
     # The best weights so far, and the average, are kept beside those that are trained.
     copies = 1 + bool(config.weight_average)
     samples = min(config.normalise_samples, config.sampling_batch_size)

@@ -235,6 +235,7 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
 
 def work_of(config: RlConfig) -> plan.Work:
     """What is planned for."""
+    config = defaults.with_batches("rl", config)
     algorithm = find_algorithm(config.algorithm)
     name, length, lora = config.model_name_or_path, plan.PROMPT_TOKENS + config.response_length, config.lora_r
     named = [split_mixture(text)[0] for text in names_in(config.reward_model)]

@@ -117,6 +117,7 @@ def check_options(config: SftConfig) -> None:
 
 def work_of(config: SftConfig) -> plan.Work:
     """What is planned for."""
+    config = defaults.with_batches("sft", config)
     checked = min(config.check_samples, config.sampling_batch_size)
     return plan.Work(
         roles=plan.role("policy", config.model_name_or_path, trained=True),
