@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 import transformers.utils.logging as transformers_logging
-import yaml
 
 import preferl
 from preferl.models import load
@@ -359,7 +358,7 @@ def test_a_result_is_saved_where_it_is_kept(scorer, tmp_path):
     asked = (["What is 3 + 1?"], ["4."])
     assert preferl.RewardModel.load(str(kept))(*asked) == scorer.model(*asked)
     assert files_of(kept) == files_of(scorer.path)
-    assert yaml.safe_load((kept / "config.yaml").read_text())["learning_rate"] == 1e-3
+    assert StageRecord(kept).config["learning_rate"] == 1e-3  # what was chosen for it
     assert StageRecord(kept).summary == scorer.summary
     with pytest.raises(preferl.UsageError, match="nothing is overwritten"):
         scorer.save(tmp_path / "kept")

@@ -42,7 +42,8 @@ def test_options_exist(page):
         "print-config",
         "version",
     }
-    known |= {"nproc_per_node", "no-deps", "password"}  # torchrun's, pip's; a flag of `preferl label user`
+    # torchrun's, pip's; flags of `preferl label user` and `preferl doctor`.
+    known |= {"nproc_per_node", "no-deps", "password", "stage"}
     for config in (
         RunOptions,
         PairCounts,

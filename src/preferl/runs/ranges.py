@@ -137,4 +137,5 @@ def _ranges_in(hint: Any) -> Iterator[Range]:
 def without_ranges(hint: Any) -> str:
     """A type as messages name it: ``int | None`` for ``Count | None``."""
     text = hint.__name__ if type(hint) is type else str(hint).replace("typing.Optional", "Optional")
-    return re.sub(r"(?:typing\.)?Annotated\[(\w+), [^]]*\]", r"\1", text)
+    plain = re.sub(r"(?:typing\.)?Annotated\[(\w+), [^]]*\]", r"\1", text)
+    return re.sub(r"Optional\[(\w+)\]", r"\1 | None", plain)
