@@ -46,7 +46,7 @@ def test_every_training_stage_of_a_run_is_planned_though_none_is_there(model, tm
     for stage in ("sft", "reward", "rl"):  # what collect makes is no model
         assert f"{stage}: plan: " in said
     assert "passes over a row (a gradient counts two): policy 7, reference 1, reward 1, critic 7" in said
-    assert "hours for 96 rows" in said
+    assert "hours for 48 rows" in said
     assert "hours for each 1,000 rows" in said  # of the reward model: its pairs are not there yet
 
 
