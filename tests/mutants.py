@@ -221,7 +221,7 @@ MUTANTS = (
            (CHOSEN + "test_a_model_of_an_older_preferl_is_known_by_the_stages_that_made_it",)),
     Mutant("chosen-anew", "runs/stage.py", "kept = self.found.chosen if self.goes_on else {}",
            "kept: dict = {}", (CHOSEN + "test_an_interrupted_stage_goes_on_with_what_was_chosen_for_it",)),
-    Mutant("chosen-over-given", DEFAULTS, "and getattr(config, name) is None", "and name",
+    Mutant("chosen-over-given", DEFAULTS, "name not in leave and getattr(config, name) is None", "name not in leave",
            (CHOSEN + "test_what_was_given_stays",)),
     Mutant("flip-missing-eos-penalty", ROLLOUT, "else score_B - penalty", "else score_B + penalty",
            (SHAPED,)),
