@@ -44,7 +44,7 @@ from preferl.models.load import (
 from preferl.models.output_head import LOGITS_BYTES
 from preferl.models.storage import stored_dtype
 from preferl.runs.errors import UsageError
-from preferl.runs.memory import GIB, MIB, free_memory, machine_memory
+from preferl.runs.memory import GIB, MIB, free_memory, machine_memory, map_large_tensors
 from preferl.runs.progress import say
 
 SMALL = 10_000_000
@@ -568,6 +568,8 @@ def settled(options: Any, stage: Any, work_of: Callable[[Any], Work]) -> Any:
         found = Plan({}, options.micro_batch_tokens or MOST_TOKENS, bool(options.gradient_checkpointing))
     else:
         machine = Machine.here(stage.device)
+        if machine.is_cpu:
+            map_large_tensors()
         found = plan(work, Levers.of(options), stage.dtype, machine)
         if not found.fits(machine):
             raise UsageError(refusal(options, found, stage.name, work_of, stage.dtype, machine))

@@ -84,6 +84,19 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+MMAP_THRESHOLD = 1 << 20  # bytes
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
+
+
+def map_large_tensors() -> None:
+    """Lets the C library take memory for every tensor of a mebibyte or more from the system, and give it back
+    when it is freed, from here on in this process. By itself it raises that bound to 32 MiB as it goes, and
+    activations then leave gaps that are never used again. A step of 135M parameters with LoRA takes 2.1 GiB
+    so and 3.1 without, and a sixth more time. Nothing where it is not glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+
+
 def refuse_too_large(bytes_needed: float, what: str) -> None:
     """Before a model is built: one that can never fit is refused.
 
