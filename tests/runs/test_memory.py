@@ -1,6 +1,9 @@
 """How much memory a process may use: the machine's, or what the control groups that it lies in leave it."""
 
+import ctypes
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -49,3 +52,35 @@ def test_a_system_that_says_nothing_has_no_limit(groups, monkeypatch, tmp_path):
     assert memory.machine_memory() == math.inf
     assert memory.free_memory() == math.inf
     memory.give_back()  # wherever it runs
+
+
+GAPS = """
+import sys
+import torch
+from preferl.runs import memory
+
+if sys.argv[1] == "mapped":
+    memory.map_large_tensors()
+for _ in range(3):
+    torch.ones(6 << 20)  # what is freed raises the bound above which memory is mapped
+kept, freed = [], []
+for _ in range(100):
+    freed.append(torch.ones(1 << 19))
+    kept.append(torch.ones(1 << 14))
+del freed
+with open("/proc/self/statm", encoding="ascii") as file:
+    print(int(file.read().split()[1]) * 4096)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_what_is_freed_between_what_is_kept_goes_back_to_the_system():
+    """200 MiB in pieces of two, a little that stays after each of them."""
+
+    def left(how):
+        done = subprocess.run(
+            [sys.executable, "-c", GAPS, how], capture_output=True, text=True, check=True, timeout=120
+        )
+        return int(done.stdout) / 2**20
+
+    assert left("mapped") < left("as it is") - 100
