@@ -1,5 +1,8 @@
 """Small real language models, made from configurations with the real libraries."""
 
+import json
+from pathlib import Path
+
 import torch
 from transformers import (
     GPT2Config,
@@ -17,6 +20,21 @@ TEXTS = [
     "Name two colours. Red and blue. I may be wrong, but the sky is blue today.",
     "Once upon a time there was a little dog. The dog was happy and played in the sun.",
 ]
+
+
+def write_pairs(path: Path) -> Path:
+    """Pairs of a polite and a rude answer, in three splits."""
+    rows = [
+        {
+            "prompt": f"Tell me of thing {i}.",
+            "chosen": f"Thanks, thing {i} is nice.",
+            "rejected": f"No! Thing {i} is bad.",
+            "split": "train" if i < 48 else "dev" if i < 56 else "eval",
+        }
+        for i in range(72)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def make_language_model(kind: str, tokenizer):

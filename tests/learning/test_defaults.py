@@ -178,19 +178,18 @@ def test_an_sft_of_a_pretrained_model_leaves_it_pretrained(tmp_path, pretrained,
 # ---------------------------------------------------------------------------------------------- in the stages
 
 
+def rl_options(model, pairs):
+    """One iteration of rl, as flags."""
+    named = ["--model_name_or_path", str(model), "--dataset_name", str(pairs), "--reward_model", "length"]
+    sizes = ["--response_length", "6", "--num_iterations", "1", "--batch_size", "8", "--eval_every", "0"]
+    return [*named, *sizes]
+
+
 def test_a_stage_says_what_it_chose_and_why_and_records_it_beside_what_was_given(
     tmp_path, pretrained, pairs, capsys
 ):
-    options = [
-        "--model_name_or_path",
-        str(pretrained),
-        "--dataset_name",
-        str(pairs),
-        "--response_length",
-        "6",
-    ]
-    rl = ["--reward_model", "length", "--num_iterations", "1", "--batch_size", "8", "--eval_every", "0"]
-    assert cli.main(["rl", *options, *rl, *QUICK, "--output_dir", str(tmp_path / "rl")]) == 0
+    options = rl_options(pretrained, pairs)
+    assert cli.main(["rl", *options, *QUICK, "--output_dir", str(tmp_path / "rl")]) == 0
     said = capsys.readouterr().out
     assert re.search(
         r"rl: learning_rate 1e-05, critic_learning_rate 1e-05, kl_coef 0.05 by default: pretrained, 0\.0 M "
@@ -202,7 +201,7 @@ def test_a_stage_says_what_it_chose_and_why_and_records_it_beside_what_was_given
     assert (chosen["learning_rate"], chosen["kl_coef"]) == (1e-5, 0.05)
     assert "batch_size" not in chosen
     assert StageRecord(tmp_path / "rl").config["kl_coef"] == 0.05
-    lora = [*rl, "--lora_r", "2", "--algorithm", "rloo", "--output_dir", str(tmp_path / "lora")]
+    lora = ["--lora_r", "2", "--algorithm", "rloo", "--output_dir", str(tmp_path / "lora")]
     assert cli.main(["rl", *options, *lora, *QUICK]) == 0
     assert "rl: learning_rate 0.0001, kl_coef 0.05 by default" in capsys.readouterr().out
     # The same command again: it is finished, whatever was chosen.
@@ -211,17 +210,9 @@ def test_a_stage_says_what_it_chose_and_why_and_records_it_beside_what_was_given
 
 
 def test_a_rate_that_is_given_for_the_policy_is_the_critics_too(tmp_path, pretrained, pairs):
-    options = [
-        "--model_name_or_path",
-        str(pretrained),
-        "--dataset_name",
-        str(pairs),
-        "--response_length",
-        "6",
-    ]
-    rl = ["--reward_model", "length", "--num_iterations", "1", "--batch_size", "8", "--eval_every", "0"]
+    options = rl_options(pretrained, pairs)
     given = ["--learning_rate", "3e-4", "--output_dir", str(tmp_path / "rl")]
-    assert cli.main(["rl", *options, *rl, *given, *QUICK]) == 0
+    assert cli.main(["rl", *options, *given, *QUICK]) == 0
     chosen = json.loads((tmp_path / "rl" / "manifest.json").read_text())["chosen"]
     assert not {"learning_rate", "critic_learning_rate"} & chosen.keys()
 

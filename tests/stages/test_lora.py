@@ -13,6 +13,7 @@ from preferl.models import load
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.runs.errors import UsageError
 from preferl.stages import dpo, evaluate, reward, rl, sft
+from small_models import write_pairs
 
 CPU = torch.device("cpu")
 SMALL = {"num_threads": 1, "device": "cpu", "lora_r": 4, "response_length": 8}
@@ -20,18 +21,7 @@ SMALL = {"num_threads": 1, "device": "cpu", "lora_r": 4, "response_length": 8}
 
 @pytest.fixture(scope="module")
 def pairs_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    rows = [
-        {
-            "prompt": f"Tell me of thing {i}.",
-            "chosen": f"Thanks, thing {i} is nice.",
-            "rejected": f"No! Thing {i} is bad.",
-            "split": "train" if i < 48 else "dev" if i < 56 else "eval",
-        }
-        for i in range(72)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return str(write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl"))
 
 
 @pytest.fixture

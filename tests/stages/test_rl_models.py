@@ -18,24 +18,14 @@ from preferl.sampling.logprobs import policy_logprobs
 from preferl.sampling.policy import Policy
 from preferl.sampling.samples import Sampling
 from preferl.stages import reward, rl
+from small_models import write_pairs
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def pairs_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    rows = [
-        {
-            "prompt": f"Tell me of thing {i}.",
-            "chosen": f"Thanks, thing {i} is nice.",
-            "rejected": f"No! Thing {i} is bad.",
-            "split": "train" if i < 48 else "dev" if i < 56 else "eval",
-        }
-        for i in range(72)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl")
 
 
 @pytest.fixture(scope="module")

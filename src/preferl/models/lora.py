@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from preferl.models import load
 from preferl.models.adapters import quiet_peft
 from preferl.models.load import model_directory
-from preferl.models.passes import base_of, layers_without_lora
+from preferl.models.passes import base_of, is_linear, layers_without_lora
 from preferl.models.storage import (
     Weights,
     as_trained,
@@ -107,7 +107,7 @@ def targets(model: torch.nn.Module, options: LoraOptions) -> str | list[str]:
     """
     if not options.lora_target_modules:
         return ALL
-    linear = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) or _is_conv1d(m)]
+    linear = [name for name, module in model.named_modules() if is_linear(module)]
     for wanted in options.lora_target_modules:
         if not any(name == wanted or name.endswith(f".{wanted}") for name in linear):
             known = sorted({name.rsplit(".", 1)[-1] for name in linear})
@@ -116,10 +116,6 @@ def targets(model: torch.nn.Module, options: LoraOptions) -> str | list[str]:
                 f"there are {', '.join(known)}"
             )
     return list(options.lora_target_modules)
-
-
-def _is_conv1d(module: torch.nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"  # GPT-2's linear layers
 
 
 def merged(adapted: Any) -> PreTrainedModel:
@@ -170,11 +166,11 @@ def save_trained(model: Any, tokenizer: Any, path: Path, base: str) -> PreTraine
         What was written as ``model/``.
     """
     if not has_adapter(model):
-        _write(lambda: load.save(model, tokenizer, path / "model"))
+        distributed.write(lambda: load.save(model, tokenizer, path / "model"))
         return model
-    _write(lambda: save_adapter(model, path / "adapter"))
+    distributed.write(lambda: save_adapter(model, path / "adapter"))
     whole = ordinary(model, path / "adapter", base, lambda: load.load_policy(base, model.device)[0])
-    _write(lambda: load.save(whole, tokenizer, path / "model"))
+    distributed.write(lambda: load.save(whole, tokenizer, path / "model"))
     return whole
 
 
@@ -203,11 +199,6 @@ def ordinary(
         with quiet_peft():
             adapted = PeftModel.from_pretrained(whole, str(adapter))
     return merged(adapted).eval()
-
-
-@distributed.main_writes
-def _write(write: Callable[[], None]) -> None:
-    write()
 
 
 def save_adapter(adapted: Any, path: Path, **notes: Any) -> None:

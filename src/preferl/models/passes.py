@@ -208,6 +208,11 @@ def state_size(model: Any) -> int:
     return last.shape[-1]
 
 
+def is_linear(module: Any) -> bool:
+    """Whether a module is a linear layer, GPT-2's own kind included."""
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
 def layers_without_lora(model: Any) -> list[str]:
     """Names of linear layers that LoRA weights must leave as they are: those that a kernel reads past, and
     those that return more than a product (routers of mixtures of experts). Tried on one token."""

@@ -42,6 +42,7 @@ from preferl.models.load import (
     refuse_more_layers_than_weights,
 )
 from preferl.models.output_head import LOGITS_BYTES
+from preferl.models.passes import is_linear
 from preferl.models.storage import stored_dtype
 from preferl.runs.errors import UsageError
 from preferl.runs.memory import GIB, MIB, free_memory, machine_memory, map_large_tensors
@@ -142,8 +143,7 @@ def _shape_of(kind: type, text: str) -> Shape:
     head = model.get_output_embeddings()
     linear: dict[tuple[int, int], int] = {}
     for part in model.modules():
-        is_linear = isinstance(part, torch.nn.Linear) or type(part).__name__ == "Conv1D"  # GPT-2's
-        if is_linear and part is not head:
+        if is_linear(part) and part is not head:
             key = (part.weight.shape[1], part.weight.shape[0])
             linear[key] = linear.get(key, 0) + 1
     tied = head is not None and head.weight is model.get_input_embeddings().weight

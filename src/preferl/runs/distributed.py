@@ -219,3 +219,9 @@ def main_writes(function: Callable[P, None]) -> Callable[P, None]:
                     _writing.reset(token)
 
     return call
+
+
+@main_writes
+def write(work: Callable[[], None]) -> None:
+    """Files that the first process writes (``main_writes``), where what does it is no function of its own."""
+    work()

@@ -8,7 +8,7 @@ by regression (``learning.attributes``), and ``--reward_mixture`` says how one s
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from preferl.models.reward import (
     load_reward_model,
     new_attribute_model,
     reward_mean,
+    save_reward_adapter,
     scalar_head,
     with_new_adapter,
 )
@@ -237,7 +238,7 @@ def run_attributes(source: Source, config: RewardConfig, stage: Stage) -> None:
             "no mixture: whatever takes a reward from it must name one, as "
             f"{stage.path}#1*{attributes.names[0]}, or give --reward_mixture here"
         )
-    save(lambda: load.save(model, tokenizer, stage.model))
+    distributed.write(lambda: load.save(model, tokenizer, stage.model))
     report_attributes(scorer, attributes, weights, source, pairs_of, summary, config, stage)
 
 
@@ -288,7 +289,7 @@ def report_attributes(
             summary |= Estimate.read(row[measure]).named(name) if row[measure]["value"] is not None else {}
         say_attribute(row, stage)
     if not weights:
-        save(lambda: stage.write_json("audit.json", {"attributes": heads}))
+        distributed.write(lambda: stage.write_json("audit.json", {"attributes": heads}))
         stage.finish(train_pairs=0, **summary)
         return
     mean, sd = scale_of_mixture(scorer.model.config, weights)
@@ -298,7 +299,7 @@ def report_attributes(
         pairs_of = source.ranked_by_ratings(weights)
     if not (pairs_of.eval.pairs and pairs_of.train.pairs):
         stage.say("no pairs of held-out responses to one prompt: the mixture is not audited")
-        save(lambda: stage.write_json("audit.json", {"attributes": heads}))
+        distributed.write(lambda: stage.write_json("audit.json", {"attributes": heads}))
         stage.finish(train_pairs=0, **summary)
         return
     report(Trained(scorer, sd, summary), pairs_of, config, stage, {"attributes": heads})
@@ -435,13 +436,10 @@ def train(
     mean += reward_mean(model)
     fold_normalisation(model, mean, sd)
     if config.lora_r:
-        adapter, notes = (
-            stage.path / "adapter",
-            {"pooling": config.pooling, "reward_mean": reward_mean(model)},
-        )
-        save(lambda: lora.save_adapter(model, adapter, **notes))
+        adapter = stage.path / "adapter"
+        distributed.write(lambda: save_reward_adapter(model, adapter, config.pooling))
         scorer.model = ordinary(model, adapter, config)
-    save(lambda: load.save(scorer.model, tokenizer, stage.model))
+    distributed.write(lambda: load.save(scorer.model, tokenizer, stage.model))
     return Trained(
         scorer,
         sd,
@@ -475,11 +473,6 @@ def ordinary(adapted: Any, adapter: Path, config: RewardConfig) -> Any:
     return lora.ordinary(adapted, adapter, base, load_base)
 
 
-@distributed.main_writes
-def save(write: Callable[[], None]) -> None:
-    write()
-
-
 def report(
     trained: Trained,
     source: Source,
@@ -497,7 +490,7 @@ def report(
     quality = quality_of(unseen.gap_N, eval_pairs, config.seed)
     if config.audit:
         audit = audit_scorer(scorer, unseen, train_pairs, sd, config.seed) | dict(more or {})
-        save(lambda: stage.write_json("audit.json", audit))
+        distributed.write(lambda: stage.write_json("audit.json", audit))
     simple = audit["baselines"] if config.audit else baselines(train_pairs, unseen, seed=config.seed)
     for row in simple["rows"]:
         name = f"{row['baseline'].replace(' ', '_')}_baseline_accuracy"
