@@ -3,12 +3,12 @@
 Its class would leave such weights out without a word, or draw a head of its own.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers.utils import cached_file
+
+from preferl.models.hub import weight_files
 
 HEAD = "score"  # what decoders call it
 
@@ -20,20 +20,8 @@ def stored_head(source: str) -> dict[str, torch.Tensor]:
     Args:
         source: a directory or Hub name.
     """
-    directory: Path | None = Path(source)
-    if directory.is_file():  # of another format
-        return {}
-    if not directory.is_dir():
-        found = cached_file(
-            source,
-            "config.json",
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        directory = None if found is None else Path(found).parent
     tensors = {}
-    for file in sorted(directory.glob("*.safetensors")) if directory else ():
+    for file in weight_files(source):
         with safe_open(file, framework="pt") as weights:
             for name in list(weights.keys()):
                 if name.startswith(f"{HEAD}."):

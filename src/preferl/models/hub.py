@@ -1,4 +1,4 @@
-"""Models of the Hub: whether one can be had at all, asked once and at once.
+"""Models of the Hub: whether one can be had at all, asked once and at once; and where its files lie.
 
 The libraries try again and again, for minutes and with a line for each try, and then say that something could
 not be loaded.
@@ -14,6 +14,8 @@ from huggingface_hub.errors import (
     HFValidationError,
     RepositoryNotFoundError,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from preferl.runs.errors import UsageError
 
@@ -55,3 +57,32 @@ def check_hub(name: str) -> None:
             f"({type(error).__name__}: {error}); give a directory written by save_pretrained, or download "
             f"the model where there is a network (`hf download {name} --local-dir DIR`) and give DIR"
         ) from error
+
+
+def weight_files(source: str) -> list[Path]:
+    """The safetensors files of a model's directory or Hub name, which are downloaded if need be, as whoever
+    loads the model would; none where it has none, or where it cannot be had.
+    """
+    if Path(source).exists():  # a single file is of another format
+        return sorted(Path(source).glob("*.safetensors"))
+    single = _cached(source, SAFE_WEIGHTS_NAME)
+    if single is not None:
+        return [Path(single)]
+    index = _cached(source, SAFE_WEIGHTS_INDEX_NAME)
+    if index is None:
+        return []
+    try:
+        return [Path(file) for file in get_checkpoint_shard_files(source, index)[0]]
+    except OSError:  # whoever loads it says what is wrong
+        return []
+
+
+def _cached(source: str, name: str) -> str | None:
+    found: str | None = cached_file(
+        source,
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found

@@ -21,7 +21,7 @@ from preferl.models import passes
 from preferl.runs.progress import say
 
 # Most bytes of logits (float32) that are in memory at once; a pass with no more is not taken apart.
-LOGITS_BYTES = 128 << 20
+LOGITS_BYTES = 32 << 20
 # Of the largest logit: products of the same numbers in another order.
 TOLERANCE = 1e-5
 

@@ -11,18 +11,16 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch.nn import functional as F
-from transformers.utils import cached_file
 
+from preferl.models.hub import weight_files
 from preferl.runs.errors import UsageError
 
 NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors calls them
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 class Weights(Enum):
@@ -43,27 +41,11 @@ def stored_dtype(source: str) -> torch.dtype:
     The files decide: what a configuration says about them may be out of date.
     """
     kinds: set[str] = set()
-    for file in _weight_files(source):
+    for file in weight_files(source):
         with safe_open(file, framework="pt") as weights:
             kinds |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
     floating = {kind for kind in kinds if "F" in kind}
     return NARROW.get(next(iter(floating)), torch.float32) if len(floating) == 1 else torch.float32
-
-
-def _weight_files(source: str) -> list[Path]:
-    if Path(source).is_dir():
-        return sorted(Path(source).glob("*.safetensors"))
-    for name in WEIGHTS:
-        found = cached_file(
-            source,
-            name,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        if found is not None:
-            return sorted(Path(found).parent.glob("*.safetensors"))
-    return []
 
 
 class StoredLinear(torch.nn.Linear):
