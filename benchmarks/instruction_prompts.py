@@ -3,8 +3,8 @@
 Reads the first question of every dialogue of a data set (by default hh-rlhf helpful: from the Hub, or from
 the folder $PREFERL_DATA), adds instructions (preferl/judging/instructions.py), and writes prompts with their
 split, which is by question. The reward `instructions` is their truth. By default the kinds of instructions
-are those that SmolLM2-135M-Instruct does a quarter of the time: what is never done is never rewarded, and
-few hundred labels say little about many kinds.
+are two that SmolLM2-135M-Instruct follows a third of the time: what is never done is never rewarded, and a few
+hundred labels say little about many kinds.
 
 python benchmarks/instruction_prompts.py [--kinds words use json] [--out runs/smollm2-prompts.jsonl]
 """
@@ -19,7 +19,7 @@ from preferl.data.splits import by_hash, normalised
 from preferl.judging.instructions import tasks_of
 from preferl.runs.progress import say
 
-DONE_SOMETIMES = ("words", "sentences", "use", "begin")
+IN_A_SENTENCE_OR_TWO = ("words", "sentences")
 
 
 def questions_of(name: str) -> list[str]:
@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("--questions", nargs="+", default=["Anthropic/hh-rlhf:helpful-base"])
     parser.add_argument("--most", type=int, default=1000, help="questions at most")
     parser.add_argument("--per_question", type=int, default=1)
-    parser.add_argument("--kinds", nargs="+", default=list(DONE_SOMETIMES), help="or avoid, end, list, json")
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(IN_A_SENTENCE_OR_TWO), help="or use, avoid, begin, end, list, json"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/smollm2-prompts.jsonl"))
     options = parser.parse_args()

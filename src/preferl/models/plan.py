@@ -12,7 +12,8 @@ D width, Q width of all heads, F width inside the MLP, S length of the row, r Lo
 
 of four bytes each; under autocast what linear layers read and give has two, and weights have a copy of two.
 With ``gradient_checkpointing`` it is D for each layer, and all of the above for one. Of logits at most
-``LOGITS_BYTES`` are there at once, four times: logits, their softmax, both gradients.
+``LOGITS_BYTES`` are there at once, ``LOGITS_AT_ONCE`` times: without the banned tokens, at the temperature,
+their softmax, the gradients of these.
 """
 
 import dataclasses
@@ -61,6 +62,8 @@ CACHE_BYTES = {"cpu": GIB // 2, "cuda": 8 * GIB}
 """Keys and values (float32) of a sampling policy at most, where one row has fewer."""
 MOST_LAYERS = 1000
 """A configuration of more is not built: it takes for ever."""
+LOGITS_AT_ONCE = 6
+"""Tensors of the size of some tokens' logits, in the pass from which their log-probabilities come and back."""
 PROMPT_TOKENS = 128
 """Of a prompt, where nothing bounds it: what is planned for."""
 
@@ -386,7 +389,7 @@ def head_bytes(shape: Shape, tokens: int, lora: bool, logits: bool) -> float:
     added."""
     if not logits:
         return 12.0 * shape.width * tokens
-    at_once = 4.0 * min(4.0 * tokens * shape.vocabulary, LOGITS_BYTES)
+    at_once = LOGITS_AT_ONCE * min(4.0 * tokens * shape.vocabulary, LOGITS_BYTES)
     return at_once + (0.0 if lora else 4.0 * shape.embeddings)
 
 
@@ -416,8 +419,8 @@ class Machine:
 
     @property
     def process(self) -> float:
-        """What interpreter and libraries take, or a CUDA context."""
-        return 0.5 * GIB if self.is_cpu else 1.0 * GIB
+        """What interpreter, libraries and a tokenizer take, or a CUDA context."""
+        return 0.55 * GIB if self.is_cpu else 1.0 * GIB
 
 
 @dataclass(frozen=True)
