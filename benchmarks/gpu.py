@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from preferl.models import load, plan, tiny
+from preferl.models import load, plan, shapes, tiny
 from preferl.runs import devices
 from preferl.sampling.policy import Policy
 from preferl.stages import reward, rl, sft
@@ -144,10 +144,10 @@ def speed(module: Any, config: Any, tokens: int | None, peak_tflops: float) -> d
     device = devices.chosen_device(config.device)
     dtype = devices.chosen_dtype(config.dtype, config.device)
     work, machine = module.work_of(config), plan.Machine.here(device)
-    planned = {} if plan.is_small(work.roles[0].config) else {"plan_gib": round(
+    planned = {} if shapes.is_small(work.roles[0].config) else {"plan_gib": round(
         plan.plan(work, plan.Levers.of(config), dtype, machine).total / GIB, 2
     )}  # fmt: skip
-    parameters = plan.shape_of(work.roles[0].config).parameters
+    parameters = shapes.shape_of(work.roles[0].config).parameters
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     times, rates = [], []

@@ -3,8 +3,8 @@
 Reads the first question of every dialogue of a data set (by default hh-rlhf helpful: from the Hub, or from
 the folder $PREFERL_DATA), adds instructions (preferl/judging/instructions.py), and writes prompts with their
 split, which is by question. The reward `instructions` is their truth. By default the kinds of instructions
-are two that SmolLM2-135M-Instruct follows a third of the time: what is never done is never rewarded, and a few
-hundred labels say little about many kinds.
+are two that SmolLM2-135M-Instruct follows a third of the time: what is never done is never rewarded, and a
+few hundred labels say little about many kinds.
 
 python benchmarks/instruction_prompts.py [--kinds words use json] [--out runs/smollm2-prompts.jsonl]
 """

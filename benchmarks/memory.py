@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py --model DIR [--settings "sft, LoRA" …] [--length 512] [--updates 2]
 
-Each setting is a stage in a process of its own, on rows made to fill ``--length``. Both numbers are GiB beyond
-what the process had after its imports: the plan of ``models.plan``, and the peak of its resident memory; ``in
-all`` is that peak with the imports. Exits with 1 where a plan is off by more than a fifth.
+Each setting is a stage in a process of its own, on rows made to fill ``--length``. Both numbers are GiB
+beyond what the process had after its imports: the plan of ``models.plan``, and the peak of its resident
+memory; ``in all`` is that peak with the imports. Exits with 1 where a plan is off by more than a fifth.
 """
 
 import argparse

@@ -10,6 +10,7 @@ import preferl
 from preferl.data.records import ToolDialogue, UserTurn
 from preferl.data.templates import KWARGS
 from preferl.models import load
+from preferl.models.special_tokens import stop_ids
 from preferl.models.tiny import CHAT_TEMPLATE, train_tokenizer
 from preferl.runs.errors import UsageError
 from preferl.sampling.policy import Policy
@@ -71,7 +72,7 @@ def test_every_eos_id_and_the_turns_end_stop_a_response_and_are_kept(tmp_path, t
     assert "end with any of <|eos|>, <|user|>, <|system|>" in policy.notes[0]
     policy.save(tmp_path / "again")
     assert settings_of(tmp_path / "again")["eos_token_id"] == stops
-    assert load.stop_ids(*load.load_policy(str(tmp_path / "again"), CPU)) == stops
+    assert stop_ids(*load.load_policy(str(tmp_path / "again"), CPU)) == stops
 
 
 def test_an_id_of_the_class_defaults_ends_nothing(tmp_path, tokenizer):
@@ -90,7 +91,7 @@ def test_an_id_of_the_class_defaults_ends_nothing(tmp_path, tokenizer):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = load.load_policy(str(tmp_path), CPU)
-    assert load.stop_ids(*loaded) == [tokenizer.eos_token_id]
+    assert stop_ids(*loaded) == [tokenizer.eos_token_id]
 
 
 def test_a_pad_token_that_is_an_eos_id_may_be_drawn_as_an_end(tmp_path, tokenizer):

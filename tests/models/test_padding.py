@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from preferl.models import load
 from preferl.models.critic import critic_from_policy
 from preferl.models.reward import load_reward_model
+from preferl.models.special_tokens import PAD
 from preferl.models.storage import Weights
 from preferl.runs.errors import UsageError
 from preferl.stages import rl
@@ -74,14 +75,14 @@ def test_a_token_in_reserve_pads_and_nothing_grows(tmp_path, own_tokenizer, name
 def test_a_token_that_may_stand_for_something_does_not_pad(tmp_path, own_tokenizer, name):
     own_tokenizer.add_special_tokens({"additional_special_tokens": [name]})
     _, tokenizer = load.load_policy(save(tmp_path / "m", own_tokenizer), CPU)
-    assert tokenizer.pad_token == load.PAD
+    assert tokenizer.pad_token == PAD
 
 
 def test_a_token_of_the_chat_template_does_not_pad(tmp_path, own_tokenizer):
     own_tokenizer.add_special_tokens({"additional_special_tokens": ["<unused0>"]})
     own_tokenizer.chat_template = "<unused0>{% for m in messages %}{{ m['content'] }}{% endfor %}"
     _, tokenizer = load.load_policy(save(tmp_path / "m", own_tokenizer), CPU)
-    assert tokenizer.pad_token == load.PAD
+    assert tokenizer.pad_token == PAD
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -107,7 +108,7 @@ def test_sizes_stay_multiples_of_64_and_tied_weights_tied(tmp_path, own_tokenize
 def test_a_spare_row_takes_the_new_token(tmp_path, own_tokenizer):
     path = save(tmp_path / "m", own_tokenizer, rows=len(own_tokenizer) + 10)
     model, tokenizer = load.load_policy(path, CPU)
-    assert tokenizer.pad_token == load.PAD
+    assert tokenizer.pad_token == PAD
     assert rows_of(model) == len(own_tokenizer) + 10
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from preferl.models import plan
+from preferl.models import plan, shapes
 from preferl.models.lora import with_lora
 from preferl.runs.config import LoraOptions
 from preferl.runs.errors import UsageError
@@ -69,7 +69,7 @@ def kept_for_the_gradient(model, ids_BS: torch.Tensor) -> int:
 def test_parameters_and_lora_weights_are_counted_as_they_are_built(family):
     config = configuration(family)
     model = AutoModelForCausalLM.from_config(config)
-    shape = plan.shape_of(config)
+    shape = shapes.shape_of(config)
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     adapted = with_lora(model, "", LoraOptions(lora_r=4))
     assert shape.lora(4) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
@@ -85,7 +85,7 @@ def test_the_formula_of_activations_is_what_autograd_keeps(family, lora_r):
     if lora_r:
         trunk = with_lora(model, "", LoraOptions(lora_r=lora_r)).get_base_model().base_model
     counted = kept_for_the_gradient(trunk, torch.arange(96).view(2, 48) % 128)
-    shape = plan.shape_of(config)
+    shape = shapes.shape_of(config)
     planned = shape.layers * shape.kept_per_token(48, lora_r) * 96
     assert planned == pytest.approx(counted, rel=0.2)
 
@@ -221,7 +221,7 @@ def test_a_small_model_is_not_planned_for_and_what_was_chosen_is_written(policy_
     path = sft.run(config)
     assert "plan:" not in "".join(capsys.readouterr())
     chosen = json.loads((path / "manifest.json").read_text())["chosen"]
-    assert chosen["micro_batch_tokens"] == plan.MOST_TOKENS
+    assert chosen["micro_batch_tokens"] == shapes.MOST_TOKENS
     assert chosen["gradient_checkpointing"] is False
 
 
@@ -230,7 +230,7 @@ def test_what_was_chosen_stays_where_a_stage_goes_on(policy_directory, tmp_path)
         output_dir=str(tmp_path / "sft"), model_name_or_path=str(policy_directory), device="cpu"
     )
     with Stage("sft", config) as stage:
-        assert plan.settled(config, stage, sft.work_of).micro_batch_tokens == plan.MOST_TOKENS
+        assert plan.settled(config, stage, sft.work_of).micro_batch_tokens == shapes.MOST_TOKENS
         stage.begin()
         stage.choose_anew(micro_batch_tokens=64)  # as a GPU's memory ran out
     with Stage("sft", config) as stage:

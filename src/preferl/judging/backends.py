@@ -20,8 +20,9 @@ from preferl.judging.endpoints import EndpointBackend
 from preferl.judging.judge_options import JudgeConfig, JudgeSpec
 from preferl.judging.replies import CUT_OFF, Reply, Usage
 from preferl.maths.policy import response_logprobs
-from preferl.models.load import freeze, load_policy, max_positions, stop_ids
+from preferl.models.load import freeze, load_policy, max_positions
 from preferl.models.passes import last_logits
+from preferl.models.special_tokens import stop_ids
 from preferl.runs.checkpoint import Parts
 from preferl.runs.devices import derived_seed
 from preferl.runs.errors import UsageError

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from preferl.data.tokens import Extent, parts_that_fit
-from preferl.models.plan import floor_power
+from preferl.models.shapes import floor_power
 from preferl.runs import distributed
 from preferl.runs.progress import say
 

@@ -9,8 +9,6 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from preferl.models.adapters import find_adapter
 from preferl.models.load import (
     CPU,
-    ensure_eos_token,
-    ensure_pad_token,
     load_adapted,
     load_pretrained,
     load_tokenizer,
@@ -27,6 +25,7 @@ from preferl.models.reward import (
     reward_mean,
     with_new_adapter,
 )
+from preferl.models.special_tokens import ensure_eos_token, ensure_pad_token
 from preferl.models.storage import Weights, as_trained, share_weights, twin
 from preferl.runs.config import LoraOptions
 

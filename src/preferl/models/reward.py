@@ -35,8 +35,6 @@ from preferl.models.attributes import (
 )
 from preferl.models.load import (
     CPU,
-    ensure_eos_token,
-    ensure_pad_token,
     known_configuration,
     load_adapted,
     load_pretrained,
@@ -54,7 +52,8 @@ from preferl.models.lora import ADAPTER_NOTES, save_adapter, with_lora
 from preferl.models.mean_pooling import MeanPooledRewardModel, mean_pooled
 from preferl.models.offload import Offload
 from preferl.models.passes import TOLERANCE, base_of, takes
-from preferl.models.plan import forward_tokens
+from preferl.models.shapes import forward_tokens
+from preferl.models.special_tokens import ensure_eos_token, ensure_pad_token
 from preferl.models.storage import Weights, is_quantised, share_weights
 from preferl.models.twins import has_twin, scoring_twin
 from preferl.runs import devices

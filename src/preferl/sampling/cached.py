@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from preferl.data.tokens import Extent, pad, parts_that_fit, positions
 from preferl.maths.policy import response_logprobs
 from preferl.models.passes import call, probe_room, probe_rows, text_config
-from preferl.models.plan import cache_tokens
+from preferl.models.shapes import cache_tokens
 from preferl.runs import distributed
 from preferl.runs.devices import autocast
 from preferl.runs.progress import say

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from preferl.data.records import Prompt, PromptRecord, columns_of
 from preferl.data.tokens import last_tokens, prompt_ids
-from preferl.models import load
+from preferl.models import load, special_tokens
 from preferl.models.lora import with_lora
 from preferl.models.offload import CPU, Offload
-from preferl.models.plan import forward_tokens
+from preferl.models.shapes import forward_tokens
 from preferl.models.storage import Weights
 from preferl.runs import devices
 from preferl.runs.config import LoraOptions, SamplingOptions
@@ -77,7 +77,7 @@ class Policy:
 
     Args:
         model: a causal language model of transformers, or one with adapters of peft.
-        tokenizer: its tokenizer, with a pad token that is not EOS (``models.load.ensure_pad_token``).
+        tokenizer: its tokenizer, with a pad token that is not EOS (``special_tokens.ensure_pad_token``).
         dtype: to compute in; weights stay as they are.
         engine: what samples; by default a ``CachedEngine`` on the model.
     """
@@ -152,14 +152,14 @@ class Policy:
 
     @cached_property
     def _stop(self) -> tuple[int, ...]:
-        return tuple(load.stop_ids(self.model, self.tokenizer))
+        return tuple(special_tokens.stop_ids(self.model, self.tokenizer))
 
     @cached_property
     def _suppressed(self) -> tuple[int, ...]:
         pad_id = self.tokenizer.pad_token_id
         # A pad token that is one of a model's EOS ids (Qwen's instruct models) may be drawn, as an end.
         pad = () if pad_id in self._stop else (pad_id,)
-        return (*pad, *load.ids_without_text(self.model, self.tokenizer))
+        return (*pad, *special_tokens.ids_without_text(self.model, self.tokenizer))
 
     @property
     def notes(self) -> list[str]:
