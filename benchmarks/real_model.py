@@ -35,11 +35,13 @@ from preferl.runs.record import StageRecord
 from preferl.statistics import mean_interval
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-# From the same labels: each pair once. The learning rate is that of the other arms.
+# From the same labels: each pair once, LoRA like the other arms.
 DPO = {
     "kind": "dpo",
     "beta": 0.1,
-    "learning_rate": 1e-5,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "learning_rate": 1e-4,
     "num_train_epochs": 1,
     "train_batch_size": 16,
     "micro_batch_size": 4,
