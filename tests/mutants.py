@@ -87,6 +87,7 @@ LOOP = "tests/learning/test_fit.py::"
 PASSES = "tests/learning/test_micro_batches.py::"
 RECOMPUTE = "tests/models/test_recompute.py::"
 PLAN = "tests/models/test_plan.py::"
+HUB = "tests/models/test_hub.py::"
 KILLED = LOOP + "test_a_run_that_was_killed_goes_on_to_the_same_bytes"
 RESUME = "tests/stages/test_resume.py::"
 DAMAGED, SIGNALS = "tests/runs/test_checkpoint.py::test_", "tests/runs/test_signals.py::test_"
@@ -813,6 +814,8 @@ MUTANTS = (
            (PASSES + "test_where_memory_runs_out_passes_are_halved_once_and_the_gradient_is_the_same",)),
     Mutant("activations-kept-all-the-same", "models/recompute.py", "layer.training = True",
            "layer.training = False", (RECOMPUTE + "test_the_gradient_is_the_same_and_less_is_kept[llama]",)),
+    Mutant("shards-of-a-model-not-read", "models/hub.py", "get_checkpoint_shard_files(source, index)[0]", "[]",
+           (HUB + "test_the_stored_dtype_of_a_model_in_shards_is_known_on_the_first_run",)),
     Mutant("sizes-chosen-anew-where-a-stage-goes-on", "models/plan.py",
            "stage.found.chosen if stage.goes_on else {}", "{}",
            (PLAN + "test_what_was_chosen_stays_where_a_stage_goes_on",)),
