@@ -1,6 +1,6 @@
 """RLHF of a model that people use, over several seeds: one table of what each way makes of it.
 
-The stages are those of configs/smollm2.yaml (docs/real-models.md): one set of labels and one reward model for
+The stages are those of `--config smollm2` (docs/real-models.md): one set of labels and one reward model for
 each seed; DPO, PPO and RLOO from them; each evaluated beside the start and best-of-4 on the same held-out
 prompts. Every stage is a `preferl run` in a process of its own, so its peak memory is its own. The same
 command goes on where it was interrupted, and adds seeds and arms.
@@ -32,9 +32,9 @@ import yaml
 from preferl.pipeline import RunConfig
 from preferl.runs.progress import say
 from preferl.runs.record import StageRecord
+from preferl.runs.shipped import configurations
 from preferl.statistics import mean_interval
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # From the same labels: each pair once, LoRA like the other arms.
 DPO = {
     "kind": "dpo",
@@ -210,7 +210,7 @@ def print_reward(summaries: Sequence[Summary], names: Sequence[str] = ("",)) -> 
 
 def instructions(options: argparse.Namespace) -> None:
     """All seeds and arms of the instructions, then the table of those that are finished."""
-    given = yaml.safe_load((options.config or CONFIGS / "smollm2.yaml").read_text(encoding="utf-8"))
+    given = yaml.safe_load((options.config or configurations()["smollm2"]).read_text(encoding="utf-8"))
     base = with_arms(given)
     if options.model:
         base = base.changed({"model_name_or_path": options.model})
@@ -236,7 +236,7 @@ def instructions(options: argparse.Namespace) -> None:
 
 def human(options: argparse.Namespace) -> None:
     """A reward model of people's choices, on held-out choices and on the benchmark that is there."""
-    given = yaml.safe_load((options.config or CONFIGS / "smollm2_hh.yaml").read_text(encoding="utf-8"))
+    given = yaml.safe_load((options.config or configurations()["smollm2_hh"]).read_text(encoding="utf-8"))
     if options.model:
         given["model_name_or_path"] = options.model
     run = options.out / "human"
@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", nargs="+", help="by default all: DPO, PPO, RLOO")
     parser.add_argument("--model", help="another model than the Hub's: a directory")
-    parser.add_argument("--config", type=Path, help="instead of configs/smollm2.yaml or smollm2_hh.yaml")
+    parser.add_argument("--config", type=Path, help="instead of smollm2 or smollm2_hh")
     parser.add_argument("--human", action="store_true", help="the reward model of people's choices")
     parser.add_argument("--out", type=Path, default=Path("runs/real_model"))
     options = parser.parse_args()

@@ -250,7 +250,7 @@ def environment() -> dict[str, str]:
 def lay_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes ``folder`` the current one, in which the pages' relative paths lead to the repository's files,
     and runs/ to new ones."""
-    for name in ("configs", "benchmarks", "tests"):
+    for name in ("benchmarks", "tests"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "runs").mkdir()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))

@@ -13,6 +13,7 @@ from preferl.design.designer import DesignConfig
 from preferl.label import live
 from preferl.label.commands import ExportConfig, ServeConfig, UserConfig
 from preferl.pipeline import KINDS, NAMES, RunOptions
+from preferl.runs.shipped import FOLDER
 from preferl.stages.collect import PairCounts
 from preferl.stages.dpo import DpoConfig
 from preferl.stages.rl import RlConfig
@@ -69,7 +70,7 @@ def test_links_and_paths_exist(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
-    for path in re.findall(r"`((?:docs|configs|benchmarks|tests)/[\w/.-]+\w)`", text):
+    for path in re.findall(r"`((?:docs|benchmarks|tests)/[\w/.-]+\w)`", text):
         assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
@@ -81,8 +82,8 @@ def test_the_page_for_people_from_trl_names_real_options():
             assert name in known or name == "module", name
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
-def test_shipped_configurations_parse(config):
-    command = [sys.executable, "-m", "preferl", "run", "--config", str(config), "--print-config"]
+@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.yaml")))
+def test_shipped_configurations_parse(name):
+    command = [sys.executable, "-m", "preferl", "run", "--config", name, "--print-config"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -19,25 +19,25 @@ SMALL: dict[str, str | None] = {
     "preferl demo --collect.annotator sentiment": FROM_DEMO,
     "preferl sweep --stages '[reward]'": f"{ONE_THREAD} --reward.num_train_epochs 4",
     "preferl reward": f"{ONE_THREAD} --num_train_epochs 4",
-    "preferl sweep --config configs/sweeps/reward_data_size.yaml": (
+    "preferl sweep --config reward_data_size": (
         f"{FROM_DEMO} --sweep.grid '{{reward.max_train_comparisons: [12, 48]}}'"
     ),
-    "preferl sweep --config configs/sweeps/reward_model_size.yaml": (
+    "preferl sweep --config reward_model_size": (
         f"{FROM_DEMO} --stages '[collect, backbone, reward, rl, evaluate]' --backbone.vocab_size 600 "
         "--backbone.num_train_epochs 0.05 --backbone.check_samples 16 "
         "--sweep.grid '{backbone.hidden_size: [16]}'"
     ),
-    "preferl sweep --config configs/sweeps/algorithms.yaml": (
+    "preferl sweep --config algorithms": (
         f"{TINY} {FEW} --stages '[sft, collect, reward, rl, evaluate]' --sweep.seeds '[0, 1]' "
         "--sft.seed 0 --collect.seed 0 --reward.seed 0 --evaluate.best_of '[]' --evaluate.pool_size null"
     ),
     "preferl evaluate": (
         f"{ONE_THREAD} --response_length 24 --max_eval_prompts 16 --best_of_prompts 4 --best_of '[2, 4, 8]'"
     ),
-    "preferl sweep --config configs/sweeps/length.yaml": (
+    "preferl sweep --config length": (
         f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[rl, evaluate]'"
     ),
-    "preferl sweep --config configs/sweeps/kl_": (
+    "preferl sweep --config kl_": (
         f"{TINY} {FEW} --model_name_or_path runs/demo/sft --stages '[rl, evaluate]' "
         "--rl.reward_model runs/demo/reward --evaluate.reward_model runs/demo/reward --rl.gold world "
         "--evaluate.gold world"

@@ -11,6 +11,7 @@ import yaml
 import real_model
 from preferl.judging.instructions import KINDS, Task
 from preferl.judging.utilities import named_utility
+from preferl.runs.shipped import configurations
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
@@ -29,7 +30,7 @@ def run(monkeypatch, *arguments):
 @pytest.fixture
 def small_config(tmp_path, policy_directory):
     """The shipped configuration with few and short responses, of a small model on prompts of our own."""
-    given = yaml.safe_load((ROOT / "configs" / "smollm2.yaml").read_text(encoding="utf-8"))
+    given = yaml.safe_load(configurations()["smollm2"].read_text(encoding="utf-8"))
     for stage, options in SMALL.items():
         given[stage] |= options
     prompts = [
@@ -94,7 +95,7 @@ def test_a_reward_model_of_people_is_measured_on_the_benchmark_that_is_there(
     (tmp_path / "bench").mkdir()
     with gzip.open(tmp_path / "bench" / "llmbar.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in judged)
-    given = yaml.safe_load((ROOT / "configs" / "smollm2_hh.yaml").read_text(encoding="utf-8"))
+    given = yaml.safe_load(configurations()["smollm2_hh"].read_text(encoding="utf-8"))
     given["reward"] |= {"max_length": 96, "num_evals": 1, "normalise_samples": 32}
     given |= {"dataset_name": str(data), "model_name_or_path": str(policy_directory), "num_threads": 1}
     config.write_text(yaml.safe_dump(given), encoding="utf-8")
@@ -117,7 +118,7 @@ def test_cells_have_the_interval_that_there_is():
 
 
 def test_the_gold_of_the_configuration_is_the_truth_that_its_labels_are_drawn_from():
-    given = yaml.safe_load((ROOT / "configs" / "smollm2.yaml").read_text(encoding="utf-8"))
+    given = yaml.safe_load(configurations()["smollm2"].read_text(encoding="utf-8"))
     assert given["collect"]["annotator"] == given["rl"]["gold"] == given["evaluate"]["gold"] == "instructions"
     assert named_utility(given["evaluate"]["held_out_reward"]) is not None
     assert real_model.arms_of(real_model.with_arms(given)) == ["DPO", "PPO", "RLOO"]

@@ -16,6 +16,7 @@ from preferl import cli, pipeline
 from preferl.reporting import sweeps
 from preferl.reporting.gather import finished_stages
 from preferl.runs.errors import UsageError
+from preferl.runs.shipped import FOLDER
 from preferl.runs.stage import Stage
 from preferl.stages import report, reward
 from preferl.stages.sft import SftConfig
@@ -860,7 +861,7 @@ def test_the_sentence_is_computed_from_the_numbers():
 
 
 def test_shipped_sweeps_can_run():
-    files = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
+    files = sorted((FOLDER / "sweeps").glob("*.yaml"))
     assert files
     for file in files:
         config = SweepConfig(**yaml.safe_load(file.read_text(encoding="utf-8")))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pages import ONE_THREAD, ROOT, TINY, Console, check_page, consoles, differences, form_of, lay_out, unlike
+from preferl.runs.shipped import configurations
 from preferl.sweep.numbers import metrics_of
 from preferl.sweep.plan import SweepConfig, plan_all, points_of
 
@@ -45,8 +46,8 @@ SMALL: dict[str, str | None] = {
     "preferl label user": "",
     "preferl label simulate": ONE_THREAD,
     "preferl label export": "",
-    "preferl run --config configs/tutorial.yaml": FEW_LABELS,
-    "preferl sweep --config configs/sweeps/kl_three.yaml": TINY_SWEEP,
+    "preferl run --config tutorial": FEW_LABELS,
+    "preferl sweep --config kl_three": TINY_SWEEP,
 }
 
 
@@ -58,8 +59,8 @@ def test_every_command_can_be_given(page, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_laboratory_can_be_planned():
-    """tests/test_sweep.py does this for configs/sweeps/."""
-    given = yaml.safe_load((ROOT / "configs" / "hacking.yaml").read_text(encoding="utf-8"))
+    """tests/test_sweep.py does this for the shipped sweeps."""
+    given = yaml.safe_load(configurations()["hacking"].read_text(encoding="utf-8"))
     config = SweepConfig(**given)
     runs = plan_all(config.root, points_of(config), config.options.seeds)
     assert len(runs) == 10

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from preferl import __version__
-from preferl.runs import distributed, signals
+from preferl.runs import distributed, shipped, signals
 from preferl.runs.disks import REMEDY, what_is_wrong
 from preferl.runs.errors import (
     DATA,
@@ -92,7 +92,7 @@ def command_line(argv: list[str] | None) -> int:
     if "" not in sys.path and here not in sys.path:
         sys.path.insert(0, here)  # functions of a person's own, as module:function
     try:
-        return COMMANDS[name](rest)
+        return COMMANDS[name](shipped.with_files(rest))
     except Interrupted as error:
         return fail(str(error), error.exit_code) if distributed.is_main() else error.exit_code
     except KeyboardInterrupt:
@@ -412,8 +412,6 @@ def doctor_command(arguments: list[str]) -> int:
         raise UsageError(f"doctor takes --config FILE and --stage NAME, and no {arguments[0]}")
     if file is None:
         return doctor.main()
-    if not Path(file).is_file():
-        raise UsageError(f"--config {file} is no file")
     return doctor.main_plan(Path(file), stage)
 
 

@@ -21,7 +21,6 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +37,7 @@ from preferl.runs.mark import check_ours, claim, remove
 from preferl.runs.progress import clock, say
 from preferl.runs.ranges import Count, Positive
 from preferl.runs.record import Redo, write_run_files
+from preferl.runs.shipped import configurations
 from preferl.stages import audit, best_of, collect, dpo, evaluate, report, reward, rl, sft
 from preferl.stages.audit import AuditConfig
 from preferl.stages.best_of import BestOfConfig
@@ -699,7 +699,7 @@ def resolved_yaml(config: RunConfig) -> str:
 
 def demo_file() -> Path:
     """The configuration of ``preferl demo``."""
-    return Path(str(resources.files("preferl") / "configs" / "demo.yaml"))
+    return configurations()["demo"]
 
 
 def demo_config(**given: Any) -> RunConfig:

@@ -6,5 +6,5 @@ collect lie in ``base/seed-0/``, the reward models in ``reward.learning_rate=0.0
 the swept keys that reach them, their own and those of the stages that they read. ``stages.json`` in a run's
 directory says where each of its stages lies.
 
-preferl sweep --config configs/sweeps/reward_data_size.yaml
+preferl sweep --config reward_data_size
 """
