@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from preferl.maths import kl, policy, preference
-
-from . import reference
+from preferl.maths import kl, policy, preference, reference
 
 F64 = torch.float64
 RNG = np.random.default_rng(0)

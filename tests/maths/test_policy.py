@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preferl.maths import policy as maths
-
-from . import reference
+from preferl.maths import reference
 
 F64 = torch.float64
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)

@@ -1,6 +1,7 @@
-"""The formulas of the papers in float64 NumPy: slow, one row at a time, sharing nothing with the package.
+"""The formulas of the papers in float64 NumPy: slow, one row at a time, to be read and to be typed along.
 
-Functions carry the names and keywords of what they check.
+It imports nothing of the package: the tests hold the package against it. Functions carry the names and
+keywords of what they check.
 """
 
 import math
