@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from preferl.judging.judge_options import JudgeConfig
 from preferl.judging.juries import load_pairwise_judge, load_pointwise_judge
+from preferl.options.judging import JudgeConfig
 
 CPU = torch.device("cpu")
 QUICK = JudgeConfig(backoff=0.01, timeout=5.0, seed=0)

@@ -23,6 +23,19 @@ def call(capsys, *arguments):
     return code, captured.out, captured.err
 
 
+@pytest.mark.parametrize("command", ["rl", "collect", "evaluate", "audit", "run", "sweep"])
+def test_help_of_a_command_loads_no_torch(command):
+    check = (
+        "import sys, preferl.cli as c\n"
+        f"try: c.main(['{command}', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--config" in done.stdout
+
+
 def test_help_is_quick_and_loads_no_torch():
     check = "import sys, preferl.cli as c; c.main(['--help']); sys.exit('torch' in sys.modules)"
     started = time.monotonic()

@@ -48,7 +48,7 @@ def test_options_exist(page):
     for config in (
         RunOptions,
         PairCounts,
-        *(config for _, config in KINDS.values()),
+        *KINDS.values(),
         ServeConfig,
         UserConfig,
         ExportConfig,

@@ -16,7 +16,7 @@ from preferl.reporting.gather import finished_stages
 from preferl.reporting.verdict import verdict
 from preferl.runs.errors import UsageError
 from preferl.runs.record import StageRecord, stage_records
-from preferl.stages import report, sft
+from preferl.stages import report, reward, sft
 from preferl.stages.evaluate import EvaluateConfig, training_signals
 from preferl.stages.rl import RlConfig
 from preferl.statistics.intervals import Estimate
@@ -136,17 +136,17 @@ def test_an_interrupted_run_goes_on_at_its_stage(finished, tmp_path, monkeypatch
     config = small(tmp_path, output_dir=str(tmp_path / "again"))
     pipeline.run(config.changed({"stages": ["sft", "collect"]}))
     calls = []
-    original = pipeline.reward.run
+    original = reward.run
 
     def stopped(options, fresh):
         calls.append("reward")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.reward, "run", stopped)
+    monkeypatch.setattr(reward, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(config)
     sft_done = (tmp_path / "again" / "sft" / "DONE").stat().st_mtime_ns
-    monkeypatch.setattr(pipeline.reward, "run", original)
+    monkeypatch.setattr(reward, "run", original)
     pipeline.run(config)
     assert (tmp_path / "again" / "sft" / "DONE").stat().st_mtime_ns == sft_done
     # An interrupted run ends with the same numbers as one that was not.

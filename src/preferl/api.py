@@ -35,9 +35,10 @@ from preferl.judging.scorers import as_scorer, load_scorer
 from preferl.learning.algorithms import Algorithm
 from preferl.models import load
 from preferl.models.reward import RewardModel
+from preferl.options.shared import DataOptions
 from preferl.reporting.measures import main_measure
 from preferl.runs import devices, distributed, progress
-from preferl.runs.config import DataOptions, checked
+from preferl.runs.config import checked
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.inputs import hash_directory
 from preferl.runs.objects import PREFIX, named

@@ -176,29 +176,34 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
     """``preferl NAME``: a stage by itself."""
 
     def command(arguments: list[str]) -> int:
-        import importlib
-
+        from preferl import pipeline
         from preferl.runs.config import declared, instantiate, parser_for
-        from preferl.runs.found import found_now, kept_though_stale
 
-        module = importlib.import_module(f"preferl.stages.{name}")
-        config_class = getattr(module, name.title().replace("_", "") + "Config")
         arguments, fresh = take_flag(arguments, "--fresh")
         arguments, keep_stale = take_flag(arguments, "--keep_stale")
         with distributed.process_group():
-            if name == "rl":  # an algorithm of a person's own brings options
-                algorithm = declared(arguments).get("algorithm", config_class.algorithm)
-                config_class = module.config_class(algorithm)
-            parser = parser_for(config_class, f"preferl {name}", (module.__doc__ or "").strip(), arguments)
+            config_class = pipeline.config_class(name, declared(arguments))
+            parser = parser_for(config_class, f"preferl {name}", description(name), arguments)
             config = instantiate(parser, config_class, parser.parse_args(arguments))
+
+            from preferl.runs.found import found_now, kept_though_stale
+
             path = Path(config.output_dir)
             if not (keep_stale and kept_though_stale(name, found_now(name, config))):
-                path = module.run(config, fresh=fresh)
+                path = pipeline.stage_module(name).run(config, fresh=fresh)
             if distributed.is_main():
                 print(path)
         return 0
 
     return command
+
+
+def description(stage: str) -> str:
+    """What a stage says of itself, read from its file: importing it would load torch."""
+    import ast
+
+    text = (Path(__file__).parent / "stages" / f"{stage}.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(text)) or ""
 
 
 def run_command(arguments: list[str]) -> int:
@@ -341,7 +346,8 @@ def data_command(arguments: list[str]) -> int:
     from preferl import data_commands
     from preferl.data import world_files
     from preferl.data.containers import named
-    from preferl.runs.config import DataCommandOptions, instantiate, parser_for
+    from preferl.options.shared import DataCommandOptions
+    from preferl.runs.config import instantiate, parser_for
 
     arguments, fresh = take_flag(arguments, "--fresh")
     words = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))

@@ -11,7 +11,7 @@ from preferl.data.formats import ReadReport
 from preferl.data.layouts import chosen_layouts
 from preferl.data.records import DataError
 from preferl.data.splits import meaning
-from preferl.runs.config import DataCommandOptions
+from preferl.options.shared import DataCommandOptions
 from preferl.runs.progress import printable
 
 

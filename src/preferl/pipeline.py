@@ -21,14 +21,23 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
 
+from preferl.options.audit import AuditConfig
+from preferl.options.best_of import BestOfConfig
+from preferl.options.collect import CollectConfig
+from preferl.options.dpo import DpoConfig
+from preferl.options.evaluate import EvaluateConfig
+from preferl.options.reward import RewardConfig
+from preferl.options.rl import RlConfig
+from preferl.options.sft import SftConfig
+from preferl.options.shared import DataOptions, DeviceOptions
 from preferl.runs import lock
-from preferl.runs.config import DataOptions, DeviceOptions, Parser, declared, field_texts, leaf_keys
+from preferl.runs.config import Parser, declared, field_texts, leaf_keys
 from preferl.runs.descent import WORLD, is_world, may_be_of_world, refuse_no_data_set, started_from
 from preferl.runs.errors import UsageError
 from preferl.runs.found import examine, kept_though_stale, plain_options, stored_options
@@ -38,25 +47,16 @@ from preferl.runs.progress import clock, say
 from preferl.runs.ranges import Count, Positive
 from preferl.runs.record import Redo, write_run_files
 from preferl.runs.shipped import configurations
-from preferl.stages import audit, best_of, collect, dpo, evaluate, report, reward, rl, sft
-from preferl.stages.audit import AuditConfig
-from preferl.stages.best_of import BestOfConfig
-from preferl.stages.collect import CollectConfig
-from preferl.stages.dpo import DpoConfig
-from preferl.stages.evaluate import EvaluateConfig
-from preferl.stages.reward import RewardConfig
-from preferl.stages.rl import RlConfig
-from preferl.stages.sft import SftConfig
 
-KINDS: dict[str, tuple[ModuleType, type]] = {
-    "sft": (sft, SftConfig),
-    "collect": (collect, CollectConfig),
-    "reward": (reward, RewardConfig),
-    "best_of": (best_of, BestOfConfig),
-    "dpo": (dpo, DpoConfig),
-    "rl": (rl, RlConfig),
-    "audit": (audit, AuditConfig),
-    "evaluate": (evaluate, EvaluateConfig),
+KINDS: dict[str, type] = {
+    "sft": SftConfig,
+    "collect": CollectConfig,
+    "reward": RewardConfig,
+    "best_of": BestOfConfig,
+    "dpo": DpoConfig,
+    "rl": RlConfig,
+    "audit": AuditConfig,
+    "evaluate": EvaluateConfig,
 }
 # Names that are no kinds: a language model of the reward model's own, and rejection-sampling fine-tuning, the
 # SFT model trained further on the best of its own responses.
@@ -196,9 +196,14 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 def config_class(kind: str, given: Mapping[str, Any]) -> type:
     """The options of a kind of stage; an algorithm of a person's own brings its own to rl."""
-    if kind == "rl":
-        return rl.config_class(given.get("algorithm", RlConfig.algorithm))
-    return KINDS[kind][1]
+    if kind == "rl" and ":" in str(given.get("algorithm", "")):
+        return stage_module("rl").config_class(given["algorithm"])  # type: ignore[no-any-return]
+    return KINDS[kind]
+
+
+def stage_module(kind: str) -> Any:
+    """The module of a kind of stage, or ``report``'s; torch is loaded with the first of them."""
+    return import_module(f"preferl.stages.{kind}")
 
 
 # -------------------------------------------------------------------------------------------------- planning
@@ -264,7 +269,7 @@ def plan(config: RunConfig, others: Mapping[str, Planned] | None = None) -> list
             model = started_from(options)
             refuse_no_data_set(model, is_on_world(model, known))
             options = dataclasses.replace(options, dataset_name=WORLD)
-        KINDS[kind][0].check_options(options)  # before the first stage is begun
+        stage_module(kind).check_options(options)  # before the first stage is begun
         # 3. A key that decides what a parent makes decides what this stage makes too.
         keys = keys.union(*(known[reference].keys for reference in reads))
         # 4. The same is true of content: it is by what parents make, not by where they lie, so that a sweep
@@ -559,10 +564,10 @@ def run(config: RunConfig, fresh: bool = False, keep_stale: bool = False) -> Pat
         for stage in stages:
             if not run_stage(stage, places, made, redo.name, keep_stale):
                 say(f"{stage.name}: finished before in {places[stage.reference]}")
-        result = report.write(root) if "report" in config.stages else root
+        result = stage_module("report").write(root) if "report" in config.stages else root
         redo.end()
     if "evaluate" in config.kinds.values():
-        for line in report.lines_of(root):
+        for line in stage_module("report").lines_of(root):
             say(f"run: {line}")
     say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
     return result
@@ -644,7 +649,7 @@ def run_stage(
     elif found.is_this_finished(path):
         remove(path / "state")  # it was killed between DONE and the end
         return False
-    KINDS[stage.kind][0].run(options, fresh=fresh)
+    stage_module(stage.kind).run(options, fresh=fresh)
     made.add(path)
     return True
 

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from preferl.data.sources import Source, load_source
-from preferl.models.load import load_tokenizer, reads_dialogue
+from preferl.options.shared import DataOptions
 from preferl.pipeline import DATA, RunConfig
-from preferl.runs.config import DataOptions
 from preferl.runs.descent import is_world
 from preferl.runs.errors import UsageError
 
@@ -132,4 +131,6 @@ def sft_first(config: RunConfig) -> tuple[list[str], str]:
 
 def is_instruct(model: str) -> bool:
     """Whether a model answers already: whether its tokenizer came with a chat template of its own."""
+    from preferl.models.load import load_tokenizer, reads_dialogue
+
     return reads_dialogue(load_tokenizer(model))

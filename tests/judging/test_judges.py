@@ -17,11 +17,11 @@ from preferl.data.tokens import prompt_ids
 from preferl.data.types import Judgement
 from preferl.judging import endpoints, judges
 from preferl.judging.backends import LocalBackend
-from preferl.judging.judge_options import ASPECTS, JudgeConfig, parse_judge
 from preferl.judging.judges import JudgeCounts, PairwiseJudge, fresh_nonce
 from preferl.judging.juries import load_pairwise_judge, load_pointwise_judge
 from preferl.judging.replies import CUT_OFF, Reply
 from preferl.models.load import load_policy
+from preferl.options.judging import ASPECTS, JudgeConfig, parse_judge
 from preferl.runs.errors import UsageError
 
 

@@ -12,8 +12,7 @@ import torch
 from judge_server import CPU, QUICK, Body, more_good, parts_of, reply, serving
 from preferl.data.records import DataError, Pair
 from preferl.evaluation.scored import scores_of
-from preferl.judging.annotators import AnnotatorOptions, load_annotator
-from preferl.judging.judge_options import JudgeConfig, jury_of, names_judge
+from preferl.judging.annotators import load_annotator
 from preferl.judging.juries import (
     PairwiseJury,
     PointwiseJury,
@@ -22,6 +21,7 @@ from preferl.judging.juries import (
     what_judges_said,
 )
 from preferl.judging.scorers import Ensemble, judges_in, load_scorer, score_responses, scored, unread_rows
+from preferl.options.judging import AnnotatorOptions, JudgeConfig, jury_of, names_judge
 from preferl.sampling.policy import Responses
 from preferl.sampling.samples import Samples, Sampling
 from preferl.stages import audit

@@ -17,9 +17,9 @@ import pytest
 
 from equal_runs import equal_runs
 from judge_server import Body, more_good, parts_of, reply, serving
-from preferl.judging.judge_options import JudgeConfig
 from preferl.judging.juries import keep_replies
 from preferl.judging.replies import FOLDER, ReplyStore, key_of
+from preferl.options.judging import JudgeConfig
 
 N = 30  # pairs
 ANSWERED = 23  # requests before the kill

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preferl.learning import fit as loop
-from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, fit, plan_batches
+from preferl.learning.fit import EXTENDABLE, Objective, fit, plan_batches
+from preferl.options.learning import FitOptions
+from preferl.options.shared import DeviceOptions
 from preferl.runs import checkpoint, signals
-from preferl.runs.config import DeviceOptions
 from preferl.runs.errors import DivergedError, Interrupted, UsageError
 from preferl.runs.found import examine
 from preferl.runs.inputs import identify

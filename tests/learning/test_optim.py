@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from preferl.learning.optim import clip_and_step, schedule
-from preferl.runs.config import OptimOptions
+from preferl.options.shared import OptimOptions
 from preferl.runs.errors import DivergedError
 
 

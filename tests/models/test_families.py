@@ -35,7 +35,7 @@ from preferl.models.reward import (
     with_new_adapter,
 )
 from preferl.models.storage import Weights
-from preferl.runs.config import LoraOptions, SamplingOptions
+from preferl.options.shared import LoraOptions, SamplingOptions
 from preferl.runs.errors import UsageError
 from preferl.sampling import cached
 from preferl.sampling.policy import Policy

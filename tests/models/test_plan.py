@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from preferl.models import plan, shapes
 from preferl.models.lora import with_lora
-from preferl.runs.config import LoraOptions
+from preferl.options.shared import LoraOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.stage import Stage
 from preferl.stages import dpo, reward, rl, sft

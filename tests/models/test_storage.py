@@ -21,7 +21,7 @@ from preferl.models.storage import (
     stored_dtype,
     twin,
 )
-from preferl.runs.config import OptimOptions
+from preferl.options.shared import OptimOptions
 from preferl.runs.errors import UsageError
 from small_models import make_language_model
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from preferl import cli
-from preferl.runs.config import DeviceOptions
+from preferl.options.shared import DeviceOptions
 from preferl.runs.disks import DiskError
 from preferl.runs.errors import UsageError
 from preferl.runs.found import examine

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from preferl import cli
+from preferl.options.shared import DeviceOptions
 from preferl.pipeline import KINDS
 from preferl.runs import inputs
-from preferl.runs.config import DeviceOptions
 from preferl.runs.disks import DiskError
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import NAMING, file_hash, hash_directory, identify, seen_from

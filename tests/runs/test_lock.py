@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from preferl import cli
+from preferl.options.shared import DeviceOptions
 from preferl.reporting.gather import gather
 from preferl.runs import lock
-from preferl.runs.config import DeviceOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.lock import LOCK, Holder, hold, holder_of, refuse_if_held
 from preferl.runs.mark import claim

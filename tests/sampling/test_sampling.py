@@ -9,7 +9,7 @@ from scipy import stats
 from preferl.data.records import PromptRecord
 from preferl.judging.scorers import scored
 from preferl.learning.rollout import Shaping, collect
-from preferl.runs.config import SamplingOptions
+from preferl.options.shared import SamplingOptions
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.sampling.cached import CachedEngine, draw
 from preferl.sampling.logprobs import policy_logprobs

@@ -12,9 +12,9 @@ from preferl.data.sources import load_source
 from preferl.evaluation import selection
 from preferl.judging.annotators import Annotator
 from preferl.models import load
+from preferl.options.collect import CollectConfig, PairCounts
 from preferl.runs.errors import UsageError
 from preferl.stages import collect
-from preferl.stages.collect import CollectConfig, PairCounts
 
 
 def test_every_two_different_responses_make_a_pair_and_the_rest_is_counted():

@@ -25,11 +25,11 @@ from preferl.judging import backends
 from preferl.learning import fit as loop
 from preferl.learning import learner
 from preferl.models import load
+from preferl.options.collect import CollectConfig, PairCounts
 from preferl.runs import checkpoint
 from preferl.runs.stage import Stage
 from preferl.sampling.policy import Policy
 from preferl.stages import audit, best_of, collect, dpo, evaluate, reward, rl, sft
-from preferl.stages.collect import CollectConfig, PairCounts
 
 NOUNS = ("apple", "river", "house", "stone", "cloud", "table")
 

@@ -164,8 +164,8 @@ def answered(prompt: str, config: DesignConfig) -> dict[str, str]:
     import torch
 
     from preferl.judging.backends import load_backend
-    from preferl.judging.judge_options import parse_judge
     from preferl.judging.replies import CUT_OFF
+    from preferl.options.judging import parse_judge
 
     backend = load_backend(parse_judge(config.model or ""), torch.device("cpu"))
     message = {"role": "user", "content": prompt}

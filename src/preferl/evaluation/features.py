@@ -8,7 +8,6 @@ quality falls does.
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import resources
 
 import yaml
@@ -20,13 +19,6 @@ PHRASES: dict[str, list[str]] = yaml.safe_load(
     resources.files("preferl.evaluation").joinpath("phrases.yaml").read_text(encoding="utf-8")
 )
 """The phrases of ``phrases.yaml``; the audit and the signs take more, or others under the same name."""
-
-
-@dataclass(kw_only=True)
-class PhraseOptions:
-    phrases: dict[str, list[str]] = field(default_factory=dict)
-    """Lists of phrases that are looked for beside those of ``evaluation/phrases.yaml``, by name, as
-    ``{"begging": ["please [do] rate (this|me)"]}``; a list of a name that is there takes its place."""
 
 
 FEATURES: dict[str, Callable[[str], float]] = {

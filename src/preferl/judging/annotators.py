@@ -12,35 +12,15 @@ import torch
 
 from preferl.data.records import Prompt
 from preferl.data.types import Judgement, Scorer
-from preferl.judging.judge_options import JudgeOptions, names_judge
 from preferl.judging.judges import PairwiseJudge
 from preferl.judging.juries import load_pairwise_judge
 from preferl.judging.scorers import load_scorer, scored
+from preferl.options.judging import AnnotatorOptions, names_judge
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.ranges import ErrorRate, Finite, NonNegative, check_ranges
 from preferl.statistics.labels import label_probability, preference_probability
 
 TIE_POLICIES = ("coin", "tie", "skip")
-
-
-@dataclass(kw_only=True)
-class AnnotatorOptions(JudgeOptions):
-    annotator: str = "world"
-    """``world``, ``instructions``, ``sentiment``, ``length``, ``keyword:<words>``, ``judge:<model>``, a
-    reward model, ``module:function`` or a mixture of them; ``majority(judge:…, judge:…)`` is a jury."""
-    label_mode: str = "stochastic"
-    """``stochastic``: Bradley-Terry on the annotator's utility; ``deterministic``: the larger one wins."""
-    label_scale: NonNegative = 1.0
-    """Multiplies utilities before Bradley-Terry: larger means fewer errors."""
-    error_rate: ErrorRate = 0.0
-    """Probability, 0 to 0.5, that a label is turned round by mistake."""
-    position_bias: Finite = 0.0
-    """Added to the utility of the response that is shown first."""
-    tie_policy: str = "coin"
-    """Responses within ``tie_width``: a ``coin`` decides, they share a place (``tie``), or they are left out
-    (``skip``)."""
-    tie_width: NonNegative = 0.0
-    """Largest difference of utilities that the annotator cannot tell."""
 
 
 @dataclass(frozen=True)

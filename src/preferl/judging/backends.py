@@ -17,12 +17,12 @@ from transformers import GenerationConfig
 from preferl.data.records import Messages
 from preferl.data.tokens import pad, prompt_ids, response_ids
 from preferl.judging.endpoints import EndpointBackend
-from preferl.judging.judge_options import JudgeConfig, JudgeSpec
 from preferl.judging.replies import CUT_OFF, Reply, Usage
 from preferl.maths.policy import response_logprobs
 from preferl.models.load import freeze, load_policy, max_positions
 from preferl.models.passes import last_logits
 from preferl.models.special_tokens import stop_ids
+from preferl.options.judging import JudgeConfig, JudgeSpec
 from preferl.runs.checkpoint import Parts
 from preferl.runs.devices import derived_seed
 from preferl.runs.errors import UsageError

@@ -37,8 +37,8 @@ from preferl.judging.answers import (
     seconds_asked,
     top_of,
 )
-from preferl.judging.judge_options import NOWHERE, JudgeConfig
 from preferl.judging.replies import Reply, ReplyStore, Usage, key_of
+from preferl.options.judging import NOWHERE, JudgeConfig
 from preferl.runs import signals
 from preferl.runs.errors import Interrupted, UsageError
 from preferl.runs.progress import say

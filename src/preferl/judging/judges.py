@@ -29,9 +29,9 @@ from preferl.data.records import DataError, Messages, Prompt, dialogue_text
 from preferl.data.types import Judgement
 from preferl.judging.backends import Backend
 from preferl.judging.endpoints import EndpointBackend
-from preferl.judging.judge_options import ASPECTS, JudgeConfig
 from preferl.judging.replies import CUT_OFF, Reply
 from preferl.judging.verdicts import breaks_off_in_thoughts, last_line, parse_score, parse_verdict
+from preferl.options.judging import ASPECTS, JudgeConfig
 
 UNREADABLE = "no verdict or score in its last line"
 FEW = 20  # replies from which a share means something

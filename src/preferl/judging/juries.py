@@ -15,7 +15,6 @@ import torch
 from preferl.data.records import Prompt
 from preferl.judging.backends import KeptReplies, LocalBackend, load_backend
 from preferl.judging.endpoints import EndpointBackend
-from preferl.judging.judge_options import JudgeConfig, jury_of, parse_judge
 from preferl.judging.judges import (
     PAIRWISE,
     Judge,
@@ -25,6 +24,7 @@ from preferl.judging.judges import (
     ScoreComparer,
 )
 from preferl.judging.replies import FOLDER, ReplyStore
+from preferl.options.judging import JudgeConfig, jury_of, parse_judge
 from preferl.runs import distributed
 from preferl.runs.checkpoint import Parts
 from preferl.runs.errors import UsageError

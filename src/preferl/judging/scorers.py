@@ -28,7 +28,6 @@ import torch
 from preferl.data.records import DataError, Prompt
 from preferl.data.types import Scorer
 from preferl.judging.instructions import InstructionUtility
-from preferl.judging.judge_options import JudgeConfig, names_judge
 from preferl.judging.judges import Judge, PointwiseJudge
 from preferl.judging.juries import load_pointwise_judge
 from preferl.judging.reward_functions import RewardFunction, check_columns, load_function, scores_of_each
@@ -37,6 +36,7 @@ from preferl.models import load
 from preferl.models.attributes import split_mixture
 from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, load_beside, load_reward_model
+from preferl.options.judging import JudgeConfig, names_judge
 from preferl.runs import distributed
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.objects import object_of

@@ -19,7 +19,8 @@ from preferl.label.items import read_gold, read_items
 from preferl.label.project import Project
 from preferl.label.schema import DATABASE, Database, describe_url, open_database, parse_url
 from preferl.label.store import Store
-from preferl.runs.config import ReadOptions, instantiate, parser_for
+from preferl.options.shared import ReadOptions
+from preferl.runs.config import instantiate, parser_for
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
 from preferl.runs.ranges import Range, Seed

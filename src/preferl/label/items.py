@@ -11,7 +11,7 @@ from preferl.data.formats import load
 from preferl.data.records import SPLITS, Comparison, DataError
 from preferl.data.rows import MOST_RESPONSES, to_prompt
 from preferl.data.sources import policy_of
-from preferl.runs.config import ReadOptions
+from preferl.options.shared import ReadOptions
 
 # What an earlier annotator said, or a simulated one would have: it must not pass for the new one's.
 LABELS = (

@@ -21,7 +21,7 @@ from preferl.data import sources
 from preferl.data.files import write_rows
 from preferl.data.records import Comparison, PromptRecord
 from preferl.data.rows import MOST_RESPONSES, ranking_row
-from preferl.judging.annotators import Annotator, AnnotatorOptions, load_annotator
+from preferl.judging.annotators import Annotator, load_annotator
 from preferl.judging.judges import PairwiseJudge
 from preferl.judging.scorers import Ensemble, load_scorer, scored
 from preferl.label import export
@@ -33,8 +33,9 @@ from preferl.label.queue import order_for
 from preferl.label.schema import DATABASE, assignments, items
 from preferl.label.store import Store
 from preferl.models.load import load_tokenizer, read_by
+from preferl.options.judging import AnnotatorOptions
+from preferl.options.shared import DataOptions, DeviceOptions, SamplingOptions, TemplateOptions
 from preferl.runs import devices
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say

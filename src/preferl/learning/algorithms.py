@@ -30,67 +30,17 @@ from preferl.maths.policy import (
     rloo_advantage,
     whiten,
 )
-from preferl.runs.config import OptimOptions
+from preferl.options.learning import (
+    GrpoOptions,
+    OnlineDpoOptions,
+    PpoOptions,
+    RebelOptions,
+    ReinforceOptions,
+    UpdateOptions,
+)
 from preferl.runs.errors import UsageError
 from preferl.runs.objects import object_of
 from preferl.runs.plugins import load_object
-from preferl.runs.ranges import Bound, Count, Natural, NonNegative, RangedOptions, Share
-
-
-@dataclass(kw_only=True)
-class UpdateOptions(OptimOptions):
-    """How a batch of responses becomes updates of the policy. 0 or ``auto``: the algorithm's own default."""
-
-    algorithm: str = "ppo"
-    """``ppo``, ``reinforce``, ``rloo``, ``grpo``, ``rebel``, ``online_dpo``, or ``module:row`` of your
-    own."""
-    num_generations: Natural = 0
-    """Responses to each prompt: k of RLOO, G of GRPO (usually 4), 2 or more for REBEL and online DPO."""
-    num_ppo_epochs: Natural = 0
-    """Passes over each batch (usually ppo 2, rebel 4, online_dpo 2, others 1)."""
-    num_mini_batches: Natural = 0
-    """Minibatches, and so updates, in each pass (usually ppo 4, others 1)."""
-    micro_batch_size: Count = 128
-    """Most sequences in one forward and backward pass; a smaller one saves memory and changes nothing."""
-    micro_batch_tokens: Count | None = None
-    """Most padded tokens in such a pass, one group of responses apart; by default a power of two for which
-    there is memory (docs/algorithms.md), kept in ``manifest.json``."""
-    gradient_checkpointing: bool | None = None
-    """Keep only what goes into each layer, and make the rest again for the gradient: a third slower, a
-    fraction of the memory, the same gradient. By default where it would not fit otherwise."""
-    kl_coef: NonNegative | None = None
-    """Weight of the KL to the reference (the beta of online DPO); by default by the model at hand
-    (docs/models.md)."""
-    kl_in: str = "reward"
-    """``reward``: k1 of every token is subtracted from the reward, an unbiased gradient. ``loss``: an
-    estimate is added to the loss (``kl_estimator``)."""
-    kl_estimator: str = "auto"
-    """In the reward ``k1``. In the loss ``k2`` of whole responses (unbiased), or per token ``k2_token``,
-    ``k3`` or ``exact`` over the vocabulary (biased by a few per cent: docs/algorithms.md)."""
-    cliprange: Bound = 0.2
-    """Clip of the probability ratio."""
-    dual_clip: NonNegative = 0.0
-    """PPO's second clip, of the ratio where the advantage is negative (3 is usual); 0 for none."""
-    ratio_level: str = "token"
-    """``token``, or ``response``: one ratio, one clip and one advantage for each response."""
-    target_kl: NonNegative = 0.0
-    """Stop a batch's updates when the policy has moved this far from the one that sampled (nats per token,
-    0.01 to 0.05 is usual); 0 for never."""
-    cliprange_value: NonNegative | None = None
-    """Clip of the value's change in a batch, in the reward's units; 0 for none. By default 0.2 where only
-    reward models score, a fifth of their scores' standard deviation, and none where anything else has a say:
-    where returns grow faster than values may move, a critic never learns them."""
-    vf_coef: NonNegative = 0.5
-    """Weight of the value loss."""
-    gamma: Share = 1.0
-    """Discount."""
-    whiten_advantages: bool | None = None
-    """Normalise advantages over the batch to mean 0, sd 1; unset: ppo does, with the KL in the reward."""
-    loss_average: str = "auto"
-    """``tokens`` (each counts alike), ``responses`` (a mean over each response first: GRPO as published,
-    kinder to long wrong answers) or ``sum`` (a sum over each response: Dr. GRPO). Usually tokens, grpo
-    responses."""
-
 
 # ------------------------------------------------------------------------------------ what an algorithm reads
 
@@ -285,14 +235,6 @@ def clipped_loss(micro: MicroBatch, options: Options) -> torch.Tensor:
     )
 
 
-@dataclass(kw_only=True)
-class PpoOptions(RangedOptions):
-    lam: Share = 0.95
-    """PPO: GAE's lambda."""
-    whiten_rewards: bool = False
-    """PPO: scale token rewards to sd 1 over the batch, their mean kept (TRL's meaning)."""
-
-
 def gae_advantage(rollout: Rollout, options: Options, state: NoState, generator: torch.Generator) -> Valued:
     """Generalised advantage estimates from the critic's values. A response as one action has no steps to
     discount, so its advantage is return minus the value of the prompt (lambda = 1)."""
@@ -301,18 +243,6 @@ def gae_advantage(rollout: Rollout, options: Options, state: NoState, generator:
         reward_BT = whiten(reward_BT, mask_BT, shift_mean=False)
     lam = options.lam if options.ratio_level == "token" else 1.0
     return gae(reward_BT, rollout.value_BT, mask_BT, options.gamma, lam)
-
-
-@dataclass(kw_only=True)
-class ReinforceOptions(RangedOptions):
-    baseline: str = "batch"
-    """REINFORCE: the mean return of the ``batch``, or a ``running`` mean of the batches before."""
-    baseline_decay: Share = 0.9
-    """REINFORCE: decay of the running mean."""
-
-    def check(self) -> None:
-        if self.baseline not in ("batch", "running"):
-            raise UsageError(f"baseline '{self.baseline}' is unknown; use batch or running")
 
 
 @dataclass
@@ -348,12 +278,6 @@ def leave_one_out_advantage(
     return over_tokens(rloo_advantage(total_reward(rollout)), rollout)
 
 
-@dataclass(kw_only=True)
-class GrpoOptions:
-    scale_rewards: bool = True
-    """GRPO: divide by the group's standard deviation, as published; it changes the objective."""
-
-
 def group_advantage(rollout: Rollout, options: Options, state: NoState, generator: torch.Generator) -> Valued:
     """GRPO: a response's total reward against its group's mean, in the group's standard deviations."""
     return over_tokens(grpo_advantage(total_reward(rollout), options.scale_rewards), rollout)
@@ -366,12 +290,6 @@ def pairs_of_group(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices of both members of every pair of a group."""
     first, second = torch.triu_indices(size, size, 1)
     return first, second
-
-
-@dataclass(kw_only=True)
-class RebelOptions(RangedOptions):
-    rebel_eta: NonNegative = 0.0
-    """REBEL: the step; 0 for 1 / sd of the difference of two rewards, as the first batch has it."""
 
 
 @dataclass
@@ -407,19 +325,6 @@ def rebel_loss(micro: MicroBatch, options: Options) -> torch.Tensor:
         micro.score_PG[:, b].flatten(),
         eta=1.0,
     )
-
-
-@dataclass(kw_only=True)
-class OnlineDpoOptions:
-    preference_labels: str = "soft"
-    """Online DPO: ``soft`` (both outcomes, weighted by their Bradley-Terry probability), ``sampled`` (drawn
-    from it) or ``hard`` (the higher score wins)."""
-
-    def check(self) -> None:
-        if self.preference_labels not in ("soft", "sampled", "hard"):
-            raise UsageError(
-                f"preference_labels '{self.preference_labels}' is unknown; use soft, sampled or hard"
-            )
 
 
 def annotated_score(

@@ -21,10 +21,11 @@ from preferl.data.records import DataError, Pair, Prompt, Rated
 from preferl.data.sources import Source
 from preferl.data.tokens import Extent, pad
 from preferl.evaluation.scored import prompt_numbers
-from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, fit, plan_batches
+from preferl.learning.fit import Fitted, Objective, Sums, fit, plan_batches
 from preferl.maths.preference import rating_loss
 from preferl.models.attributes import attribute_logits, name_attributes
 from preferl.models.reward import RewardModel, scalar_head
+from preferl.options.learning import FitOptions
 from preferl.runs import devices, distributed
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.stage import Stage

@@ -19,41 +19,14 @@ from preferl.data.sources import Source
 from preferl.data.tokens import Extent
 from preferl.evaluation.scored import accuracy_of, scores_of
 from preferl.judging.scorers import ShardedScorer
-from preferl.learning.fit import FitOptions, Fitted, Objective, Sums, fit, plan_batches
+from preferl.learning.fit import Fitted, Objective, Sums, fit, plan_batches
 from preferl.maths import preference
 from preferl.models.packing import can_pack, flat_scores
 from preferl.models.reward import RewardModel, lora_dropout
+from preferl.options.learning import ComparisonOptions
 from preferl.runs import devices
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import DataOptions
-from preferl.runs.ranges import Count, ErrorRate, Finite, NonNegative, Positive, Share
 from preferl.runs.stage import Stage
-
-
-@dataclass(kw_only=True)
-class ComparisonOptions(FitOptions, DataOptions):
-    """What the losses and their loop need."""
-
-    loss: str = "auto"
-    """``bradley_terry`` (every pair for itself), ``balanced`` (all pairs of a ranking together, their mean),
-    ``margin`` (balanced, minus margins), ``plackett_luce`` or ``rao_kupper`` (with ties). ``auto``: balanced
-    where there are rankings of three or more, else bradley_terry; ratings have a regression instead."""
-    margin_scale: Finite = 1.0
-    """``margin``: multiplies the margins of the data; 0 is the binarised comparison."""
-    tie_margin: Positive = 0.5
-    """``rao_kupper``: the difference of scores (nats) within which a tie is likely."""
-    label_smoothing: ErrorRate = 0.0
-    """Probability that a label is wrong, 0 to 0.5 (``bradley_terry``, ``balanced``, ``margin``)."""
-    center_rewards_coefficient: NonNegative = 0.0
-    """Weight of the squared sum of a pair's scores, which holds them near 0 (TRL's name; 0.01 is usual)."""
-    member_share: Share = 1.0
-    """Share of the training prompts that each member of an ensemble sees."""
-    max_train_comparisons: Count | None = None
-    """Use at most so many training comparisons, the first ones of a seeded order."""
-    weight_average: Share = 0.15
-    """Share of the updates over which the weights that are evaluated and kept are averaged; 0 for none."""
-    patience: Count = 4
-    """Stop after so many measurements without a lower dev log-loss."""
 
 
 @dataclass(frozen=True)

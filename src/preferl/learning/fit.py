@@ -23,6 +23,7 @@ from preferl.learning.micro_batches import MicroBatches
 from preferl.learning.optim import adamw, clip_and_step, not_longer, other_rates, schedule
 from preferl.models.offload import Offload
 from preferl.models.recompute import recomputing
+from preferl.options.learning import FitOptions
 from preferl.runs import distributed, memory, signals
 from preferl.runs.checkpoint import (
     Checkpoint,
@@ -32,43 +33,13 @@ from preferl.runs.checkpoint import (
     restore_named_state,
     restore_schedule,
 )
-from preferl.runs.config import OptimOptions
 from preferl.runs.devices import derived_seed
 from preferl.runs.errors import DivergedError
 from preferl.runs.progress import Steps
-from preferl.runs.ranges import Count, Natural, Positive
 from preferl.runs.stage import Stage, WhyNot
 
 Sums = dict[str, tuple[float, float]]
 """Name -> a sum over rows and what it is divided by, as ``{"train/accuracy": (3, 4)}``."""
-
-
-@dataclass(kw_only=True)
-class FitOptions(OptimOptions):
-    num_train_epochs: Positive = 1.0
-    """Passes over the training rows."""
-    max_steps: Count | None = None
-    """Stop after so many updates, whatever the epochs say; the schedule of the learning rate ends there."""
-    train_batch_size: Count | None = None
-    """Rows in one update; by default by the model at hand (docs/models.md)."""
-    micro_batch_size: Count = 64
-    """Most rows in one forward and backward pass; a smaller one saves memory and changes nothing."""
-    micro_batch_tokens: Count | None = None
-    """Most padded tokens in such a pass, one row apart; by default a power of two for which there is memory
-    (docs/algorithms.md), kept in ``manifest.json``."""
-    gradient_checkpointing: bool | None = None
-    """Keep only what goes into each layer, and make the rest again for the gradient: a third slower, a
-    fraction of the memory, the same gradient. By default where it would not fit otherwise."""
-    num_evals: Count = 10
-    """How often held-out rows are measured, the last time at the end."""
-    save_every: Natural | None = None
-    """Updates between checkpoints, from which the same command goes on if interrupted; by default about ten
-    a run, fewer where writing them would take over a tenth of its time; 0 for none."""
-
-    @property
-    def rows_read(self) -> int | None:
-        """Rows that all updates read, repeated ones too; None where the data decides."""
-        return None if self.max_steps is None else self.max_steps * self.train_batch_size
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,7 @@ from typing import Any
 import torch
 
 from preferl.data.records import PromptRecord, prompt_text
-from preferl.learning.algorithms import (
-    Algorithm,
-    Batch,
-    MicroBatch,
-    UpdateOptions,
-    as_one_action,
-    pair_count,
-)
+from preferl.learning.algorithms import Algorithm, Batch, MicroBatch, as_one_action, pair_count
 from preferl.learning.meter import Meter
 from preferl.learning.micro_batches import MicroBatches
 from preferl.learning.models import RlModels
@@ -41,6 +34,7 @@ from preferl.maths.policy import (
 )
 from preferl.models.offload import Offload
 from preferl.models.recompute import recomputing
+from preferl.options.learning import UpdateOptions
 from preferl.runs import devices, distributed
 from preferl.runs.errors import DivergedError
 from preferl.sampling.logprobs import Distributions, in_microbatches

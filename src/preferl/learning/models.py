@@ -17,7 +17,6 @@ import torch
 from transformers import PreTrainedModel
 
 from preferl.data.types import Scorer
-from preferl.judging.judge_options import JudgeConfig, JudgeOptions
 from preferl.judging.scorers import load_scorer, reward_models
 from preferl.models import load
 from preferl.models.critic import critic_from_policy, critic_from_reward_model, token_values
@@ -25,29 +24,15 @@ from preferl.models.load import freeze
 from preferl.models.lora import has_adapter, merged, save_adapter, save_trained, weights_for, with_lora
 from preferl.models.passes import base_of, state_size
 from preferl.models.storage import is_quantised, share_weights, twin
+from preferl.options.judging import JudgeConfig
+from preferl.options.learning import ModelOptions
 from preferl.runs import distributed
-from preferl.runs.config import LoraOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
 from preferl.sampling.logprobs import Distributions, distributions
 from preferl.sampling.samples import Samples
 
 VALUE_MODELS = ("auto", "reward", "policy", "head")
-
-
-@dataclass(kw_only=True)
-class ModelOptions(LoraOptions, JudgeOptions):
-    """Which models play which part."""
-
-    model_name_or_path: str = "runs/sft"
-    """The policy to start from."""
-    ref_model: str | None = None
-    """The reference of the KL; by default the frozen policy as it starts."""
-    reward_model: str = "runs/reward"
-    """The reward: a reward model's directory, ``module:function``, or a mixture of such (docs/data.md)."""
-    value_model: str = "auto"
-    """The critic of ppo: a copy of the ``reward`` model, a copy of the ``policy`` with a new head, or a
-    ``head`` on the policy's own trunk. ``auto``: the reward model where it can, else the policy."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from preferl.models.storage import require_bitsandbytes
-from preferl.runs.config import OptimOptions
+from preferl.options.shared import OptimOptions
 from preferl.runs.errors import DivergedError, UsageError
 
 

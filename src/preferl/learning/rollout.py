@@ -15,7 +15,7 @@ from preferl.data.records import Prompt, PromptRecord
 from preferl.data.types import Scorer
 from preferl.judging.scorers import score_responses
 from preferl.maths.policy import token_level_reward
-from preferl.runs.config import SamplingOptions
+from preferl.options.shared import SamplingOptions
 from preferl.sampling.policy import Policy
 from preferl.sampling.samples import Samples
 

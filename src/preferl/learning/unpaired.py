@@ -23,30 +23,11 @@ from preferl.data.sources import Part, Source
 from preferl.data.tokens import Extent, cut_to_fit, example_ids
 from preferl.learning.fit import Sums
 from preferl.maths.preference import kto_loss, kto_reference_point, kto_weights
+from preferl.options.learning import KtoOptions
 from preferl.runs import devices
-from preferl.runs.config import SamplingOptions
-from preferl.runs.ranges import Count, Positive
 from preferl.sampling.logprobs import policy_logprobs
 from preferl.sampling.policy import Policy
 from preferl.sampling.samples import Samples, written_samples
-
-
-@dataclass(kw_only=True)
-class KtoOptions(SamplingOptions):
-    """What the loss needs."""
-
-    beta: Positive = 0.1
-    """Steepness around the reference point: a response's value is sigma(beta (log-ratio - z0))."""
-    desirable_weight: Positive | None = None
-    """``kto``: weight of good responses. By default 1, or what brings desirable_weight · n_good over
-    undesirable_weight · n_bad into [1, 4/3], the paper's range."""
-    undesirable_weight: Positive | None = None
-    """``kto``: weight of bad responses, likewise."""
-    micro_batch_size: Count = 32
-    """Responses in one forward pass."""
-    micro_batch_tokens: Count | None = None
-    """Most padded tokens in one forward and backward pass, one row apart; by default a power of two for
-    which there is memory (docs/algorithms.md), kept in ``manifest.json``."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from preferl.models.reward import (
 )
 from preferl.models.special_tokens import ensure_eos_token, ensure_pad_token
 from preferl.models.storage import Weights, as_trained, share_weights, twin
-from preferl.runs.config import LoraOptions
+from preferl.options.shared import LoraOptions
 
 NO_LORA = LoraOptions()
 

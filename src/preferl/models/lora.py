@@ -27,8 +27,8 @@ from preferl.models.storage import (
     require_bitsandbytes,
     twin,
 )
+from preferl.options.shared import LoraOptions
 from preferl.runs import distributed
-from preferl.runs.config import LoraOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.files import whole_directory
 from preferl.runs.progress import say

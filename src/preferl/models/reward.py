@@ -56,8 +56,8 @@ from preferl.models.shapes import forward_tokens
 from preferl.models.special_tokens import ensure_eos_token, ensure_pad_token
 from preferl.models.storage import Weights, is_quantised, share_weights
 from preferl.models.twins import has_twin, scoring_twin
+from preferl.options.shared import LoraOptions
 from preferl.runs import devices
-from preferl.runs.config import LoraOptions
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
 

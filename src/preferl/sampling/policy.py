@@ -16,8 +16,8 @@ from preferl.models.lora import with_lora
 from preferl.models.offload import CPU, Offload
 from preferl.models.shapes import forward_tokens
 from preferl.models.storage import Weights
+from preferl.options.shared import LoraOptions, SamplingOptions
 from preferl.runs import devices
-from preferl.runs.config import LoraOptions, SamplingOptions
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.engine import SamplingEngine

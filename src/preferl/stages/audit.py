@@ -7,7 +7,6 @@ the same pairs, and on held-out ratings where the data set has such.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,7 @@ from preferl.data.sources import Source
 from preferl.data.types import Measures, Scorer
 from preferl.evaluation.attributes import agreement_of_heads, attribute_measures
 from preferl.evaluation.audit import audit_scorer
-from preferl.evaluation.features import PhraseOptions
 from preferl.evaluation.scored import quality_of, scores_of, those_read
-from preferl.judging.judge_options import JudgeOptions, check_judge, jury_of, names_judge, parse_judge
 from preferl.judging.judges import Judge
 from preferl.judging.juries import keep_replies, load_pairwise_judge, report_on
 from preferl.judging.scorers import judges_in, load_scorer, reward_models, say_what_was_cut, tokenizers_of
@@ -31,38 +28,18 @@ from preferl.models import load
 from preferl.models.attributes import attributes_of, chosen_mixture, split_mixture
 from preferl.models.load import model_directory
 from preferl.models.reward import RewardModel, configuration, load_attribute_model, saved_attributes
+from preferl.options.audit import AuditConfig
+from preferl.options.judging import check_judge, jury_of, names_judge, parse_judge
 from preferl.runs.checkpoint import Parts
-from preferl.runs.config import DataOptions, DeviceOptions, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import say
-from preferl.runs.ranges import Count
 from preferl.runs.record import StageRecord
 from preferl.runs.stage import Callback, Stage
 from preferl.statistics.intervals import Estimate
 
 PART = 2000  # pairs that are scored between two writes
 SIDES = ("chosen", "rejected")
-
-
-@dataclass(kw_only=True)
-class AuditConfig(PhraseOptions, JudgeOptions, DataOptions, TemplateOptions, DeviceOptions):
-    """Options of the audit stage."""
-
-    output_dir: str = "runs/audit"
-    """Where the stage is written."""
-    reward_model: str = "runs/reward"
-    """What is audited: a reward model, ``judge:<model>`` or a jury of such, ``module:function``, or a mixture
-    of them."""
-    split: str = "all"
-    """The rows whose pairs are scored: ``all``, one of the data set's own splits, ``train``, ``dev``, ``rl``
-    or ``eval``."""
-    category: str | None = None
-    """The column to count by; without it ``subset``, ``category``, … where there is one."""
-    train_dataset_name: str | None = None
-    """Pairs from which the baselines (length, bag of words) learn and on which calibration is seen."""
-    max_pairs: Count = 100_000
-    """Most pairs that are scored, the first ones."""
 
 
 def run(config: AuditConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:

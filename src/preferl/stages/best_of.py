@@ -17,7 +17,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ import torch
 from preferl.data import formats, sources
 from preferl.data.records import DataError, Demonstration, Prompt, PromptRecord, prompt_key, prompt_text
 from preferl.data.types import Scorer
-from preferl.judging.judge_options import JudgeOptions
 from preferl.judging.juries import keep_replies, report_on
 from preferl.judging.scorers import (
     check_prompts,
@@ -38,46 +37,19 @@ from preferl.judging.scorers import (
 )
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.models import load
+from preferl.options.best_of import BestOfConfig
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import seen_from
 from preferl.runs.progress import Steps, say
-from preferl.runs.ranges import Count, Finite, Natural, Range
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
 from preferl.statistics import mean_interval
 from preferl.statistics.intervals import Estimate
 
 LOGGED = 20  # prompts of each split in samples.jsonl
-
-
-@dataclass(kw_only=True)
-class BestOfConfig(JudgeOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions):
-    """Options of the best_of stage."""
-
-    output_dir: str = "runs/best_of"
-    """Where the stage is written."""
-    model_name_or_path: str = "runs/sft"
-    """The policy that writes the responses."""
-    reward_model: str = "runs/reward"
-    """The reward that chooses: a reward model's directory, ``module:function``, or a mixture."""
-    gold: str | None = None
-    """An annotator's utility that is only watched, never chosen by (``world``, ``sentiment``, …)."""
-    num_generations: Count = 16
-    """Responses to each prompt: the N of best-of-N."""
-    keep: Count = 1
-    """Most responses kept of each prompt: the best ones, all different."""
-    min_score: Finite | None = None
-    """Responses with a lower reward are rejected, and with them prompts that have no other."""
-    top_fraction: Annotated[float, Range(0, 1, above=True)] = 1.0
-    """Of the prompts keep this share, those whose best response has the highest reward (1 keeps all)."""
-    max_prompts: Count | None = None
-    """Most prompts to train on, drawn by the seed; by default all of them."""
-    dev_prompts: Natural = 64
-    """Most prompts of the split ``dev``, for the held-out loss of what is trained on this."""
 
 
 @dataclass(frozen=True)

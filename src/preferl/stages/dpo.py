@@ -29,25 +29,17 @@ from preferl.data.tokens import Extent, cut_to_fit, example_ids, rendering_notes
 from preferl.evaluation.scored import accuracy_of
 from preferl.judging.scorers import say_what_was_cut
 from preferl.learning import defaults
-from preferl.learning.fit import EXTENDABLE, FitOptions, Objective, Sums, fit, plan_batches
+from preferl.learning.fit import EXTENDABLE, Objective, Sums, fit, plan_batches
 from preferl.learning.optim import check_optim
-from preferl.learning.unpaired import KtoOptions, KtoTask, ResponseSplits, read_responses
+from preferl.learning.unpaired import KtoTask, ResponseSplits, read_responses
 from preferl.maths import preference
 from preferl.models import load, lora, plan
 from preferl.models.offload import Offload
 from preferl.models.storage import same_weights, share_weights, twin
+from preferl.options.dpo import DpoConfig
 from preferl.runs import devices
 from preferl.runs.checkpoint import Checkpoint
-from preferl.runs.config import (
-    DataOptions,
-    DeviceOptions,
-    LoraOptions,
-    SamplingOptions,
-    SplitOption,
-    TemplateOptions,
-)
 from preferl.runs.errors import DivergedError, UsageError
-from preferl.runs.ranges import Count, ErrorRate, Natural, Positive, Several
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.logprobs import policy_logprobs
 from preferl.sampling.policy import Policy
@@ -59,51 +51,6 @@ LOSSES = {"sigmoid": preference.dpo_loss, "ipo": preference.ipo_loss}
 KTO = "kto"  # no row of the table: it reads single responses
 # The policy against its own copy, nats per response: only the padding of the two batches differs.
 MAX_FIRST_LOG_RATIO = {torch.float32: 1e-3, torch.bfloat16: 0.3}
-
-
-@dataclass(kw_only=True)
-class DpoConfig(
-    KtoOptions,
-    FitOptions,
-    LoraOptions,
-    SamplingOptions,
-    DataOptions,
-    SplitOption,
-    TemplateOptions,
-    DeviceOptions,
-):
-    """Options of the dpo stage."""
-
-    output_dir: str = "runs/dpo"
-    """Where the stage is written."""
-    model_name_or_path: str = "runs/sft"
-    """The policy to start from."""
-    ref_model: str | None = None
-    """The reference; by default a frozen copy of the policy at its start."""
-    dataset_name: str = "runs/collect"
-    """Preferences: a collect stage, a Hub name (``name`` or ``name:config``), or local files; for ``kto``
-    responses with a ``label`` too."""
-    loss_type: str = "sigmoid"
-    """``sigmoid`` (DPO), ``ipo`` (Azar et al. 2023), or ``kto`` (Ethayarajh et al. 2024), which learns from
-    single responses called good or bad; of pairs it makes one of each."""
-    beta: Positive = 0.1
-    """Strength of the KL penalty to the reference: the implicit reward is beta times the log-ratio; ``ipo``
-    drives log-ratios 1 / (2 beta) nats apart, ``kto`` values a response by sigma of beta times its distance
-    to the reference point."""
-    label_smoothing: ErrorRate = 0.0
-    """Probability that a label is wrong, 0 to 0.5 (with ``sigmoid`` this is cDPO; ``kto`` has none)."""
-    max_length: Several = 512
-    """Longest (prompt + response) in tokens; what is too long loses the oldest half of the room from its
-    prompt, then the end of its responses."""
-    micro_batch_size: Count = 32
-    """Pairs (two sequences each; ``kto``: responses) in one forward and backward pass; a smaller one saves
-    memory and changes nothing."""
-    lr_scheduler_type: str = "linear"
-    """``cosine``, ``linear`` or ``constant``, after the warm-up."""
-    eval_pairs: Natural = 512
-    """Most dev pairs of such a measurement."""
-    check_samples: Natural = 256
-    """Responses sampled afterwards to dev prompts: how far the policy went, and whether they end with EOS."""
 
 
 @dataclass(frozen=True)

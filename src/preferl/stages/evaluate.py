@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,9 @@ from preferl.data.types import Scorer
 from preferl.evaluation import comparison, pool
 from preferl.evaluation.accuracy import accuracy_with_interval
 from preferl.evaluation.comparison import KL_DRIFT_PER_TOKEN
-from preferl.evaluation.features import PhraseOptions, most_common_sentence, sign_functions
+from preferl.evaluation.features import most_common_sentence, sign_functions
 from preferl.evaluation.pool import Pool
 from preferl.evaluation.scored import ScoredPairs, scores_of
-from preferl.judging.judge_options import JudgeOptions, check_judge
 from preferl.judging.judges import PairwiseJudge
 from preferl.judging.juries import keep_replies, load_pairwise_judge, report_on
 from preferl.judging.scorers import (
@@ -51,14 +50,14 @@ from preferl.judging.scorers import (
 from preferl.judging.utilities import TRUTHS, NotSampled
 from preferl.learning.rollout import Shaping
 from preferl.models import load
+from preferl.options.evaluate import EvaluateConfig
+from preferl.options.judging import check_judge
 from preferl.runs import devices
 from preferl.runs.checkpoint import Parts, below
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import names_in
 from preferl.runs.progress import Steps, say
-from preferl.runs.ranges import Count, Several
 from preferl.runs.record import StageRecord
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy, Responses
@@ -76,39 +75,6 @@ SIGNAL_OPTIONS = {"reward_model": "is the reward that was trained on", "annotato
 LEADS_BACK = ("reward_model", "dataset_name", "add_to")  # options that name an earlier stage
 # Options of rl that make a reward of a score, in the order of ``Shaping``.
 SHAPING = ("reward_clip", "length_penalty", "missing_eos_penalty", "replace_missing_eos")
-
-
-@dataclass(kw_only=True)
-class EvaluateConfig(
-    PhraseOptions, JudgeOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions
-):
-    """Options of the evaluate stage."""
-
-    output_dir: str = "runs/evaluate"
-    """Where the stage is written."""
-    model_name_or_path: str = "runs/rl"
-    """The policy that is evaluated."""
-    ref_model: str = "runs/sft"
-    """The policy it is compared with, and the reference of the KL."""
-    reward_model: str = "runs/reward"
-    """The reward: a reward model's directory, or ``module:function``."""
-    gold: str | None = None
-    """The truth, where one is known: a reward that neither trained nor labelled, as ``world``."""
-    held_out_reward: str | None = None
-    """A second reward, such as a model of other pairs or another seed, that nothing was trained against."""
-    judge: str | None = None
-    """A language model that compares the policies' responses: ``judge:<model>``, ``judge:<url>#<model>``; or
-    several as a jury, ``majority(judge:…, judge:…)``."""
-    max_eval_prompts: Several = 512
-    """Most eval prompts."""
-    num_generations: Count = 1
-    """Responses of each policy to each prompt."""
-    best_of: list[Count] = field(default_factory=lambda: [4, 16])
-    """N of best-of-N from the reference policy, picked by the reward."""
-    best_of_prompts: Several = 128
-    """Eval prompts of the pool, on which best-of-N and the optimum are measured."""
-    pool_size: Count | None = None
-    """Responses of the reference policy to each of them; by default as many as the largest N."""
 
 
 def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:

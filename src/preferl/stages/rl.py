@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from preferl.data import sources
 from preferl.data.records import PromptRecord
 from preferl.data.types import Scorer
-from preferl.evaluation.features import PhraseOptions, sign_functions
+from preferl.evaluation.features import sign_functions
 from preferl.judging.juries import keep_replies, report_on
 from preferl.judging.reward_functions import Progress, RewardLog
 from preferl.judging.scorers import (
@@ -38,17 +38,9 @@ from preferl.judging.scorers import (
     tokenizers_of,
 )
 from preferl.learning import defaults, last_good, monitor, rollout
-from preferl.learning.algorithms import (
-    GrpoOptions,
-    OnlineDpoOptions,
-    PpoOptions,
-    RebelOptions,
-    ReinforceOptions,
-    UpdateOptions,
-    find_algorithm,
-)
+from preferl.learning.algorithms import find_algorithm
 from preferl.learning.learner import MAX_RATIO_ERROR, Learner, State
-from preferl.learning.models import ModelOptions, RlModels, load_models, memory
+from preferl.learning.models import RlModels, load_models, memory
 from preferl.learning.optim import adamw, check_optim, not_longer, other_rates, schedule
 from preferl.learning.rollout import Rollout, Shaping
 from preferl.maths.kl import AdaptiveKL, FixedKL
@@ -56,6 +48,7 @@ from preferl.models import load, lora, plan
 from preferl.models.adapters import stands_on
 from preferl.models.attributes import split_mixture
 from preferl.models.load import model_directory
+from preferl.options.rl import RlConfig
 from preferl.runs import devices, distributed, signals
 from preferl.runs.checkpoint import (
     Checkpoint,
@@ -67,14 +60,12 @@ from preferl.runs.checkpoint import (
     restore_random_state,
     restore_schedule,
 )
-from preferl.runs.config import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.inputs import names_in
 from preferl.runs.memory import give_back
 from preferl.runs.objects import object_of
 from preferl.runs.progress import Steps, say
-from preferl.runs.ranges import Count, Finite, Natural, NonNegative, Positive, Share
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.policy import Policy, Responses
@@ -87,88 +78,6 @@ MAX_FIRST_KL = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 class TooFarError(DivergedError):
     """The policy has gone further from the reference than ``max_kl``."""
-
-
-@dataclass(kw_only=True)
-class RlConfig(
-    PpoOptions,
-    ReinforceOptions,
-    GrpoOptions,
-    RebelOptions,
-    OnlineDpoOptions,
-    UpdateOptions,
-    ModelOptions,
-    PhraseOptions,
-    SamplingOptions,
-    DataOptions,
-    SplitOption,
-    TemplateOptions,
-    DeviceOptions,
-):
-    """Options of the rl stage."""
-
-    output_dir: str = "runs/rl"
-    """Where the stage is written."""
-    gold: str | None = None
-    """The truth, where one is known: a reward that is only watched, never trained on."""
-    annotator: str | None = None
-    """Who labelled the reward model's pairs: the reward's accuracy on fresh pairs is checked against it; by
-    default against ``gold``."""
-    num_iterations: Count = 50
-    """Iterations: one batch of episodes each."""
-    batch_size: Count | None = None
-    """Episodes (responses) in one iteration; by default by the model at hand (docs/models.md)."""
-    kl_controller: str = "fixed"
-    """``fixed``, or ``adaptive`` (Ziegler et al. 2019) towards ``kl_target``."""
-    kl_target: Positive = 6.0
-    """Adaptive KL: nats per response to aim at."""
-    kl_horizon: Positive = 10_000
-    """Adaptive KL: episodes over which the coefficient reacts."""
-    max_kl: Positive | Literal["none"] = 30.0
-    """Where there is a penalty (``kl_coef`` above 0) the run ends when the KL is so many nats per response
-    above the first batch's; without one an alarm is raised. ``none``: neither."""
-    reward_clip: NonNegative | None = None
-    """Scores are clipped to plus and minus this; 0 for none. By default 10 standard deviations of a reward
-    model, and none where anything else has a say in the score."""
-    length_penalty: NonNegative = 0.0
-    """Subtracted from the score for every token of the response."""
-    missing_eos_penalty: Finite = 1.0
-    """Subtracted from the score of a response that did not end with EOS."""
-    replace_missing_eos: bool = False
-    """Such a response gets minus the penalty as its score instead, whatever the reward says."""
-    learning_rate: NonNegative | None = None
-    """Peak learning rate of the policy; by default by the model at hand (docs/models.md)."""
-    critic_learning_rate: NonNegative | None = None
-    """Peak learning rate of the critic; by default the policy's where that is given, else by the model at
-    hand."""
-    lr_scheduler_type: str = "linear"
-    """``cosine``, ``linear`` or ``constant``, after the warm-up."""
-    warmup_ratio: Share = 0.02
-    """Fraction of the updates during which the learning rate rises from 0."""
-    adam_epsilon: Positive = 1e-5
-    """AdamW's epsilon."""
-    eval_every: Natural = 1
-    """Iterations between measurements on held-out prompts; 0 for none."""
-    eval_prompts: Natural = 64
-    """Held-out prompts of such a measurement."""
-    eval_split: str = "dev"
-    """The split they come from: ``dev`` or ``eval``."""
-    check_reward_every: Natural = 10
-    """With an ``annotator`` or ``gold``: iterations between checks of the reward's accuracy on fresh pairs; 0
-    for none."""
-    check_reward_pairs: Count = 128
-    """Pairs of such a check."""
-    max_steps: Count | None = None
-    """Stop after so many iterations, whatever ``num_iterations`` says; the learning rate's schedule ends
-    there."""
-    save_every: Natural | None = None
-    """Iterations between checkpoints, from which the same command goes on if interrupted; by default about
-    ten a run, fewer where writing them would take over a tenth of its time; 0 for none."""
-
-    @property
-    def iterations(self) -> int:
-        """Iterations of the run."""
-        return self.num_iterations if self.max_steps is None else self.max_steps
 
 
 def config_class(algorithm: str) -> type[RlConfig]:

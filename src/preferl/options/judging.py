@@ -19,6 +19,8 @@ from typing import Annotated, Any
 from preferl.runs.errors import UsageError
 from preferl.runs.ranges import (
     Count,
+    ErrorRate,
+    Finite,
     Natural,
     NonNegative,
     Range,
@@ -158,6 +160,26 @@ class JudgeOptions(RangedOptions):
         if self.judge_parameters is not None:
             how["parameters"] = dict(self.judge_parameters)
         return JudgeConfig(seed=seed, replies=self.judge_replies, **how)
+
+
+@dataclass(kw_only=True)
+class AnnotatorOptions(JudgeOptions):
+    annotator: str = "world"
+    """``world``, ``instructions``, ``sentiment``, ``length``, ``keyword:<words>``, ``judge:<model>``, a
+    reward model, ``module:function`` or a mixture of them; ``majority(judge:…, judge:…)`` is a jury."""
+    label_mode: str = "stochastic"
+    """``stochastic``: Bradley-Terry on the annotator's utility; ``deterministic``: the larger one wins."""
+    label_scale: NonNegative = 1.0
+    """Multiplies utilities before Bradley-Terry: larger means fewer errors."""
+    error_rate: ErrorRate = 0.0
+    """Probability, 0 to 0.5, that a label is turned round by mistake."""
+    position_bias: Finite = 0.0
+    """Added to the utility of the response that is shown first."""
+    tie_policy: str = "coin"
+    """Responses within ``tie_width``: a ``coin`` decides, they share a place (``tie``), or they are left out
+    (``skip``)."""
+    tie_width: NonNegative = 0.0
+    """Largest difference of utilities that the annotator cannot tell."""
 
 
 @dataclass(frozen=True)
