@@ -1,4 +1,4 @@
-"""A stub of the Hub at 127.0.0.1: what `datasets` and `huggingface_hub` ask for of data sets, from memory.
+"""A stub of the Hub at 127.0.0.1: what libraries ask for of data sets and models, from memory.
 
 with serving({"org/name": {"main": {"README.md": b"…", "data/train.jsonl": b"…"}, "v1": {…}}}) as url:
     …HF_ENDPOINT=url…
@@ -64,7 +64,7 @@ def handler_for(repositories: dict[str, dict[str, Files]], asked: list[str]) -> 
             path = urllib.parse.unquote(url.path)
             asked.append(path)
             for name, revisions in repositories.items():
-                for start in (f"/api/datasets/{name}", f"/datasets/{name}"):
+                for start in places(name):
                     if path == start or path.startswith(f"{start}/"):
                         rest = path.removeprefix(start).lstrip("/")
                         self.of_repository(name, revisions, rest, url.query, body)
@@ -114,6 +114,11 @@ def handler_for(repositories: dict[str, dict[str, Files]], asked: list[str]) -> 
         do_GET = do_HEAD = do_POST = serve
 
     return Handler
+
+
+def places(name: str) -> tuple[str, ...]:
+    """Where a data set, or a model, of this name lies."""
+    return (f"/api/datasets/{name}", f"/datasets/{name}", f"/api/models/{name}", f"/{name}")
 
 
 def paths_in(body: bytes) -> list[str]:

@@ -1,10 +1,7 @@
 """What the Hub does not give is one sentence, at once."""
 
-import hashlib
 import http.server
-import json
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,47 +12,33 @@ from preferl.models.reward import load_reward_model
 from preferl.models.storage import stored_dtype
 from preferl.runs.errors import UsageError
 from small_models import make_language_model
+from stub_hub import serving
 
 CPU = torch.device("cpu")
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Knows a gated model and one whose files lie in ``public``, and no other."""
-
-    public: Path
+    """Knows a gated model, and no other."""
 
     def do_HEAD(self):
-        self.answer()
-
-    def do_GET(self):
-        self.wfile.write(self.answer())
-
-    def answer(self) -> bytes:
-        content, error = b"", "GatedRepo" if "/org/gated/" in self.path else "RepoNotFound"
-        if self.path.startswith("/api/models/org/public/tree/"):
-            files = [(file.name, file.stat().st_size) for file in self.public.iterdir()]
-            tree = [{"type": "file", "path": name, "size": size, "oid": COMMIT} for name, size in files]
-            content = json.dumps(tree).encode()
-        elif self.path.startswith("/api/models/org/public"):
-            names = [{"rfilename": file.name} for file in self.public.iterdir()]
-            content = json.dumps({"id": "org/public", "sha": COMMIT, "siblings": names}).encode()
-        elif self.path.startswith("/org/public/resolve/"):
-            file, error = self.public / Path(self.path).name, "EntryNotFound"
-            content = file.read_bytes() if file.exists() else b""
-        self.send_response(200 if content else 403 if error == "GatedRepo" else 404)
-        if not content:
-            self.send_header("X-Error-Code", error)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("Content-Length", str(len(content)))
+        gated = "/org/gated/" in self.path
+        self.send_response(403 if gated else 404)
+        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("Content-Length", "0")
         self.end_headers()
-        return content
 
     def log_message(self, *_):
         pass
+
+
+def lies_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub is at this address."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setenv("no_proxy", "*")
 
 
 @pytest.fixture
@@ -63,13 +46,7 @@ def endpoint(monkeypatch):
     """The Hub's address, at which nothing listens unless a test says so."""
     hub.check_hub.cache_clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setenv("no_proxy", "*")
+    lies_at(f"http://127.0.0.1:{server.server_port}", monkeypatch)
     yield server
     server.server_close()
     hub.check_hub.cache_clear()
@@ -99,18 +76,14 @@ def test_what_is_here_is_not_asked_for(endpoint, policy_directory):
     load.load_policy(str(policy_directory), CPU)
 
 
-def test_the_stored_dtype_of_a_model_in_shards_is_known_on_the_first_run(
-    endpoint, tokenizer, tmp_path, monkeypatch
-):
+def test_the_stored_dtype_of_a_model_in_shards_is_known_on_the_first_run(tokenizer, tmp_path, monkeypatch):
     """Its shards are downloaded before their dtype is asked for, and not only their index."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    model = make_language_model("qwen3", tokenizer).to(torch.bfloat16)
-    model.save_pretrained(tmp_path / "public", max_shard_size="20KB")
-    tokenizer.save_pretrained(tmp_path / "public")
-    assert len(list((tmp_path / "public").glob("*.safetensors"))) > 1
-    monkeypatch.setattr(Hub, "public", tmp_path / "public", raising=False)
-    thread = threading.Thread(target=endpoint.serve_forever, daemon=True)
-    thread.start()
-    assert stored_dtype("org/public") == torch.bfloat16
-    endpoint.shutdown()
-    thread.join()
+    make_language_model("qwen3", tokenizer).to(torch.bfloat16).save_pretrained(
+        tmp_path / "model", max_shard_size="20KB"
+    )
+    files = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+    assert len([name for name in files if name.endswith(".safetensors")]) > 1
+    with serving({"org/public": {"main": files}}) as url:
+        lies_at(url, monkeypatch)
+        assert stored_dtype("org/public") == torch.bfloat16
