@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 import torch
 
 from preferl import cli
+from preferl.options.help import GROUPS
+from preferl.pipeline import KINDS, RunOptions
 
 RUN = [sys.executable, "-m", "preferl"]
 
@@ -34,6 +37,23 @@ def test_help_of_a_command_loads_no_torch(command):
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--config" in done.stdout
+
+
+def test_help_shows_what_people_change_in_groups_and_with_all_the_rest(capsys):
+    for kind, groups in GROUPS.items():
+        shown = [name for names in groups.values() for name in names]
+        known = {field.name for field in fields(KINDS.get(kind, RunOptions))}
+        assert set(shown) <= known, kind
+        assert len(shown) == len(set(shown)) <= 25, kind
+    code, short, _ = call(capsys, "rl", "--help")
+    assert code == 0
+    assert "--kl_coef" in short
+    assert "if initialised by preferl 0.1; if pretrained 0.05" in " ".join(short.split())
+    assert "--adam_beta2" not in short
+    assert "more options with --help all" in short
+    code, whole, _ = call(capsys, "rl", "--help", "all")
+    assert code == 0
+    assert all(f"--{field.name}" in whole for field in fields(KINDS["rl"]))
 
 
 def test_help_is_quick_and_loads_no_torch():

@@ -15,9 +15,10 @@ from transformers import AutoConfig
 
 from preferl import cli
 from preferl.learning import defaults
-from preferl.learning.defaults import TABLE, Row, Start, completed
+from preferl.learning.defaults import completed
 from preferl.models import load, tiny
 from preferl.models.reward import load_reward_model
+from preferl.options.defaults import TABLE, Row, Start
 from preferl.runs.record import StageRecord
 from preferl.stages import reward, sft
 from preferl.stages.dpo import DpoConfig
