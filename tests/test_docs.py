@@ -12,9 +12,9 @@ from preferl import cli
 from preferl.design.designer import DesignConfig
 from preferl.label import live
 from preferl.label.commands import ExportConfig, ServeConfig, UserConfig
+from preferl.options.collect import PairCounts
 from preferl.pipeline import KINDS, NAMES, RunOptions
 from preferl.runs.shipped import FOLDER
-from preferl.stages.collect import PairCounts
 from preferl.stages.dpo import DpoConfig
 from preferl.stages.rl import RlConfig
 from preferl.sweep.plan import SweepOptions
