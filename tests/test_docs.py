@@ -44,7 +44,7 @@ def test_options_exist(page):
         "version",
     }
     # torchrun's, pip's; flags of `preferl label user` and `preferl doctor`.
-    known |= {"nproc_per_node", "no-deps", "password", "stage"}
+    known |= {"nproc_per_node", "no-deps", "index-url", "password", "stage"}
     for config in (
         RunOptions,
         PairCounts,
@@ -58,7 +58,7 @@ def test_options_exist(page):
         known |= {f.name for f in fields(config)}
     known |= {f.name for f in fields(SweepOptions)} | NAMES.keys() | {"sweep"}
     for program in (*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests").glob("*.py")):
-        known |= set(re.findall(r'add_argument\("--([\w-]+)"', program.read_text(encoding="utf-8")))
+        known |= set(re.findall(r'add_argument\(\s*"--([\w-]+)"', program.read_text(encoding="utf-8")))
     text = page.read_text(encoding="utf-8")
     known |= set(re.findall(r"^    (\w+): \w+ = ", text, flags=re.M))  # of an algorithm written on the page
     for option in re.findall(r"--([a-z][\w-]*)", text):
