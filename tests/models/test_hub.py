@@ -7,9 +7,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from preferl.data import sources
 from preferl.models import hub, load
 from preferl.models.reward import load_reward_model
 from preferl.models.storage import stored_dtype
+from preferl.pipeline import KINDS, stage_module
 from preferl.runs.errors import UsageError
 from small_models import make_language_model
 from stub_hub import serving
@@ -87,3 +89,16 @@ def test_the_stored_dtype_of_a_model_in_shards_is_known_on_the_first_run(tokeniz
     with serving({"org/public": {"main": files}}) as url:
         lies_at(url, monkeypatch)
         assert stored_dtype("org/public") == torch.bfloat16
+
+
+@pytest.mark.parametrize("stage", ["sft", "collect", "reward", "best_of", "dpo", "rl", "evaluate"])
+def test_a_model_that_is_nowhere_is_refused_before_any_data_is_read(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "load_source", lambda *_, **__: pytest.fail("data was read"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    missing = str(tmp_path / "missing")
+    config = KINDS[stage](
+        output_dir=str(tmp_path / stage), dataset_name=str(rows), model_name_or_path=missing
+    )
+    with pytest.raises(UsageError, match="missing' is no directory here, and no name of a model"):
+        stage_module(stage).run(config)

@@ -37,8 +37,11 @@ def check_hub(name: str) -> None:
         if isinstance(try_to_load_from_cache(name, CONFIG), str):
             return
         get_hf_file_metadata(hf_hub_url(name, CONFIG), timeout=SECONDS)
-    except HFValidationError:
-        return  # no name of a model: whoever loads it says so
+    except HFValidationError as error:
+        raise UsageError(
+            f"'{name}' is no directory here, and no name of a model of the Hub (owner/name); check the "
+            f"spelling, or run the stage that writes it"
+        ) from error
     except EntryNotFoundError:
         return  # adapters have no such file, and may have another
     except GatedRepoError as error:

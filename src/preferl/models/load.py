@@ -88,6 +88,17 @@ def source_of(name_or_path: str) -> tuple[str, dict[str, str]]:
     return str(file.parent), {"gguf_file": file.name}
 
 
+def refuse_absent(*names: str | None) -> None:
+    """Refuses models that are neither here nor on the Hub, before data is read or another model loaded.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    for name in names:
+        if name is not None and object_of(name) is None:
+            check_hub(model_directory(name))
+
+
 def load_tokenizer(name_or_path: str, chat_template_kwargs: Mapping[str, Any] | None = None) -> Any:
     """The tokenizer of a model directory or Hub name; one without a chat template gets a plain one.
 

@@ -87,6 +87,7 @@ def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Cal
     with Stage("best_of", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
+        load.refuse_absent(config.model_name_or_path)
         source = sources.load_source(**config.source()).training_on(config.split)
         policy = Policy.load(
             config.model_name_or_path, stage.device, stage.dtype, config.chat_template_kwargs

@@ -58,6 +58,7 @@ def run(config: CollectConfig, fresh: bool | str = False, callbacks: Sequence[Ca
     with Stage("collect", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
+        load.refuse_absent(config.model_name_or_path)
         annotator = load_annotator(config, config.seed, stage.device, config.written_as == "pairs")
         how = config.how_judged(config.seed)
         misled = load_scorer(config.adversarial, stage.device, how) if config.adversarial else None

@@ -87,6 +87,7 @@ def run(config: DpoConfig, fresh: bool | str = False, callbacks: Sequence[Callba
     with Stage("dpo", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
+        load.refuse_absent(config.model_name_or_path, config.ref_model)
         config = plan.settled(config, stage, work_of)
         source = sources.load_source(**config.source()).training_on(config.split)
         policy, reference = load_policies(config, stage)

@@ -84,6 +84,7 @@ def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[C
     with Stage("evaluate", config, fresh, callbacks) as stage:
         if stage.is_finished:
             return stage.path
+        load.refuse_absent(config.model_name_or_path, config.ref_model)
         source = sources.load_source(**config.source()).measured_on(config.split)
         source.need("prompts", "eval")
         policy, reference = (

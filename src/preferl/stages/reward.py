@@ -73,6 +73,7 @@ def run(config: RewardConfig, fresh: bool | str = False, callbacks: Sequence[Cal
     with Stage("reward", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
+        load.refuse_absent(config.model_name_or_path, config.reference_policy)
         config = plan.settled(config, stage, work_of)
         source = sources.load_source(**config.source()).training_on(config.split)
         if config.also_train_on:

@@ -99,6 +99,7 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
     with Stage("rl", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
+        load.refuse_absent(config.model_name_or_path, config.ref_model)
         config = plan.settled(config, stage, work_of)
         source = sources.load_source(**config.source()).training_on(config.split)
         critic = find_algorithm(config.algorithm).critic

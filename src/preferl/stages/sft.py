@@ -45,6 +45,7 @@ def run(config: SftConfig, fresh: bool | str = False, callbacks: Sequence[Callba
     with Stage("sft", config, fresh, callbacks, EXTENDABLE) as stage:
         if stage.is_finished:
             return stage.path
+        load.refuse_absent(config.model_name_or_path)
         config = plan.settled(config, stage, work_of)
         source = sources.load_source(**config.source()).training_on(config.split)
         policy = starting_policy(config, source, stage)
