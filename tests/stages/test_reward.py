@@ -17,9 +17,12 @@ from preferl.learning import comparisons, fit
 from preferl.models import load
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.models.storage import Weights
+from preferl.reporting.verdict import verdict
 from preferl.runs.errors import UsageError
+from preferl.runs.record import StageRecord
 from preferl.sampling.policy import Policy
 from preferl.stages import reward
+from preferl.statistics.intervals import Estimate
 
 CPU = torch.device("cpu")
 NOUNS = ("apple", "river", "house", "stone", "cloud", "table")
@@ -449,6 +452,35 @@ def test_the_last_weights_are_measured_beside_the_kept_ones(config):
         assert summary[f"dev/{name}"] == best[f"dev/{name}"]
         assert summary[f"dev/final_{name}"] == last[f"dev/{name}"]
     assert summary["dev/final_loss"] > summary["dev/loss"]
+
+
+def test_a_reward_model_that_may_be_no_better_than_chance_or_length_is_said_to_be(config, tmp_path, capsys):
+    """Labels by the toss of a coin teach nothing; the better of the other rows is known by its words."""
+    rng = random.Random(0)
+    rows = [pair(i, "train" if i < 60 else "dev" if i < 80 else "eval") for i in range(140)]
+    for row in rows:
+        if rng.random() < 0.5:
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    tossed = tmp_path / "tossed.jsonl"
+    tossed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = reward.run(dataclasses.replace(config, dataset_name=str(tossed)))
+    said = capsys.readouterr().out
+    assert "warning: on these pairs the reward model cannot be told from chance" in said
+    found = verdict({"reward": StageRecord(stage)})
+    assert "But on these pairs the reward model cannot be told from chance." in found.text
+    good = reward.run(dataclasses.replace(config, output_dir=str(tmp_path / "good")))
+    assert "cannot be told from" not in capsys.readouterr().out
+    assert "But" not in verdict({"reward": StageRecord(good)}).text
+
+
+def test_a_reward_model_is_held_against_the_rule_of_length():
+    quality = {"accuracy": 0.69, "accuracy_low": 0.59, "accuracy_high": 0.77}
+    quality |= Estimate(-0.01, -0.09, 0.08).named("length_baseline_gain")
+    (doubt,) = reward.doubts(quality, "shorter")
+    assert doubt.endswith(
+        "cannot be told from preferring the shorter response (difference -1.0% [-9.0%, +8.0%])"
+    )
+    assert not reward.doubts(quality | Estimate(0.1, 0.02, 0.2).named("length_baseline_gain"), "shorter")
 
 
 def test_how_often_is_measured_changes_nothing_that_trains(config, tmp_path):

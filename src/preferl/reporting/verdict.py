@@ -55,6 +55,8 @@ def verdict(stages: Stages) -> Verdict:
     key = main_measure(summary)
     proxy, judged = summary["comparison"]["score"], summary["comparison"][key]
     text = paragraph(summary)
+    if "reward" in stages:
+        text += doubts_of(stages["reward"].summary)
     if untrained(stages):
         return Verdict(UNTRAINED, "plain", "The policy is the SFT model: what there is to see is its reward.")
     if judged["difference_high"] < 0:
@@ -109,8 +111,13 @@ def of_reward_model(summary: dict[str, Any]) -> str:
     accuracy = with_interval(summary, "eval/accuracy", percent)
     return (
         f"It agrees with {accuracy} of the labels of {summary['eval/pairs']:,} held-out pairs; length alone "
-        f"with {percent(summary['eval/length_baseline_accuracy'])}."
+        f"with {percent(summary['eval/length_baseline_accuracy'])}.{doubts_of(summary)}"
     )
+
+
+def doubts_of(summary: Mapping[str, Any]) -> str:
+    """What the reward model's accuracy cannot be told from; nothing where there is no doubt."""
+    return "".join(f" But {doubt}." for doubt in summary.get("eval/doubts", ()))
 
 
 def paragraph(summary: dict[str, Any]) -> str:

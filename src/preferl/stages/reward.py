@@ -445,8 +445,10 @@ def report(
         distributed.write(lambda: stage.write_json("audit.json", audit))
     simple = audit["baselines"] if config.audit else baselines(train_pairs, unseen, seed=config.seed)
     for row in simple["rows"]:
-        name = f"{row['baseline'].replace(' ', '_')}_baseline_accuracy"
-        quality |= Estimate.read(row["accuracy"]).named(name)
+        name = f"{row['baseline'].replace(' ', '_')}_baseline"
+        quality |= Estimate.read(row["accuracy"]).named(f"{name}_accuracy")
+        quality |= Estimate.read(row["model_minus_baseline"]).named(f"{name}_gain")
+    quality["doubts"] = doubts(quality, next(row.get("prefers") for row in simple["rows"]))
     stage.log_samples(
         {
             "prompt": prompt_text(pair.prompt),
@@ -459,6 +461,8 @@ def report(
     )
     trained_on = {split: trained_on_too(source, split) for split in ("dev", "eval")}
     say_quality(quality, stage, trained_on["eval"] == len(source.eval.pairs))
+    for doubt in quality["doubts"]:
+        stage.say(f"warning: {doubt}; a policy may learn no more from it (more labels help)")
     cut = say_what_was_cut([], [scorer], stage.say)
     stage.finish(
         **cut,
@@ -524,6 +528,25 @@ def reference_samples(config: RewardConfig, source: Source, reference: Policy) -
     # Few prompts are asked several times: one response each would hardly say how scores spread.
     each = -(-min(FEWEST_SAMPLES, count) // len(prompts))
     return reference.respond(prompts, each, seed, config)
+
+
+def doubts(quality: Mapping[str, Any], prefers: str | None) -> list[str]:
+    """What a reward model's accuracy cannot be told from, in sentences.
+
+    Args:
+        quality: its accuracy, and what it gains on length, with intervals.
+        prefers: what the rule of length prefers, ``longer`` or ``shorter``.
+    """
+    found = []
+    accuracy, gain = Estimate.read(quality, "accuracy"), Estimate.read(quality, "length_baseline_gain")
+    if accuracy.low is not None and accuracy.low <= 0.5:
+        found.append("on these pairs the reward model cannot be told from chance")
+    if gain.low is not None and gain.low <= 0:
+        found.append(
+            f"on these pairs the reward model cannot be told from preferring the {prefers} response "
+            f"(difference {gain.text('+.1%')})"
+        )
+    return found
 
 
 def say_quality(quality: dict[str, Any], stage: Stage, trained_on: bool) -> None:
