@@ -177,18 +177,18 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
 
     def command(arguments: list[str]) -> int:
         from preferl import pipeline
-        from preferl.options.help import usual, wants_usual, without_all
+        from preferl.options.help import taken_from, usual
         from preferl.runs.config import declared, instantiate, parser_for
 
         arguments, fresh = take_flag(arguments, "--fresh")
         arguments, keep_stale = take_flag(arguments, "--keep_stale")
         with distributed.process_group():
             config_class = pipeline.config_class(name, declared(arguments))
+            arguments, is_short = taken_from(arguments)
             parser = parser_for(config_class, f"preferl {name}", description(name), arguments)
-            if wants_usual(arguments):
+            if is_short:
                 print(usual(name, config_class, parser, description(name)), end="")
                 return 0
-            arguments = without_all(arguments)
             config = instantiate(parser, config_class, parser.parse_args(arguments))
 
             from preferl.runs.found import found_now, kept_though_stale
@@ -224,7 +224,7 @@ def sweep_command(arguments: list[str]) -> int:
 def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
     """Both commands take the same configurations; ``--seeds N`` runs each point with N seeds."""
     from preferl import pipeline, sweep
-    from preferl.options.help import usual, wants_usual, without_all
+    from preferl.options.help import taken_from, usual
     from preferl.runs.config import declared
     from preferl.runs.progress import say
     from preferl.stage_choice import with_stages
@@ -242,11 +242,11 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
     arguments = [*(f"--config={file}" for file in files), *arguments]
     module = sweep if name == "sweep" else pipeline
     doc = (module.__doc__ or "").strip()
+    arguments, is_short = taken_from(arguments)
     parser = pipeline.parser_for_run(arguments, f"preferl {name}", doc, sweep=SweepOptions)
-    if wants_usual(arguments):
+    if is_short:
         print(usual("run", pipeline.RunOptions, parser, doc), end="")
         return 0
-    arguments = without_all(arguments)
     given = pipeline.given_in(parser, arguments)
     varied = given.pop("sweep", {})
     if count is not None and not varied.get("grid"):

@@ -75,15 +75,15 @@ GROUPS: dict[str, Groups] = {
 }  # fmt: skip
 
 
-def wants_usual(arguments: Sequence[str]) -> bool:
-    """Whether the help is asked for, and not all of it."""
-    return any(text in ("-h", "--help") for text in arguments) and "all" not in arguments
-
-
-def without_all(arguments: Sequence[str]) -> list[str]:
-    """``--help all`` as the parser knows it."""
-    asked = any(text in ("-h", "--help") for text in arguments)
-    return [text for text in arguments if not (asked and text == "all")]
+def taken_from(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """Arguments for the parser, and whether the short help is asked for: ``--help`` without ``all``."""
+    place = next((i for i, text in enumerate(arguments) if text in ("-h", "--help")), None)
+    if place is None:
+        return list(arguments), False
+    after = list(arguments[place + 1 :])
+    if after[:1] == ["all"]:
+        return [*arguments[: place + 1], *after[1:]], False
+    return list(arguments), True
 
 
 def usual(kind: str, options: type, parser: Parser, description: str) -> str:
