@@ -112,7 +112,8 @@ def config_of(
     own: dict[str, Any] = {
         "rl": {
             "num_iterations": options.updates,
-            "batch_size": 32,
+            "batch_size": 16,
+            "num_ppo_epochs": 1,
             "reward_model": "length",
             "value_model": "policy",
             "eval_every": 0,

@@ -330,6 +330,8 @@ def test_best_of_few_prompts_answers_them(tmp_path, options):
 
 def test_a_split_that_is_not_there_is_refused_before_a_model_is_loaded(tmp_path, options):
     name = write(tmp_path / "pairs.jsonl", [pair(i) for i in range(20)])
-    config = reward.RewardConfig(**options | {"model_name_or_path": "absent"}, dataset_name=name, split="x")
+    (tmp_path / "empty").mkdir()  # a directory that holds no model
+    model = {"model_name_or_path": str(tmp_path / "empty")}
+    config = reward.RewardConfig(**options | model, dataset_name=name, split="x")
     with pytest.raises((DataError, UsageError), match="no split 'x'"):
         reward.run(config)

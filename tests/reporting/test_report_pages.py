@@ -312,7 +312,7 @@ def test_runs_over_beta_have_one_turning_point_from_all_that_was_measured():
 def test_several_runs_show_their_responses_to_the_same_prompts():
     runs = swept({c: [0.5, 1.0, 1.2] for c in (0.1, 0.2)}, [1.0, 2.0, 3.0])
     table = evaluation.responses_table(runs)
-    assert table.head == ["prompt", "run", "response", "reward", "gold", "KL (nats)"]
+    assert table.head == ["prompt", "run", "response", "reward", "gold", "log π/π_ref (nats)"]
     assert len(table.rows) == 4 * 3
     for start in range(0, 12, 3):
         sft, first, second = table.rows[start : start + 3]

@@ -76,7 +76,7 @@ def make(path: Path, name: str = "rl", fresh: bool = False, weights: str = "w", 
 def test_every_option_that_is_a_text_names_something_or_does_not():
     """A new option that names data, a model or a reward must be told by content."""
     texts = set()
-    for _, config_class in KINDS.values():
+    for config_class in KINDS.values():
         hints = typing.get_type_hints(config_class)
         names = [f.name for f in dataclasses.fields(config_class)]
         texts |= {name for name in names if str in (hints[name], *typing.get_args(hints[name]))}

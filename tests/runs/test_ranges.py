@@ -20,7 +20,7 @@ NUMBERS = ("int", "float", "int | None", "float | None", "list[int]", "list[floa
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_number_has_a_range(kind):
-    config = KINDS[kind][1]
+    config = KINDS[kind]
     loose = [
         f.name for f in dataclasses.fields(config) if str(getattr(f.type, "__name__", f.type)) in NUMBERS
     ]
@@ -30,7 +30,7 @@ def test_every_number_has_a_range(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_number_out_of_its_range_cannot_be_made(kind):
     """Of every option: NaN, and just outside of both ends."""
-    config = KINDS[kind][1]
+    config = KINDS[kind]
     tried = 0
     for name, range_ in ranges_of(config).items():
         outside = [math.nan]

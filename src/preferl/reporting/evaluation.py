@@ -150,7 +150,7 @@ def gains_plot(runs: Runs) -> Plot:
     reading = f"By {NAMES[key]} {len(better)} of {len(runs)} runs gained and {len(worse)} lost beyond noise"
     reading += f" ({', '.join(worse)})." if worse else "."
     height = max(2.9, 0.32 * len(runs) + 0.9)
-    svg = draw(marks, "gain over the SFT model (points)", "", height=height, legend_outside=True)
+    svg = draw(marks, "gain over the SFT model (points)", "", height=height)
     return Plot("Reward and what it stands for", svg, reading)
 
 
@@ -197,7 +197,7 @@ def responses_table(runs: Runs, seed: int = 0) -> Table | None:
             cells["reward"] = format_2f(row[f"{who}_score"])
             if f"{who}_gold" in row:
                 cells["gold"] = format_2f(row[f"{who}_gold"])
-            cells["KL (nats)"] = f"{row['kl']:.1f}" if who == "policy" else ""
+            cells["log π/π_ref (nats)"] = f"{row['kl']:.1f}" if who == "policy" else ""
             rows.append(cells)
     note = (
         "Prompts drawn at random, the same for all; rewards are each run’s own, the SFT model’s that of the "

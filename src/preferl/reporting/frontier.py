@@ -214,7 +214,7 @@ def trade_off_plot(runs: Runs) -> Plot | None:
         without = found[name]["comparison"][key]["difference"]
         reading += f" Without a penalty ({name}) the gain is {signed_2f(without)}."
     x_label, y_label = "KL coefficient β (reward per nat)", "gain (points); share of answers"
-    svg = draw(marks, x_label, y_label, legend_outside=True)
+    svg = draw(marks, x_label, y_label)
     return Plot("The trade-off", svg, reading)
 
 

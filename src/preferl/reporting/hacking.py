@@ -159,7 +159,7 @@ def shared_turning_plot(runs: Runs) -> Plot | None:
         f"{len(together)} measurements of {len(points)} runs against the same reward. The highest gain that "
         f"was measured is {signed_2f(best)} at {best_distance**2:.1f} nats. {turning(fit, 'these runs')}"
     )
-    svg = draw(marks, DISTANCE, "gain in gold reward (points)", legend_outside=True)
+    svg = draw(marks, DISTANCE, "gain in gold reward (points)")
     return Plot("Where gold turns", svg, reading)
 
 

@@ -13,13 +13,15 @@ BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#777777", "
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", BLACK, GREY)
 MARKERS = "osD^vP*X"
 
+GRID = "#e6e6e6"
+LEGEND_WIDTH = 84  # characters of its small type that are as wide as a chart
+
 Mark = Callable[[Any], None]
 
 
-def draw(
-    marks: Sequence[Mark], x_label: str, y_label: str, height: float = 2.9, legend_outside: bool = False
-) -> Markup:
-    """One small chart as SVG, 4.8 inches wide; text stays text. A long legend stands below it."""
+def draw(marks: Sequence[Mark], x_label: str, y_label: str, height: float = 2.9) -> Markup:
+    """One small chart as SVG, 4.8 inches wide; text stays text. Black and the grid are the page's colours, light
+    or dark, and the legend stands below."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -32,7 +34,7 @@ def draw(
         "axes.spines.right": False,
         "axes.edgecolor": "#999999",
         "axes.grid": True,
-        "grid.color": "#e6e6e6",
+        "grid.color": GRID,
         "legend.frameon": False,
     }
     with matplotlib.rc_context(settings):
@@ -42,16 +44,22 @@ def draw(
             mark(axes)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        lines = len(axes.get_legend_handles_labels()[0])
-        if lines > 5 or legend_outside:  # it would hide the curves
-            figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-            figure.set_figheight(height + 0.2 * -(-lines // 3))
-        elif lines:
-            axes.legend()
+        names = axes.get_legend_handles_labels()[1]
+        if names:  # below the axes, where it hides no curve
+            columns = columns_of(names)
+            figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
+            figure.set_figheight(height + 0.2 * -(-len(names) // columns))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
+    for colour, name in ((BLACK, "currentColor"), (GRID, "var(--grid)")):
+        text = text.replace(colour, name)
     return Markup(text[text.index("<svg") :].replace("<svg ", '<svg role="img" ', 1))
+
+
+def columns_of(names: Sequence[str]) -> int:
+    """Columns of a legend that fit below a chart: characters and a handle's room against its width."""
+    return next(n for n in (3, 2, 1) if n == 1 or n * (max(map(len, names)) + 8) <= LEGEND_WIDTH)
 
 
 def curve(x: Sequence[float], y: Sequence[float], label: str | None = None, **look: Any) -> Mark:

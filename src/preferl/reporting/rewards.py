@@ -163,7 +163,7 @@ def reward_scores_plot(stages: Stages) -> Plot | None:
             f"{format_2f(chosen - rejected)}."
         )
     readings.append("Scores are as trained, before they are normalised.")
-    svg = draw(marks, "update", "mean score (log-odds)", legend_outside=True)
+    svg = draw(marks, "update", "mean score (log-odds)")
     return Plot("Reward model: preferred and rejected", svg, " ".join(readings))
 
 
