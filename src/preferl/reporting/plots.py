@@ -20,8 +20,8 @@ Mark = Callable[[Any], None]
 
 
 def draw(marks: Sequence[Mark], x_label: str, y_label: str, height: float = 2.9) -> Markup:
-    """One small chart as SVG, 4.8 inches wide; text stays text. Black and the grid are the page's colours, light
-    or dark, and the legend stands below."""
+    """One small chart as SVG, 4.8 inches wide; text stays text. Black and the grid are the page's
+    colours, light or dark, and the legend stands below."""
     import matplotlib
     from matplotlib.figure import Figure
 
