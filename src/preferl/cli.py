@@ -287,7 +287,10 @@ def demo_command(arguments: list[str]) -> int:
 def report_command(arguments: list[str]) -> int:
     """``preferl report RUN`` and ``preferl report RUN RUN …``."""
     arguments, out = take_option(arguments, "--output")
+    arguments, form = take_option(arguments, "--format")
     arguments, fresh = take_flag(arguments, "--fresh")
+    if form not in (None, "html", "md"):
+        raise UsageError(f"--format {form} is unknown; use html, or md for a summary in Markdown")
     if arguments in (["--help"], ["-h"]):
         print(REPORT_USAGE, end="")
         return 0
@@ -304,6 +307,8 @@ def report_command(arguments: list[str]) -> int:
         raise UsageError(f"--output {out} is a folder; name a file in it, as {path / 'report.html'}")
     if path is not None:
         refuse_existing([path], fresh)
+    if form == "md":
+        return report_in_markdown(directories, path)
     if len(directories) == 1 and is_sweep(directories[0]):
         from preferl.reporting import sweeps
 
@@ -320,6 +325,20 @@ def report_command(arguments: list[str]) -> int:
     return 0
 
 
+def report_in_markdown(directories: Sequence[Path], path: Path | None) -> int:
+    """Prints the summary, or writes it where a file is named."""
+    from preferl.runs.files import write_atomically
+    from preferl.stages import report
+
+    text = report.markdown(report.read(directories))
+    if path is None:
+        print(text, end="")
+    else:
+        write_atomically(path, text)
+        print(path)
+    return 0
+
+
 REPORT_USAGE = """\
 usage: preferl report DIR [--output FILE]        one page of a run or of one stage, by default
                                                  DIR/report.html; of a sweep, or of one of its points, as
@@ -328,6 +347,7 @@ usage: preferl report DIR [--output FILE]        one page of a run or of one sta
                                                  stages that were made from each other are one run, wherever
                                                  they lie; runs, and what does not belong together, stand
                                                  side by side
+--format md prints verdict and first tables in Markdown instead, for a pull request, or writes them to FILE.
 --fresh overwrites a FILE that is there already.
 """
 

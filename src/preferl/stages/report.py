@@ -12,6 +12,7 @@ import yaml
 
 from preferl.reporting.evaluation import examples
 from preferl.reporting.gather import Gathered, gather
+from preferl.reporting.markdown import summary
 from preferl.reporting.measures import Runs, Stages
 from preferl.reporting.page import GENERATOR, write_page
 from preferl.reporting.rounds import one_by_one
@@ -102,6 +103,12 @@ def write_gathered(found: Gathered, path: Path) -> Path:
         remarks=found.notes,
         notes=notes(alone),
     )
+
+
+def markdown(found: Gathered) -> str:
+    """What was gathered in short, as Markdown."""
+    runs = found.runs
+    return summary(" · ".join(runs), overall(runs), facts(runs), sections(runs), found.notes)
 
 
 def configs(runs: Runs) -> list[tuple[str, str]]:
