@@ -123,8 +123,9 @@ def usual(kind: str, options: type, parser: Parser, description: str) -> str:
 
 
 def default_of(field: "dataclasses.Field[typing.Any]") -> typing.Any:
-    made = field.default_factory
-    return field.default if isinstance(made, type(dataclasses.MISSING)) else made()
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    return field.default_factory()
 
 
 def said(default: object) -> str:
