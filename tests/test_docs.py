@@ -43,8 +43,8 @@ def test_options_exist(page):
         "print-config",
         "version",
     }
-    # torchrun's, pip's; flags of `preferl label user` and `preferl doctor`.
-    known |= {"nproc_per_node", "no-deps", "index-url", "password", "stage"}
+    # torchrun's, pip's; flags of `preferl label user`, `doctor` and `report`.
+    known |= {"nproc_per_node", "no-deps", "index-url", "password", "stage", "format"}
     for config in (
         RunOptions,
         PairCounts,
