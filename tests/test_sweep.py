@@ -18,7 +18,7 @@ from preferl.reporting.gather import finished_stages
 from preferl.runs.errors import UsageError
 from preferl.runs.shipped import FOLDER
 from preferl.runs.stage import Stage
-from preferl.stages import report, reward, sft
+from preferl.stages import collect, report, reward, sft
 from preferl.stages.sft import SftConfig
 from preferl.sweep.numbers import metrics_of
 from preferl.sweep.plan import Run, SweepConfig, SweepOptions, name_of, plan_all, points_of
@@ -627,7 +627,7 @@ def test_what_a_failed_point_would_have_given_is_not_waited_for(tmp_path, monkey
     def run(options, fresh=False):
         raise UsageError("no labels today")
 
-    monkeypatch.setattr(pipeline.collect, "run", run)
+    monkeypatch.setattr(collect, "run", run)
     monkeypatch.setattr(sft, "run", lambda options, fresh=False: None)
     outcome = run_sweep(config)
     assert [error.split(":")[0] for error in outcome.errors] == ["a/seed-0", "b/seed-0"]
