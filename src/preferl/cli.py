@@ -177,7 +177,7 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
 
     def command(arguments: list[str]) -> int:
         from preferl import pipeline
-        from preferl.options.help import taken_from, usual
+        from preferl.options.help import asks_for_help, taken_from, usual
         from preferl.runs.config import declared, instantiate, parser_for
 
         arguments, fresh = take_flag(arguments, "--fresh")
@@ -185,9 +185,10 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
         with distributed.process_group():
             config_class = pipeline.config_class(name, declared(arguments))
             arguments, is_short = taken_from(arguments)
-            parser = parser_for(config_class, f"preferl {name}", description(name), arguments)
+            about = description(name) if asks_for_help(arguments) else ""
+            parser = parser_for(config_class, f"preferl {name}", about, arguments)
             if is_short:
-                print(usual(name, config_class, parser, description(name)), end="")
+                print(usual(name, config_class, parser, about), end="")
                 return 0
             config = instantiate(parser, config_class, parser.parse_args(arguments))
 
@@ -225,7 +226,7 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
     """Both commands take the same configurations; ``--seeds N`` runs each point with N seeds."""
     from preferl import pipeline, sweep
     from preferl.options.help import taken_from, usual
-    from preferl.runs.config import declared
+    from preferl.runs.config import declared, parser_for
     from preferl.runs.progress import say
     from preferl.stage_choice import with_stages
     from preferl.sweep.plan import SweepConfig, SweepOptions
@@ -243,10 +244,11 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
     module = sweep if name == "sweep" else pipeline
     doc = (module.__doc__ or "").strip()
     arguments, is_short = taken_from(arguments)
-    parser = pipeline.parser_for_run(arguments, f"preferl {name}", doc, sweep=SweepOptions)
     if is_short:
-        print(usual("run", pipeline.RunOptions, parser, doc), end="")
+        own = parser_for(pipeline.RunOptions, f"preferl {name}", doc, arguments)
+        print(usual("run", pipeline.RunOptions, own, doc), end="")
         return 0
+    parser = pipeline.parser_for_run(arguments, f"preferl {name}", doc, sweep=SweepOptions)
     given = pipeline.given_in(parser, arguments)
     varied = given.pop("sweep", {})
     if count is not None and not varied.get("grid"):

@@ -75,9 +75,16 @@ GROUPS: dict[str, Groups] = {
 }  # fmt: skip
 
 
+HELP = ("-h", "--help")
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    return any(text in HELP for text in arguments)
+
+
 def taken_from(arguments: Sequence[str]) -> tuple[list[str], bool]:
     """Arguments for the parser, and whether the short help is asked for: ``--help`` without ``all``."""
-    place = next((i for i, text in enumerate(arguments) if text in ("-h", "--help")), None)
+    place = next((i for i, text in enumerate(arguments) if text in HELP), None)
     if place is None:
         return list(arguments), False
     after = list(arguments[place + 1 :])

@@ -1,8 +1,7 @@
-"""Configuration: the leaves that several stages share, and the YAML / command-line loader.
+"""Configuration: from YAML files and flags to a stage's options (``preferl.options``).
 
-A stage's own options stand in a dataclass at the top of its file, which inherits the leaves it needs, so
-that its keys are flat and carry TRL's names (``--learning_rate``, ``--dataset_name``). Precedence:
-defaults < YAML files from left to right < flags.
+Keys are flat and carry TRL's names (``--learning_rate``, ``--dataset_name``). Precedence: defaults < YAML
+files from left to right < flags.
 """
 
 import contextlib
@@ -20,9 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from preferl.runs import distributed
 from preferl.runs.errors import UsageError
 from preferl.runs.progress import printable
-from preferl.runs.ranges import (
-    without_ranges,
-)
+from preferl.runs.ranges import without_ranges
 
 Config = TypeVar("Config")
 
