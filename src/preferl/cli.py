@@ -3,6 +3,7 @@
 
 import itertools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ One stage at a time (each takes the previous stage's directory):
   preferl data convert IN OUT      between formats; `world` as IN writes the embedded world
   preferl doctor                   versions, devices, disk, known problems; with --config FILE the
                                    memory and hours that its training stages will take
+  preferl completion SHELL         what completes commands and options in bash, zsh or fish
 
 sft, reward, dpo and rl also train with several processes: torchrun --nproc_per_node N -m preferl rl …
 
@@ -453,6 +455,24 @@ def doctor_command(arguments: list[str]) -> int:
     return doctor.main_plan(Path(file), stage)
 
 
+def completion_command(arguments: list[str]) -> int:
+    """``preferl completion SHELL``."""
+    from preferl import completion
+
+    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
+        asked = arguments[:1] in (["-h"], ["--help"])
+        print(completion.USAGE, end="", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else USAGE
+    print(completion.script(arguments[0], {name: about(name) for name in COMMANDS}))
+    return 0
+
+
+def about(command: str) -> str:
+    """What the help says of a command, in its first words."""
+    lines = re.findall(rf"^  preferl {command}\b.*?  +(\S.*)$", HELP, flags=re.MULTILINE)
+    return lines[0] if lines else command
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": demo_command,
     "run": run_command,
@@ -466,4 +486,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "label": label_command,
     "design-reward": design_command,
     "doctor": doctor_command,
+    "completion": completion_command,
 }
