@@ -1,6 +1,7 @@
 """``preferl doctor --config``: what each stage will take, before there is anything to take it."""
 
 import pytest
+import torch
 import yaml
 from transformers import AutoConfig
 
@@ -73,3 +74,33 @@ def test_what_is_no_configuration_is_refused(arguments, message, tmp_path, capsy
     file = written(tmp_path / "one.yaml", max_steps=2)
     assert cli.main(["doctor", *(text.format(file) for text in arguments)]) == 2
     assert message in "".join(capsys.readouterr())
+
+
+def test_a_busy_machine_is_told_how_many_threads_help(monkeypatch):
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (0.2, 0.0, 0.0))
+    assert doctor.busy_line(2) == ""
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (5.2, 0.0, 0.0))
+    assert doctor.busy_line(8) == ""  # there is room
+    assert "5.2 of 4 cores" in doctor.busy_line(4)
+    assert "--num_threads 1 is faster than 4" in doctor.busy_line(4)
+
+
+def test_what_is_not_installed_is_said_with_what_it_is_for(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "is_installed", lambda name: name != "bitsandbytes")
+    assert doctor.extra_lines() == [
+        "without bitsandbytes: no QLoRA and AdamW in eight bits; pip install 'preferl[quant]' adds it"
+    ]
+    assert set(doctor.packages_of("label")) >= {"fastapi", "uvicorn", "sqlalchemy"}
+    doctor.main()
+    said = capsys.readouterr().out
+    assert "bitsandbytes" in said
+    assert "GiB free of" in said
+
+
+def test_a_gpu_that_torch_does_not_see_is_a_problem_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert doctor.gpu_without_torch() == []
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    (problem,) = doctor.gpu_without_torch()
+    assert "pip install --force-reinstall torch" in problem

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 
-from preferl import cli, pipeline
+from preferl import cli, pipeline, resolved
+from preferl.options.defaults import TABLE
 from preferl.pipeline import RunConfig
 from preferl.reporting.formats import percent, with_interval
 from preferl.reporting.gather import finished_stages
@@ -269,7 +270,7 @@ def test_an_explicit_option_wins_where_it_equals_the_default(tmp_path):
         (["--temperature", "1.0"], "rl", "temperature", 1.0),
         (["--reward.num_train_epochs", "1"], "reward", "num_train_epochs", 1.0),
         (["--distil.learning_rate", "0.004"], "distil", "learning_rate", 0.004),
-        ([], "distil", "learning_rate", None),  # by the model at hand
+        ([], "distil", "learning_rate", 0.001),  # by the model at hand
         (["--rl.gold", "null"], "rl", "gold", None),
         ([], "rl", "gold", "world"),
     ],
@@ -287,6 +288,39 @@ def test_the_printed_configuration_gives_itself_back(tmp_path, capsys):
     (tmp_path / "printed.yaml").write_text(printed)
     assert cli.main(["run", "--config", str(tmp_path / "printed.yaml"), "--print_config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(printed)
+
+
+def test_the_printed_configuration_says_what_the_stages_chose(finished):
+    config, run = finished
+    printed = resolved.run_yaml(config)
+    tree, found = yaml.safe_load(printed), 0
+    for name in ("sft", "reward", "rl"):
+        for option, value in StageRecord(run / name).manifest["chosen"].items():
+            if option in next(row.values for row in TABLE if row.stage == name):
+                assert tree[name][option] == value, (name, option)
+                found += 1
+    assert found == 7  # rates and sizes of batches, and the coefficient of rl
+    assert "learning_rate: 0.004  # by default: initialised now, all weights trained" in printed
+
+
+def test_what_a_stage_prints_is_by_the_model_that_it_is_given(finished, capsys):
+    _, run = finished
+    lora = ["--lora_r", "4", "--model_name_or_path", str(run / "sft")]
+    assert cli.main(["rl", *lora, "--kl_coef", "0.3", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"learning_rate: 0\.0005 +# by default: initialised by preferl, .* LoRA", printed)
+    assert "\nkl_coef: 0.3\n" in printed
+    assert yaml.safe_load(printed)["critic_learning_rate"] is None  # the policy's
+    assert cli.main(["sweep", "--config", "smollm2", "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["rl"]["kl_coef"] == 0.05  # its own
+
+
+def test_the_printed_configuration_of_rounds_can_be_run(tmp_path, capsys):
+    assert cli.main(["demo", "--rounds", "2", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert not {"collect-2", "reward-2", "rl-2"} & set(yaml.safe_load(printed))
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert cli.main(["run", "--config", str(tmp_path / "printed.yaml"), "--print_config"]) == 0
 
 
 def test_a_stage_of_a_name_of_its_own_says_its_kind_and_refers_to_others(tmp_path):

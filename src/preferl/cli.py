@@ -184,6 +184,7 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
 
         arguments, fresh = take_flag(arguments, "--fresh")
         arguments, keep_stale = take_flag(arguments, "--keep_stale")
+        arguments, only_print = take_flag(arguments, "--print_config")
         with distributed.process_group():
             config_class = pipeline.config_class(name, declared(arguments))
             arguments, is_short = taken_from(arguments)
@@ -193,6 +194,11 @@ def stage_command(name: str) -> Callable[[list[str]], int]:
                 print(usual(name, config_class, parser, about), end="")
                 return 0
             config = instantiate(parser, config_class, parser.parse_args(arguments))
+            if only_print:
+                from preferl import resolved
+
+                print(resolved.stage_yaml(name, config), end="")
+                return 0
 
             from preferl.runs.found import found_now, kept_though_stale
 
@@ -260,7 +266,9 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
         say(f"{name}: {chosen}")
     if name != "sweep" and not (varied.get("grid") or varied.get("points")):
         if only_print:
-            print(pipeline.resolved_yaml(run_config), end="")
+            from preferl import resolved
+
+            print(resolved.run_yaml(run_config), end="")
             return 0
         for stage in declared(arguments, files=False):  # a file may hold more stages than are run this time
             if stage in run_config.kinds and stage not in run_config.stages:
@@ -269,7 +277,9 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
         return 0
     config = SweepConfig(**run_config.given, sweep=varied)
     if only_print:
-        print(pipeline.resolved_yaml(config.base) + config.varied_yaml(), end="")
+        from preferl import resolved
+
+        print(resolved.run_yaml(config.base, leave_open=True) + config.varied_yaml(), end="")
         return 0
     outcome = run_sweep(config, fresh, keep_stale)
     if not outcome.errors:

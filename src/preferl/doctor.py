@@ -6,12 +6,15 @@ import dataclasses
 import importlib
 import importlib.util
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from preferl.runs import memory
 from preferl.runs.environment import environment
 from preferl.runs.errors import UsageError
 from preferl.runs.files import read_json, read_yaml
@@ -30,6 +33,9 @@ def main(folder: Path | None = None) -> int:
     say("  " + ", ".join(f"{name} {version}" for name, version in found["packages"].items()))
     problems = [f"{name} is not installed" for name, v in found["packages"].items() if v == "not installed"]
     problems += device_lines()
+    for line in (memory_line(), busy_line(os.cpu_count() or 1), *extra_lines()):
+        if line:
+            say(f"  {line}")
     free = shutil.disk_usage(folder).free
     say(f"  disk: {free / GIB:.1f} GiB free in {folder}")
     if free < 2 * GIB:
@@ -68,13 +74,95 @@ def device_lines() -> list[str]:
     say(f"  CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
         say("  GPU: none that torch sees; everything runs on the CPU in float32")
-        return []
+        return gpu_without_torch()
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         say(f"  GPU {index}: {properties.name}, {properties.total_memory / GIB:.0f} GiB")
     if not torch.cuda.is_bf16_supported():
         return ["the GPU has no bfloat16; float32 is used, at twice the memory"]
     return []
+
+
+def gpu_without_torch() -> list[str]:
+    """A problem where the system has a GPU of NVIDIA's that torch does not see."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    import torch
+
+    if torch.version.cuda is None:
+        return [
+            f"there is a GPU (nvidia-smi), and torch {torch.__version__} is a build for CPUs: "
+            f"pip install --force-reinstall torch (pip's own build on Linux is CUDA's)"
+        ]
+    return [
+        f"there is a GPU (nvidia-smi) that torch {torch.__version__} does not see: its build is of CUDA "
+        f"{torch.version.cuda}; compare the driver's in nvidia-smi, and look at CUDA_VISIBLE_DEVICES"
+    ]
+
+
+def memory_line() -> str:
+    """What is free of the memory that a process can have, or nothing where the system does not say."""
+    free, there = memory.free_memory(), memory.machine_memory()
+    if there == float("inf"):
+        return ""
+    return (
+        f"memory: {free / GIB:.1f} GiB free of {there / GIB:.1f}; `preferl doctor --config FILE` says what a "
+        f"run takes"
+    )
+
+
+def busy_line(cores: int) -> str:
+    """What to do where other programs compute too; nothing where at least one core is free. The threads of a
+    matrix product wait for the slowest of them, so with one core too few all of them are slow."""
+    try:
+        load = os.getloadavg()[0]
+    except (OSError, AttributeError):  # Windows
+        return ""
+    if load <= cores - 1 or load < 0.5:
+        return ""
+    spare = max(round(cores - load), 1)
+    return (
+        f"busy: {load:.1f} of {cores} cores were in use over the last minute; beside other programs "
+        f"--num_threads {spare} is faster than {cores} threads that wait for each other"
+    )
+
+
+EXTRAS = {
+    "label": "the labelling pages",
+    "postgres": "labels in PostgreSQL",
+    "quant": "QLoRA and AdamW in eight bits",
+    "gguf": "models stored as GGUF",
+}
+
+
+def extra_lines() -> list[str]:
+    """Optional parts that are not installed, what each is for, and how it is."""
+    found = []
+    for extra, purpose in EXTRAS.items():
+        missing = [name for name in packages_of(extra) if not is_installed(name)]
+        if missing:
+            found.append(
+                f"without {', '.join(missing)}: no {purpose}; pip install 'preferl[{extra}]' adds it"
+            )
+    return found
+
+
+def packages_of(extra: str) -> list[str]:
+    """Names of the packages that an extra adds."""
+    try:
+        lines = metadata.requires("preferl") or []
+    except metadata.PackageNotFoundError:  # from a folder of sources
+        return []
+    requirements = [line for line in lines if re.search(rf"extra == ['\"]{extra}['\"]", line)]
+    return [re.match(r"[\w.-]+", line)[0] for line in requirements]  # type: ignore[index]
+
+
+def is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 # ------------------------------------------------------------------------------------------------- the plan

@@ -690,18 +690,6 @@ def given_in(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name != "config"}
 
 
-def resolved_yaml(config: RunConfig) -> str:
-    """Every option of every stage, as ``--print_config`` shows it."""
-    given = {key: value for key, value in config.given.items() if key in (*OWN, *SHARED)}
-    own = dataclasses.asdict(merged(RunOptions(), given))
-    tree = {name: own.pop(name) for name in ("output_dir", "stages")} | own
-    for name, resolved_options in resolve(config).items():
-        options = dataclasses.asdict(resolved_options)
-        del options["output_dir"]
-        tree[name] = options if name in NAMES else {"kind": config.kinds.get(name), **options}
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-
-
 def demo_file() -> Path:
     """The configuration of ``preferl demo``."""
     return configurations()["demo"]

@@ -63,13 +63,19 @@ def completed(
             has not begun yet.
         leave: options that stay open.
     """
-    row = next(row for row in TABLE if row.fits(kind, start))
-    usual, source = row.of(start)
-    values: dict[str, Any] = {
-        name: value for name, value in usual.items() if name not in leave and getattr(config, name) is None
-    }
+    values, source = left_open(kind, config, start, leave)
     if stage is not None and values:
         values = stage.choose(values)
         listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
         stage.say(f"{listed} by default: {start} ({source})")
     return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def left_open(
+    kind: str, config: Any, start: Start, leave: Collection[str] = ()
+) -> tuple[dict[str, Any], str]:
+    """What the table decides of options that were not given, and who says so. ``leave`` stay open."""
+    row = next(row for row in TABLE if row.fits(kind, start))
+    usual, source = row.of(start)
+    values = {name: value for name, value in usual.items() if name not in leave}
+    return {name: value for name, value in values.items() if getattr(config, name) is None}, source

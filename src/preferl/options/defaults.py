@@ -11,7 +11,7 @@ class Start:
 
     Args:
         new: preferl initialised it, now or in an earlier stage.
-        parameters: how many it has.
+        parameters: how many it has; 0 of one that is not there yet.
         lora: LoRA weights are trained, not its own.
         untrained: it is initialised now.
     """
@@ -27,7 +27,8 @@ class Start:
         else:
             origin = "pretrained"
         trained = "LoRA" if self.lora else "all weights trained"
-        return f"{origin}, {self.parameters / 1e6:,.1f} M parameters, {trained}"
+        size = f"{self.parameters / 1e6:,.1f} M parameters, " if self.parameters else ""
+        return f"{origin}, {size}{trained}"
 
 
 @dataclass(frozen=True)
