@@ -8,7 +8,7 @@ revision of the Hub. What is not there is answered by what is. Scripts of data s
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -195,19 +195,47 @@ def _near(folder: Path, last: str) -> str | None:
 
 
 def _local_rows(path: Path, name: Name) -> Iterator[Row]:
+    if _is_saved(path):
+        yield from _saved_rows(path)
+    else:
+        for file, split in _local_files(path, name):
+            yield from _file(file, split)
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether ``save_to_disk`` wrote a folder."""
+    marks = any((path / mark).exists() for mark in ("state.json", "dataset_dict.json"))
+    return marks and not (path / "manifest.json").exists()
+
+
+def _local_files(path: Path, name: Name) -> Iterable[tuple[Path, str | None]]:
+    """The files of a data set that lies here, each with the split that its name or the README says.
+
+    Raises:
+        DataError: there are none, or no such configuration.
+    """
     if path.is_file():
         if name.config:
             raise DataError(f"'{path}' is a file, which has no configuration '{name.config}'")
-        yield from _file(path, split_of_file(path.name))
-    elif (path / "manifest.json").exists():  # a stage's directory
-        yield from _files_of(path / "data", str(path))
-    elif (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        yield from _saved_rows(path)
-    elif (path / name.config if name.config else path).is_dir() and not _card_files(path):
-        yield from _files_of(_data_folder(path / (name.config or "")), str(path))
-    else:
-        for file, split in _configured(path, name.config):
-            yield from _file(file, split)
+        return [(path, split_of_file(path.name))]
+    if (path / "manifest.json").exists():  # a stage's directory
+        return _files_of(path / "data", str(path))
+    if (path / name.config if name.config else path).is_dir() and not _card_files(path):
+        return _files_of(_data_folder(path / (name.config or "")), str(path))
+    return _configured(path, name.config)
+
+
+def files_of(name: str) -> list[Path]:
+    """The files whose rows ``read_rows`` will give; none where they are the Hub's or in memory.
+
+    Raises:
+        DataError: what lies here has none, or no such configuration.
+    """
+    wanted = Name.parse(name)
+    path = Path(wanted.base).expanduser()
+    if not path.exists():
+        return offline(wanted)
+    return [] if _is_saved(path) else [file for file, _ in _local_files(path, wanted)]
 
 
 def _file(path: Path, split: str | None) -> Iterator[Row]:
@@ -215,8 +243,8 @@ def _file(path: Path, split: str | None) -> Iterator[Row]:
         yield replace(row, split=row.split or split, file=str(path))
 
 
-def _files_of(folder: Path, name: str) -> Iterator[Row]:
-    """The rows of a folder's files, in order.
+def _files_of(folder: Path, name: str) -> list[tuple[Path, str | None]]:
+    """A folder's files in order, with their splits.
 
     Raises:
         DataError: it has none.
@@ -225,11 +253,8 @@ def _files_of(folder: Path, name: str) -> Iterator[Row]:
     of_splits = {} if found else _folders_of_splits(folder)
     if not found and not of_splits:
         raise DataError(f"folder '{name}' holds no file of data: {_what_is_there(Path(name))}")
-    for file in found:
-        yield from _file(file, split_of_file(file.name))
-    for split, files in of_splits.items():
-        for file in files:
-            yield from _file(file, split)
+    in_folders = [(file, split) for split, files in of_splits.items() for file in files]
+    return [(file, split_of_file(file.name)) for file in found] + in_folders
 
 
 def _folders_of_splits(folder: Path) -> dict[str, list[Path]]:

@@ -207,8 +207,8 @@ def _cell_rows(path: Path, name: str) -> Iterator[Row]:
         DataError: there is no header, a column is named twice, or quotes do not close.
     """
     # What is no UTF-8 is found again in its cell.
-    data = b"".join(_lines(path)).removeprefix(BYTE_ORDER_MARK)
-    cells, lines = _cells(path, data.decode("utf-8", "surrogateescape"), name.endswith(".tsv"))
+    data = b"".join(byte_lines(path)).removeprefix(BYTE_ORDER_MARK)
+    cells, lines = cells_of(path, data.decode("utf-8", "surrogateescape"), name.endswith(".tsv"))
     if not cells:
         return
     header = [cell.strip() or f"column_{number}" for number, cell in enumerate(cells[0], 1)]
@@ -233,7 +233,7 @@ def _cell_rows(path: Path, name: str) -> Iterator[Row]:
             yield Row(where, _object(value))
 
 
-def _cells(path: Path, text: str, tabs: bool) -> tuple[list[list[str]], list[int]]:
+def cells_of(path: Path, text: str, tabs: bool) -> tuple[list[list[str]], list[int]]:
     """The cells of every row that has some, and the line on which each begins."""
     dialect: type[csv.Dialect] = csv.excel_tab if tabs else csv.excel
     delimiter = dialect.delimiter
@@ -292,7 +292,7 @@ def _opened(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def _lines(path: Path, longest: int = -1) -> Iterator[bytes]:
+def byte_lines(path: Path, longest: int = -1) -> Iterator[bytes]:
     """Lines as bytes, so that one line in a wrong encoding does not take the others with it.
 
     Raises:
@@ -325,7 +325,7 @@ def json_lines(path: Path) -> Iterator[Row]:
     Raises:
         DataError: a line is too long to be a row.
     """
-    for number, line in enumerate(_lines(path, LONGEST_LINE), 1):
+    for number, line in enumerate(byte_lines(path, LONGEST_LINE), 1):
         if number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
         if line.strip():
@@ -346,7 +346,7 @@ def _json_row(line: bytes) -> dict[str, Any] | RowError:
 def _json_file(path: Path) -> Iterator[Row]:
     """An array of rows, or what other programs write around one; many a .json file is JSON Lines, and is read
     as that, and some hold one object after the other over several lines."""
-    text = b"".join(_lines(path)).removeprefix(BYTE_ORDER_MARK)
+    text = b"".join(byte_lines(path)).removeprefix(BYTE_ORDER_MARK)
     if text.lstrip()[:1] == b"{" and not _is_one_value(text):
         objects = _one_after_the_other(text)
         if objects is None:
@@ -434,7 +434,7 @@ def _paragraphs(path: Path) -> Iterator[Row]:
     The first is how TinyStories comes (its stories hold empty lines), the second fits plays, poems and books.
     One text a line would cut both into fragments.
     """
-    lines = [line.replace(b"\r\n", b"\n") for line in _lines(path, LONGEST_LINE)]
+    lines = [line.replace(b"\r\n", b"\n") for line in byte_lines(path, LONGEST_LINE)]
     separator = END_OF_TEXT if any(line.strip() == END_OF_TEXT for line in lines) else b""
     start, block = 1, []
     for number, line in enumerate([*lines, separator], 1):

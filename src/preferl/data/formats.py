@@ -17,6 +17,7 @@ from preferl.data.columns import Options
 from preferl.data.containers import read_rows
 from preferl.data.files import Row, RowError, Table, write_rows
 from preferl.data.layouts import Layout
+from preferl.data.named_columns import refuse_absent
 from preferl.data.reading import derived, dialect_notes
 from preferl.data.recognise import Recognised, recognised
 from preferl.data.records import (
@@ -231,11 +232,22 @@ def counted_once(found: Loaded) -> Loaded:
     return found
 
 
+def rows_of(name: str | Table, options: Options | None) -> list[Row]:
+    """Every row of a data set that may have the columns that a person names.
+
+    Raises:
+        DataError: it has not, or there is no such data set.
+    """
+    if isinstance(name, str) and options is not None:
+        refuse_absent(name, options)
+    return list(read_rows(name))
+
+
 def _read(
     name: str | Table, kind: str, limit: int | None, options: Options | None, rules: Mapping[str, str] | None
 ) -> Loaded:
     """Every row as a record. A defect stops at its row where ``rules`` say so; without rules none does."""
-    whole = list(read_rows(name))
+    whole = rows_of(name, options)
     plan = plan_of(name, whole, kind, options)
     ours = derived(whole[:limit], plan)
     read = reader_of(plan, kind)
@@ -359,7 +371,7 @@ def detect(name: str | Table, options: Options | None = None) -> str:
     Raises:
         DataError: there is no good row, no layout fits, or a column that counts would not be used.
     """
-    return plan_of(name, list(read_rows(name)), "auto", options).layout.kind
+    return plan_of(name, rows_of(name, options), "auto", options).layout.kind
 
 
 def validate(name: str | Table, kind: str = "auto", options: Options | None = None) -> ReadReport:
@@ -368,7 +380,7 @@ def validate(name: str | Table, kind: str = "auto", options: Options | None = No
     Raises:
         DataError: there is no such data set, it has no rows, or its columns fit no layout.
     """
-    rows = list(read_rows(name))
+    rows = rows_of(name, options)
     if rows and not any(isinstance(row.value, dict) for row in rows):
         # Where no row can be read, none is converted, and the report is about that.
         report = ReadReport(str(name), len(rows))

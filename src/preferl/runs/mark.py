@@ -6,6 +6,7 @@ never deleted.
 """
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,6 +108,23 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 @distributed.main_writes
+def refuse_no_place(path: Path) -> None:
+    """Refuses a directory that could not be made or written when its content is there.
+
+    Raises:
+        UsageError: something above it is a file, or is another user's.
+    """
+    place = path.absolute()
+    there = next(above for above in (place, *place.parents) if above.exists())
+    if not there.is_dir():
+        raise UsageError(f"{there} is a file, so {path} is no place for a stage; choose another --output_dir")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{path} cannot be written: {there} does not allow it; change its rights, or choose another "
+            f"--output_dir"
+        )
+
+
 def claim(path: Path, kind: str, name: str) -> None:
     """Makes a directory, where there is none, and marks it. One from before the mark stays without.
 

@@ -33,7 +33,7 @@ from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.files import parsed_lines, plain, read_json, write_atomically, write_json
 from preferl.runs.found import examine, plain_options, refuse_unmarked
 from preferl.runs.inputs import hash_of, identify
-from preferl.runs.mark import claim, read_mark, remove
+from preferl.runs.mark import claim, read_mark, refuse_no_place, remove
 from preferl.runs.progress import say
 from preferl.runs.ranges import check_ranges
 
@@ -81,6 +81,7 @@ class Stage:
         self.callbacks = list(callbacks)
         self.notes: list[str] = []
         self.chosen: dict[str, Any] = {}  # values of options that were left open
+        refuse_no_place(self.path)
         lock.refuse_if_held(self.path)
         self.identity = identify(self.options)
         self.found = examine(self.path, name, self.identity)
