@@ -133,7 +133,7 @@ def test_by_a_truth_one_is_better_and_the_other_hacked(trained, tmp_path):
     hacked = judged(trained, "hacked", tmp_path / "hacked", gold=f"{__name__}:reader")
     found = verdict(hacked)
     assert found.word == "Reward hacked"
-    assert "It was trained elsewhere: whether these prompts trained it, and whether the gold" in found.text
+    assert "It was trained elsewhere: whether these prompts, or the gold reward too, trained it" in found.text
     assert "held-out prompts" not in found.text
     assert "not trained on" not in found.text
     honest = judged(trained, "honest", tmp_path / "honest", gold=f"{__name__}:reader")

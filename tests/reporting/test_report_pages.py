@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from preferl.reporting import cost, evaluation, frontier, hacking
+from preferl.reporting import cost, evaluation, frontier, hacking, samples
 from preferl.reporting import training as training_pages
 from preferl.reporting.hacking import fallen_from_its_peak
 from preferl.reporting.page import Plot, Section, Verdict, needs, of_one_run, write_page
@@ -325,7 +325,7 @@ def test_runs_over_beta_have_one_turning_point_from_all_that_was_measured():
 def test_several_runs_show_their_responses_to_the_same_prompts():
     runs = swept({c: [0.5, 1.0, 1.2] for c in (0.1, 0.2)}, [1.0, 2.0, 3.0])
     table = evaluation.responses_table(runs)
-    assert table.head == ["prompt", "run", "response", "reward", "gold", "log π/π_ref (nats)"]
+    assert table.head == ["prompt", "run", "response", "reward", "gold reward", "log π/π_ref"]
     assert len(table.rows) == 4 * 3
     for start in range(0, 12, 3):
         sft, first, second = table.rows[start : start + 3]
@@ -333,7 +333,7 @@ def test_several_runs_show_their_responses_to_the_same_prompts():
         assert sft[1:] == ["SFT model", "before", "0.00", "0.50", ""]
         number = prompt[1:]
         cut = "" if int(number) % 2 == 0 else " ⋯"
-        assert first[1:] == ["kl_coef = 0.1", f"0.1 says {number}{cut}", "1.00", "2.00", "0.0"]
+        assert first[1:] == ["kl_coef = 0.1", f"0.1 says {number}{cut}", "1.00", "2.00", "0.00"]
         assert second[:3] == ["", "kl_coef = 0.2", f"0.2 says {number}{cut}"]
 
 
@@ -360,9 +360,10 @@ def test_extremes_are_by_what_the_policy_is_judged_by():
     ]  # fmt: skip
     stages = run()
     stages["evaluate"].samples = rows
-    found = {row["prompt"]: row for row in evaluation.examples(stages)}
-    assert all(row["policy"] == ("(empty)" if name == "p2" else "a") for name, row in found.items())
-    ordered = [row["why"] for row in evaluation.examples(stages)]
+    found = {row["prompt"]: row for row in samples.examples(stages)}
+    said = {name: row["responses"][1]["text"] for name, row in found.items()}
+    assert said == {name: "(empty)" if name == "p2" else "a" for name in found}
+    ordered = [row["why"] for row in samples.examples(stages)]
     assert ordered[:5] == ["drawn at random"] * 5
     for name, row in found.items():
         if row["why"].startswith("largest gain"):

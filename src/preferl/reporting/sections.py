@@ -73,6 +73,7 @@ SECTIONS: dict[str, tuple[Maker, ...]] = {
         training.sft_plot,
         elsewhere.health_plot,
         training.rounds_table,
+        training.bad_numbers_table,
         training.checks_table,
     ),
     "How they were trained": (training.training_plots,),

@@ -42,8 +42,8 @@ OF_REWARDS = ("Reward model", "Audited")  # verdicts where there is no policy to
 def verdict(stages: Stages) -> Verdict:
     """The word for a run, read off paired intervals alone.
 
-    ``Reward hacked``: the reward rose and what it stands for fell (the gold reward, or else a held-out one, or
-    else by a judge).
+    ``Reward hacked``: the reward rose and what it stands for fell (the gold reward, else a held-out one, else
+    what a judge prefers).
     ``Over-optimised``: it rose, but less than it had in between. ``Better``, ``Worse``, ``No clear gain`` by
     the same measure, with what it is by where that is no truth; ``Higher reward`` where the reward is not
     known to agree with the data set's labels; ``Nothing was trained`` where both are the SFT model.
@@ -197,7 +197,7 @@ def not_known_of(summary: dict[str, Any]) -> str:
         return ""
     key = main_measure(summary)
     by = "this very reward" if key == "score" else f"the {NAMES[key]} too"
-    return f"It was trained elsewhere: whether these prompts trained it, and whether {by} did, is not known here. "
+    return f"It was trained elsewhere: whether these prompts, or {by}, trained it is not known here. "
 
 
 def signs_sentence(summary: dict[str, Any]) -> str:

@@ -627,7 +627,8 @@ def from_pool(
 def side_by_side(
     prompts: Sequence[Prompt], rl: ScoredResponses, sft: ScoredResponses, log_ratio_N: np.ndarray
 ) -> list[dict[str, Any]]:
-    """One row per prompt: the first response of both with score, gold, KL and whether they ended."""
+    """One row per prompt: the first response of both with score, gold, log-ratio and whether they ended; of a
+    dialogue its turns too."""
     rows = []
     for p, prompt in enumerate(prompts):
         row = {
@@ -639,6 +640,8 @@ def side_by_side(
         for name, responses in (("reference", sft), ("policy", rl)):
             row[f"{name}_finished"] = responses.first_finished[p]
             row |= {f"{name}_{m}": value_PG[p, 0] for m, value_PG in responses.value_PG.items()}
+        if not isinstance(prompt, str) and len(prompt) > 1:
+            row["turns"] = [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
         rows.append(row)
     return rows
 
