@@ -536,6 +536,32 @@ def test_signs_of_several_runs_are_a_run_a_row():
     assert hacking.signs_table({"a": runs["a"]}).rows[0][-1] == "more"
 
 
+def test_measurements_that_were_no_numbers_have_a_table():
+    metrics = [{"step": i, "train/reward": 1.0, "train/kl": "nan" if i > 2 else 0.1} for i in range(5)]
+    metrics.append({"step": 5, "train/loss": None, "train/reward": "inf"})
+    table = training_pages.bad_numbers_table({"a": {"rl": stage({}, metrics, "rl")}})
+    assert table.rows == [
+        ["rl", "train/kl", "nan", "2", "3"],
+        ["rl", "train/loss", "missing", "1", "5"],
+        ["rl", "train/reward", "inf", "1", "5"],
+    ]
+    assert training_pages.bad_numbers_table({"a": {"rl": stage({}, metrics[:2], "rl")}}) is None
+
+
+def test_axes_fit_what_was_measured():
+    """Lengths near 40 and shares near 0 would be lines at an edge of axes from 0 to all."""
+    rows = [{"step": i, "train/length": 40.0 + i % 2, "train/eos_rate": 1.0, "dev/sign/hedging": 0.01 * i}
+            for i in range(8)]  # fmt: skip
+    runs = {"a": {"rl": stage({}, rows, "rl")}}
+    ticks = {
+        name: [float(text) for text in re.findall(r">([\d.]+)</text>", make(runs).svg)]
+        for name, make in (("length", training_pages.rl_length_plot), ("signs", hacking.signs_plot))
+    }
+    assert 40.0 in ticks["length"]
+    assert not {10.0, 20.0, 30.0} & set(ticks["length"])
+    assert max(value for value in ticks["signs"] if value < 1) < 0.2
+
+
 def test_ten_runs_have_ten_looks():
     assert len(set(styles(10))) == 10
 

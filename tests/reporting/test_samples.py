@@ -20,7 +20,7 @@ def row(i, **more):
 
 
 def shown(rows, measures=("score",)):
-    summary = {"comparison": dict.fromkeys(measures, {})}
+    summary = {"comparison": {key: {} for key in measures}}
     return examples({"evaluate": SimpleNamespace(samples=rows, summary=summary)})
 
 
@@ -83,7 +83,8 @@ def test_the_policy_of_a_page_lets_its_own_script_run_alone(tmp_path):
     assert len(re.findall("<script", many)) == 1
     (policy,) = re.findall('Security-Policy" content="(.*?)"', many)
     assert re.fullmatch(
-        r"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-[\w+/]{43}='", policy
+        r"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-[\w+/]{43}='",
+        policy,
     )
     one = page_of(tmp_path, [row(0)]).read_text()  # nothing to sort
     assert "<script" not in one
@@ -174,7 +175,8 @@ def test_nothing_but_tables_is_wider_than_a_telephone(tmp_path, open_page):
     tables = [Table(long, ["a", "b"], [[long, "short"]] * 3, note=long)]
     path = write_page(
         tmp_path / "report.html", long, Verdict(long, "good", long), [(long, long, long)] * 3,
-        [Section(long, [], tables)], [(long, long)], [long], examples=shown(rows), remarks=[long], notes=[long],
+        [Section(long, [], tables)], [(long, long)], [long], examples=shown(rows), remarks=[long],
+        notes=[long],
     )  # fmt: skip
     page = open_page(path, viewport={"width": 390, "height": 800})
     assert page.evaluate("document.scrollingElement.scrollWidth") == 390

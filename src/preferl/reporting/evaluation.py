@@ -55,12 +55,18 @@ def policies_table(stages: Stages) -> Table | None:
             }
         )
     note = (
-        f"{summary['prompts']} prompts of the eval split, temperature {summary['temperature']}, "
+        f"{summary['prompts']} prompts of {split_of(stages)}, temperature {summary['temperature']}, "
         f"{summary['num_generations']} response{'s' * (summary['num_generations'] > 1)} each; 95 % "
         f"intervals. KL in nats per response ± a standard error, perplexity under the SFT model. A pass is "
         f"one sequence through one language model."
     )
     return table("Policies side by side", rows, note)
+
+
+def split_of(stages: Stages) -> str:
+    """The rows that an evaluation measured on, in words."""
+    split = stages["evaluate"].config.get("split") or "eval"
+    return "all splits" if split == "all" else f"the split {split}"
 
 
 @of_one_run("evaluate")
