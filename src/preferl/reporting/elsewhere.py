@@ -14,7 +14,7 @@ REWARD = "train/reward/"  # and the name of one of several reward functions
 
 
 def source_of(stages: Stages) -> str:
-    """Where the curves come from, as every caption says; empty where nothing was left out."""
+    """A sentence that names the trainer's file, for every caption, and says what of it was left out."""
     found = summary_of(stages)["elsewhere"]
     text = f"Read from the trainer’s {found['file']}"
     if found["left_out"]:

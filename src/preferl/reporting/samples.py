@@ -19,11 +19,11 @@ def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:
         return []
     rows = stages["evaluate"].samples
     key = main_measure(summary_of(stages))
-    gains = [gain_of(row, key) for row in rows]
-    by_gain = sorted((i for i, gain in enumerate(gains) if gain is not None), key=lambda i: gains[i] or 0.0)
+    gains = {i: gain for i, row in enumerate(rows) if (gain := gain_of(row, key)) is not None}
     ratios = {i: ratio for i, row in enumerate(rows) if (ratio := finite(row.get("kl"))) is not None}
-    wanted = [(i, f"largest gain in {NAMES[key]}") for i in by_gain[::-1][:2] if (gains[i] or 0.0) > 0]
-    wanted += [(i, f"largest loss of {NAMES[key]}") for i in by_gain[:2] if (gains[i] or 0.0) < 0]
+    by_gain = sorted(gains, key=gains.__getitem__)
+    wanted = [(i, f"largest gain in {NAMES[key]}") for i in by_gain[::-1][:2] if gains[i] > 0]
+    wanted += [(i, f"largest loss of {NAMES[key]}") for i in by_gain[:2] if gains[i] < 0]
     if ratios:
         wanted.append((max(ratios, key=ratios.__getitem__), "furthest from the SFT model"))
 
@@ -33,7 +33,7 @@ def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:
     picked: dict[int, str] = {}
     for i, why in drawn[:FEW] + wanted + drawn[FEW:]:
         picked.setdefault(i, why)
-    return [example(rows[i], why, gains[i]) for i, why in list(picked.items())[:MOST]]
+    return [example(rows[i], why, gains.get(i)) for i, why in list(picked.items())[:MOST]]
 
 
 def gain_of(row: Mapping[str, Any], key: str) -> float | None:

@@ -140,7 +140,7 @@ def trained_elsewhere(config: EvaluateConfig, stage: Stage) -> dict[str, Any]:
     made_here = any((place / "manifest.json").exists() for place in (folder, folder.parent))
     if made_here or name == config.ref_model or name.startswith(HANDED_OVER):
         return {}
-    file = find_trainer_state(folder)
+    file = find_trainer_state(folder) if folder.is_dir() else None  # a name of the Hub is no folder
     if file is None:
         return {"file": None}
     try:
