@@ -110,6 +110,7 @@ FRONTIER, FRONTIERS = "statistics/frontier.py", "tests/statistics/test_frontier.
 COMPARISONS = "tests/evaluation/test_comparison.py"
 PAGES = "tests/reporting/test_report_pages.py"
 GATHER = "tests/reporting/test_gather.py"
+TRAINER_STATE = "tests/runs/test_trainer_state.py"
 SFT = "tests/stages/test_sft.py::"
 DPO = "tests/stages/test_dpo.py::"
 KTO = "tests/stages/test_kto.py::"
@@ -649,6 +650,14 @@ MUTANTS = (
     Mutant("signs-do-not-count", "reporting/verdict.py",
            "    if risen_signs(summary):\n        return Verdict(f",
            "    if False:\n        return Verdict(f", (PAGES,)),
+    Mutant("a-judge-that-disagrees-is-not-heard", "reporting/verdict.py",
+           'judge["win_rate_high"] < 0.5', 'judge["win_rate_high"] < 0', (PAGES,)),
+    Mutant("an-old-checkpoints-curves", "runs/trainer_state.py",
+           "key=numbered.__getitem__, reverse=True)", "key=numbered.__getitem__)", (TRAINER_STATE,)),
+    Mutant("infinite-rewards-are-curves", "runs/trainer_state.py", "if math.isfinite(value)}", "}",
+           (TRAINER_STATE,)),
+    Mutant("the-loss-is-the-gain", "reporting/samples.py", "else after - before", "else before - after",
+           ("tests/reporting/test_samples.py",)),
     Mutant("the-training-signal-is-gold", "reporting/measures.py", "if key not in signals", "if key",
            (PAGES,)),
     Mutant("an-annotator-is-gold", "pipeline.py", '"gold": truth,\n        },\n    }',

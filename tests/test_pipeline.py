@@ -439,9 +439,9 @@ def test_the_report_is_one_file_that_fetches_nothing(finished):
     page = Page()
     page.feed(html)
     assert not page.fetches
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1  # its own, which sorts the responses
     assert page.tags.count("svg") == page.tags.count("figcaption") == 13
-    assert page.tags.count("article") == 10
+    assert page.tags.count("article") == 24
     text = " ".join(page.text)
     for words in ("held-out prompts", "win rate", "best-of-4", "Reward model, audited", "What it cost", "KL"):
         assert words in text
@@ -462,7 +462,7 @@ def test_the_report_escapes_what_it_shows(finished, tmp_path):
     (copy / "evaluate" / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     page = Page()
     page.feed(report.write(copy).read_text(encoding="utf-8"))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert "img" not in page.tags
     assert not page.fetches
     assert attack in " ".join(page.text)

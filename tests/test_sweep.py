@@ -240,6 +240,17 @@ class Page(HTMLParser):
         self.text += data
 
 
+def test_a_sweep_has_a_summary_in_markdown(swept, capsys):
+    config, _ = swept
+    assert cli.main(["report", str(config.root), "--format", "md"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"## {config.root.name}: ")
+    assert "**Points**" in text
+    rows = json.loads((config.root / "table.json").read_text())["rows"]
+    points = text.split("**Points**")[1].split("\n\n")[1].splitlines()[2:]
+    assert len(points) == len(rows)
+
+
 def test_the_report_has_a_plot_and_a_sentence_for_each_metric(swept):
     config, outcome = swept
     page = Page(outcome.report)

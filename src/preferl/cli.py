@@ -342,9 +342,15 @@ def report_command(arguments: list[str]) -> int:
 def report_in_markdown(directories: Sequence[Path], path: Path | None) -> int:
     """Prints the summary, or writes it where a file is named."""
     from preferl.runs.files import write_atomically
+    from preferl.runs.record import is_sweep
     from preferl.stages import report
 
-    text = report.markdown(report.read(directories))
+    if len(directories) == 1 and is_sweep(directories[0]):
+        from preferl.reporting import sweeps
+
+        text = sweeps.markdown(directories[0])
+    else:
+        text = report.markdown(report.read(directories))
     if path is None:
         print(text, end="")
     else:

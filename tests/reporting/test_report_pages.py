@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from preferl.reporting import cost, evaluation, frontier, hacking
+from preferl.reporting import cost, evaluation, frontier, hacking, samples
 from preferl.reporting import training as training_pages
 from preferl.reporting.hacking import fallen_from_its_peak
 from preferl.reporting.page import Plot, Section, Verdict, needs, of_one_run, write_page
@@ -137,6 +137,19 @@ def test_a_held_out_reward_can_tell_of_hacking_too():
     found["held_out"] = difference(0.5)
     assert verdict(stages).word == "Better by a held-out reward"
     assert "a proxy too" in verdict(stages).text
+
+
+def test_a_judge_can_tell_of_hacking_where_nothing_else_can():
+    stages = without_gold(run())
+    judge = {"n": 100, "inconsistent": 0, "unparsable": 0, "win_rate": 0.3}
+    judge |= {"win_rate_low": 0.2, "win_rate_high": 0.4}
+    stages["evaluate"].summary["comparison"]["judge"] = judge
+    found = verdict(stages)
+    assert found.word == "Reward hacked"
+    assert "The reward rose while a judge prefers what was there before." in found.text
+    judge["win_rate_high"] = 0.5
+    assert verdict(stages).word == "Better by the training signal only"
+    assert verdict(run()).word == "Better"
 
 
 def without_gold(stages):
@@ -312,7 +325,7 @@ def test_runs_over_beta_have_one_turning_point_from_all_that_was_measured():
 def test_several_runs_show_their_responses_to_the_same_prompts():
     runs = swept({c: [0.5, 1.0, 1.2] for c in (0.1, 0.2)}, [1.0, 2.0, 3.0])
     table = evaluation.responses_table(runs)
-    assert table.head == ["prompt", "run", "response", "reward", "gold", "log π/π_ref (nats)"]
+    assert table.head == ["prompt", "run", "response", "reward", "gold reward", "log π/π_ref"]
     assert len(table.rows) == 4 * 3
     for start in range(0, 12, 3):
         sft, first, second = table.rows[start : start + 3]
@@ -320,7 +333,7 @@ def test_several_runs_show_their_responses_to_the_same_prompts():
         assert sft[1:] == ["SFT model", "before", "0.00", "0.50", ""]
         number = prompt[1:]
         cut = "" if int(number) % 2 == 0 else " ⋯"
-        assert first[1:] == ["kl_coef = 0.1", f"0.1 says {number}{cut}", "1.00", "2.00", "0.0"]
+        assert first[1:] == ["kl_coef = 0.1", f"0.1 says {number}{cut}", "1.00", "2.00", "0.00"]
         assert second[:3] == ["", "kl_coef = 0.2", f"0.2 says {number}{cut}"]
 
 
@@ -347,9 +360,10 @@ def test_extremes_are_by_what_the_policy_is_judged_by():
     ]  # fmt: skip
     stages = run()
     stages["evaluate"].samples = rows
-    found = {row["prompt"]: row for row in evaluation.examples(stages)}
-    assert all(row["policy"] == ("(empty)" if name == "p2" else "a") for name, row in found.items())
-    ordered = [row["why"] for row in evaluation.examples(stages)]
+    found = {row["prompt"]: row for row in samples.examples(stages)}
+    said = {name: row["responses"][1]["text"] for name, row in found.items()}
+    assert said == {name: "(empty)" if name == "p2" else "a" for name in found}
+    ordered = [row["why"] for row in samples.examples(stages)]
     assert ordered[:5] == ["drawn at random"] * 5
     for name, row in found.items():
         if row["why"].startswith("largest gain"):
@@ -520,6 +534,32 @@ def test_signs_of_several_runs_are_a_run_a_row():
     assert [row[0] for row in table.rows] == ["SFT model", "a", "b"]
     assert [row[1] for row in table.rows] == ["10.0\u00a0%", "60.0\u00a0%", "10.0\u00a0%"]
     assert hacking.signs_table({"a": runs["a"]}).rows[0][-1] == "more"
+
+
+def test_measurements_that_were_no_numbers_have_a_table():
+    metrics = [{"step": i, "train/reward": 1.0, "train/kl": "nan" if i > 2 else 0.1} for i in range(5)]
+    metrics.append({"step": 5, "train/loss": None, "train/reward": "inf"})
+    table = training_pages.bad_numbers_table({"a": {"rl": stage({}, metrics, "rl")}})
+    assert table.rows == [
+        ["rl", "train/kl", "nan", "2", "3"],
+        ["rl", "train/loss", "missing", "1", "5"],
+        ["rl", "train/reward", "inf", "1", "5"],
+    ]
+    assert training_pages.bad_numbers_table({"a": {"rl": stage({}, metrics[:2], "rl")}}) is None
+
+
+def test_axes_fit_what_was_measured():
+    """Lengths near 40 and shares near 0 would be lines at an edge of axes from 0 to all."""
+    rows = [{"step": i, "train/length": 40.0 + i % 2, "train/eos_rate": 1.0, "dev/sign/hedging": 0.01 * i}
+            for i in range(8)]  # fmt: skip
+    runs = {"a": {"rl": stage({}, rows, "rl")}}
+    ticks = {
+        name: [float(text) for text in re.findall(r">([\d.]+)</text>", make(runs).svg)]
+        for name, make in (("length", training_pages.rl_length_plot), ("signs", hacking.signs_plot))
+    }
+    assert 40.0 in ticks["length"]
+    assert not {10.0, 20.0, 30.0} & set(ticks["length"])
+    assert max(value for value in ticks["signs"] if value < 1) < 0.2
 
 
 def test_ten_runs_have_ten_looks():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -252,3 +253,47 @@ def test_a_reward_that_fails_on_the_datas_own_responses_ends_the_stage(with_answ
     config = dataclasses.replace(with_answers, reward_model="own_rewards:refuses_what_people_wrote")
     with pytest.raises(UsageError, match="I read what models write"):
         evaluate.run(config)
+
+
+def test_a_dialogue_keeps_its_turns_beside_the_last_question():
+    dialogue = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Where is Paris?"},
+        {"role": "assistant", "content": "In France."},
+        {"role": "user", "content": "And Rome?"},
+    ]
+    prompts = ["And Oslo?", dialogue[1:2], dialogue]
+    said = SimpleNamespace(
+        first=["a"] * 3, first_finished=[True] * 3, value_PG={"score": np.zeros((3, 1))}, group_size=1
+    )
+    rows = evaluate.side_by_side(prompts, said, said, np.zeros(3))
+    assert [row["prompt"] for row in rows] == ["And Oslo?", "Where is Paris?", "And Rome?"]
+    assert [row.get("turns") for row in rows] == [None, None, dialogue]
+
+
+def test_the_curves_of_a_training_elsewhere_are_kept_and_a_damaged_file_is_said(tmp_path, monkeypatch):
+    logged, said = [], []
+    stage = SimpleNamespace(log=lambda **row: logged.append(row), say=said.append)
+
+    def found(**changes):
+        names = {"model_name_or_path": str(tmp_path), "ref_model": "start"} | changes
+        return evaluate.trained_elsewhere(EvaluateConfig(**names), stage)
+
+    assert found() == {"file": None}
+    file = tmp_path / "trainer_state.json"
+    file.write_text('{"log_history": [{"step": 1, "reward": 2.0, "loss": NaN}]}')
+    assert found() == {"file": "trainer_state.json", "left_out": 1}
+    assert logged == [{"step": 1, "train/reward": 2.0}]
+    assert found(ref_model=str(tmp_path)) == {}  # nothing was trained
+    assert found(model_name_or_path="memory:model-1") == {}
+    file.write_text("{")
+    assert found() == {"file": None}
+    assert "the curves of the training are left out: " in said[-1]
+    # A name of the Hub is no folder, and what lies in this one is not its own.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text('{"log_history": [{"step": 1, "loss": 1}]}')
+    assert found(model_name_or_path="gpt2") == {"file": None}
+    (tmp_path / "manifest.json").write_text("{}")  # a stage of preferl
+    assert found() == {}
+    assert len(logged) == 1

@@ -1,7 +1,6 @@
 """Did it work? Policies side by side, win rates by every measure and category, responses to read."""
 
 import random
-from typing import Any
 
 from preferl.reporting.formats import (
     cut_text,
@@ -15,6 +14,7 @@ from preferl.reporting.formats import (
 from preferl.reporting.measures import MEASURES, NAMES, Runs, Stages, main_measure, summaries, summary_of
 from preferl.reporting.page import Plot, Table, needs, of_one_run, table
 from preferl.reporting.plots import BLUE, GREY, ORANGE, curve, draw, error_bars
+from preferl.reporting.samples import numbers_of
 from preferl.reporting.verdict import Seeds, evaluated_seeds, gain, verdict, verdicts
 
 MOST_CATEGORIES = 16
@@ -55,12 +55,18 @@ def policies_table(stages: Stages) -> Table | None:
             }
         )
     note = (
-        f"{summary['prompts']} prompts of the eval split, temperature {summary['temperature']}, "
+        f"{summary['prompts']} prompts of {split_of(stages)}, temperature {summary['temperature']}, "
         f"{summary['num_generations']} response{'s' * (summary['num_generations'] > 1)} each; 95 % "
         f"intervals. KL in nats per response ± a standard error, perplexity under the SFT model. A pass is "
         f"one sequence through one language model."
     )
     return table("Policies side by side", rows, note)
+
+
+def split_of(stages: Stages) -> str:
+    """The rows that an evaluation measured on, in words."""
+    split = stages["evaluate"].config.get("split") or "eval"
+    return "all splits" if split == "all" else f"the split {split}"
 
 
 @of_one_run("evaluate")
@@ -194,14 +200,12 @@ def responses_table(runs: Runs, seed: int = 0) -> Table | None:
             cells = {"prompt": cut_text(prompt) if who == "reference" else "", "run": name}
             cells["response"] = cut_text(row[who]).strip() or "(empty)"
             cells["response"] += "" if row[f"{who}_finished"] else " ⋯"
-            cells["reward"] = format_2f(row[f"{who}_score"])
-            if f"{who}_gold" in row:
-                cells["gold"] = format_2f(row[f"{who}_gold"])
-            cells["log π/π_ref (nats)"] = f"{row['kl']:.1f}" if who == "policy" else ""
+            cells |= {name: value for name, value, _ in numbers_of(row, who)}
             rows.append(cells)
     note = (
         "Prompts drawn at random, the same for all; rewards are each run’s own, the SFT model’s that of the "
-        "first. ⋯ marks a response that was cut off at the length limit."
+        "first; log π/π_ref is that of the one response, in nats. ⋯ marks a response that was cut off at the "
+        "length limit."
     )
     return table("The same prompts", rows, note)
 
@@ -225,32 +229,3 @@ def seeds_table(runs: Seeds) -> Table | None:
         )
     note = "Gains are means over seeds with 95 % intervals between them: what another training would give."
     return table("Over seeds", rows, note)
-
-
-def examples(stages: Stages, seed: int = 0) -> list[dict[str, Any]]:
-    """Ten prompts side by side: five drawn by a seed, and the extremes."""
-    if "evaluate" not in stages:
-        return []
-    rows = stages["evaluate"].samples
-    key = main_measure(summary_of(stages))
-    name = NAMES[key]
-    gain = [row[f"policy_{key}"] - row[f"reference_{key}"] for row in rows]
-    by_gain = sorted(range(len(rows)), key=gain.__getitem__)
-    by_kl = sorted(range(len(rows)), key=lambda i: rows[i]["kl"])
-    wanted = [(i, f"largest gain in {name}") for i in by_gain[::-1][:2] if gain[i] > 0]
-    wanted += [(i, f"largest loss of {name}") for i in by_gain[:2] if gain[i] < 0]
-    wanted += [(by_kl[-1], "furthest from the SFT model")]
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    picked: dict[int, str] = {}
-    for i, why in [(i, "drawn at random") for i in order[:5]] + wanted:
-        picked.setdefault(i, why)
-    for i in order[5:]:
-        if len(picked) >= min(10, len(rows)):
-            break
-        picked.setdefault(i, "drawn at random")
-    return [
-        {**rows[i], "why": why, "prompt": cut_text(rows[i]["prompt"]),
-         **{who: cut_text(rows[i][who]).strip() or "(empty)" for who in ("policy", "reference")}}
-        for i, why in picked.items()
-    ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 from preferl.statistics.intervals import Estimate
 
 MAX_TEXT = 1200  # characters of a response that a table shows
+MAX_BAD = 12  # characters of what should have been a number
 
 
 def written(value: float, form: str, unit: str = "") -> str:
@@ -33,6 +34,20 @@ def percent(value: float) -> str:
 
 def signed_percent(value: float) -> str:
     return written(100 * value, "+z.1f", "\u00a0%")
+
+
+def finite(value: Any) -> float | None:
+    """A value of a row as a number; None where it is missing, text (as NaN is in a file) or not finite."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None
+
+
+def marked(value: Any) -> tuple[str, bool]:
+    """A value of a row as text, and whether it is a bad one: missing, NaN or infinite."""
+    number = finite(value)
+    if number is not None:
+        return format_2f(number), False
+    return ("missing" if value is None else str(value)[:MAX_BAD]), True
 
 
 def brackets(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str:

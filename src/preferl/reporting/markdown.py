@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from preferl.reporting.page import Section, Table, Verdict
 
-SECTIONS = ("Rewards side by side", "Did it work?")  # whose tables are shown; the page has the rest
+POINTS = "Table and curves"  # of a sweep
+SECTIONS = (POINTS, "Rewards side by side", "Did it work?")  # whose tables are shown; the page has the rest
 RESPONSES = "The same prompts"  # a table of what models wrote
 
 

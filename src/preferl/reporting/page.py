@@ -4,9 +4,12 @@ Every page is a single file that loads nothing; everything shown is escaped. A p
 maker, a function of runs by name: one run is a mapping with one entry.
 """
 
+import base64
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ from preferl.reporting.measures import Runs, Stages
 from preferl.runs.files import write_atomically
 
 GENERATOR = '<meta name="generator" content="preferl">'  # by which a page is known as one of preferl's
+SHOWN = 10  # prompts, and rows of a long table, that are not folded
+LONG = 15  # rows of a table that is not long yet
+SHORT = 24  # characters of a cell that is never broken within a word
 
 
 @dataclass(frozen=True)
@@ -125,11 +131,13 @@ def write_page(
         sections: in their order; empty ones are left out.
         configs: title and YAML of each configuration, folded.
         made_from: what the page was made from, for the last line.
-        examples: prompts with both responses, as ``samples.jsonl`` of evaluate has them.
+        examples: prompts with both responses, as of ``reporting.samples``.
         remarks: sentences under the verdict about what the page is made of.
         notes: sentences about the data.
     """
     environment = Environment(loader=PackageLoader("preferl.reporting", "."), autoescape=True)
+    environment.filters["bare"] = bare
+    script = script_of_samples() if len(examples) > 1 else ""
     text = environment.get_template("page.html").render(
         name=name,
         generator=Markup(GENERATOR),
@@ -142,6 +150,27 @@ def write_page(
         notes=notes,
         configs=configs,
         made_from=made_from,
+        shown=SHOWN,
+        fold_from=LONG,
+        short=SHORT,
+        script=Markup(script),
+        script_source=Markup(source_of(script)),
     )
     write_atomically(path, text)
     return path
+
+
+def script_of_samples() -> str:
+    """The page's one script, which filters and sorts the responses."""
+    return resources.files("preferl.reporting").joinpath("samples.js").read_text(encoding="utf-8")
+
+
+def source_of(script: str) -> str:
+    """A script as the page's policy names it: this text may run, and no other."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def bare(value: float | None) -> str:
+    """A number as an attribute holds it; empty where there is none."""
+    return "" if value is None else repr(value)

@@ -2,6 +2,7 @@
 
 from preferl.reporting import (
     cost,
+    elsewhere,
     evaluation,
     frontier,
     hacking,
@@ -24,6 +25,8 @@ SECTIONS: dict[str, tuple[Maker, ...]] = {
         evaluation.responses_table,
         training.rl_reward_plot,
         training.rl_kl_plot,
+        elsewhere.reward_plot,
+        elsewhere.kl_plot,
     ),
     "What the KL bought": (
         frontier.frontier_plots,
@@ -37,6 +40,7 @@ SECTIONS: dict[str, tuple[Maker, ...]] = {
         hacking.best_of_n_plot,
         hacking.signs_plot,
         training.rl_length_plot,
+        elsewhere.length_plot,
         hacking.over_optimisation_table,
         hacking.signs_table,
         training.alarms_table,
@@ -67,7 +71,9 @@ SECTIONS: dict[str, tuple[Maker, ...]] = {
         training.rl_health_plot,
         training.dpo_plot,
         training.sft_plot,
+        elsewhere.health_plot,
         training.rounds_table,
+        training.bad_numbers_table,
         training.checks_table,
     ),
     "How they were trained": (training.training_plots,),

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from preferl.reporting.evaluation import seeds_table
 from preferl.reporting.gather import finished_stages
+from preferl.reporting.markdown import POINTS, summary
 from preferl.reporting.measures import evaluated
 from preferl.reporting.page import Plot, Section, Table, Verdict, write_page
 from preferl.reporting.plots import COLOURS, MARKERS, Mark, curve, draw, ticks
@@ -268,8 +269,28 @@ def page(root: Path, path: Path | None = None) -> Path:
     return file
 
 
+def markdown(root: Path) -> str:
+    """A sweep in short, as Markdown.
+
+    Raises:
+        UsageError: as of ``Sweep.read``.
+    """
+    content = content_of(Sweep.read(root))
+    return summary(content["name"], content["verdict"], content["facts"], content["sections"])
+
+
 def write_report(file: Path, sweep: Sweep) -> Path:
     """Writes the page of a sweep."""
+    return write_page(
+        file,
+        **content_of(sweep),
+        configs=[("sweep", (sweep.root / "config.yaml").read_text(encoding="utf-8"))],
+        made_from=[f"{len(sweep.rows)} points x {len(sweep.seeds)} seeds"],
+    )
+
+
+def content_of(sweep: Sweep) -> dict[str, Any]:
+    """What stands on the page of a sweep: ``name``, ``verdict``, ``facts`` and ``sections``."""
     root, rows, metrics, seeds = sweep.root, sweep.rows, sweep.metrics, sweep.seeds
     runs, stages = sweep.runs, sweep.stages
     first_seed = {name: each[0] for name, each in runs.items() if each}
@@ -301,19 +322,16 @@ def write_report(file: Path, sweep: Sweep) -> Path:
         errors = [[row.point, str(seed), error] for row in rows for seed, error in row.errors.items()]
         tables.append(Table("Failed runs", ["point", "seed", "error"], errors))
     plots = [plot(rows, name, path) for name, path in metrics.items()]
-    return write_page(
-        file,
-        name=root.resolve().name,
-        verdict=Verdict(word, "bad" if failed else "good", text),
-        facts=[
+    return {
+        "name": root.resolve().name,
+        "verdict": Verdict(word, "bad" if failed else "good", text),
+        "facts": [
             ("points", str(len(rows)), "rows of the table"),
             ("seeds", str(len(seeds)), "each point"),
             ("runs finished", str(count - failed), f"of {count}"),
         ],
-        sections=[Section("Table and curves", plots, tables), *sections(first_seed)],
-        configs=[("sweep", (root / "config.yaml").read_text(encoding="utf-8"))],
-        made_from=[f"{len(rows)} points x {len(seeds)} seeds"],
-    )
+        "sections": [Section(POINTS, plots, tables), *sections(first_seed)],
+    }
 
 
 # ------------------------------------------------------------------------------------------------- plots

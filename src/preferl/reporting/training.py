@@ -7,6 +7,8 @@ from preferl.reporting.page import Plot, Table, needs, of_one_run, table
 from preferl.reporting.plots import BLUE, GREEN, ORANGE, curve, curves, draw
 from preferl.reporting.rounds import one_by_one, rounds_of, rounds_text, starts_of
 
+NO_NUMBERS = ("nan", "inf", "-inf")  # as a row of metrics holds them
+
 
 @of_one_run("sft")
 def sft_plot(stages: Stages) -> Plot:
@@ -114,7 +116,6 @@ def rl_length_plot(stages: Stages) -> Plot:
     _, eos = series(stages["rl"], "train/eos_rate")
     marks = [
         curve(step, length, "mean length", color=BLUE),
-        lambda axes: axes.set_ylim(bottom=0),
         *starts_of(stages["rl"]),
     ]
     reading = (
@@ -204,6 +205,31 @@ def rounds_table(stages: Stages) -> Table | None:
         )
     note = "On fresh samples: how often the reward model prefers what the annotator prefers, first and last."
     return table("Rounds", rows, note)
+
+
+@of_one_run()
+def bad_numbers_table(stages: Stages) -> Table | None:
+    """Measurements that were no numbers: curves have no point there."""
+    rows = []
+    for name, record in one_by_one(stages):
+        places: dict[str, list[tuple[str, str]]] = {}
+        for row in record.metrics:
+            step = str(row.get("step", "–"))
+            for key, value in row.items():
+                if value is None or str(value) in NO_NUMBERS:
+                    places.setdefault(key, []).append((step, "missing" if value is None else str(value)))
+        rows += [
+            {
+                "stage": name,
+                "measurement": key,
+                "what it was": ", ".join(sorted({value for _, value in found})),
+                "how often": str(len(found)),
+                "first at": found[0][0],
+            }
+            for key, found in places.items()
+        ]
+    note = "Curves have no point there, and nothing else on this page counts them."
+    return table("Numbers that are none", rows, note)
 
 
 @of_one_run()

@@ -42,7 +42,8 @@ OF_REWARDS = ("Reward model", "Audited")  # verdicts where there is no policy to
 def verdict(stages: Stages) -> Verdict:
     """The word for a run, read off paired intervals alone.
 
-    ``Reward hacked``: the reward rose and what it stands for fell (the gold reward, or else a held-out one).
+    ``Reward hacked``: the reward rose and what it stands for fell (the gold reward, else a held-out one, else
+    what a judge prefers).
     ``Over-optimised``: it rose, but less than it had in between. ``Better``, ``Worse``, ``No clear gain`` by
     the same measure, with what it is by where that is no truth; ``Higher reward`` where the reward is not
     known to agree with the data set's labels; ``Nothing was trained`` where both are the SFT model.
@@ -68,12 +69,20 @@ def verdict(stages: Stages) -> Verdict:
         return Verdict("Over-optimised", "bad", f"{fell} {text}")
     if judged["difference_low"] <= 0:
         return Verdict("No clear gain", "plain", text)
+    if key == "score" and judge_disagrees(summary):
+        return Verdict(HACKED, "bad", f"The reward rose while a judge prefers what was there before. {text}")
     if risen_signs(summary):
         return Verdict(f"Higher {NAMES[key]}, gamed?", "bad", text)
     labels = summary.get("labels")
     if key == "score" and labels and labels["accuracy_low"] <= 0.5:
         return Verdict("Higher reward", "plain", text)  # which people are not known to share
     return Verdict(BETTER + BY[key], "good" if key == "gold" else "plain", text)
+
+
+def judge_disagrees(summary: dict[str, Any]) -> bool:
+    """Whether a language model prefers the SFT model's responses beyond noise."""
+    judge = summary["comparison"].get("judge")
+    return judge is not None and judge["win_rate_high"] < 0.5
 
 
 def untrained(stages: Stages) -> bool:
@@ -125,19 +134,18 @@ def paragraph(summary: dict[str, Any]) -> str:
     comparison, policies = summary["comparison"], summary["policies"]
     after, before = policies["policy"], policies["reference"]
     proxy = comparison["score"]
-    where = "training" if summary.get("trained_on") else "held-out"
+    elsewhere = summary.get("elsewhere")
+    where = "training " if summary.get("trained_on") else "" if elsewhere else "held-out "
     text = (
-        f"On {summary['prompts']} {where} prompts training moved the reward by "
+        f"On {summary['prompts']} {where}prompts training moved the reward by "
         f"{with_interval(proxy, 'difference', signed_2f)} against the SFT model "
         f"(from {format_2f(before['score'])} to {format_2f(after['score'])})"
     )
     for key in ("gold", "held_out"):
         if key in judges(summary):
             row = comparison[key]
-            text += (
-                f", and the {NAMES[key]}, which it was not trained on, by {signed_2f(row['difference'])} "
-                f"{brackets(row, 'difference', signed_2f)}"
-            )
+            text += f", and the {NAMES[key]}" + (", which it was not trained on," if not elsewhere else "")
+            text += f" by {signed_2f(row['difference'])} {brackets(row, 'difference', signed_2f)}"
     key = main_measure(summary)
     judged = comparison[key]
     text += (
@@ -180,7 +188,16 @@ def what_judges(summary: dict[str, Any]) -> str:
             )
     elif key == "held_out":
         text += "No truth is known here; the held-out reward is a proxy too. "
-    return text
+    return text + not_known_of(summary)
+
+
+def not_known_of(summary: dict[str, Any]) -> str:
+    """What nobody can know here of a policy that was trained elsewhere; empty of one that a stage made."""
+    if not summary.get("elsewhere"):
+        return ""
+    key = main_measure(summary)
+    by = "this very reward" if key == "score" else f"the {NAMES[key]} too"
+    return f"It was trained elsewhere: whether these prompts, or {by}, trained it is not known here. "
 
 
 def signs_sentence(summary: dict[str, Any]) -> str:

@@ -57,9 +57,11 @@ from preferl.runs.checkpoint import Parts, below
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import names_in
+from preferl.runs.objects import PREFIX as HANDED_OVER
 from preferl.runs.progress import Steps, say
 from preferl.runs.record import StageRecord
 from preferl.runs.stage import Callback, Stage
+from preferl.runs.trainer_state import find_trainer_state, place_of, read_curves
 from preferl.sampling.policy import Policy, Responses
 from preferl.sampling.samples import Samples, joined
 from preferl.statistics import distinct_n, mean_interval, repetition
@@ -124,6 +126,33 @@ def quantised_before(config: EvaluateConfig) -> list[str]:
         "the policy was trained on quantised weights (load_in_4bit): what is sampled here is its adapter "
         "merged into the model as it is stored"
     ]
+
+
+def trained_elsewhere(config: EvaluateConfig, stage: Stage) -> dict[str, Any]:
+    """Of a policy that no stage of preferl made: the ``file`` in which its trainer left the curves of the
+    training, None where there is none. They become the metrics of this stage.
+
+    Returns:
+        Nothing where a stage made the policy, or it is the reference, or it was handed over from Python.
+    """
+    name = config.model_name_or_path
+    folder = Path(name)
+    made_here = any((place / "manifest.json").exists() for place in (folder, folder.parent))
+    if made_here or name == config.ref_model or name.startswith(HANDED_OVER):
+        return {}
+    file = find_trainer_state(folder) if folder.is_dir() else None  # a name of the Hub is no folder
+    if file is None:
+        return {"file": None}
+    try:
+        curves = read_curves(file)
+    except UsageError as error:
+        stage.say(f"the curves of the training are left out: {error}")
+        return {"file": None}
+    for row in curves.rows:
+        stage.log(**row)
+    place = place_of(curves, folder)
+    stage.say(f"the curves of the training are those of {place} ({len(curves.rows)} steps)")
+    return {"file": place, "left_out": curves.left_out}
 
 
 def training_signals(config: EvaluateConfig) -> dict[str, str]:
@@ -232,6 +261,7 @@ def evaluate(
         **of_pool,
         gold=config.gold,
         training_signals=training_signals(config),
+        elsewhere=trained_elsewhere(config, stage),
         **report_on([*asked, *([judge] if judge else [])], stage.say),
     )
 
@@ -597,7 +627,8 @@ def from_pool(
 def side_by_side(
     prompts: Sequence[Prompt], rl: ScoredResponses, sft: ScoredResponses, log_ratio_N: np.ndarray
 ) -> list[dict[str, Any]]:
-    """One row per prompt: the first response of both with score, gold, KL and whether they ended."""
+    """One row per prompt: the first response of both with score, gold, log-ratio and whether they ended; of a
+    dialogue its turns too."""
     rows = []
     for p, prompt in enumerate(prompts):
         row = {
@@ -609,6 +640,8 @@ def side_by_side(
         for name, responses in (("reference", sft), ("policy", rl)):
             row[f"{name}_finished"] = responses.first_finished[p]
             row |= {f"{name}_{m}": value_PG[p, 0] for m, value_PG in responses.value_PG.items()}
+        if not isinstance(prompt, str) and len(prompt) > 1:
+            row["turns"] = [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
         rows.append(row)
     return rows
 

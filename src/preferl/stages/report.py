@@ -10,12 +10,12 @@ from pathlib import Path
 
 import yaml
 
-from preferl.reporting.evaluation import examples
 from preferl.reporting.gather import Gathered, gather
 from preferl.reporting.markdown import summary
 from preferl.reporting.measures import Runs, Stages
 from preferl.reporting.page import GENERATOR, write_page
 from preferl.reporting.rounds import one_by_one
+from preferl.reporting.samples import examples
 from preferl.reporting.sections import sections
 from preferl.reporting.used_twice import used_twice
 from preferl.reporting.verdict import facts, overall, terminal_lines, verdict
