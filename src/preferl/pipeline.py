@@ -586,8 +586,8 @@ def write_report(root: Path, config: RunConfig, is_new: bool = True) -> Path:
     page: Path = report.write_gathered(found, report.usual_place([root]))
     names = RunOptions(report_to=config.given.get("report_to", [])).report_to
     if is_new or not tracking.is_reported(root, names):
-        outcome = "; ".join(report.lines(found))
-        tracking.report(root, names, plain(config.given), outcome, report.markdown(found), page)
+        word = report.overall(found.runs).word
+        tracking.report(root, names, plain(config.given), word, report.markdown(found), page)
     return page
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from preferl.learning import fit as loop
 from preferl.learning.fit import EXTENDABLE, Objective, fit, plan_batches
 from preferl.options.learning import FitOptions
-from preferl.options.shared import DeviceOptions
+from preferl.options.shared import StageOptions
 from preferl.runs import checkpoint, signals
 from preferl.runs.errors import DivergedError, Interrupted, UsageError
 from preferl.runs.found import examine
@@ -26,7 +26,7 @@ from preferl.runs.stage import Stage
 
 
 @dataclass(kw_only=True)
-class Options(FitOptions, DeviceOptions):
+class Options(FitOptions, StageOptions):
     output_dir: str = ""
 
 
@@ -457,3 +457,30 @@ def test_by_default_about_ten_are_written_and_fewer_where_writing_is_slow(tmp_pa
 def test_options_that_cannot_work_are_refused(option, value):
     with pytest.raises(UsageError, match=option):
         FitOptions(**{option: value})
+
+
+def test_only_an_update_that_is_slow_itself_is_said(tmp_path, capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+    config, model = options(tmp_path), Line()
+    usual = objective(model)
+    batches = plan_batches([1] * len(X), config, random.Random(0))
+    updates = 0
+
+    def step(rows):
+        nonlocal now, updates
+        updates += 1
+        now += 30.0 if updates == 8 else 2.0
+        return usual.step(rows)
+
+    def measure():  # in an update of its own, and no part of it
+        nonlocal now
+        now += 1000.0
+        return usual.measure()
+
+    with Stage("sft", config) as stage:
+        stage.begin({})
+        slow = dataclasses.replace(usual, step=step, measure=measure)
+        fit(slow, batches, config, stage)
+    said = [line for line in capsys.readouterr().out.splitlines() if "took" in line and "median" in line]
+    assert said == ["sft: update 8 took 30 s, the median of the 7 before it 2 s"]

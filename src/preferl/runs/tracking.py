@@ -162,7 +162,7 @@ class Wandb:
             self.where = self._later(tracked)
 
     def _later(self, tracked: Tracked) -> str:
-        folder = Path(self.run.dir).parent.parent  # wandb/ of the stage, or where WANDB_DIR says
+        folder = Path(self.run.dir).resolve().parents[1]  # wandb/ of the stage, or where WANDB_DIR says
         if tracked.group and folder.is_relative_to(tracked.path.resolve()):
             folder = tracked.path.resolve().parent / "*" / folder.name
         return f"wandb sync {shown(folder)}/offline-run-*"
@@ -334,7 +334,7 @@ def report(
         run: its directory.
         names: of the trackers.
         options: its configuration.
-        verdict: in a line.
+        verdict: in a word.
         text: its summary in Markdown.
         page: ``report.html``.
     """
