@@ -404,9 +404,10 @@ def as_table(rows: Rows) -> str:
 
 
 def in_table(value: Any) -> str:
+    """A value as Markdown that only shows it, in one line."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     marks = str.maketrans({mark: f"&#{ord(mark)};" for mark in "&<>|*_`[]\\"})
-    return "<br>".join(printable(line) for line in text.translate(marks).splitlines())
+    return "<br>".join(printable(line).translate(marks) for line in text.splitlines())
 
 
 # ------------------------------------------------------------------------------------------- where it lies
