@@ -175,6 +175,7 @@ def test_files_lie_in_the_run_and_it_is_said_how_to_look(folder):
         said.count("report_to trackio: TRACKIO_DIR=runs/demo/trackio trackio show --project preferl\n") == 1
     )
     assert "Trackio" not in said  # what it prints itself
+    assert "passed over" not in said  # nothing of trackers looks like a checkpoint
 
 
 # ------------------------------------------------------------------------------------------------ reading

@@ -47,7 +47,7 @@ GROUPS: dict[str, Groups] = {
         "Who is told": TOLD,
     },
     "rl": {
-        "What": ("model_name_or_path", "reward_model", "dataset_name", "split", "gold", "output_dir"),
+        "What": ("model_name_or_path", "reward_model", "dataset_name", "gold", "output_dir"),
         "How": (
             "algorithm", "kl_coef", "learning_rate", "num_iterations", "batch_size", "num_generations",
             "num_ppo_epochs", "max_kl", "eval_every", "seed",

@@ -27,7 +27,7 @@ from preferl.runs.mark import Mark, read_mark
 from preferl.runs.progress import printable, say
 
 PROJECT = "preferl"
-IDS = "tracking.json"  # tracker -> its name for what it tracks; of a stage in state/
+IDS = ".tracking.json"  # tracker -> its name for what it tracks; of a stage in state/
 UPLOAD_S = 60.0  # what was not sent by then stays on disk
 CONNECT_S = 30.0
 Rows = Sequence[Mapping[str, Any]]
@@ -162,6 +162,7 @@ class Wandb:
             self.where = self._later(tracked)
 
     def _later(self, tracked: Tracked) -> str:
+        """The command that uploads what was kept here, of all stages of a run at once."""
         folder = Path(self.run.dir).resolve().parents[1]  # wandb/ of the stage, or where WANDB_DIR says
         if tracked.group and folder.is_relative_to(tracked.path.resolve()):
             folder = tracked.path.resolve().parent / "*" / folder.name
@@ -171,8 +172,7 @@ class Wandb:
         self.run.log(dict(numbers), step=step)
 
     def samples(self, step: int, rows: Rows) -> None:
-        names = columns_of(rows)
-        data = [[cell(row.get(name)) for name in names] for row in rows]
+        names, data = as_cells(rows)
         table = self.wandb.Table(columns=names, data=data, allow_mixed_types=True)
         self.run.log({"samples": table}, step=step)
 
@@ -191,8 +191,8 @@ class Wandb:
 
 
 class Trackio:
-    """A run of trackio. It keeps all runs of a process in one directory, which is chosen
-    when it is loaded: ``trackio/`` of the first run, unless ``TRACKIO_DIR`` says where."""
+    """A run of trackio. It keeps all runs of a process in one directory, which is chosen when it is loaded:
+    ``trackio/`` of the first run, unless ``TRACKIO_DIR`` says where."""
 
     def __init__(self, tracked: Tracked, id: str, resumed: bool):
         with environment_for_loading(TRACKIO_DIR=str(tracked.root / "trackio")):
@@ -204,16 +204,18 @@ class Trackio:
         # It would finish the run that is current: a person's own, or that of the stage around this one.
         current = context_vars.current_run.get()
         context_vars.current_run.set(None)
-        with contextlib.redirect_stdout(io.StringIO()):  # it says the same in seven lines
-            self.run = trackio.init(
-                project=PROJECT,
-                name=tracked.name,
-                group=tracked.group,
-                config=dict(tracked.options),
-                resume="allow" if resumed else "never",
-                embed=False,
-            )
-        context_vars.current_run.set(current)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it says the same in seven lines
+                self.run = trackio.init(
+                    project=PROJECT,
+                    name=tracked.name,
+                    group=tracked.group,
+                    config=dict(tracked.options),
+                    resume="allow" if resumed else "never",
+                    embed=False,
+                )
+        finally:
+            context_vars.current_run.set(current)
         local = f"TRACKIO_DIR={shown(Path(TRACKIO_DIR))} trackio show --project {PROJECT}"
         self.where = self.run.url or local
 
@@ -221,8 +223,8 @@ class Trackio:
         self.run.log(dict(numbers), step=step)
 
     def samples(self, step: int, rows: Rows) -> None:
-        data = [{name: cell(value) for name, value in row.items()} for row in rows]
-        self.run.log({"samples": self.trackio.Table(data=data)}, step=step)
+        names, data = as_cells(rows)
+        self.run.log({"samples": self.trackio.Table(columns=names, data=data)}, step=step)
 
     def summary(self, step: int, values: Mapping[str, Any]) -> None:
         self.run.log({"summary": self.trackio.Markdown(as_code(values))}, step=step)
@@ -383,10 +385,14 @@ def columns_of(rows: Rows) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def cell(value: Any) -> Any:
-    """A value as tables take it: numbers and texts; anything else as text."""
-    value = plain(value)
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+def as_cells(rows: Rows) -> tuple[list[Any], list[Any]]:
+    """The names of the columns of some rows, and the values of each: numbers and texts; others as text."""
+
+    def cell(value: Any) -> Any:
+        return value if value is None or isinstance(value, str | int | float) else str(value)
+
+    names = columns_of(rows)
+    return names, [[cell(plain(row.get(name))) for name in names] for row in rows]
 
 
 def as_code(values: Mapping[str, Any]) -> str:
