@@ -104,6 +104,7 @@ LAYOUTS = "tests/data/test_layouts.py::"
 MARKS = "tests/runs/test_data_loss.py::"
 INPUTS = "tests/runs/test_inputs.py::"
 LOCKS = "tests/runs/test_lock.py::"
+TRACKING, PROGRESS = "tests/runs/test_tracking.py::", "tests/runs/test_progress.py::"
 PIPELINE, SWEEP = "tests/test_pipeline.py::", "tests/test_sweep.py::"
 LABEL = "tests/label/"
 FRONTIER, FRONTIERS = "statistics/frontier.py", "tests/statistics/test_frontier.py"
@@ -879,6 +880,22 @@ MUTANTS = (
            (API + "test_the_same_call_again_is_finished",)),
     Mutant("splits-in-memory-ignored", "data/files.py", "_object(value), split)", "_object(value), None)",
            (API + "test_splits_however_they_are_given",)),
+    # While it runs: trackers, samples, slow steps.
+    Mutant("tracked-steps-come-twice", "runs/tracking.py", "step <= self.tracked.known", "step < 0",
+           (TRACKING + "test_trackio_has_every_step_once",
+            TRACKING + "test_wandb_has_every_step_once_under_one_name")),
+    Mutant("trackers-end-runs", "runs/tracking.py", "except Exception as error:  # noqa: BLE001",
+           "except UsageError as error:  # noqa: BLE001",
+           (TRACKING + "test_a_tracker_that_fails_is_named_once_and_ends_nothing",)),
+    Mutant("trackers-make-stages-stale", "runs/inputs.py", '"offload", "report_to"', '"offload"',
+           (TRACKING + "test_whom_it_tells_makes_no_other_stage",)),
+    Mutant("slow-steps-said-for-ever", "runs/progress.py", " and not self.is_slow:", ":",
+           (PROGRESS + "test_slow_steps_are_said_again_only_after_usual_ones",)),
+    Mutant("longer-texts-are-slowness", "learning/fit.py",
+           "time.perf_counter() - started, run.tokens(batches[step - 1])", "time.perf_counter() - started",
+           (LOOP + "test_a_batch_of_more_tokens_may_take_longer",)),
+    Mutant("samples-at-every-step", "runs/progress.py", "now - self.last_samples < interval",
+           "now < self.last_samples", (PROGRESS + "test_samples_come_at_first_at_last_and_every_so_often",)),
 )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ def test_options_exist(page):
         "print-config",
         "version",
     }
+    known |= {"logdir", "project"}  # tensorboard's, trackio's
     # torchrun's, pip's; flags of `preferl label user`, `doctor` and `report`.
     known |= {"nproc_per_node", "no-deps", "index-url", "password", "stage", "format"}
     for config in (

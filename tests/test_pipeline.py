@@ -80,6 +80,26 @@ def test_every_stage_leaves_its_files(finished):
     assert len(parent["hash"]) == 64
 
 
+def test_the_trackers_of_a_run_learn_its_verdict_once(finished, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config, run = finished
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = config.changed({"report_to": "tensorboard"})
+    for is_new in (True, False):
+        assert pipeline.write_report(copy, config, is_new) == copy / "report.html"
+        (file,) = (copy / "report" / "tensorboard").iterdir()  # what is known is not told again
+    events = EventAccumulator(str(file))
+    events.Reload()
+    told = {
+        tag.split("/")[0]: events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+        for tag in events.Tags()["tensors"]
+    }
+    assert told["verdict"] == verdict(dict(finished_stages(run))).word
+    assert told["report"].startswith(f"## run: {told['verdict']}\n")
+    assert "report_to: tensorboard" in told["options"]
+
+
 def test_pairs_carry_their_provenance(finished):
     _, run = finished
     rows = [json.loads(line) for line in (run / "collect" / "data" / "eval.jsonl").read_text().splitlines()]

@@ -35,8 +35,8 @@ from preferl.options.evaluate import EvaluateConfig
 from preferl.options.reward import RewardConfig
 from preferl.options.rl import RlConfig
 from preferl.options.sft import SftConfig
-from preferl.options.shared import DataOptions, DeviceOptions
-from preferl.runs import lock
+from preferl.options.shared import DataOptions, StageOptions
+from preferl.runs import lock, tracking
 from preferl.runs.config import Parser, declared, field_texts, leaf_keys
 from preferl.runs.descent import WORLD, is_world, may_be_of_world, refuse_no_data_set, started_from
 from preferl.runs.errors import UsageError
@@ -68,7 +68,7 @@ DATA = tuple(f.name for f in dataclasses.fields(DataOptions))
 
 
 @dataclass(kw_only=True)
-class RunOptions(DataOptions, DeviceOptions):
+class RunOptions(DataOptions, StageOptions):
     """Options of the run itself. Seed, device, data set and sampling hold for every stage that does not say
     otherwise; the stages' own options stand under their names."""
 
@@ -564,13 +564,31 @@ def run(config: RunConfig, fresh: bool = False, keep_stale: bool = False) -> Pat
         for stage in stages:
             if not run_stage(stage, places, made, redo.name, keep_stale):
                 say(f"{stage.name}: finished before in {places[stage.reference]}")
-        result = stage_module("report").write(root) if "report" in config.stages else root
+        result = write_report(root, config, bool(made)) if "report" in config.stages else root
         redo.end()
     if "evaluate" in config.kinds.values():
         for line in stage_module("report").lines_of(root):
             say(f"run: {line}")
     say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
     return result
+
+
+def write_report(root: Path, config: RunConfig, is_new: bool = True) -> Path:
+    """Writes the report of a run and tells the trackers; returns its path.
+
+    Args:
+        root: the run's directory.
+        config: the run.
+        is_new: whether a stage ran; what trackers know already they are not told again.
+    """
+    report = stage_module("report")
+    found = report.read([root])
+    page: Path = report.write_gathered(found, report.usual_place([root]))
+    names = RunOptions(report_to=config.given.get("report_to", [])).report_to
+    if is_new or not tracking.is_reported(root, names):
+        word = report.overall(found.runs).word
+        tracking.report(root, names, plain(config.given), word, report.markdown(found), page)
+    return page
 
 
 def places_of(config: RunConfig, stages: Sequence[Planned]) -> dict[str, Path]:

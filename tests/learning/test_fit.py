@@ -14,10 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preferl.data.tokens import Extent
 from preferl.learning import fit as loop
 from preferl.learning.fit import EXTENDABLE, Objective, fit, plan_batches
 from preferl.options.learning import FitOptions
-from preferl.options.shared import DeviceOptions
+from preferl.options.shared import StageOptions
 from preferl.runs import checkpoint, signals
 from preferl.runs.errors import DivergedError, Interrupted, UsageError
 from preferl.runs.found import examine
@@ -26,7 +27,7 @@ from preferl.runs.stage import Stage
 
 
 @dataclass(kw_only=True)
-class Options(FitOptions, DeviceOptions):
+class Options(FitOptions, StageOptions):
     output_dir: str = ""
 
 
@@ -457,3 +458,40 @@ def test_by_default_about_ten_are_written_and_fewer_where_writing_is_slow(tmp_pa
 def test_options_that_cannot_work_are_refused(option, value):
     with pytest.raises(UsageError, match=option):
         FitOptions(**{option: value})
+
+
+def said_of_durations(tmp_path, capsys, monkeypatch, seconds, extent=None) -> list[str]:
+    """What is said of updates that last so long by the clock, beside measurements that last far longer."""
+    now, lasting = 0.0, iter(seconds)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+    config = options(tmp_path, max_steps=len(seconds))
+    usual = objective(Line())
+
+    def step(rows):
+        nonlocal now
+        now += next(lasting)
+        return usual.step(rows)
+
+    def measure():
+        nonlocal now
+        now += 1000.0
+        return usual.measure()
+
+    changes = {} if extent is None else {"extent": extent}
+    timed = dataclasses.replace(usual, step=step, measure=measure, **changes)
+    with Stage("sft", config) as stage:
+        stage.begin({})
+        fit(timed, [range(8 * (i == 7), 8 + 8 * (i == 7)) for i in range(len(seconds))], config, stage)
+    return [line for line in capsys.readouterr().out.splitlines() if "median" in line]
+
+
+def test_only_an_update_that_is_slow_itself_is_said(tmp_path, capsys, monkeypatch):
+    assert said_of_durations(tmp_path, capsys, monkeypatch, [2.0] * 7 + [30.0] + [2.0] * 4) == [
+        "sft: update 8 took 30 s, the median of the 7 before it 2 s"
+    ]
+
+
+def test_a_batch_of_more_tokens_may_take_longer(tmp_path, capsys, monkeypatch):
+    long_rows = {"extent": lambda row: Extent((100 if row >= 8 else 10,))}
+    seconds = [2.0] * 7 + [30.0] + [2.0] * 4
+    assert not said_of_durations(tmp_path, capsys, monkeypatch, seconds, **long_rows)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from preferl import cli
-from preferl.options.shared import DeviceOptions
+from preferl.options.shared import StageOptions
 from preferl.runs.disks import DiskError
 from preferl.runs.errors import UsageError
 from preferl.runs.found import examine
@@ -82,7 +82,7 @@ def test_a_foreign_directory_is_left_as_it_is(project, name, fresh, capsys):
 
 
 @dataclass(kw_only=True)
-class Options(DeviceOptions):
+class Options(StageOptions):
     output_dir: str = ""
     model_name_or_path: str | None = None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from preferl import cli
-from preferl.options.shared import DeviceOptions
+from preferl.options.shared import StageOptions
 from preferl.pipeline import KINDS
 from preferl.runs import inputs
 from preferl.runs.disks import DiskError
@@ -25,6 +25,7 @@ from preferl.runs.stage import Stage
 PLAIN = {
     "near_copies",
     "judge_replies",
+    "report_to",
     "config_name",
     "revision",
     *("output_dir", "device", "dtype", "split", "split_by", "dataset_format", "bad_rows", "eval_split"),
@@ -53,7 +54,7 @@ PLAIN = {
 
 
 @dataclass(kw_only=True)
-class Options(DeviceOptions):
+class Options(StageOptions):
     output_dir: str = ""
     model_name_or_path: str | None = None
     dataset_name: str = "world"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from preferl import cli
-from preferl.options.shared import DeviceOptions
+from preferl.options.shared import StageOptions
 from preferl.reporting.gather import gather
 from preferl.runs import lock
 from preferl.runs.errors import UsageError
@@ -55,7 +55,7 @@ def elsewhere():
 
 
 @dataclass(kw_only=True)
-class Options(DeviceOptions):
+class Options(StageOptions):
     output_dir: str = ""
 
 

@@ -362,6 +362,36 @@ def test_values_come_from_the_critic_at_the_positions_of_the_response(config):
     assert values.abs().max() > 0.01
 
 
+def test_fresh_samples_and_slow_iterations_are_shown(config, monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(rl.time, "perf_counter", lambda: now)
+    collect, measure = rl.Trainer.collect, rl.Trainer.measure
+
+    def slow_collect(self, log=None):
+        nonlocal now
+        now += 40.0 if self.state.iteration == 6 else 2.0
+        return collect(self, log)
+
+    def slow_measure(self, *arguments):  # is no part of an iteration
+        nonlocal now
+        now += 1000.0
+        return measure(self, *arguments)
+
+    monkeypatch.setattr(rl.Trainer, "collect", slow_collect)
+    monkeypatch.setattr(rl.Trainer, "measure", slow_measure)
+    path = rl.run(dataclasses.replace(config, num_iterations=7, eval_every=1, save_every=1))
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if "median" in line] == [
+        "rl: iteration 6 took 40 s (40 s of them sampling and scoring), the median of the 5 before it 2 s"
+    ]
+    starts = [line for line in said if re.match(r" +rl  \d/7  reward \S+  What is the colour", line)]
+    assert [line.split()[1] for line in starts] == ["1/7", "1/7", "7/7", "7/7"]
+    assert len(set(starts)) == 4
+    assert sum(line.startswith("           → ") for line in said) == 4
+    first = json.loads((path / "samples.jsonl").read_text().splitlines()[0])
+    assert f"reward {first['reward']:.3g}  {first['prompt'].split('?')[0]}" in starts[0]
+
+
 def test_the_algorithm_of_contributing_is_a_file_of_a_person(config, tmp_path, monkeypatch, capsys):
     """The example of CONTRIBUTING.md, as it stands there, runs, with an option of its own."""
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()

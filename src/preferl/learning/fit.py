@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +36,7 @@ from preferl.runs.checkpoint import (
 )
 from preferl.runs.devices import derived_seed
 from preferl.runs.errors import DivergedError
-from preferl.runs.progress import Steps
+from preferl.runs.progress import Pace, Steps
 from preferl.runs.stage import Stage, WhyNot
 
 Sums = dict[str, tuple[float, float]]
@@ -140,17 +141,19 @@ def fit(
         if run.fitted.last:
             stage.log(step=0, **run.fitted.last)
     measured = {round(run.steps * k / options.num_evals) for k in range(1, options.num_evals + 1)}
+    pace = Pace(stage.name, "update")
     with Steps(stage.name, run.steps) as progress:
         progress.advance(run.fitted.step)
         for step in range(run.fitted.step + 1, run.steps + 1):
             with signals.patient():
+                started = time.perf_counter()
                 row = {"step": step, **run.update(batches[step - 1], step)}
+                pace.note(step, time.perf_counter() - started, run.tokens(batches[step - 1]))
                 run.fitted.step = step
                 if step in measured:
                     row |= run.measure()
                 stage.log(**row, learning_rate=run.scheduler.get_last_lr()[0])
-                shown = {"loss": row["train/loss"]}
-                progress.advance(**shown | ({"dev_loss": run.fitted.best_loss} if run.fitted.best else {}))
+                progress.advance(**run.what_matters(row))
                 if patience is not None and run.fitted.misses >= patience:
                     stage.say(f"dev log-loss rose {run.fitted.misses} times; stopped at update {step}")
                     break
@@ -189,6 +192,17 @@ class _Run:
         self.average: WeightAverage | None = None
         if weight_average:
             self.average = WeightAverage(self.parameters, 1 - 1 / max(1.0, weight_average * self.steps))
+
+    def tokens(self, rows: Sequence[int]) -> int:
+        """Of a batch."""
+        extents = [self.objective.extent(i) for i in rows]
+        return sum(extent.sequences * sum(extent.widths) for extent in extents)
+
+    def what_matters(self, row: Mapping[str, float]) -> dict[str, float]:
+        """The numbers of an update that are shown while it runs, and the last ones of held-out rows."""
+        last = self.fitted.last
+        names = {"dev_loss": "dev/loss", "dev_accuracy": "dev/accuracy"}
+        return {"loss": row["train/loss"]} | {k: last[name] for k, name in names.items() if name in last}
 
     def update(self, rows: Sequence[int], step: int) -> dict[str, float]:
         """One update on a batch; returns what is logged of it."""

@@ -17,6 +17,7 @@ from preferl.learning.learner import Learner
 from preferl.learning.rollout import Rollout
 from preferl.maths.kl import best_objective, kl_estimate
 from preferl.maths.policy import masked_sum
+from preferl.runs.progress import Sample
 from preferl.sampling.policy import Responses
 from preferl.sampling.samples import rows_of
 from preferl.statistics import wilson_interval
@@ -187,6 +188,16 @@ def accuracy_alarm(right: int, total: int, first_right: int, first_total: int) -
             f"label new pairs (rounds of `preferl run`), raise kl_coef, or stop here"
         )
     }
+
+
+def to_show(rollout: Rollout) -> list[Sample]:
+    """Two responses of a batch for the console, to different prompts where there are several."""
+    first = rollout.prompts[0]
+    other = next((i for i, prompt in enumerate(rollout.prompts) if prompt != first), len(rollout.prompts) - 1)
+    return [
+        Sample(prompt_text(rollout.prompts[i]), rollout.completions[i], {"reward": float(rollout.score_B[i])})
+        for i in dict.fromkeys((0, other))
+    ]
 
 
 def sample_rows(

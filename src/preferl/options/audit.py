@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from preferl.options.judging import JudgeOptions
-from preferl.options.shared import DataOptions, DeviceOptions, PhraseOptions, TemplateOptions
+from preferl.options.shared import DataOptions, PhraseOptions, StageOptions, TemplateOptions
 from preferl.runs.ranges import Count
 
 
 @dataclass(kw_only=True)
-class AuditConfig(PhraseOptions, JudgeOptions, DataOptions, TemplateOptions, DeviceOptions):
+class AuditConfig(PhraseOptions, JudgeOptions, DataOptions, TemplateOptions, StageOptions):
     """Options of the audit stage."""
 
     output_dir: str = "runs/audit"

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from preferl.options.judging import JudgeOptions
-from preferl.options.shared import DataOptions, DeviceOptions, SamplingOptions, SplitOption, TemplateOptions
+from preferl.options.shared import DataOptions, SamplingOptions, SplitOption, StageOptions, TemplateOptions
 from preferl.runs.ranges import Count, Finite, Natural, Range
 
 
 @dataclass(kw_only=True)
-class BestOfConfig(JudgeOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions):
+class BestOfConfig(JudgeOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, StageOptions):
     """Options of the best_of stage."""
 
     output_dir: str = "runs/best_of"

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from preferl.data.rows import MOST_RESPONSES
 from preferl.options.judging import AnnotatorOptions
-from preferl.options.shared import DataOptions, DeviceOptions, SamplingOptions, TemplateOptions
+from preferl.options.shared import DataOptions, SamplingOptions, StageOptions, TemplateOptions
 from preferl.runs.ranges import Count, Natural, Range, RangedOptions
 
 
@@ -24,7 +24,7 @@ class PairCounts(RangedOptions):
 
 
 @dataclass(kw_only=True)
-class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, TemplateOptions, DeviceOptions):
+class CollectConfig(AnnotatorOptions, SamplingOptions, DataOptions, TemplateOptions, StageOptions):
     """Options of the collect stage."""
 
     output_dir: str = "runs/collect"

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from preferl.options.learning import FitOptions, KtoOptions
 from preferl.options.shared import (
     DataOptions,
-    DeviceOptions,
     LoraOptions,
     SamplingOptions,
     SplitOption,
+    StageOptions,
     TemplateOptions,
 )
 from preferl.runs.ranges import Count, ErrorRate, Natural, Positive, Several
@@ -23,7 +23,7 @@ class DpoConfig(
     DataOptions,
     SplitOption,
     TemplateOptions,
-    DeviceOptions,
+    StageOptions,
 ):
     """Options of the dpo stage."""
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from preferl.options.judging import JudgeOptions
 from preferl.options.shared import (
     DataOptions,
-    DeviceOptions,
     PhraseOptions,
     SamplingOptions,
     SplitOption,
+    StageOptions,
     TemplateOptions,
 )
 from preferl.runs.ranges import Count, Several
@@ -16,7 +16,7 @@ from preferl.runs.ranges import Count, Several
 
 @dataclass(kw_only=True)
 class EvaluateConfig(
-    PhraseOptions, JudgeOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions
+    PhraseOptions, JudgeOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, StageOptions
 ):
     """Options of the evaluate stage."""
 

@@ -14,11 +14,13 @@ Groups = Mapping[str, tuple[str, ...]]
 
 SAMPLING = ("temperature", "response_length")
 MEMORY = ("lora_r", "load_in_4bit", "optim", "micro_batch_size", "gradient_checkpointing", "dtype", "device")
+TOLD = ("report_to",)
 GROUPS: dict[str, Groups] = {
     "sft": {
         "What": ("model_name_or_path", "dataset_name", "split", "columns", "output_dir"),
         "How": ("learning_rate", "num_train_epochs", "max_steps", "train_batch_size", "max_length", "seed"),
         "Memory and devices": MEMORY,
+        "Who is told": TOLD,
     },
     "collect": {
         "What": ("model_name_or_path", "dataset_name", "responses_file", "columns", "output_dir"),
@@ -33,6 +35,7 @@ GROUPS: dict[str, Groups] = {
             "num_members", "max_train_comparisons", "seed",
         ),
         "Memory and devices": MEMORY,
+        "Who is told": TOLD,
     },
     "dpo": {
         "What": ("model_name_or_path", "ref_model", "dataset_name", "split", "columns", "output_dir"),
@@ -41,15 +44,17 @@ GROUPS: dict[str, Groups] = {
             "max_length", "seed",
         ),
         "Memory and devices": MEMORY,
+        "Who is told": TOLD,
     },
     "rl": {
-        "What": ("model_name_or_path", "reward_model", "dataset_name", "split", "gold", "output_dir"),
+        "What": ("model_name_or_path", "reward_model", "dataset_name", "gold", "output_dir"),
         "How": (
             "algorithm", "kl_coef", "learning_rate", "num_iterations", "batch_size", "num_generations",
             "num_ppo_epochs", "max_kl", "eval_every", "seed",
         ),
         "Sampling": SAMPLING,
         "Memory and devices": MEMORY,
+        "Who is told": TOLD,
     },
     "best_of": {
         "What": ("model_name_or_path", "reward_model", "dataset_name", "split", "output_dir"),
@@ -70,7 +75,7 @@ GROUPS: dict[str, Groups] = {
     },
     "run": {
         "What": ("dataset_name", "model_name_or_path", "stages", "columns", "output_dir"),
-        "Every stage": (*SAMPLING, "seed", "device", "dtype", "rounds"),
+        "Every stage": (*SAMPLING, "seed", "device", "dtype", "rounds", *TOLD),
     },
 }  # fmt: skip
 

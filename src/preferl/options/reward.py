@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from preferl.options.learning import ComparisonOptions
-from preferl.options.shared import DeviceOptions, LoraOptions, SamplingOptions, SplitOption, TemplateOptions
+from preferl.options.shared import LoraOptions, SamplingOptions, SplitOption, StageOptions, TemplateOptions
 from preferl.runs.ranges import Count, Decay, NonNegative, Several
 
 
 @dataclass(kw_only=True)
 class RewardConfig(
-    ComparisonOptions, LoraOptions, SamplingOptions, SplitOption, TemplateOptions, DeviceOptions
+    ComparisonOptions, LoraOptions, SamplingOptions, SplitOption, TemplateOptions, StageOptions
 ):
     """Options of the reward stage."""
 

@@ -14,10 +14,10 @@ from preferl.options.learning import (
 )
 from preferl.options.shared import (
     DataOptions,
-    DeviceOptions,
     PhraseOptions,
     SamplingOptions,
     SplitOption,
+    StageOptions,
     TemplateOptions,
 )
 from preferl.runs.ranges import Count, Finite, Natural, NonNegative, Positive, Share
@@ -37,7 +37,7 @@ class RlConfig(
     DataOptions,
     SplitOption,
     TemplateOptions,
-    DeviceOptions,
+    StageOptions,
 ):
     """Options of the rl stage."""
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from preferl.options.learning import FitOptions
 from preferl.options.shared import (
     DataOptions,
-    DeviceOptions,
     LoraOptions,
     SamplingOptions,
     SplitOption,
+    StageOptions,
     TemplateOptions,
 )
 from preferl.runs.ranges import Count, Decay, Natural, NonNegative, Positive, Several
@@ -16,7 +16,7 @@ from preferl.runs.ranges import Count, Decay, Natural, NonNegative, Positive, Se
 
 @dataclass(kw_only=True)
 class SftConfig(
-    FitOptions, LoraOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, DeviceOptions
+    FitOptions, LoraOptions, SamplingOptions, DataOptions, SplitOption, TemplateOptions, StageOptions
 ):
     """Options of the sft stage."""
 

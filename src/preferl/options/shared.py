@@ -1,10 +1,12 @@
 """Options that several stages share."""
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from preferl.runs.errors import UsageError
 from preferl.runs.objects import object_of
 from preferl.runs.ranges import (
     Bound,
@@ -29,6 +31,38 @@ class DeviceOptions(RangedOptions):
     """``auto`` (bfloat16 on a GPU that has it, else float32), ``float32`` or ``bfloat16``."""
     num_threads: Natural = 0
     """CPU threads; 0 leaves torch's own choice. Results repeat bit for bit at one thread count."""
+
+
+TRACKERS = ("tensorboard", "wandb", "trackio")  # they are called like their packages
+
+
+@dataclass(kw_only=True)
+class TrackingOptions(RangedOptions):
+    """
+    Raises:
+        UsageError: a tracker is unknown, or not installed.
+    """
+
+    report_to: list[str] | str = field(default_factory=list)
+    """Who is told numbers, samples and options besides the files: ``tensorboard``, ``wandb``, ``trackio``, or
+    several of them, as ``tensorboard,wandb``; needs ``pip install 'preferl[track]'``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.report_to, str):
+            self.report_to = [name.strip() for name in self.report_to.split(",")]
+        for name in self.report_to:
+            if name not in TRACKERS:
+                raise UsageError(f"report_to '{name}' is unknown; use {', '.join(TRACKERS)}, or [] for none")
+            if importlib.util.find_spec(name) is None:
+                raise UsageError(
+                    f"report_to {name}: the package {name} is not installed: pip install 'preferl[track]'"
+                )
+
+
+@dataclass(kw_only=True)
+class StageOptions(TrackingOptions, DeviceOptions):
+    """What every stage has."""
 
 
 @dataclass(kw_only=True)

@@ -35,8 +35,10 @@ NAMING = (
     *("layout", "model_name_or_path", "ref_model", "reference_policy"),
     *("reward_model", "gold", "held_out_reward", "adversarial", "annotator", "judge", "algorithm"),
 )
-# Options that change where and how fast a stage runs, and nothing that it makes.
-NOT_COMPARED = ("output_dir", "device", "num_threads", "save_every", "judge_replies", "offload")
+# Options that change where and how fast a stage runs and whom it tells, and nothing that it makes.
+NOT_COMPARED = (
+    *("output_dir", "device", "num_threads", "save_every", "judge_replies", "offload", "report_to"),
+)
 # What the stages after one read of it.
 MADE = ("model", "value_model", "adapter", "data")
 # What stands between the names of a mixture, an ensemble or a judge: 0.7*runs/a + 0.3*min(runs/b, runs/c),

@@ -1,9 +1,13 @@
-"""Progress of long steps: a live bar in a terminal, plain lines elsewhere."""
+"""Progress of long steps: a live bar in a terminal, plain lines elsewhere; every so often samples, and a line
+where a step takes much longer than those before it."""
 
 import contextlib
+import statistics
 import time
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,6 +16,9 @@ from preferl.runs import distributed
 
 console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_main())
 PLAIN_INTERVAL_S = 10.0
+# Between samples on the console: in a terminal, and in logs, which are to stay readable.
+SAMPLES_INTERVAL_S, PLAIN_SAMPLES_INTERVAL_S = 60.0, 600.0
+PLAIN_WIDTH = 120  # of a line with a sample
 # Unicode's control, format (bidirectional among them), surrogate, line and paragraph separators.
 UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
@@ -45,6 +52,29 @@ def printable(text: str) -> str:
     )
 
 
+def shortened(text: str, width: int) -> str:
+    """A text in one line of at most so many characters, with its beginning and its end.
+
+    Example:
+        >>> shortened("A long question,\\n\\nwith much detail. Why?", 24)
+        'A long questi … il. Why?'
+    """
+    text = " ".join(printable(text.replace("\n", " ").replace("\t", " ")).split())
+    if len(text) <= width:
+        return text
+    end = (width - 3) * 2 // 5
+    return f"{text[: width - 3 - end]} … {text[-end:]}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A response to show on the console, with its numbers, as ``{"reward": 0.8}``."""
+
+    prompt: str
+    response: str
+    numbers: Mapping[str, float]
+
+
 class Steps:
     """Counts the steps of one piece of work and shows step / total, ETA and named numbers.
 
@@ -57,6 +87,7 @@ class Steps:
         self.title, self.total, self.step = title, total, 0
         self.started = self.last_line = time.monotonic()
         self.shown = ""
+        self.last_samples: float | None = None
         self.bar: Progress | None = None
 
     def __enter__(self) -> "Steps":
@@ -86,6 +117,21 @@ class Steps:
             left = (now - self.started) / max(self.step, 1) * (self.total - self.step)
             say(f"{self.title:>9}  {self.step}/{self.total}  ETA {clock(left)}  {self.shown}")
 
+    def samples(self, fresh: Sequence[Sample]) -> None:
+        """Shows samples of this step, two lines each: at first, at last and every so often between."""
+        now = time.monotonic()
+        interval = SAMPLES_INTERVAL_S if self.bar else PLAIN_SAMPLES_INTERVAL_S
+        is_last = self.step >= self.total
+        if self.last_samples is not None and not is_last and now - self.last_samples < interval:
+            return
+        self.last_samples = now
+        width = console.width if self.bar else PLAIN_WIDTH
+        for sample in fresh:
+            start = f"{self.title:>9}  {self.step}/{self.total}  {format_numbers(sample.numbers)}  "
+            say(start + shortened(sample.prompt, max(width - len(start), 20)))
+            arrow = " " * 9 + "  → "
+            say(arrow + shortened(sample.response, max(width - len(arrow), 20)))
+
     def more(self, count: int) -> None:
         """There are ``count`` steps more than thought."""
         self.total += count
@@ -98,6 +144,48 @@ class Steps:
         elif exception[0] is None:
             spent = clock(time.monotonic() - self.started)
             say(f"{self.title:>9}  {self.step}/{self.total}  took {spent}  {self.shown}")
+
+
+class Pace:
+    """Says when a step suddenly takes ``SLOW`` times as long as those before it: once, and again only after
+    steps have been as fast as usual in between.
+
+    Args:
+        title: of the work, as ``rl``.
+        step: what one step is called.
+    """
+
+    SLOW, RECOVERED = 10.0, 2.0  # times the usual
+    LEAST_S = 1.0  # of a shorter step nobody minds
+    LEAST_STEPS, MOST_STEPS = 5, 50  # before it, to know what is usual
+
+    def __init__(self, title: str, step: str = "step"):
+        self.title, self.step = title, step
+        self.before: deque[tuple[float, float]] = deque(maxlen=self.MOST_STEPS)
+        self.is_slow = False
+
+    def note(self, number: int, seconds: float, work: float = 1.0, detail: str = "") -> None:
+        """Takes note of a step.
+
+        Args:
+            number: of the step.
+            seconds: what it took, without what is not in every step (held-out rows, checkpoints).
+            work: how much there was to do in it, as tokens: a step with more to do may take longer.
+            detail: what more to say of a slow one.
+        """
+        if len(self.before) >= self.LEAST_STEPS:
+            median = statistics.median(before for before, _ in self.before)
+            median_work = statistics.median(before for _, before in self.before)
+            usual = median * (max(1.0, work / median_work) if median_work else 1.0)
+            if seconds < self.RECOVERED * usual:
+                self.is_slow = False
+            elif seconds >= max(self.SLOW * usual, self.LEAST_S) and not self.is_slow:
+                self.is_slow = True
+                say(
+                    f"{self.title}: {self.step} {number} took {seconds:.3g} s{detail}, the median of the "
+                    f"{len(self.before)} before it {median:.2g} s"
+                )
+        self.before.append((seconds, work))
 
 
 def format_numbers(numbers: Mapping[str, float]) -> str:

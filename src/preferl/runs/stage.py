@@ -30,17 +30,18 @@ from preferl.runs import checkpoint, devices, disks, distributed, lock, memory
 from preferl.runs.checkpoint import Checkpoint
 from preferl.runs.environment import environment
 from preferl.runs.errors import DivergedError, UsageError
-from preferl.runs.files import parsed_lines, plain, read_json, write_atomically, write_json
+from preferl.runs.files import parsed_lines, plain, read_json, read_jsonl, write_atomically, write_json
 from preferl.runs.found import examine, plain_options, refuse_unmarked
 from preferl.runs.inputs import hash_of, identify
 from preferl.runs.mark import claim, read_mark, refuse_no_place, remove
 from preferl.runs.progress import say
 from preferl.runs.ranges import check_ranges
+from preferl.runs.tracking import IDS, Tracked, Trackers
 
 # What a stage writes, and so may delete, in this order: without DONE what is left counts as unfinished.
 OUTPUTS = (
     *("DONE", "summary.json", "audit.json", "metrics.jsonl", "samples.jsonl", "manifest.json", "config.yaml"),
-    *("model", "value_model", "adapter", "last_good", "data", "state"),
+    *("model", "value_model", "adapter", "last_good", "data", "state", "tensorboard", "wandb", "trackio"),
 )
 LOGS = {"metrics.jsonl": "step", "samples.jsonl": "iteration"}
 
@@ -54,7 +55,7 @@ class Stage:
 
     Args:
         name: the kind of stage, as ``reward``.
-        config: its options, a dataclass with ``output_dir`` and those of ``DeviceOptions``.
+        config: its options, a dataclass with ``output_dir`` and those of ``StageOptions``.
         fresh: do it anew, whatever is there; a redo that was interrupted goes on. A text names the redo that
             this is part of: one that was begun under another name does not go on.
         callbacks: called with step and metrics of every logged row.
@@ -79,6 +80,7 @@ class Stage:
         self.path = Path(config.output_dir)
         self.options = plain_options(config)
         self.callbacks = list(callbacks)
+        self.trackers = Trackers((), Tracked(self.path, self.options, self.state / IDS), name)
         self.notes: list[str] = []
         self.chosen: dict[str, Any] = {}  # values of options that were left open
         refuse_no_place(self.path)
@@ -212,6 +214,7 @@ class Stage:
         self.identity = identify(self.options)  # with the revisions of what came from the Hub meanwhile
         self._lock()
         saved = checkpoint.latest(self.state, self.owner) if self.goes_on else None
+        logged = self._last_step()
         if self.goes_on and self.found.changes:
             self.say(f"is made longer: {self.found.changes}")
             distributed.main_writes(self._write_record)()
@@ -233,6 +236,11 @@ class Stage:
         self.notes = list(notes)
         for note in self.notes:
             self.say(note)
+        after = None if saved is None else saved.step
+        tracked = Tracked(self.path, self.options, self.state / IDS, after, logged)
+        with distributed.sync_errors():
+            self.trackers = Trackers(self.config.report_to, tracked, self.name)
+        self._context.callback(self.trackers.close)
         return saved
 
     def _lock(self) -> None:
@@ -288,6 +296,13 @@ class Stage:
             },
         )
 
+    def _last_step(self) -> int:
+        """The last step that was logged here; -1 where there is none, or what there is cannot be read."""
+        with contextlib.suppress(UsageError):
+            rows = read_jsonl(self.path / "metrics.jsonl")
+            return max((row["step"] for row in rows if "step" in row), default=-1)
+        return -1
+
     @distributed.main_writes
     def truncate_logs(self, step: int) -> None:
         """Drops what was logged after ``step``, before an interrupted stage goes on from there: also rows
@@ -304,7 +319,8 @@ class Stage:
     @distributed.main_writes
     def finish(self, **summary: Any) -> None:
         """Writes ``summary.json`` with the notes, peak memory, and the seconds by the clock and of all this
-        process's threads; then DONE, and last of all removes what only an interruption needed."""
+        process's threads; then DONE, removes what only an interruption needed, and last of all tells the
+        trackers."""
         disks.check_still_there(self.path, "manifest.json")
         took = {
             "peak_memory_mib": devices.peak_memory_mib(self.device),
@@ -317,18 +333,22 @@ class Stage:
             "DONE", {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "made_of": self.identity.hash}
         )
         remove(self.state)
+        self.trackers.finish(summary | took)
 
     def log(self, **metrics: Any) -> None:
-        """Appends one row to ``metrics.jsonl``, and hands it to the callbacks."""
+        """Appends one row to ``metrics.jsonl``, and hands it to the trackers and the callbacks."""
         self._append("metrics.jsonl", [metrics])
+        self.trackers.numbers(metrics)
         if distributed.rank() == 0:
             row = plain(metrics)
             for callback in self.callbacks:
                 callback(row.get("step"), row)
 
     def log_samples(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Appends rows to ``samples.jsonl``."""
+        """Appends rows to ``samples.jsonl``, and hands them to the trackers."""
+        rows = list(rows)
         self._append("samples.jsonl", rows)
+        self.trackers.samples(rows)
 
     def write_json(self, name: str, value: Any) -> None:
         write_json(self.path / name, value)

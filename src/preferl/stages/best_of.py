@@ -43,7 +43,7 @@ from preferl.runs.checkpoint import Parts
 from preferl.runs.descent import with_data_set
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import seen_from
-from preferl.runs.progress import Steps, say
+from preferl.runs.progress import Sample, Steps, say
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
 from preferl.statistics import mean_interval
@@ -244,7 +244,14 @@ def sample(
         best = float(value_PN["score"].max(-1).mean())
         reward, eos = float(value_PN["score"].mean()), float(finished_PN.mean())
         steps.advance(len(asked), reward=reward, best=best, eos=eos)
+        steps.samples([best_to_show(row) for row in rows[-len(asked) :][:2]])
     return rows
+
+
+def best_to_show(row: Choices) -> Sample:
+    """The response of the highest score."""
+    best = int(row.score_N.argmax())
+    return Sample(prompt_text(row.prompt), row.responses[best], {"best": float(row.score_N[best])})
 
 
 def choose(rows: Sequence[Choices], config: BestOfConfig) -> tuple[list[Kept], dict[str, int]]:

@@ -65,7 +65,7 @@ from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.inputs import names_in
 from preferl.runs.memory import give_back
 from preferl.runs.objects import object_of
-from preferl.runs.progress import Steps, say
+from preferl.runs.progress import Pace, Steps, say
 from preferl.runs.stage import Callback, Stage
 from preferl.sampling.cached import CachedEngine
 from preferl.sampling.policy import Policy, Responses
@@ -201,6 +201,7 @@ def train(
         trainer.restore(saved)
 
     checkpoints = Checkpoints(stage.state, config.iterations, config.save_every, stage.owner)
+    pace = Pace("rl", "iteration")
     with Steps("rl", config.iterations) as steps:
         steps.advance(trainer.state.iteration)
         for iteration in range(trainer.state.iteration + 1, config.iterations + 1):
@@ -217,7 +218,10 @@ def train(
                 # After the log: a run that goes on from here finds the rows of this iteration written.
                 if checkpoints.due(iteration):
                     checkpoints.save(iteration, *trainer.snapshot())
-            steps.advance(reward=row["train/reward"], kl=row["train/kl"], length=row["train/length"])
+            sampling = f" ({row['sampling_seconds']:.3g} s of them sampling and scoring)"
+            pace.note(iteration, row["seconds"], row["train/length"], sampling)
+            steps.advance(**trainer.what_matters(row))
+            steps.samples(monitor.to_show(sampled))
 
     changed = [name for name, value in frozen_hashes(models, scorer).items() if value != hashes[name]]
     if changed:
@@ -641,6 +645,12 @@ class Trainer:
                 self.announce(f"rl: ALARM at iteration {self.state.iteration}: {text}")
                 self.state.alarms[name] = {"first": self.state.iteration, "count": 0, "text": text}
             self.state.alarms[name]["count"] += 1
+
+    def what_matters(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """The numbers of an iteration that are shown while it runs; how many kinds of alarm there were."""
+        names = {"reward": "train/reward", "gold": "train/gold", "kl": "train/kl", "length": "train/length"}
+        found = {short: row[name] for short, name in names.items() if name in row}
+        return found | ({"alarms": len(self.state.alarms)} if self.state.alarms else {})
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The state as tensors and plain values, for a checkpoint."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preferl.data.records import DataError
-from preferl.pipeline import check_stages, run_stage
+from preferl.pipeline import check_stages, run_stage, write_report
 from preferl.reporting import sweeps
 from preferl.runs import lock
 from preferl.runs.errors import DATA, UsageError
@@ -14,7 +14,6 @@ from preferl.runs.files import write_atomically
 from preferl.runs.mark import check_ours, claim
 from preferl.runs.progress import say
 from preferl.runs.record import Redo, write_run_files
-from preferl.stages import report
 from preferl.sweep.numbers import metrics_of, missing_metric, rows_of
 from preferl.sweep.plan import Point, Run, SweepConfig, plan_all, points_of, write_places, written_config
 
@@ -120,7 +119,7 @@ def run_stages(
             raise
     stale = not made.isdisjoint(run_.where.values()) or not (run_.path / "report.html").exists()
     if "report" in run_.config.stages and stale:
-        report.write(run_.path)
+        write_report(run_.path, run_.config)
 
 
 def counts(runs: Sequence[Run]) -> str:
