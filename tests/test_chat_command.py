@@ -343,6 +343,8 @@ def test_of_two_models_the_dialogue_goes_on_with_the_better(instruct_directory, 
     a, b = dialogue.answers
     assert dialogue.kept == a
     dialogue.better("b")
+    with pytest.raises(UsageError, match="no two answers"):  # the same is not added twice
+        dialogue.better("b")
     dialogue.ask("So?")
     assert dialogue.prompt[1] == {"role": "assistant", "content": b.text}
 
@@ -383,9 +385,10 @@ def test_a_pair_that_says_nothing_is_not_added(policy_directory, tmp_path):
     with pytest.raises(UsageError, match="no two answers"):
         dialogue.better("a")
     dialogue.again()
-    dialogue.answers = [dialogue.answers[0]] * 2
-    with pytest.raises(UsageError, match="both answers are the same"):
-        dialogue.better("a")
+    for answers, words in [(["same", "same"], "both answers are the same"), (["", "x"], "is empty")]:
+        dialogue.answers = [chat.Answer(text, True) for text in answers]
+        with pytest.raises(UsageError, match=words):
+            dialogue.better("b")
     with pytest.raises(UsageError, match="say which"):
         dialogue.better("c")
     assert not (tmp_path / "p.jsonl").exists()
@@ -396,6 +399,17 @@ def test_a_plain_prompt_of_a_dialogue_model_is_its_text_in_the_file(tmp_path):
     line = (tmp_path / "p.jsonl").read_bytes()
     assert line.count(b"\n") == 1
     assert json.loads(line) == {"prompt": "Hi\u2028", "chosen": "a", "rejected": "b"}
+
+
+def test_a_dialogue_that_is_too_long_loses_its_beginning_and_that_is_said(capsys, instruct_directory):
+    dialogue = dialogue_with(instruct_directory)  # of 128 positions
+    dialogue.ask("Hi")
+    assert "were cut" not in capsys.readouterr().out
+    dialogue.ask("very " * 200)
+    assert "1 of 2 prompts were cut" in capsys.readouterr().out
+    dialogue.reset()
+    dialogue.ask("Hi")
+    assert "were cut" not in capsys.readouterr().out
 
 
 def test_a_plain_model_takes_no_system_message(policy_directory):

@@ -112,6 +112,8 @@ def test_what_it_cannot_serve_is_refused_in_a_sentence(policy_directory, tmp_pat
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
     (tmp_path / "small.gguf").write_text("x")
+    (tmp_path / "unnamed").mkdir()
+    (tmp_path / "unnamed" / "config.json").write_text("{}")
     shutil.copytree(policy_directory, tmp_path / "a@b")
     started = []
     monkeypatch.setattr(os, "execve", lambda *arguments: started.append(arguments))
@@ -122,6 +124,7 @@ def test_what_it_cannot_serve_is_refused_in_a_sentence(policy_directory, tmp_pat
             ([reward], "it scores texts and writes none"),
             ([adapter], "adapter weights (LoRA), which `transformers serve` does not load"),
             ([tmp_path / "small.gguf"], "a GGUF file, which `transformers serve` does not load"),
+            ([tmp_path / "unnamed"], "names no class of the model"),
             ([tmp_path / "a@b"], "as a revision; give the folder another name"),
             ([tmp_path / "absent"], "there is no folder"),
             ([policy_directory, "--port", taken.getsockname()[1]], "cannot be had"),

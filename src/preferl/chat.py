@@ -60,7 +60,7 @@ class Speaker:
     """
 
     def __init__(self, found: FoundPolicy, config: ChatConfig):
-        self.name = found.path
+        self.found, self.name = found, found.path
         self.policy = Policy.load(found.path, config.device, config.dtype, config.chat_template_kwargs)
         given = {"temperature": config.temperature, "response_length": config.response_length}
         options = {"response_length": RESPONSE_LENGTH} | found.sampling
@@ -81,9 +81,9 @@ class Speaker:
         except DataError:
             return False
 
-    def lines(self, found: FoundPolicy) -> list[str]:
+    def lines(self) -> list[str]:
         """What a person should know of it."""
-        options = self.options
+        found, options = self.found, self.options
         lines = [f"{found.given}: {found.why} ({found.path})"] if found.why else []
         as_there = all(getattr(options, name) == value for name, value in found.sampling.items())
         origin = f", as in {found.sampled_in}" if found.sampling and as_there else ""
@@ -188,9 +188,12 @@ class Dialogue:
         rejected = self.answers[1 - LETTERS.index(letter)]
         if chosen.text == rejected.text:
             raise UsageError("both answers are the same, which says nothing; /again draws another")
+        if not (chosen.text.strip() and rejected.text.strip()):
+            raise UsageError("one of the answers is empty, and no pair is read of such; /again draws another")
         ended = {"finished_chosen": chosen.finished, "finished_rejected": rejected.finished}
         append_pair(self.pairs, Pair(self.prompt, chosen.text, rejected.text, None, ended))
-        self.kept = chosen
+        # So that the same is not added twice; another answer can be compared with this one.
+        self.kept, self.answers = chosen, [chosen]
         say(f"{letter} is better: added to {self.pairs}")
 
     def _answers(self, prompt: Prompt, before: Sequence[Answer]) -> list[Answer]:
@@ -209,6 +212,7 @@ class Dialogue:
     def _answer(self, speaker: Speaker, prompt: Prompt) -> Answer:
         """Samples an answer, shows it as it is drawn, then its rewards."""
         policy = speaker.policy
+        cut_before, _ = what_was_cut([policy], self.scorers.values())
         last = prompt_ids(policy.tokenizer, prompt)[-1]
         stream = speaker.engine.watch = TextStream(policy.tokenizer, speaker.sampling, last, self.show)
         try:
@@ -223,7 +227,8 @@ class Dialogue:
                 self._say_reward(name, scorer, made)
             except ERRORS as error:  # the answer is there all the same
                 self.unscored.append(error)
-        for note in what_was_cut([policy], self.scorers.values())[1]:
+        cut, notes = what_was_cut([policy], self.scorers.values())
+        for note in notes if cut != cut_before else []:
             say(f"   {note}")
         return Answer(made.completions[0], made.finished[0])
 
@@ -252,9 +257,8 @@ def run(found: Sequence[FoundPolicy], config: ChatConfig, text: str | None) -> i
         how = JudgeConfig(seed=config.seed)
         scorers = {name: load_scorer(name, device, how) for name in rewards if name}
         speakers = [Speaker(model, config) for model in found]
-        for speaker, model in zip(speakers, found, strict=True):
-            for line in speaker.lines(model):
-                say(line)
+        for line in (line for speaker in speakers for line in speaker.lines()):
+            say(line)
         on_terminal = sys.stdout.isatty()
         dialogue = Dialogue(speakers, scorers, config, write_safely if on_terminal else write)
         for note in dialogue.notes:

@@ -17,7 +17,7 @@ from typing import NoReturn
 from preferl.data.templates import KWARGS
 from preferl.options.chat import ServeConfig
 from preferl.runs.errors import UsageError
-from preferl.runs.policies import FoundPolicy
+from preferl.runs.policies import FoundPolicy, kinds_in
 from preferl.runs.progress import say
 
 HOST = "127.0.0.1"
@@ -103,6 +103,11 @@ def refuse_unservable(name: str, folder: Path) -> None:
         raise UsageError(
             f"'{name}' holds {kind}, which `transformers serve` does not load from a folder; serve the "
             f"whole model, as preferl writes it into model/"
+        )
+    if not kinds_in(folder):
+        raise UsageError(
+            f"{folder / 'config.json'} names no class of the model (architectures), by which `transformers "
+            f"serve` loads it; write it there, or save the model anew with save_pretrained"
         )
     if "@" in str(folder):
         raise UsageError(
