@@ -18,8 +18,6 @@ import torch
 
 from preferl import chat, cli
 from preferl.data import sources
-from preferl.data.pair_files import append_pair, check_pair_file
-from preferl.data.records import Pair, UserTurn
 from preferl.models import load
 from preferl.models.reward import RewardModel, load_reward_model
 from preferl.options.chat import ChatConfig
@@ -27,6 +25,7 @@ from preferl.options.shared import SamplingOptions
 from preferl.runs import devices
 from preferl.runs.errors import UsageError
 from preferl.runs.mark import claim
+from preferl.runs.pair_files import append_pair, check_pair_file
 from preferl.runs.policies import FoundPolicy, find_policy
 from preferl.sampling.policy import Policy
 from preferl.sampling.streaming import TextStream
@@ -228,6 +227,8 @@ def test_a_character_of_several_tokens_is_shown_when_it_is_whole(policy_director
     assert not any("\ufffd" in piece for piece in pieces)
     stream.end(text)
     assert pieces[-1] == ""
+    stream.end("otherwise")  # where a tokenizer writes the whole differently
+    assert pieces[-1] == "\notherwise"
 
 
 def test_a_stop_text_ends_the_drawing(policy_directory):
@@ -394,11 +395,13 @@ def test_a_pair_that_says_nothing_is_not_added(policy_directory, tmp_path):
     assert not (tmp_path / "p.jsonl").exists()
 
 
-def test_a_plain_prompt_of_a_dialogue_model_is_its_text_in_the_file(tmp_path):
-    append_pair(tmp_path / "p.jsonl", Pair(UserTurn("Hi\u2028", by_template=True), "a", "b"))
-    line = (tmp_path / "p.jsonl").read_bytes()
-    assert line.count(b"\n") == 1
-    assert json.loads(line) == {"prompt": "Hi\u2028", "chosen": "a", "rejected": "b"}
+def test_a_row_is_one_line_whatever_is_in_it(tmp_path):
+    row = {"prompt": "Hi\u2028\n", "chosen": "é", "rejected": "b"}
+    for _ in range(2):
+        append_pair(tmp_path / "p.jsonl", row)
+    lines = (tmp_path / "p.jsonl").read_bytes().split(b"\n")
+    assert [json.loads(line) for line in lines[:2]] == [row, row]
+    assert lines[2:] == [b""]
 
 
 def test_a_dialogue_that_is_too_long_loses_its_beginning_and_that_is_said(capsys, instruct_directory):

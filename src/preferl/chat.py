@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from preferl.data.pair_files import append_pair
-from preferl.data.records import DataError, Messages, Pair, Prompt, UserTurn
+from preferl.data.records import DataError, Messages, Prompt, UserTurn
 from preferl.data.templates import MARK
 from preferl.data.tokens import coder_of, prompt_ids
 from preferl.data.types import Scorer
@@ -24,6 +23,7 @@ from preferl.options.judging import JudgeConfig
 from preferl.options.shared import SamplingOptions
 from preferl.runs import devices
 from preferl.runs.errors import DivergedError, UsageError
+from preferl.runs.pair_files import append_pair
 from preferl.runs.policies import FoundPolicy
 from preferl.runs.progress import on_stderr, printable, say
 from preferl.sampling.cached import CachedEngine
@@ -104,16 +104,23 @@ class Dialogue:
         speakers: who answers.
         scorers: what scores each answer, by name.
         config: system message and the file of pairs.
-        show: takes the pieces of an answer's text as they are drawn.
+        show: takes the pieces of an answer's text.
+        as_drawn: whether they are shown as they are drawn, or the answer as a whole.
 
     Raises:
         UsageError: there is a system message, and a model without a chat template.
     """
 
     def __init__(
-        self, speakers: Sequence[Speaker], scorers: Mapping[str, Scorer], config: ChatConfig, show: Show
+        self,
+        speakers: Sequence[Speaker],
+        scorers: Mapping[str, Scorer],
+        config: ChatConfig,
+        show: Show,
+        as_drawn: bool = True,
     ):
-        self.speakers, self.scorers, self.show = list(speakers), scorers, show
+        self.speakers, self.scorers = list(speakers), scorers
+        self.show, self.as_drawn = show, as_drawn
         self.system, self.pairs = config.system, Path(config.preferences)
         tokenizers = [speaker.policy.tokenizer for speaker in speakers]
         # As in an evaluation: a plain prompt is a user's turn where all have a chat template of their own.
@@ -190,8 +197,10 @@ class Dialogue:
             raise UsageError("both answers are the same, which says nothing; /again draws another")
         if not (chosen.text.strip() and rejected.text.strip()):
             raise UsageError("one of the answers is empty, and no pair is read of such; /again draws another")
+        asked = self.prompt.text if isinstance(self.prompt, UserTurn) else self.prompt
+        row = {"prompt": asked, "chosen": chosen.text, "rejected": rejected.text}
         ended = {"finished_chosen": chosen.finished, "finished_rejected": rejected.finished}
-        append_pair(self.pairs, Pair(self.prompt, chosen.text, rejected.text, None, ended))
+        append_pair(self.pairs, row | ended)
         # So that the same is not added twice; another answer can be compared with this one.
         self.kept, self.answers = chosen, [chosen]
         say(f"{letter} is better: added to {self.pairs}")
@@ -214,10 +223,13 @@ class Dialogue:
         policy = speaker.policy
         cut_before, _ = what_was_cut([policy], self.scorers.values())
         last = prompt_ids(policy.tokenizer, prompt)[-1]
-        stream = speaker.engine.watch = TextStream(policy.tokenizer, speaker.sampling, last, self.show)
+        show = self.show if self.as_drawn else unseen
+        stream = speaker.engine.watch = TextStream(policy.tokenizer, speaker.sampling, last, show)
         try:
             made = policy.respond([prompt], 1, speaker.generator, speaker.options)
             stream.end(made.completions[0])
+            if not self.as_drawn:
+                self.show(made.completions[0])
         finally:
             self.show("\n")
         if not made.finished[0]:
@@ -260,7 +272,8 @@ def run(found: Sequence[FoundPolicy], config: ChatConfig, text: str | None) -> i
         for line in (line for speaker in speakers for line in speaker.lines()):
             say(line)
         on_terminal = sys.stdout.isatty()
-        dialogue = Dialogue(speakers, scorers, config, write_safely if on_terminal else write)
+        show = write_safely if on_terminal else write
+        dialogue = Dialogue(speakers, scorers, config, show, as_drawn=on_terminal)
         for note in dialogue.notes:
             say(note)
         if text is not None:
@@ -278,6 +291,10 @@ def write(text: str) -> None:
     """A piece of an answer, as it is: into a file or a pipe."""
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def unseen(text: str) -> None:
+    """A piece of an answer that is shown later."""
 
 
 def write_safely(text: str) -> None:

@@ -445,9 +445,9 @@ Serve a policy at 127.0.0.1 behind OpenAI's API, by `transformers serve`; pip in
 
 def chat_command(arguments: list[str]) -> int:
     """``preferl chat MODEL`` and ``preferl chat --compare A B``."""
-    from preferl.data.pair_files import check_pair_file
     from preferl.options.chat import ChatConfig
     from preferl.runs.inputs import names_in
+    from preferl.runs.pair_files import check_pair_file
     from preferl.runs.policies import find_policy, refuse_missing
 
     arguments, compared = take_two(arguments, "--compare")

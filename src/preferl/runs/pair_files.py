@@ -6,9 +6,10 @@ messages where turns came before it. What is there stays as it is, and a row is 
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from preferl.data.records import Pair, UserTurn
 from preferl.runs.errors import UsageError
 from preferl.runs.files import naming
 
@@ -45,11 +46,8 @@ def check_pair_file(path: Path) -> None:
         )
 
 
-def append_pair(path: Path, pair: Pair) -> None:
-    """Adds one pair, with the other columns of its row. Of a row that was cut off, by a full disk or a
-    crash, the new one is kept apart."""
-    prompt = pair.prompt.text if isinstance(pair.prompt, UserTurn) else pair.prompt
-    row = {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected, **pair.columns}
+def append_pair(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds the row of one pair. From a row that was cut off, by a full disk or a crash, it is kept apart."""
     line = json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n"
     with naming(path), open(path, "ab+") as file:
         if file.seek(0, os.SEEK_END):
