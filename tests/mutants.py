@@ -97,6 +97,7 @@ MODELS = "tests/models/test_models.py::"
 FAMILIES = "tests/models/test_families.py::"
 PACKING = "tests/models/test_packing.py::"
 SAMPLING = "tests/sampling/test_sampling.py::"
+TALK = "tests/test_chat_command.py::"
 CHAT = "tests/data/test_chat.py::"
 SPLITS = "tests/data/test_splits.py::"
 RANKINGS = "tests/data/test_rankings.py::"
@@ -896,6 +897,20 @@ MUTANTS = (
            (LOOP + "test_a_batch_of_more_tokens_may_take_longer",)),
     Mutant("samples-at-every-step", "runs/progress.py", "now - self.last_samples < interval",
            "now < self.last_samples", (PROGRESS + "test_samples_come_at_first_at_last_and_every_so_often",)),
+    # A dialogue with a policy.
+    Mutant("chat-takes-the-start", "runs/policies.py", 'KINDS = ("rl", "dpo", "sft")',
+           'KINDS = ("sft", "dpo", "rl")',
+           (TALK + "test_a_run_stands_for_its_rl_with_the_sampling_of_its_evaluation",)),
+    Mutant("scorer-as-policy", "models/load.py", 'getattr(config, "architectures", None) or []', "[]",
+           (MODELS + "test_a_reward_model_is_no_policy",)),
+    Mutant("worse-is-better", "chat.py", '"chosen": chosen.text, "rejected": rejected.text',
+           '"chosen": rejected.text, "rejected": chosen.text',
+           (TALK + "test_turns_are_kept_and_a_preference_goes_on",)),
+    Mutant("pairs-overwritten", "runs/pair_files.py", 'open(path, "ab+")', 'open(path, "wb+")',
+           (TALK + "test_what_was_preferred_is_read_back",)),
+    Mutant("stop-text-shown-past", "sampling/streaming.py",
+           "return any(stop in decoded for stop in self.stop_texts)", "return False",
+           (TALK + "test_a_stop_text_ends_the_drawing",)),
 )  # fmt: skip
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from preferl import cli
+from preferl.options.chat import ChatConfig, ServeConfig
 from preferl.options.help import GROUPS
 from preferl.pipeline import KINDS, RunOptions
 
+OPTIONS = KINDS | {"run": RunOptions, "chat": ChatConfig, "serve": ServeConfig}
 RUN = [sys.executable, "-m", "preferl"]
 
 
@@ -26,7 +28,7 @@ def call(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("command", ["rl", "collect", "evaluate", "audit", "run", "sweep"])
+@pytest.mark.parametrize("command", ["rl", "collect", "evaluate", "audit", "run", "sweep", "chat", "serve"])
 def test_help_of_a_command_loads_no_torch(command):
     check = (
         "import sys, preferl.cli as c\n"
@@ -42,7 +44,7 @@ def test_help_of_a_command_loads_no_torch(command):
 def test_help_shows_what_people_change_in_groups_and_with_all_the_rest(capsys):
     for kind, groups in GROUPS.items():
         shown = [name for names in groups.values() for name in names]
-        known = {field.name for field in fields(KINDS.get(kind, RunOptions))}
+        known = {field.name for field in fields(OPTIONS[kind])}
         assert set(shown) <= known, kind
         assert len(shown) == len(set(shown)) <= 25, kind
     code, short, _ = call(capsys, "rl", "--help")

@@ -12,6 +12,7 @@ from preferl import cli
 from preferl.design.designer import DesignConfig
 from preferl.label import live
 from preferl.label.commands import ExportConfig, ServeConfig, UserConfig
+from preferl.options import chat
 from preferl.options.collect import PairCounts
 from preferl.pipeline import KINDS, NAMES, RunOptions
 from preferl.runs.shipped import FOLDER
@@ -44,12 +45,14 @@ def test_options_exist(page):
         "version",
     }
     known |= {"logdir", "project"}  # tensorboard's, trackio's
-    # torchrun's, pip's; flags of `preferl label user`, `doctor` and `report`.
-    known |= {"nproc_per_node", "no-deps", "index-url", "password", "stage", "format"}
+    # torchrun's, pip's; flags of `preferl label user`, `doctor`, `report` and `chat`.
+    known |= {"nproc_per_node", "no-deps", "index-url", "password", "stage", "format", "compare"}
     for config in (
         RunOptions,
         PairCounts,
         *KINDS.values(),
+        chat.ChatConfig,
+        chat.ServeConfig,
         ServeConfig,
         UserConfig,
         ExportConfig,

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from preferl import __version__
 from preferl.runs import distributed, shipped, signals
@@ -39,6 +40,8 @@ One stage at a time (each takes the previous stage's directory):
   preferl audit                    any reward on labelled pairs: RewardBench, RM-Bench, LLMBar, your own
   preferl evaluate                 compare the policy with its SFT model and with best-of-N
   preferl report DIR [DIR …]       one HTML file of a run or of stages, or of several runs side by side
+  preferl chat RUN_OR_MODEL        talk with a policy; `--compare A B`: two of them, with their rewards
+  preferl serve RUN_OR_MODEL       the same behind OpenAI's API, by `transformers serve`
   preferl label --items F          web pages in which people compare responses; `label --help` says more
   preferl design-reward "TEXT"     protocol, guidelines and criteria for a target behaviour
 
@@ -451,6 +454,104 @@ def label_command(arguments: list[str]) -> int:
         return commands.main(arguments)
 
 
+CHAT_ABOUT = """\
+Talk with a policy: of a run that of rl, else dpo, else sft; a stage, the folder of a model or a Hub name.
+`--compare A B` lets two answer each prompt. In the dialogue: /better a|b, /again, /reset, /help, /quit."""
+SERVE_ABOUT = """\
+Serve a policy at 127.0.0.1 behind OpenAI's API, by `transformers serve`; pip install 'preferl[serve]'."""
+
+
+def chat_command(arguments: list[str]) -> int:
+    """``preferl chat MODEL`` and ``preferl chat --compare A B``."""
+    from preferl.options.chat import ChatConfig
+    from preferl.runs.inputs import names_in
+    from preferl.runs.pair_files import check_pair_file
+    from preferl.runs.policies import find_policy, refuse_missing
+
+    arguments, compared = take_two(arguments, "--compare")
+    config, names = options_and_names(ChatConfig, "chat", "MODEL | --compare A B", CHAT_ABOUT, arguments)
+    if config is None:
+        return 0
+    if bool(names) == bool(compared) or len(names) > 1:
+        raise UsageError("chat takes one model, as `preferl chat runs/mine`, or two with --compare A B")
+    found = [find_policy(name) for name in names or compared]
+    for name in names_in(config.reward_model or ""):
+        if "/" in name and ":" not in name:  # a path: no function, and no address of a judge
+            refuse_missing(name)
+    check_pair_file(Path(config.preferences))
+    text = config.prompt
+    if text is None and not sys.stdin.isatty():
+        text = sys.stdin.read().strip()
+    if text is not None and not text.strip():
+        raise UsageError("there is nothing to answer: --prompt, or what came on standard input, is empty")
+    refuse_unknown_to_hub(found)
+    try:
+        with signals.released():  # Ctrl+C ends an answer and not the dialogue
+            from preferl import chat
+
+            return chat.run(found, config, text)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def serve_command(arguments: list[str]) -> int:
+    """``preferl serve MODEL``."""
+    from preferl import serve
+    from preferl.options.chat import ServeConfig
+    from preferl.runs.policies import find_policy
+
+    config, names = options_and_names(ServeConfig, "serve", "MODEL", SERVE_ABOUT, arguments)
+    if config is None:
+        return 0
+    if len(names) != 1:
+        raise UsageError("serve takes one model, as `preferl serve runs/mine`")
+    found = find_policy(names[0])
+    refuse_unknown_to_hub([found])
+    with signals.released():  # the server has its own
+        serve.run(found, config)
+
+
+def refuse_unknown_to_hub(found: Sequence[Any]) -> None:
+    """Asks the Hub for what is no folder here, before torch is loaded."""
+    for model in found:
+        if model.folder is None:
+            from preferl.models.hub import check_hub
+
+            check_hub(model.path)
+
+
+def options_and_names(
+    options: type, name: str, takes: str, about: str, arguments: list[str]
+) -> tuple[Any, list[str]]:
+    """Options of a command that takes names, and these names, which stand before the options; None for the
+    options where its help was asked for, and is printed."""
+    from preferl.options.help import taken_from, usual
+    from preferl.runs.config import instantiate, parser_for
+
+    names = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    rest, is_short = taken_from(arguments[len(names) :])
+    parser = parser_for(options, f"preferl {name}", about, rest)
+    if is_short:
+        print(usual(name, options, parser, about, takes), end="")
+        return None, names
+    return instantiate(parser, options, parser.parse_args(rest)), names
+
+
+def take_two(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """``--flag A B``, taken out; no names where the flag is not given.
+
+    Raises:
+        UsageError: two names do not follow.
+    """
+    if flag not in arguments:
+        return arguments, []
+    place = arguments.index(flag)
+    names = arguments[place + 1 : place + 3]
+    if len(names) < 2 or any(name.startswith("-") for name in names):
+        raise UsageError(f"{flag} needs two models after it, as {flag} runs/a runs/b")
+    return arguments[:place] + arguments[place + 3 :], names
+
+
 def design_command(arguments: list[str]) -> int:
     """``preferl design-reward``."""
     from preferl.design import designer
@@ -499,6 +600,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     },
     "report": report_command,
     "data": data_command,
+    "chat": chat_command,
+    "serve": serve_command,
     "label": label_command,
     "design-reward": design_command,
     "doctor": doctor_command,

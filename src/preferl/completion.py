@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import shtab
 
+from preferl.options.chat import ChatConfig, ServeConfig
 from preferl.options.shared import DataCommandOptions
 from preferl.pipeline import KINDS, NAMES, RunOptions
 from preferl.runs.config import parser_for
@@ -31,6 +32,8 @@ OPTIONS: dict[str, Classes] = {
     **{kind: {"": options} for kind, options in KINDS.items()},
     **{"run": RUN, "demo": RUN, "sweep": RUN | {"sweep.": SweepOptions}},
     "data": {"": DataCommandOptions},
+    "chat": {"": ChatConfig},
+    "serve": {"": ServeConfig},
 }
 FLAGS = {
     "--print_config": "print every option instead",

@@ -132,6 +132,8 @@ EXTRAS = {
     "postgres": "labels in PostgreSQL",
     "quant": "QLoRA and AdamW in eight bits",
     "gguf": "models stored as GGUF",
+    "track": "TensorBoard, W&B or trackio (--report_to)",
+    "serve": "policy behind OpenAI's API (preferl serve)",
 }
 
 

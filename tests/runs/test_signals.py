@@ -211,6 +211,23 @@ def test_a_server_has_its_own(tmp_path):
     assert (running.returncode, err) == (0, "")
 
 
+def test_a_dialogue_goes_on_after_a_signal(tmp_path):
+    body = """
+        signals.GRACE_S = 0.3
+        with signals.released():
+            try:
+                ready()
+                work(30)
+            except KeyboardInterrupt:
+                work(1.5)
+                print("goes on", flush=True)
+"""
+    with process(body, tmp_path) as running:
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=20)
+    assert (running.returncode, out, err) == (0, "goes on\n", "")
+
+
 def test_the_library_has_none(tmp_path):
     """Python programs keep their own handlers."""
     program = "import signal, preferl, preferl.runs.signals; print(signal.getsignal(signal.SIGINT).__name__)"

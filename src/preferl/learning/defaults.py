@@ -77,5 +77,7 @@ def left_open(
     """What the table decides of options that were not given, and who says so. ``leave`` stay open."""
     row = next(row for row in TABLE if row.fits(kind, start))
     usual, source = row.of(start)
-    values = {name: value for name, value in usual.items() if name not in leave}
-    return {name: value for name, value in values.items() if getattr(config, name) is None}, source
+    values = {
+        name: value for name, value in usual.items() if name not in leave and getattr(config, name) is None
+    }
+    return values, source

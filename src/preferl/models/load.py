@@ -47,6 +47,7 @@ from preferl.runs.errors import DivergedError, UsageError
 from preferl.runs.files import whole_directory
 from preferl.runs.memory import refuse_too_large
 from preferl.runs.objects import object_of
+from preferl.runs.policies import refuse_scorer
 from preferl.runs.progress import say
 
 CPU = torch.device("cpu")
@@ -414,7 +415,9 @@ def refuse_to_quantise(adapter: Adapter, weights: Weights) -> None:
 
 def _language_model_class(name_or_path: str) -> Any:
     """Of a family that also reads pictures transformers may have no class for text alone."""
-    kind = type(known_configuration(name_or_path))
+    config = known_configuration(name_or_path)
+    refuse_scorer(name_or_path, getattr(config, "architectures", None) or [])
+    kind = type(config)
     sees_too = kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     return AutoModelForImageTextToText if sees_too else AutoModelForCausalLM
 

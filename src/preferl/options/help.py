@@ -73,6 +73,11 @@ GROUPS: dict[str, Groups] = {
         "How": ("max_eval_prompts", "best_of", "best_of_prompts", "num_generations", "seed"),
         "Sampling": (*SAMPLING, "sampling_batch_size", "dtype", "device"),
     },
+    "chat": {
+        "What": ("prompt", "system", "reward_model", "preferences"),
+        "Sampling": (*SAMPLING, "seed", "dtype", "device"),
+    },
+    "serve": {"Where": ("port", "device", "dtype")},
     "run": {
         "What": ("dataset_name", "model_name_or_path", "stages", "columns", "output_dir"),
         "Every stage": (*SAMPLING, "seed", "device", "dtype", "rounds", *TOLD),
@@ -98,7 +103,7 @@ def taken_from(arguments: Sequence[str]) -> tuple[list[str], bool]:
     return list(arguments), True
 
 
-def usual(kind: str, options: type, parser: Parser, description: str) -> str:
+def usual(kind: str, options: type, parser: Parser, description: str, takes: str = "") -> str:
     """The text of a command's short help.
 
     Args:
@@ -106,19 +111,22 @@ def usual(kind: str, options: type, parser: Parser, description: str) -> str:
         options: its dataclass.
         parser: of all of its options, with their texts.
         description: what the command is for.
+        takes: what stands in front of its options.
     """
     texts = {action.dest: action.help or "" for action in parser._actions}
     fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
     types, by_rule = typing.get_type_hints(options), rules(kind)
     shown = [name for names in GROUPS[kind].values() for name in names]
-    more = f"{len(fields) - len(shown)} more options with --help all; --print_config shows all values."
+    hidden = len(fields) - len(shown)
+    more = f"{hidden} more options with --help all; " if hidden else ""
+    more += "--print_config shows all values."
     if kind == "run":
         more += (
             " A stage's own are given under its name, as --rl.kl_coef 0.1; `preferl rl --help` lists them."
         )
     short = argparse.ArgumentParser(
         prog=parser.prog,
-        usage=f"{parser.prog} [--config FILE|NAME …] [--OPTION VALUE …]",
+        usage=" ".join(filter(None, [parser.prog, takes, "[--config FILE|NAME …] [--OPTION VALUE …]"])),
         description=description,
         epilog=more,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -33,21 +33,37 @@ def quiet() -> Iterator[None]:
         console.quiet = before
 
 
+@contextlib.contextmanager
+def on_stderr() -> Iterator[None]:
+    """What is said goes to standard error as long as the context lasts: standard output is for an answer."""
+    before, console.stderr = console.stderr, True
+    try:
+        yield
+    finally:
+        console.stderr = before
+
+
 def say(text: str) -> None:
     """One line for the person who runs the program."""
     console.print(printable(text), markup=False)
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "") -> str:
     """A text that does nothing to a terminal: control characters, and those that turn the direction of
     writing, stand there as Python writes them (``\\x1b``). Names and rows come from others.
+
+    Args:
+        text: what is to be shown.
+        keep: characters that stay as they are, as the ends of lines.
 
     Example:
         >>> printable("evil\\x1b[2J\\rname")
         'evil\\\\x1b[2J\\\\rname'
     """
     return "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) in UNPRINTABLE else char
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in UNPRINTABLE and char not in keep
+        else char
         for char in text
     )
 

@@ -96,15 +96,22 @@ def stage_paths(run: Path) -> dict[str, Path]:
     return {name: (run / place).resolve() for name, place in places.items()}
 
 
-def stage_records(run: Path) -> Iterator[tuple[str, StageRecord]]:
-    """The stages of a run directory, by name, in the order in which they were begun."""
+def stages_begun(run: Path) -> list[tuple[str, Path]]:
+    """The directories of a run's stages, by name, in the order in which they were begun."""
     begun = {
         name: path / "manifest.json"
         for name, path in stage_paths(run).items()
         if (path / "manifest.json").exists()
     }
-    for name in sorted(begun, key=lambda name: begun[name].stat().st_mtime_ns):
-        yield name, StageRecord(begun[name].parent)
+    return [
+        (name, begun[name].parent) for name in sorted(begun, key=lambda name: begun[name].stat().st_mtime_ns)
+    ]
+
+
+def stage_records(run: Path) -> Iterator[tuple[str, StageRecord]]:
+    """The stages of a run directory, by name, in the order in which they were begun."""
+    for name, path in stages_begun(run):
+        yield name, StageRecord(path)
 
 
 def is_sweep(root: Path) -> bool:

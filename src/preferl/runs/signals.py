@@ -72,18 +72,23 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def released() -> Iterator[None]:
-    """The usual handlers of Python, for a server that has its own; those of ``handled`` afterwards."""
+    """The usual handlers of Python, for a server that has its own, or a dialogue in which Ctrl+C only ends an
+    answer; those of ``handled`` afterwards."""
     usual = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
     before = {}
     for name, handler in usual.items():
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is _on_signal:
             before[number] = signal.signal(number, handler)
+    # Nor does the thread hear of them, which would count its seconds to the end.
+    earlier = signal.set_wakeup_fd(-1) if before else None
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if earlier is not None:
+            signal.set_wakeup_fd(earlier, warn_on_full_buffer=False)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ on the number of processes that share the rows out.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,6 +32,8 @@ COMPACT_AT = 0.25
 # one of 135M parameters; the steps of some families (Zamba 2, Nemotron-H) are off by more with each token.
 MAX_ERROR = 1e-4
 PROBE_LENGTH = 16  # tokens sampled to see whether a cache is as exact
+# Sees the tokens of each step, of the rows that were running; whether it has seen enough.
+Watch = Callable[[list[int]], bool]
 # What a family's code may raise when it is given a cache that it does not know.
 FOREIGN = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 
@@ -39,7 +41,8 @@ FOREIGN = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, Ass
 class CachedEngine:
     """Samples from a transformers model in this process.
 
-    ``version`` is stamped on what is sampled; the learner counts it up with each update.
+    ``version`` is stamped on what is sampled; the learner counts it up with each update. ``watch`` sees the
+    tokens as they are drawn, and may end the sampling; what is drawn does not depend on it.
     """
 
     def __init__(
@@ -48,8 +51,10 @@ class CachedEngine:
         pad_id: int,
         batch_size: int = 256,
         dtype: torch.dtype = torch.float32,
+        watch: Watch | None = None,
     ):
         self.model, self.pad_id, self.batch_size, self.dtype = model, pad_id, batch_size, dtype
+        self.watch = watch
         self.version = 0
 
     @torch.no_grad()
@@ -80,6 +85,7 @@ class CachedEngine:
                 sampling,
                 self.pad_id,
                 self.dtype,
+                self.watch,
             )
             tokens_BT[rows] = tokens.cpu()
             logp_BT[rows] = logp.cpu()
@@ -179,6 +185,7 @@ def sample_batch(
     sampling: Sampling,
     pad_id: int,
     dtype: torch.dtype = torch.float32,
+    watch: Watch | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """``tokens_BT``, ``logp_BT``, ``mask_BT`` and ``finished_B`` of one batch, on the model's device.
 
@@ -215,6 +222,8 @@ def sample_batch(
         logp_BT[rows, t] = logp_A[running_A]
         mask_BT[rows, t] = 1
         finished_B[rows] = torch.isin(token_A[running_A], stop)
+        if watch is not None and watch(token_A[running_A].tolist()):
+            break
         # 4. Drop finished rows once there are enough of them; until then they are decoded on in vain,
         #    which is cheaper than copying the cache for each.
         running_A = ~finished_B[alive]
