@@ -88,7 +88,7 @@ def test_a_busy_machine_is_told_how_many_threads_help(monkeypatch):
 def test_what_is_not_installed_is_said_with_what_it_is_for(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "is_installed", lambda name: name != "bitsandbytes")
     assert doctor.extra_lines() == [
-        "without bitsandbytes: no QLoRA and AdamW in eight bits; pip install 'preferl[quant]' adds it"
+        "not installed: bitsandbytes (QLoRA and AdamW in eight bits); pip install 'preferl[quant]'"
     ]
     assert set(doctor.packages_of("label")) >= {"fastapi", "uvicorn", "sqlalchemy"}
     doctor.main()

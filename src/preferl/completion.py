@@ -28,9 +28,12 @@ usage: preferl completion bash|zsh|fish   print the script that completes comman
 Classes = Mapping[str, type]
 """Prefix of options -> the dataclass that has them."""
 RUN: Classes = {"": RunOptions} | {f"{name}.": KINDS[kind] for name, kind in NAMES.items()}
-OPTIONS: dict[str, Classes] = {
+STAGES_AND_RUNS: dict[str, Classes] = {
     **{kind: {"": options} for kind, options in KINDS.items()},
     **{"run": RUN, "demo": RUN, "sweep": RUN | {"sweep.": SweepOptions}},
+}
+OPTIONS: dict[str, Classes] = {
+    **STAGES_AND_RUNS,
     "data": {"": DataCommandOptions},
     "chat": {"": ChatConfig},
     "serve": {"": ServeConfig},
@@ -67,7 +70,7 @@ def script(shell: str, commands: Mapping[str, str]) -> str:
             completed_by_files(words)
         for prefix, options in OPTIONS.get(name, {}).items():
             add_options(command, prefix, options)
-        if name in OPTIONS and name != "data":
+        if name in STAGES_AND_RUNS:
             command.add_argument("--config", choices=list(configurations()), help="a file, or one of these")
             for flag, text in FLAGS.items():
                 command.add_argument(flag, action="store_true", help=text)

@@ -132,8 +132,8 @@ EXTRAS = {
     "postgres": "labels in PostgreSQL",
     "quant": "QLoRA and AdamW in eight bits",
     "gguf": "models stored as GGUF",
-    "track": "TensorBoard, W&B or trackio (--report_to)",
-    "serve": "policy behind OpenAI's API (preferl serve)",
+    "track": "TensorBoard, W&B and trackio, for --report_to",
+    "serve": "a policy behind OpenAI's API, for preferl serve",
 }
 
 
@@ -143,9 +143,7 @@ def extra_lines() -> list[str]:
     for extra, purpose in EXTRAS.items():
         missing = [name for name in packages_of(extra) if not is_installed(name)]
         if missing:
-            found.append(
-                f"without {', '.join(missing)}: no {purpose}; pip install 'preferl[{extra}]' adds it"
-            )
+            found.append(f"not installed: {', '.join(missing)} ({purpose}); pip install 'preferl[{extra}]'")
     return found
 
 
