@@ -1,9 +1,9 @@
-"""The model card of a run: what it is, how it was made, what came out, what it cost, how to make it again, and
-what nobody measured.
+"""The model card of a run: what it is, how it was made, what came out, what nobody measured, what it cost,
+and how to make it again.
 
 Numbers and sentences are those of the report, from the same readers. Front matter is written by
-huggingface_hub. Whatever is foreign (names, options, what a model wrote) is escaped as Markdown, and what must
-not leave this machine is replaced in the finished text (``private.py``).
+huggingface_hub. Whatever is foreign (names, options, what a model wrote) is escaped as Markdown, and what
+must not leave this machine is replaced in the finished text (``private.py``).
 """
 
 import json
@@ -49,10 +49,10 @@ COSTS: tuple[Maker, ...] = (cost.stages_table, cost.equal_cost_table)
 WHAT = {
     "sft": "A language model, fine-tuned on demonstrations",
     "dpo": "A language model, fine-tuned on preferences themselves ({loss_type}, β = {beta})",
-    "rl": "A language model, fine-tuned with {algorithm} against the reward “{reward_model}” under a KL penalty of "
-    "{kl_coef} ({kl_controller}) to the model that it started from",
-    "reward": "A reward model: it gives a response to a prompt one number, the higher the better by the labels "
-    "that it was trained on",
+    "rl": "A language model, fine-tuned with {algorithm} against the reward “{reward_model}” under a KL "
+    "penalty of {kl_coef} ({kl_controller}) to the model that it started from",
+    "reward": "A reward model: it gives a response to a prompt one number, the higher the better by the "
+    "labels that it was trained on",
 }
 VALUE_MODEL = (
     "The value model (critic) of a training run: it estimates the reward that a response will end with"
@@ -84,8 +84,8 @@ def model_card(subject: Subject, title: str | None = None, license: str | None =
         "## Cost\n\n" + tables(subject, COSTS),
         "## To make it again\n\n" + again(subject),
         "## Licences\n\n" + license_table(known, license or common(known)),
-        f"Made by [preferl](https://github.com/preferl/preferl) {__version__} from the files of the run; local "
-        f"paths stand here as names.",
+        f"Made by [preferl](https://github.com/preferl/preferl) {__version__} from the files of the run; "
+        f"local paths stand here as names.",
     ]
     return ModelCard(subject.private.clean(f"---\n{front}\n---\n\n" + "\n\n".join(sections) + "\n"))
 
@@ -201,9 +201,9 @@ def origin(base: Base) -> str:
     content = f" ({base.content[:DIGITS]})" if base.content else ""
     if base.on_hub:
         name = hub_name(base.name)
-        return f"It began as [{cell(str(name))}](https://huggingface.co/{name}){cell(content)}."
+        return f"It began as [{cell(str(name))}](https://huggingface.co/{name}){content}."
     where = "the folder" if base.place is not None else "the model"
-    return f"It began as {where} {cell(base.name + content)}; where that comes from is {UNKNOWN}."
+    return f"It began as {where} {cell(base.name)}{content}; where that comes from is {UNKNOWN}."
 
 
 def use(subject: Subject, title: str) -> str:
@@ -226,7 +226,7 @@ def use(subject: Subject, title: str) -> str:
     return fenced(code, "python")
 
 
-# ---------------------------------------------------------------------------------------------- how it was made
+# ------------------------------------------------------------------------------------------- how it was made
 
 
 def how_it_was_made(subject: Subject) -> str:
@@ -236,8 +236,8 @@ def how_it_was_made(subject: Subject) -> str:
     ]
     text = rows(("stage", "what it did", "what it read"), steps)
     text += (
-        f"\n\nIn brackets stand the first {DIGITS} digits of the SHA-256 of what was read, or the Hub's revision. "
-        f"Options of the last stage:\n\n{rows(('option', 'value'), options_of(subject.record))}"
+        f"\n\nIn brackets stand the first {DIGITS} digits of the SHA-256 of what was read, or of the Hub's "
+        f"revision. Options of the last stage:\n\n{rows(('option', 'value'), options_of(subject.record))}"
     )
     said = notes(subject.stages)
     return f"{text}\n\nAbout the data:\n\n{bullets(said)}" if said else text
@@ -254,7 +254,7 @@ def read_by(record: StageRecord) -> str:
 
 
 def options_of(record: StageRecord) -> list[tuple[str, str]]:
-    """The options that people change, with the values that they had; those that were not used are left out."""
+    """The options that people change, with the values that they had; those that were not used left out."""
     chosen = record.manifest.get("chosen", {})
     names = [name for group in GROUPS[record.kind].values() for name in group if name != "output_dir"]
     shown = []
@@ -300,17 +300,17 @@ def not_measured(subject: Subject) -> list[str]:
         if "judge" not in summary["comparison"]:
             found.append("What a judge, or people, would say of its responses beside those of the start.")
         found.append(
-            f"Prompts of another kind than the {summary['prompts']:,} of the evaluation, another temperature than "
-            f"{summary['temperature']}, and responses of more than {config.get('response_length')} tokens."
+            f"Prompts of another kind than the {summary['prompts']:,} of the evaluation, another temperature "
+            f"than {summary['temperature']}, and responses of over {config.get('response_length')} tokens."
         )
     found += [
         "Other seeds: one training was run, and intervals are over prompts or pairs, not over trainings.",
-        "Knowledge, reasoning, code, safety, fairness, and languages: no benchmark of these is part of the run.",
+        "Knowledge, reasoning, code, safety, fairness, languages: no benchmark of these is part of the run.",
     ]
     return found
 
 
-# ----------------------------------------------------------------------------------------------- making it again
+# ------------------------------------------------------------------------------------------- making it again
 
 
 def again(subject: Subject) -> str:
@@ -328,8 +328,8 @@ def again(subject: Subject) -> str:
     else:
         parts = [fenced("\n".join(command_of(record) for _, record in subject.steps()), "sh")]
     parts.append(
-        "Names of files, folders and functions are those of their author's machine, without paths; rewards and "
-        "other functions of a person's own are not part of this repository."
+        "Names of files, folders and functions are those of their author's machine, without paths; rewards "
+        "and other functions of a person's own are not part of this repository."
     )
     made = subject.record.manifest.get("environment", {})
     versions = {"preferl": made.get("preferl", "?"), "Python": made.get("python", "?")}

@@ -1,9 +1,9 @@
-"""The data that a model was made from, as a data set of its own to share: rows as they are, with pseudonyms for
-the people who labelled them.
+"""The data that a model was made from, as a data set of its own to share: rows as they are, with pseudonyms
+for the people who labelled them.
 
-Only what lies on this disk is shared: what stages of the run wrote, and files of a person's own. What is on the
-Hub already is named and not copied. Free text (prompts, responses, reasons) stands as it was written: nobody
-can tell by rule what in it is private, and the card says so.
+Only what lies on this disk is shared: what stages of the run wrote, and files of a person's own. What is on
+the Hub already is named and not copied. Free text (prompts, responses, reasons) stands as it was written:
+nobody can tell by rule what in it is private, and the card says so.
 """
 
 import json
@@ -138,7 +138,7 @@ def rows_of(place: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def with_names(row: dict[str, Any], private: Private) -> dict[str, Any]:
-    """A row in whose ``source`` and ``annotator`` names stand in place of paths; they are what stages write."""
+    """A row in whose ``source`` and ``annotator``, as stages write them, names stand in place of paths."""
     changed = {
         key: private.clean(row[key]) for key in ("source", "annotator") if isinstance(row.get(key), str)
     }
@@ -155,8 +155,8 @@ def refuse_private(where: str, row: Mapping[str, Any], private: Private) -> None
         found = private.found_in(text)
         if found:
             raise UsageError(
-                f"{where} holds {found[0]}, so that nothing was uploaded; take it out of the data, or leave out "
-                f"--with_data"
+                f"{where} holds {found[0]}, so that nothing was uploaded; take it out of the data, or leave "
+                f"out --with_data"
             )
 
 
@@ -194,8 +194,8 @@ def data_card(
     who = f"{len(people.of)} people who labelled have pseudonyms" if people.of else "No column names a person"
     text = (
         f"# {cell(title)}\n\nThe data that a model was made from with preferl {__version__}.\n\n{table}\n\n"
-        f"{who}; which columns name people is told by the columns' names. Prompts, responses and remarks stand as "
-        f"they were written: nobody looked through them for names or anything private.\n\n"
+        f"{who}; which columns name people is told by the columns' names. Prompts, responses and remarks "
+        f"stand as they were written: nobody looked through them for names or anything private.\n\n"
         f"Licence: {license or 'not chosen; look where the prompts and responses come from'}.\n"
     )
     return DatasetCard(subject.private.clean(f"---\n{front.to_yaml()}\n---\n\n{text}"))

@@ -1,9 +1,9 @@
 """Uploads a model of a run to the Hugging Face Hub, with its card as README.md and its report beside it.
 
-What goes is a list of files that is shown first: weights as safetensors, configuration and tokenizer of the one
-folder that was asked for, and two pages that are made for it. Everything else of a run stays: logs, samples,
-``env.json``, configurations with paths. Repositories are private unless ``--public`` is given, and nothing in
-one that is there is deleted. The Hub is spoken to by huggingface_hub alone.
+What goes is a list of files that is shown first: weights as safetensors, configuration and tokenizer of the
+one folder that was asked for, and two pages that are made for it. Everything else of a run stays: logs,
+samples, ``env.json``, configurations with paths. Repositories are private unless ``--public`` is given, and
+nothing in one that is there is deleted. The Hub is spoken to by huggingface_hub alone.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
 from safetensors import SafetensorError, safe_open
 
 from preferl.reporting.gather import Gathered
@@ -114,36 +115,21 @@ def push(run: Path, name: str, options: PushOptions, api: Any = None) -> str | N
 
 def destination(api: Any, name: str, kind: str, options: PushOptions) -> Repository:
     """Where files go: as the Hub says, or for a dry run as it was asked for."""
-    return (
-        Repository(name, kind, options.public)
-        if options.dry_run
-        else repository(api, name, kind, options.public)
-    )
+    if options.dry_run:
+        return Repository(name, kind, options.public)
+    return repository(api, name, kind, options.public)
 
 
 def show(target: Repository, files: Sequence[File], known: bool) -> None:
     """Says where files go, who will see them, and which they are."""
-    seen = "public: everybody sees it" if target.public else "private: nobody sees it but who may"
-    state = (
-        "" if not known else "; it is new" if target.there is None else "; it is there, and keeps what it has"
-    )
-    say(f"push: to the {target.kind} repository {target.name} ({seen}{state}):")
+    seen = "public" if target.public else "private"
+    if known:
+        seen += ", a new one" if target.there is None else ", which is there and keeps what it has"
+    say(f"push: to the {target.kind} repository {target.name} ({seen}):")
     for file in files:
         replaces = ", in place of the one there" if file.path in (target.there or ()) else ""
-        say(f"  {sized(file.size):>10}  {file.path}{replaces}")
-    say(f"  {sized(sum(file.size for file in files)):>10}  in {len(files)} files")
-
-
-def sized(count: int) -> str:
-    """Bytes as people read them."""
-    size = float(count)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            break
-        size /= 1000
-    else:
-        unit = "GB"
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        say(f"  {decimal(file.size):>10}  {file.path}{replaces}")
+    say(f"  {decimal(sum(file.size for file in files)):>10}  in {len(files)} files")
 
 
 def ask() -> None:
@@ -163,10 +149,10 @@ def ask() -> None:
 
 def files_of(subject: Subject, title: str, license: str | None) -> tuple[list[File], list[str]]:
     """The files of a model's repository, the two pages first; and what is to be said about them."""
+    of_model, notes = model_files(subject.folder, subject.private)
     card, page = str(model_card(subject, title, license)), report_of(subject)
     refuse_private(CARD, card, subject.private)
     refuse_private(PAGE, page, subject.private)
-    of_model, notes = model_files(subject.folder, subject.private)
     return [File(CARD, card.encode()), File(PAGE, page.encode()), *of_model], notes
 
 
@@ -192,8 +178,8 @@ def model_files(folder: Path, private: Private) -> tuple[list[File], list[str]]:
             continue
         if path.suffix in PICKLES:
             raise UsageError(
-                f"{path} may be a pickle, which runs code where it is loaded; save the model as safetensors and "
-                f"remove it"
+                f"{path} may be a pickle, which runs code where it is loaded; save the model as safetensors "
+                f"and remove it"
             )
         if path.suffix == ".safetensors":
             check_safetensors(path, private)
@@ -252,8 +238,8 @@ def refuse_private(name: str, text: str, private: Private, only_keys: bool = Fal
     found = private.found_in(text, only_keys)
     if found:
         raise UsageError(
-            f"{name} holds {' and '.join(found)}, so that nothing was uploaded; take it out and give the command "
-            f"again"
+            f"{name} holds {' and '.join(found)}, so that nothing was uploaded; take it out and give the "
+            f"command again"
         )
 
 
@@ -277,8 +263,8 @@ def check_name(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise UsageError(
-            f"'{name}' is no name of a repository: owner/name, of letters, digits, '-', '_' and '.', up to 96 of "
-            f"them"
+            f"'{name}' is no name of a repository: write owner/name, of up to 96 letters, digits, '-', '_' "
+            f"and '.'"
         ) from error
 
 
@@ -365,32 +351,29 @@ def reason(error: BaseException, name: str, endpoint: str) -> str:
     status, said = status_of(error)
     if status == 401:
         return (
-            f"the Hub ({endpoint}) does not know this token (401): log in with `hf auth login`, or set HF_TOKEN "
-            f"to one that may write"
+            f"the Hub ({endpoint}) does not know this token (401): log in with `hf auth login`, or set "
+            f"HF_TOKEN to one that may write"
         )
     if status in (403, 404):
         return (
-            f"this token may not write to {name} ({status}): take one with the right to write, or the name of a "
-            f"repository of your own ({endpoint}/settings/tokens)"
+            f"this token may not write to {name} ({status}): take one with the right to write "
+            f"({endpoint}/settings/tokens), or the name of a repository of your own"
         )
     if status in (409, 412):
-        return f"{name} is taken, or somebody else is changing it ({status}): give the command again, or another name"
+        return f"{name} is taken, or being changed ({status}): give the command again, or another name"
     if status is not None:
         return f"the Hub ({endpoint}) did not take {name} ({status}: {said}); give the command again later"
-    return (
-        f"the Hub ({endpoint}) cannot be reached ({type(error).__name__}: {said}): give the command again where "
-        f"there is a network; what was to be uploaded is whole here"
-    )
+    return f"the Hub ({endpoint}) cannot be reached ({said}): give the command again where there is a network"
 
 
 def status_of(error: BaseException) -> tuple[int | None, str]:
     """The status that the Hub answered with, if that is what went wrong, and what was said with it."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    cause: BaseException | None = error
-    while cause is not None:
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    for cause in causes:
         if isinstance(cause, HfHubHTTPError):
-            said = cause.server_message or str(cause)
-            return cause.response.status_code, " ".join(said.split())
-        cause = cause.__cause__
-    return None, " ".join(str(error).split())
+            return cause.response.status_code, " ".join((cause.server_message or str(cause)).split())
+    return None, " ".join(f"{type(causes[-1]).__name__}: {causes[-1]}".split())

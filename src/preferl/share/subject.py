@@ -153,7 +153,7 @@ def read(run: Path, stage: str | None = None, part: str = "model") -> Subject:
         part: of ``PARTS``.
 
     Raises:
-        UsageError: nothing is finished there, no such stage has such a part, or it is not clear which is meant.
+        UsageError: nothing is finished there, no stage has what is asked for, or it is not clear which.
     """
     if part not in PARTS:
         raise UsageError(f"--part is {part}; the parts of a stage are {', '.join(PARTS)}")
