@@ -41,7 +41,8 @@ One stage at a time (each takes the previous stage's directory):
   preferl evaluate                 compare the policy with its SFT model and with best-of-N
   preferl report DIR [DIR …]       one HTML file of a run or of stages, or of several runs side by side
   preferl card RUN                 a model card of a run: what it is, how it was made, what came out
-  preferl push RUN NAME            the model, its card and its report to the Hugging Face Hub, privately
+  preferl push RUN NAME            the model, its card and its report to the Hugging Face Hub, privately;
+                                   `run --push_to_hub NAME` does so after the last stage
   preferl label --items F          web pages in which people compare responses; `label --help` says more
   preferl design-reward "TEXT"     protocol, guidelines and criteria for a target behaviour
 

@@ -69,7 +69,7 @@ def test_nothing_private_arrives(run, hub, api, with_page):
     words = (USER, MACHINE, KEY, "judges-own-secret-value", "llm.internal", "my_runs", str(run.home), TOKEN)
     assert not [word for word in (*words, *PEOPLE, "env.json", "command.txt") if word in sent]
     assert "weights of the critic" not in sent
-    assert "Look into ~/secret.txt on [machine]." in pushed(hub).files["report.html"].decode()
+    assert "Look into ./secret.txt on [machine]." in pushed(hub).files["report.html"].decode()
 
 
 def test_a_second_push_sends_what_has_changed_and_deletes_nothing(run, hub, api):

@@ -148,7 +148,7 @@ def eval_results(subject: Subject) -> list[Any]:
     task = {
         "task_type": "text-classification" if subject.is_reward else "text-generation",
         "dataset_type": hub_name(data) or "preferl",
-        "dataset_name": "the embedded world" if data == "world" else data,
+        "dataset_name": "the embedded world" if data == "world" else subject.private.clean(data),
         "dataset_split": measured.config.get("split") or "eval",
     }
     if subject.is_reward:

@@ -133,7 +133,7 @@ def places_of_machine() -> list[Secret]:
         ("the path of the current directory", Path.cwd(), "."),
         ("the path of the home directory", Path.home(), "~"),
     ):
-        if len(path.parts) > 1:
+        if len(path.parts) > 2:  # of /root or /app nobody is known
             found.append(Secret(kind, literal(*spellings(str(path))), instead))
     machine = socket.gethostname()
     if machine and machine != "localhost":
