@@ -17,7 +17,7 @@ from preferl.runs.mark import claim
 
 USER, MACHINE = "adalovelace", "gpu-box-17"
 KEY = "sk-test-" + "abcdefgh" * 3
-PEOPLE = ("Grace Hopper", "alan@example.org")
+PEOPLE = ("Grace Hopper (night shift)", "alan@example.org")
 CLOCK = [1_700_000_000]
 
 

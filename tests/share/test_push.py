@@ -208,7 +208,7 @@ def test_data_goes_only_on_request_and_with_pseudonyms(run, hub, api):
     assert {row["source"] for row in rows} == {"sft"}
     assert [row["prompt"] for row in rows] == ["Say 0.", "Say 1.", "Say 2."]
     card = DatasetCard(there.files["README.md"].decode())
-    assert "2 people who labelled have pseudonyms" in card.text
+    assert "2 who labelled have pseudonyms" in card.text
     files = [one["path"] for one in card.data.configs[0]["data_files"]]
     assert sorted(files) == ["labels-of-people/eval.jsonl", "labels-of-people/train.jsonl"]
     assert not [word for word in (*PEOPLE, USER, MACHINE) if word in hub.text()]

@@ -21,10 +21,11 @@ from preferl import __version__
 from preferl.options.help import GROUPS, default_of
 from preferl.pipeline import KINDS
 from preferl.reporting import cost, evaluation, hacking, rewards, training
+from preferl.reporting.formats import brackets
 from preferl.reporting.hacking import risen_signs
 from preferl.reporting.markdown import cell, of_table, rows
 from preferl.reporting.measures import NAMES, main_measure
-from preferl.reporting.page import Maker
+from preferl.reporting.page import Maker, Table
 from preferl.reporting.verdict import facts, verdict
 from preferl.runs.files import read_json, read_yaml
 from preferl.runs.mark import read_mark, was_ours
@@ -104,7 +105,8 @@ def fenced(text: str, language: str = "") -> str:
 def tables(subject: Subject, makers: Sequence[Maker]) -> str:
     """The tables of the report that these makers make."""
     runs = {subject.name: subject.stages}
-    return "\n\n".join(of_table(made) for make in makers if (made := make(runs)) is not None)
+    made = [make(runs) for make in makers]
+    return "\n\n".join(of_table(part) for part in made if isinstance(part, Table))
 
 
 # ---------------------------------------------------------------------------------------------- front matter
@@ -114,18 +116,23 @@ def front_matter(subject: Subject, base: Base, title: str, license: str) -> Any:
     """What the Hub reads: ``huggingface_hub.ModelCardData``."""
     from huggingface_hub import ModelCardData
 
-    kind, adapter = subject.record.kind, subject.part == "adapter"
-    results = [] if subject.part == "value_model" else eval_results(subject)
+    adapter, critic = subject.part == "adapter", subject.part == "value_model"
+    results = [] if critic else eval_results(subject)
     data = sorted({name for one in subject.data() if one.on_hub and (name := hub_name(one.name))})
-    ours = ["reward-model"] if subject.is_reward else ["value-model"] if subject.part == "value_model" else []
+    if critic:
+        kind = ["value-model"]
+    elif subject.is_reward:
+        kind = ["reward-model"]
+    else:
+        kind = [subject.record.kind, *algorithm_tag(subject)]
     return ModelCardData(
         library_name="peft" if adapter else "transformers",
         base_model=hub_name(base.name) if base.name is not None and base.on_hub else None,
         base_model_relation=("adapter" if adapter else "finetune") if base.on_hub else None,
-        pipeline_tag="text-generation" if subject.part != "value_model" and not subject.is_reward else None,
+        pipeline_tag=None if critic or subject.is_reward else "text-generation",
         license=license,
         datasets=data or None,
-        tags=["preferl", "rlhf", *ours, *([] if subject.is_reward else [kind, *algorithm_tag(subject)])],
+        tags=["preferl", "rlhf", *kind],
         model_name=title.split("/")[-1] if results else None,
         eval_results=results or None,
     )
@@ -142,7 +149,6 @@ def eval_results(subject: Subject) -> list[Any]:
     """Win rates against the start by every measure, or a reward model's accuracy, with their intervals."""
     from huggingface_hub import EvalResult
 
-    found = []
     measured = subject.evaluation or subject.record
     data = str(measured.config.get("dataset_name"))
     task = {
@@ -151,30 +157,30 @@ def eval_results(subject: Subject) -> list[Any]:
         "dataset_name": "the embedded world" if data == "world" else subject.private.clean(data),
         "dataset_split": measured.config.get("split") or "eval",
     }
-    if subject.is_reward:
-        row, summary = "eval/accuracy", subject.record.summary
-        if row in summary:
-            name = f"accuracy on held-out pairs, 95 % interval {ends(summary, row)}"
-            found.append(
-                EvalResult(
-                    **task, metric_type="accuracy", metric_name=name, metric_value=round(summary[row], 4)
-                )
-            )
+    measures: list[tuple[str, str, float]] = []  # type, what it is, value
+    if subject.is_reward and "eval/accuracy" in subject.record.summary:
+        summary = subject.record.summary
+        name = f"accuracy on held-out pairs, 95 % interval {ends(summary, 'eval/accuracy')}"
+        measures.append(("accuracy", name, summary["eval/accuracy"]))
     elif subject.evaluation is not None:
-        for key, name in NAMES.items():
-            row = subject.evaluation.summary["comparison"].get(key)
-            if row is not None:
-                said = f"win rate against the start by {name}, 95 % interval {ends(row, 'win_rate')}"
-                value = round(row["win_rate"], 4)
-                found.append(EvalResult(**task, metric_type="win_rate", metric_name=said, metric_value=value))
-        kl = subject.evaluation.summary["policies"]["policy"]["kl"]
-        said = "KL to the start, nats per response"
-        found.append(EvalResult(**task, metric_type="kl", metric_name=said, metric_value=round(kl, 4)))
-    return found
+        summary = subject.evaluation.summary
+        for key, measure in NAMES.items():
+            if key in summary["comparison"]:
+                row = summary["comparison"][key]
+                name = f"win rate against the start by {measure}, 95 % interval {ends(row, 'win_rate')}"
+                measures.append(("win_rate", name, row["win_rate"]))
+        kl = summary["policies"]["policy"]["kl"]
+        measures.append(("kl", "KL to the start, nats per response", kl))
+    return [
+        EvalResult(**task, metric_type=kind, metric_name=name, metric_value=round(value, 4))
+        for kind, name, value in measures
+        if math.isfinite(value)
+    ]
 
 
 def ends(row: dict[str, Any], key: str) -> str:
-    return f"[{row[f'{key}_low']:.3f}, {row[f'{key}_high']:.3f}]"
+    """[low, high] of a 95 % interval of a share, for a file of YAML."""
+    return brackets(row, key, "{:.3f}".format).replace("\u00a0", " ")
 
 
 # ------------------------------------------------------------------------------------------------ what it is

@@ -18,8 +18,7 @@ from preferl.data.containers import own_split, read_rows
 from preferl.data.files import RowError
 from preferl.reporting.markdown import cell, rows
 from preferl.runs.errors import UsageError
-from preferl.runs.mark import read_mark
-from preferl.runs.record import StageRecord
+from preferl.runs.inputs import seen_from
 from preferl.share.private import Private, texts_in
 from preferl.share.subject import Subject
 
@@ -27,7 +26,6 @@ from preferl.share.subject import Subject
 PEOPLE = ("annotator", "annotators", "worker", "rater", "labeler", "labeller", "email")
 AFTER_PEOPLE = ("id", "ids", "name", "names", "chosen", "rejected", "a", "b")
 COLLECTIVE = ("majority", "dawid_skene")  # who labelled where `preferl label export` put several together
-NO_PERSON = re.compile(r"[/:#*(]")  # of a path, a function, a judge, a mixture
 WITH_DATA = ("collect", "best_of")  # kinds of stages that write data
 
 
@@ -54,7 +52,7 @@ class Pseudonyms:
         if isinstance(value, str) and ", " in value:  # several, as `preferl label export` writes them
             return ", ".join(self._value(one) for one in value.split(", "))
         text = "" if value is None else str(value)
-        if not text or text in self.machines or NO_PERSON.search(text):
+        if not text or text in self.machines:
             return value
         return self.of.setdefault(text, f"annotator-{len(self.of) + 1}")
 
@@ -106,7 +104,7 @@ def write(subject: Subject, folder: Path) -> tuple[list[Part], Pseudonyms]:
     Raises:
         UsageError: there is no data to share, or a row holds something that must not leave this machine.
     """
-    people = Pseudonyms(str(r.config.get("annotator")) for _, r in subject.steps() if r.kind == "collect")
+    people = Pseudonyms(machines_of(subject))
     parts: list[Part] = []
     for name, place in sources(subject).items():
         of_splits: dict[str, list[dict[str, Any]]] = {}
@@ -127,6 +125,15 @@ def write(subject: Subject, folder: Path) -> tuple[list[Part], Pseudonyms]:
             f"leave out --with_data"
         )
     return parts, people
+
+
+def machines_of(subject: Subject) -> Iterator[str]:
+    """What labelled in the stages of the run, as an option names it and as the stage writes it."""
+    for _, record in subject.steps():
+        name = record.config.get("annotator")
+        if record.kind == "collect" and name is not None:
+            yield name
+            yield seen_from(record.path, name)
 
 
 def rows_of(place: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -160,9 +167,7 @@ def refuse_private(where: str, row: Mapping[str, Any], private: Private) -> None
             )
 
 
-def data_card(
-    subject: Subject, parts: list[Part], people: Pseudonyms, title: str, license: str | None
-) -> Any:
+def data_card(subject: Subject, parts: list[Part], people: Pseudonyms, title: str) -> Any:
     """The card of the data, as ``huggingface_hub.DatasetCard``."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -170,7 +175,7 @@ def data_card(
     for part in parts:
         of_source.setdefault(part.source, []).append(part)
     front = DatasetCardData(
-        license=license or "unknown",
+        license="unknown",
         tags=["preferl", "rlhf", "preferences"],
         pretty_name=title.split("/")[-1],
         configs=[
@@ -183,7 +188,11 @@ def data_card(
             for name, found in of_source.items()
         ],
     )
-    made = dict(record_of_source(subject))
+    made = {
+        record.path.name: f"written by {record.kind}"
+        for _, record in subject.steps()
+        if record.kind in WITH_DATA
+    }
     table = rows(
         ("source", "split", "rows", "what it is"),
         [
@@ -191,24 +200,11 @@ def data_card(
             for part in parts
         ],
     )
-    who = f"{len(people.of)} people who labelled have pseudonyms" if people.of else "No column names a person"
+    who = f"{len(people.of)} who labelled have pseudonyms" if people.of else "No column names a person"
     text = (
         f"# {cell(title)}\n\nThe data that a model was made from with preferl {__version__}.\n\n{table}\n\n"
         f"{who}; which columns name people is told by the columns' names. Prompts, responses and remarks "
         f"stand as they were written: nobody looked through them for names or anything private.\n\n"
-        f"Licence: {license or 'not chosen; look where the prompts and responses come from'}.\n"
+        f"Licence: not known to preferl; look where the prompts and responses come from.\n"
     )
     return DatasetCard(subject.private.clean(f"---\n{front.to_yaml()}\n---\n\n{text}"))
-
-
-def record_of_source(subject: Subject) -> Iterator[tuple[str, str]]:
-    """What the stages that wrote data did, by their directories' names."""
-    for _, record in subject.steps():
-        if record.kind in WITH_DATA:
-            yield record.path.name, said_of(record)
-
-
-def said_of(record: StageRecord) -> str:
-    mark = read_mark(record.path)
-    kind = mark.name if mark else record.kind
-    return f"written by {kind}" + (f", labelled by {record.config['annotator']}" if kind == "collect" else "")

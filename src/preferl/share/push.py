@@ -97,7 +97,7 @@ def push(run: Path, name: str, options: PushOptions, api: Any = None) -> str | N
         uploads = [(target, files)]
         if options.with_data:
             target = destination(api, f"{name}-data", "dataset", options)
-            uploads.append((target, data_files(subject, target.name, options.license, Path(temporary))))
+            uploads.append((target, data_files(subject, target.name, Path(temporary))))
         for target, files in uploads:
             show(target, files, known=not options.dry_run)
         for note in notes:
@@ -140,7 +140,11 @@ def ask() -> None:
     """
     if not sys.stdin.isatty():
         raise UsageError(NOT_ASKED)
-    if input("Upload this? [y/N] ").strip().lower() not in ("y", "yes"):
+    try:
+        answer = input("Upload this? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         raise UsageError("nothing was uploaded")
 
 
@@ -243,10 +247,10 @@ def refuse_private(name: str, text: str, private: Private, only_keys: bool = Fal
         )
 
 
-def data_files(subject: Subject, title: str, license: str | None, folder: Path) -> list[File]:
+def data_files(subject: Subject, title: str, folder: Path) -> list[File]:
     """The files of a repository of data, its card first."""
     parts, people = data.write(subject, folder)
-    card = str(data.data_card(subject, parts, people, title, license))
+    card = str(data.data_card(subject, parts, people, title))
     refuse_private(CARD, card, subject.private)
     return [File(CARD, card.encode()), *(File(part.path, part.file) for part in parts)]
 
