@@ -470,6 +470,7 @@ Local paths, names of machine and people, keys, logs and samples stay here. Noth
 def card_command(arguments: list[str]) -> int:
     """``preferl card RUN``."""
     from preferl.runs.files import write_atomically
+    from preferl.runs.progress import printable
 
     arguments, out = take_option(arguments, "--output")
     arguments, fresh = take_flag(arguments, "--fresh")
@@ -487,7 +488,11 @@ def card_command(arguments: list[str]) -> int:
     text = str(model_card(read(Path(words[0]), options.stage, options.part), license=options.license))
     if out:
         write_atomically(Path(out), text)
-    print(out or text, end="\n" if out else "")
+        print(out)
+    elif sys.stdout.isatty():
+        print("\n".join(map(printable, text.split("\n"))), end="")
+    else:
+        print(text, end="")
     return 0
 
 

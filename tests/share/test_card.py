@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 
 import pytest
 import yaml
@@ -167,6 +168,14 @@ def test_the_report_still_shows_paths_here(run):
     """Only what is shared is without them: on this machine one wants to know where things lie."""
     options = dict(report.configs(report.read([run.path]).runs))["reward"]
     assert str(run.home / "labels of people.jsonl") in options
+
+
+def test_on_a_terminal_it_does_nothing_to_it(run, capsys, monkeypatch):
+    summary = json.loads((run.path / "reward" / "summary.json").read_text()) | {"notes": ["evil\x1b[2J"]}
+    (run.path / "reward" / "summary.json").write_text(json.dumps(summary))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(["card", str(run.path)]) == 0
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_the_command_prints_or_writes_it(run, capsys):
