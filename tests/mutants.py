@@ -113,6 +113,7 @@ COMPARISONS = "tests/evaluation/test_comparison.py"
 PAGES = "tests/reporting/test_report_pages.py"
 GATHER = "tests/reporting/test_gather.py"
 TRAINER_STATE = "tests/runs/test_trainer_state.py"
+PUSH = "tests/share/test_push.py::test_"
 SFT = "tests/stages/test_sft.py::"
 DPO = "tests/stages/test_dpo.py::"
 KTO = "tests/stages/test_kto.py::"
@@ -682,6 +683,18 @@ MUTANTS = (
            'self._hash(place) not in (row["hash"], "")', "False", (GATHER,)),
     Mutant("rounds-count-from-nought", "reporting/rounds.py", "row[key] + shift[key] for key",
            "row[key] for key", (GATHER,)),
+    Mutant("everybody-sees-it", "share/push.py", "private=not target.public", "private=target.public",
+           (PUSH + "a_name_without_an_owner_is_ones_own",
+            PUSH + "the_model_arrives_byte_for_byte_with_its_card_and_its_report")),
+    Mutant("public-is-found-out-later", "share/push.py", "if not info.private and not public:",
+           "if info.private and not public:", (PUSH + "public_is_only_what_was_asked_to_be",)),
+    Mutant("people-keep-their-names", "share/data.py", 'f"annotator-{len(self.of) + 1}"', "text",
+           (PUSH + "data_goes_only_on_request_and_with_pseudonyms",)),
+    Mutant("keys-are-not-looked-for", "share/private.py",
+           "looked_for = self.keys if only_keys else self.secrets", "looked_for = []",
+           (PUSH + "what_must_not_leave_is_refused_before_anything_is_made",)),
+    Mutant("pages-keep-paths", "share/private.py", "text = self._paths.sub(", "self._paths.sub(",
+           ("tests/share/test_card.py::test_nothing_in_it_is_private",)),
     Mutant("references-to-stages-not-waited-for", "sweep/plan.py", "for reference in stage.reads]",
            'for reference in stage.reads if reference.startswith("@/")]',
            (SWEEP + "test_named_points_refer_to_stages_of_their_own_and_of_each_other",)),

@@ -84,6 +84,8 @@ def test_version_and_module():
         (["sft", "--device", "abacus"], ["abacus", "cpu or cuda"]),
         (["collect"], ["--model_name_or_path"]),
         (["report", "absent"], ["absent", "not a directory"]),
+        (["push", "absent", "a/b", "--dry_run"], ["absent", "not a directory"]),
+        (["push", "runs/demo", "a/b", "--publik"], ["no option --publik", "push --help"]),
         (["sweep", "--sweep.gird", "{}"], ["sweep.gird", "did you mean 'sweep.grid'"]),
         (["sweep"], ["nothing varies", "sweep.grid"]),
         (["run", "--seeds", "none"], ["--seeds is none", "at least 1"]),

@@ -16,6 +16,7 @@ from preferl.options import chat
 from preferl.options.collect import PairCounts
 from preferl.pipeline import KINDS, NAMES, RunOptions
 from preferl.runs.shipped import FOLDER
+from preferl.share.options import PushOptions
 from preferl.stages.dpo import DpoConfig
 from preferl.stages.rl import RlConfig
 from preferl.sweep.plan import SweepOptions
@@ -60,7 +61,8 @@ def test_options_exist(page):
         DesignConfig,
     ):
         known |= {f.name for f in fields(config)}
-    known |= {f.name for f in fields(SweepOptions)} | NAMES.keys() | {"sweep"}
+    known |= {f.name for f in (*fields(SweepOptions), *fields(PushOptions))}
+    known |= NAMES.keys() | {"sweep", "push_to_hub"}
     for program in (*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests").glob("*.py")):
         known |= set(re.findall(r'add_argument\(\s*"--([\w-]+)"', program.read_text(encoding="utf-8")))
     text = page.read_text(encoding="utf-8")

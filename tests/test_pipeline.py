@@ -17,6 +17,10 @@ from preferl.reporting.gather import finished_stages
 from preferl.reporting.verdict import verdict
 from preferl.runs.errors import UsageError
 from preferl.runs.record import StageRecord, stage_records
+from preferl.share.card import model_card
+from preferl.share.options import PushOptions
+from preferl.share.push import push
+from preferl.share.subject import read
 from preferl.stages import report, reward, sft
 from preferl.stages.evaluate import EvaluateConfig, training_signals
 from preferl.stages.rl import RlConfig
@@ -174,6 +178,24 @@ def test_an_interrupted_run_goes_on_at_its_stage(finished, tmp_path, monkeypatch
     for stage in ("reward", "rl", "evaluate"):
         first, second = StageRecord(run / stage), StageRecord(tmp_path / "again" / stage)
         assert repeatable(first.summary) == repeatable(second.summary), stage
+
+
+def test_a_run_has_a_card_and_files_to_share(finished, capsys):
+    """Of real files of every stage; what is sent, and that nothing private is, is in tests/share."""
+    _, run = finished
+    record = dict(stage_records(run))
+    for stage, kind in (("rl", "text-generation"), ("reward", "text-classification"), ("sft", None)):
+        card = model_card(read(run, stage))
+        assert str(run.parent) not in str(card)
+        tasks = [result.task_type for result in card.data.eval_results or []]
+        assert set(tasks) == ({kind} if kind else set()), stage
+    value = record["evaluate"].summary["comparison"]["gold"]["win_rate"]
+    results = {r.metric_name: r.metric_value for r in model_card(read(run)).data.eval_results}
+    assert round(value, 4) in results.values()
+    assert push(run, "ann/small", PushOptions(dry_run=True, with_data=True)) is None
+    said = capsys.readouterr().out
+    for file in ("README.md", "report.html", "model.safetensors", "collect/train.jsonl"):
+        assert file in said
 
 
 def test_other_options_on_a_finished_stage_are_refused_unless_fresh(finished, tmp_path):

@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ One stage at a time (each takes the previous stage's directory):
   preferl report DIR [DIR …]       one HTML file of a run or of stages, or of several runs side by side
   preferl chat RUN_OR_MODEL        talk with a policy; `--compare A B`: two of them, with their rewards
   preferl serve RUN_OR_MODEL       the same behind OpenAI's API, by `transformers serve`
+  preferl card RUN                 a model card of a run: what it is, how it was made, what came out
+  preferl push RUN NAME            the model, its card and its report to the Hugging Face Hub, privately;
+                                   `run --push_to_hub NAME` does so after the last stage
   preferl label --items F          web pages in which people compare responses; `label --help` says more
   preferl design-reward "TEXT"     protocol, guidelines and criteria for a target behaviour
 
@@ -247,6 +251,7 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
     arguments, keep_stale = take_flag(arguments, "--keep_stale")
     arguments, only_print = take_flag(arguments, "--print_config")
     arguments, count = take_option(arguments, "--seeds")
+    arguments, repository = take_option(arguments, "--push_to_hub")
     if count is not None:
         if not (count.isdigit() and int(count)):
             raise UsageError(f"--seeds is {count}; give the number of seeds, at least 1")
@@ -276,8 +281,12 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
         for stage in declared(arguments, files=False):  # a file may hold more stages than are run this time
             if stage in run_config.kinds and stage not in run_config.stages:
                 say(f"{name}: the options of {stage} are not used: it is no stage of this run")
+        if repository is not None:
+            return run_and_push(run_config, fresh, keep_stale, repository)
         pipeline.run(run_config, fresh, keep_stale)
         return 0
+    if repository is not None:
+        raise UsageError("--push_to_hub is for one run; of a sweep push one with `preferl push RUN NAME`")
     config = SweepConfig(**run_config.given, sweep=varied)
     if only_print:
         from preferl import resolved
@@ -292,6 +301,25 @@ def run_or_sweep(arguments: list[str], name: str, *files: str) -> int:
         f"the same command tries them again",
         outcome.exit_code,
     )
+
+
+def run_and_push(config: Any, fresh: bool, keep_stale: bool, name: str) -> int:
+    """A run, and after its last stage what ``preferl push RUN NAME --yes`` does; whether the Hub will take it
+    is asked before the first one."""
+    from preferl import pipeline
+    from preferl.share import push
+    from preferl.share.subject import WITH_MODEL
+
+    push.check(name)
+    if not set(config.kinds.values()) & set(WITH_MODEL):
+        raise UsageError(f"--push_to_hub {name}: no stage of this run makes a model")
+    pipeline.run(config, fresh, keep_stale)
+    try:
+        push.push(Path(config.output_dir), name, push.PushOptions(yes=True))
+    except UsageError as error:
+        again = f"the run is whole, and `preferl push {config.output_dir} {name}` tries again"
+        raise UsageError(f"{error} ({again})") from error
+    return 0
 
 
 def demo_command(arguments: list[str]) -> int:
@@ -440,6 +468,90 @@ def refuse_existing(outputs: Sequence[Path], fresh: bool) -> None:
     there = [path for path in outputs if path.exists() or path.is_symlink()]
     if there and not fresh:
         raise UsageError(f"{there[0]} is there already; name another file, or overwrite it with --fresh")
+
+
+SHARE_USAGE = """\
+usage: preferl card RUN [--output FILE]  prints the card of the run's model, or writes it
+       preferl push RUN NAME             uploads the model as safetensors, with its card and its report, to
+                                         NAME on the Hugging Face Hub; shows the list of files first, and
+                                         asks (elsewhere than on a terminal it needs --yes)
+RUN is the directory of a run or of a stage; NAME is owner/name, or a name of your own.
+--stage NAME      whose model; by default that of the policy that was evaluated, or else of the last one
+--part PART       model, or what else the stage wrote: adapter (LoRA weights alone), value_model
+--license ID      the licence of the model; by default that of base and data where it is one and known
+--public          everybody may see it; by default nobody but you
+--with_data       also the data, as NAME-data, with pseudonyms for the people who labelled
+--dry_run         only shows the list; needs no network
+--yes             uploads without asking
+Local paths, names of machine and people, keys, logs and samples stay here. Nothing on the Hub is deleted.
+"""
+
+
+def card_command(arguments: list[str]) -> int:
+    """``preferl card RUN``."""
+    from preferl.runs.files import write_atomically
+    from preferl.runs.progress import printable
+
+    arguments, out = take_option(arguments, "--output")
+    arguments, fresh = take_flag(arguments, "--fresh")
+    words, options = share_options(arguments)
+    if words is None:
+        return 0
+    if len(words) != 1:
+        print(SHARE_USAGE, end="", file=sys.stderr)
+        return USAGE
+    if out:
+        refuse_existing([Path(out)], fresh)
+    from preferl.share.card import model_card
+    from preferl.share.subject import read
+
+    text = str(model_card(read(Path(words[0]), options.stage, options.part), license=options.license))
+    if out:
+        write_atomically(Path(out), text)
+        print(out)
+    elif sys.stdout.isatty():
+        print("\n".join(map(printable, text.split("\n"))), end="")
+    else:
+        print(text, end="")
+    return 0
+
+
+def push_command(arguments: list[str]) -> int:
+    """``preferl push RUN NAME``."""
+    words, options = share_options(arguments)
+    if words is None:
+        return 0
+    if len(words) != 2:
+        print(SHARE_USAGE, end="", file=sys.stderr)
+        return USAGE
+    from preferl.share.push import push
+
+    push(Path(words[0]), words[1], options)
+    return 0
+
+
+def share_options(arguments: list[str]) -> tuple[list[str] | None, Any]:
+    """The words of ``card`` and ``push``, and their options; no words where help was asked for and shown.
+
+    Raises:
+        UsageError: there is no such option.
+    """
+    from preferl.share.options import PushOptions
+
+    given: dict[str, Any] = {}
+    for field in fields(PushOptions):
+        if field.default is False:
+            arguments, given[field.name] = take_flag(arguments, f"--{field.name}")
+        else:
+            arguments, value = take_option(arguments, f"--{field.name}")
+            given |= {} if value is None else {field.name: value}
+    if any(argument in ("--help", "-h") for argument in arguments):
+        print(SHARE_USAGE, end="")
+        return None, None
+    unknown = next((argument for argument in arguments if argument.startswith("-")), None)
+    if unknown is not None:
+        raise UsageError(f"there is no option {unknown}; `preferl push --help` lists them")
+    return arguments, PushOptions(**given)
 
 
 def label_command(arguments: list[str]) -> int:
@@ -599,6 +711,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
         for name in ("sft", "collect", "reward", "best_of", "audit", "dpo", "rl", "evaluate")
     },
     "report": report_command,
+    "card": card_command,
+    "push": push_command,
     "data": data_command,
     "chat": chat_command,
     "serve": serve_command,

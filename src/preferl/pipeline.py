@@ -10,6 +10,8 @@ another name says which kind it is::
 
     stages: [sft, collect, reward, best_of, again, evaluate]
     again: {kind: sft, model_name_or_path: "@/sft", dataset_name: "@/best_of"}
+
+``--push_to_hub NAME`` uploads the model after the last stage, as ``preferl push RUN NAME`` does.
 """
 
 import dataclasses

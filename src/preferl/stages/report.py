@@ -5,6 +5,7 @@ when their data exists. Plots are inline SVG, everything shown is escaped, and n
 stages belong together is in ``reporting/gather.py``.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,7 +117,8 @@ def configs(runs: Runs) -> list[tuple[str, str]]:
     return [
         (
             stage if len(runs) == 1 else f"{name}: {stage}",
-            yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True),
+            # Lines as long as they are: what is looked for in a page, as a path, stands there in one piece.
+            yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True, width=math.inf),
         )
         for name, stages in runs.items()
         for stage, record in one_by_one(stages)
