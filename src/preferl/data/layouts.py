@@ -138,6 +138,13 @@ class Layout:
         )
 
     @property
+    def answer(self) -> str | None:
+        """The file's own name for the column of completions, where that is one column of another name."""
+        path = self.columns.get("completion")
+        is_plain = isinstance(path, str) and re.fullmatch(r"[^.|+\[\]?]+", path)
+        return path if is_plain and path != "completion" else None
+
+    @property
     def is_own(self) -> bool:
         """Whether its rows are in our columns already, and are read as they are."""
         named = all(role == path for role, path in self.plain_columns().items())
