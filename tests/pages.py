@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,14 +111,20 @@ def commands_of(page: Path) -> list[Console]:
 # ----------------------------------------------------------------------------------------- options are known
 
 
-def check_page(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every command of a page can be given, in the repository's folder."""
+def check_page(page: Path, capsys: pytest.CaptureFixture[str], to_runs: Sequence[str] = ()) -> None:
+    """Every command of a page can be given, in the repository's folder.
+
+    Args:
+        page: the page.
+        capsys: what is printed.
+        to_runs: is added to every `preferl run`: stages, where its data are not there to say which.
+    """
     files = [file_of(part) for part in parts(page) if isinstance(part, Python)]
     for part in commands_of(page):
         program, *arguments = shlex.split(part.command)
         try:
             if program == "preferl":
-                check_preferl(arguments)
+                check_preferl([*arguments, *to_runs] if arguments[0] == "run" else arguments)
             elif program == "python" and arguments[0].startswith("benchmarks/"):
                 check_benchmark(arguments)
             elif program == "python":
@@ -140,7 +146,8 @@ def check_preferl(arguments: list[str]) -> None:
     elif name == "design-reward":
         parser_for(DesignConfig, "preferl design-reward", "").parse_args(rest[1:])
     elif name == "data":
-        assert (rest[0], len(rest)) in {("validate", 2), ("convert", 3), ("convert", 4)}, rest
+        known = {("describe", 2), ("validate", 2), ("convert", 3), ("convert", 4)}
+        assert (rest[0], len(rest)) in known, rest
     elif name == "report":
         assert all(not a.startswith("-") or a == "--output" for a in rest), rest
     elif name != "doctor":

@@ -84,7 +84,7 @@ SMALL = {
 }
 SMALL_PYTHON = {
     "kl_coef=0.1)": "kl_coef=0.1, response_length=6, num_iterations=1, batch_size=4)",
-    "reward_funcs=reward.model)": "reward_funcs=reward.model, response_length=6, best_of=[], max_eval_prompts=2)",
+    "=reward.model)": "=reward.model, response_length=6, best_of=[], max_eval_prompts=2)",
 }
 FOLLOW = """
 import json, sys, preferl
@@ -118,6 +118,7 @@ def small(command: str) -> list[str] | None:
     return [*("model" if word in MODELS else word for word in words[1:]), *shlex.split(more)]
 
 
+@pytest.mark.slow
 def test_the_readme_can_be_followed_from_it(installed, tmp_path):
     commands, (function,) = section("Your data, your model")
     _, (python,) = section("From Python")
@@ -126,7 +127,9 @@ def test_the_readme_can_be_followed_from_it(installed, tmp_path):
     write_pairs(tmp_path / "rewardbench.jsonl")
     rows = [{"question": f"Thing {i}?", "answer": "Yes."} for i in range(12)]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    (tmp_path / "my.yaml").write_text("{dataset_name: pairs.jsonl, model_name_or_path: model, stages: [reward, rl]}")
+    (tmp_path / "my.yaml").write_text(
+        "{dataset_name: pairs.jsonl, model_name_or_path: model, stages: [reward, rl]}"
+    )
     tokenizer = tiny.train_tokenizer(TEXTS, 300)
     tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     load.save(make_language_model("llama", tokenizer), tokenizer, tmp_path / "model")

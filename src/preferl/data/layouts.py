@@ -141,8 +141,9 @@ class Layout:
     def answer(self) -> str | None:
         """The file's own name for the column of completions, where that is one column of another name."""
         path = self.columns.get("completion")
-        is_plain = isinstance(path, str) and re.fullmatch(r"[^.|+\[\]?]+", path)
-        return path if is_plain and path != "completion" else None
+        if not isinstance(path, str) or path == "completion":
+            return None
+        return path if re.fullmatch(r"[^.|+\[\]?]+", path) else None
 
     @property
     def is_own(self) -> bool:
