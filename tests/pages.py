@@ -2,7 +2,8 @@
 comes out.
 
 Pages hold ```python blocks, each followed by the ```text that it prints, and ```console blocks: commands
-after "$ ", then their output, shortened by "…".
+after "$ ", then their output, shortened by "…". The quickstarts hold ```bash blocks, commands alone, and the
+```text that the last of them prints; Python that begins with ``# name.py`` is a file.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,23 +63,28 @@ def parts(page: Path) -> list[Console | Python]:
     """Everything on a page that runs, in its order."""
     found: list[Console | Python] = []
     text = page.read_text(encoding="utf-8")
-    before_end = 0
+    before_end, before = 0, ""
     for block in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S):
         where = f"{page.name}:{text[: block.start()].count(chr(10)) + 1}"
         kind, body = block[1], block[2]
         if kind == "console":
             found += consoles(where, body)
+        elif kind == "bash":
+            found += consoles(where, re.sub(r"(?<!\\\n)^", "$ ", body.rstrip("\n"), flags=re.M))
         elif kind == "python":
             found.append(Python(where, body))
-        elif (
-            kind == "text"
-            and found
-            and isinstance(found[-1], Python)
-            and not text[before_end : block.start()].strip()
-        ):
+        elif kind == "text" and before == "bash":
+            found[-1].output.extend(body.splitlines())
+        elif kind == "text" and before == "python" and not text[before_end : block.start()].strip():
             found[-1] = Python(found[-1].where, found[-1].code, body)
-        before_end = block.end()
+        before_end, before = block.end(), kind
     return found
+
+
+def file_of(part: Python) -> str | None:
+    """The name of the file that a python block is, where it is one."""
+    name = re.match(r"# (\w+\.py)\n", part.code)
+    return name[1] if name else None
 
 
 def consoles(where: str, body: str) -> list[Console]:
@@ -105,15 +111,24 @@ def commands_of(page: Path) -> list[Console]:
 # ----------------------------------------------------------------------------------------- options are known
 
 
-def check_page(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every command of a page can be given, in the repository's folder."""
+def check_page(page: Path, capsys: pytest.CaptureFixture[str], to_runs: Sequence[str] = ()) -> None:
+    """Every command of a page can be given, in the repository's folder.
+
+    Args:
+        page: the page.
+        capsys: what is printed.
+        to_runs: is added to every `preferl run`: stages, where its data are not there to say which.
+    """
+    files = [file_of(part) for part in parts(page) if isinstance(part, Python)]
     for part in commands_of(page):
         program, *arguments = shlex.split(part.command)
         try:
             if program == "preferl":
-                check_preferl(arguments)
+                check_preferl([*arguments, *to_runs] if arguments[0] == "run" else arguments)
             elif program == "python" and arguments[0].startswith("benchmarks/"):
                 check_benchmark(arguments)
+            elif program == "python":
+                assert arguments[0] in files, f"{page.name} has no {arguments[0]}"
             else:
                 assert program in OTHERS, f"{program} is not known here"
         except SystemExit as error:
@@ -131,7 +146,8 @@ def check_preferl(arguments: list[str]) -> None:
     elif name == "design-reward":
         parser_for(DesignConfig, "preferl design-reward", "").parse_args(rest[1:])
     elif name == "data":
-        assert (rest[0], len(rest)) in {("validate", 2), ("convert", 3), ("convert", 4)}, rest
+        known = {("describe", 2), ("validate", 2), ("convert", 3), ("convert", 4)}
+        assert (rest[0], len(rest)) in known, rest
     elif name == "report":
         assert all(not a.startswith("-") or a == "--output" for a in rest), rest
     elif name != "doctor":
@@ -160,7 +176,10 @@ def check_benchmark(arguments: list[str]) -> None:
 
 # --------------------------------------------------------------------------------------- what they print
 
-VERDICTS = "(?:Better|Worse|Over-optimised|Reward hacked|No clear gain)"
+VERDICTS = (
+    "(?:Better|Worse|Over-optimised|Reward hacked|No clear gain|Higher reward)"
+    r"(?: by the training signal only|, gamed\?)?"
+)
 PIECE = re.compile(
     rf"(?P<verdict>{VERDICTS})|(?P<link>/link/\S+)|(?P<number>[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)"
     r"|(?P<quoted>\"[^\"]*\"|(?<![\w'])'.*?'(?!\w))"
@@ -187,7 +206,7 @@ def form_of(line: str) -> re.Pattern[str]:
 
 def comes_and_goes(line: str) -> bool:
     """Whether a line depends on the time that a step takes, or on what was learnt."""
-    return "  ETA " in line or line.startswith("rl: ALARM at iteration ")
+    return "  ETA " in line or line.startswith(("rl: ALARM at iteration ", "reward: warning: "))
 
 
 def unlike(shown: list[str], printed: list[str]) -> list[str]:
@@ -258,6 +277,15 @@ def lay_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
 
 
+def lay_out_files(page: Path) -> None:
+    """Writes the files of a page into the current folder, and runs those that make data."""
+    for part in parts(page):
+        if isinstance(part, Python) and (name := file_of(part)):
+            Path(name).write_text(part.code, encoding="utf-8")
+            if name.startswith("make_"):
+                subprocess.run([sys.executable, name], check=True)
+
+
 def added_to(command: str, small: Mapping[str, str | None]) -> str | None:
     """What ``small`` adds to a command, by the longest beginning that fits; None where it is not run."""
     fitting = [start for start in small if command.startswith(start)]
@@ -292,6 +320,8 @@ def differences(page: Path, small: Mapping[str, str | None]) -> list[str]:
     names: dict[str, object] = {}
     of_a_run = False
     for part in parts(page):
+        if isinstance(part, Python) and file_of(part):
+            continue
         if isinstance(part, Python):
             of_a_run = of_a_run or "runs/" in part.code
             out = io.StringIO()

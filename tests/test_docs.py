@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,6 @@ from preferl.options.collect import PairCounts
 from preferl.pipeline import KINDS, NAMES, RunOptions
 from preferl.runs.shipped import FOLDER
 from preferl.share.options import PushOptions
-from preferl.stages.dpo import DpoConfig
-from preferl.stages.rl import RlConfig
 from preferl.sweep.plan import SweepOptions
 
 ROOT = Path(__file__).parents[1]
@@ -80,12 +79,46 @@ def test_links_and_paths_exist(page):
         assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 
-def test_the_page_for_people_from_trl_names_real_options():
+def tables_of(page: str) -> list[tuple[str, list[list[str]]]]:
+    """The tables of a page for people from elsewhere: the stage in the second column's title (none for all of
+    them), and the cells of each row."""
+    found: list[tuple[str, list[list[str]]]] = []
+    for line in (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("| ") else []
+        if title := len(cells) == 3 and re.fullmatch(r"preferl(?: `(\w+).*`)?", cells[1]):
+            found.append((title[1] or "", []))
+        elif len(cells) == 3:
+            found[-1][1].append(cells)
+    return found
+
+
+@pytest.mark.parametrize("page", ["from-trl.md", "from-openrlhf.md"])
+def test_pages_for_people_from_elsewhere_name_real_options(page):
+    every = {f.name for kind in KINDS.values() for f in fields(kind)}
+    tables = tables_of(page)
+    assert len(tables) >= 4
+    for stage, rows in tables:
+        known = {f.name for f in fields(KINDS[stage])} if stage else every
+        for theirs, ours, _ in rows:
+            named = set(re.findall(r"`(\w+)`", ours))
+            assert named or ours in ("–", "the same"), theirs
+            assert named <= known, theirs
+            if ours == "the same":
+                assert set(re.findall(r"`(\w+)`", theirs)) <= known, theirs
+
+
+@pytest.mark.parametrize("name", ["RewardConfig", "GRPOConfig"])
+def test_every_option_that_trl_s_trainers_have_of_their_own_is_on_the_page(name):
+    trl = pytest.importorskip("trl")
+    from transformers import TrainingArguments
+
+    config = getattr(trl, name)
+    classes = config.__mro__[: config.__mro__.index(TrainingArguments)]
     text = (ROOT / "docs" / "from-trl.md").read_text(encoding="utf-8")
-    known = {f.name for f in (*fields(RlConfig), *fields(DpoConfig))}
-    for row in re.findall(r"^\| `.*\| (.*) \|.*\|$", text, flags=re.M):
-        for name in re.findall(r"`(\w+)`", row):
-            assert name in known or name == "module", name
+    rows = text.split(f"| TRL {trl.__version__.rpartition('.')[0]} `{name}` |")[1].split("\n\n")[0]
+    named = re.findall(r"`([\w*]+)`", "\n".join(line.split(" | ")[0] for line in rows.splitlines()))
+    for field in {field for kind in classes for field in kind.__annotations__ if not field.startswith("_")}:
+        assert any(fnmatch(field, pattern) for pattern in named), field
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.yaml")))

@@ -1,5 +1,7 @@
-"""The documentation builds as a site, without a warning, and the site loads nothing from a network."""
+"""The documentation builds as a site, without a warning; the site loads nothing from a network, and works
+where it is opened as files."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -8,6 +10,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+
+import preferl
+from preferl.pipeline import KINDS, RunOptions
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -47,7 +52,7 @@ def built(tmp_path_factory):
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     return site, done
@@ -70,7 +75,7 @@ def test_every_page_is_there_and_in_the_navigation(pages):
     sources = [path.relative_to(DOCS) for path in DOCS.rglob("*.md")]
     assert {source.with_suffix(".html").as_posix() for source in sources} <= set(pages)
     configuration = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert [s.name for s in DOCS.glob("*.md") if f": {s.name}\n" not in configuration] == []
+    assert [str(s) for s in sources if f": {s.as_posix()}\n" not in configuration] == []
 
 
 def test_nothing_is_loaded_from_a_network(built, pages):
@@ -90,3 +95,62 @@ def test_lists_are_lists_as_on_github(pages):
         if re.search(r"\n([-*]|\d+\.) ", text)
     ]
     assert swallowed == []
+
+
+def test_every_option_and_every_public_name_has_its_place(built):
+    site, _ = built
+    text = (site / "options.html").read_text(encoding="utf-8")
+    sections = dict(re.findall(r'<h2 id="([\w-]+)">(.*?)(?=<h2|</article>)', text, flags=re.S))
+    for kind, options in {**KINDS, "run-demo": RunOptions}.items():
+        rows = [re.findall(r"<td>(.*?)</td>", row, flags=re.S) for row in sections[kind].split("<tr>")[2:]]
+        assert {f"<code>{f.name}</code>" for f in dataclasses.fields(options)} == {row[0] for row in rows}
+        assert all(len(row) == 4 and row[3] for row in rows), kind
+    assert "if initialised by preferl 0.1; if pretrained 0.05" in sections["rl"]
+    api = (site / "api.html").read_text(encoding="utf-8")
+    assert [name for name in preferl.__all__ if not re.search(rf'id="preferl\.[\w.]*\b{name}"', api)] == []
+
+
+def test_a_console_is_copied_without_what_it_prints(built, browser):
+    site, _ = built
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto((site / "tutorial" / "09-people.html").as_uri())
+    block = page.locator(".language-console", has_text="preferl design-reward").first
+    block.hover()
+    block.locator(".md-code__button").click()
+    page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    context.close()
+    assert copied == (
+        'preferl design-reward "helpfulness" --output_dir runs/design\nhead -n 11 runs/design/guidelines.md'
+    )
+
+
+def test_it_is_searched_and_filtered_where_it_is_opened_as_files(built, browser):
+    site, _ = built
+    page = browser.new_page()
+    page.goto((site / "index.html").as_uri())
+    page.locator("[data-md-component=search-query]").click()
+    page.keyboard.type("kl_horizon")
+    found = page.locator(".md-search-result__item", has_text="Options")
+    found.first.wait_for(timeout=60_000)
+    page.goto((site / "options.html").as_uri())
+    page.locator(".filter").fill("kl_horizon")
+    shown = page.locator("article tbody tr:visible td:first-child").all_inner_texts()
+    headings = page.locator("article h2:visible").all_inner_texts()
+    page.close()
+    assert shown == ["kl_horizon"]
+    assert [heading.rstrip("¶") for heading in headings] == ["rl"]
+
+
+def test_a_page_is_no_wider_than_a_phone_and_its_code_wraps(built, browser):
+    site, _ = built
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    for name in ("quickstarts/judge", "from-trl", "options", "exercises"):
+        page.goto((site / f"{name}.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+        wide = (
+            "[...document.querySelectorAll('pre code')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+        )
+        assert page.evaluate(wide) == 0, name
+    page.close()

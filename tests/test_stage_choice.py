@@ -66,6 +66,8 @@ def models(tmp_path_factory) -> dict[str, str]:
             ["sft", "collect", "reward", "rl", *EVALUATED],
         ),
         ("demonstrations", {}, "instruct", ["sft", "report"]),
+        ("demonstrations", {"rl": {"reward_model": "length"}}, "instruct", ["rl", *EVALUATED]),
+        ("demonstrations", {"rl": {"reward_model": "length"}}, None, ["sft", "rl", *EVALUATED]),
         ("labels", {}, "instruct", ["dpo", "report"]),
         ("both labels", {}, "instruct", ["dpo", "report"]),
         ("prompts", {"rl": {"reward_model": "length"}}, "base", ["rl", *EVALUATED]),
@@ -91,6 +93,7 @@ def test_the_stages_follow_from_the_data(kind, options, model, stages, data, mod
     [
         ("prompts", {}, "--rl.reward_model"),
         ("prompts", {"rl": {"reward_model": "length"}}, "--model_name_or_path"),
+        ("prompts", {"rl": {"reward_model": "length"}}, "--columns completion="),
         ("ratings", {}, "--reward.reward_mixture '1*help'"),
     ],
 )

@@ -4,6 +4,7 @@ The embedded world has all of them. A data set of a person's own has what can be
 
 ==========================  ==========================================================
 demonstrations, texts       sft
+demonstrations, a reward    sft (unless …), rl, evaluate
 pairs, rankings             sft (unless the model answers already), reward, rl, evaluate
 pairs, with options of dpo  sft (unless …), reward (to evaluate by), dpo, evaluate
 good and bad responses      sft (unless …), dpo with KTO's loss
@@ -78,6 +79,8 @@ def choose(config: RunConfig, source: Source) -> Choice:
     if train.rated:
         return of_rated(config, source, first, start)
     if train.demonstrations:
+        if config.of("rl").get("reward_model"):
+            return Choice([*first, "rl", *evaluated], f"demonstrations, and rl has a reward{start}")
         return Choice(["sft", "report"], "demonstrations")
     return of_prompts(config, source)
 
@@ -113,7 +116,7 @@ def of_prompts(config: RunConfig, source: Source) -> Choice:
     if config.base is None:
         raise UsageError(
             f"'{source.name}' holds prompts and no responses, from which no model can be made: give "
-            f"--model_name_or_path"
+            f"--model_name_or_path, or --columns completion=COLUMN where a column holds the answers"
         )
     return Choice(["rl", "evaluate", "report"], f"prompts, and the reward is {reward}")
 

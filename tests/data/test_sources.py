@@ -81,6 +81,12 @@ def test_prompts_have_the_category_that_a_column_names(tmp_path):
     assert not load_source(str(tmp_path / "x.jsonl")).categories
 
 
+def test_a_reward_function_sees_the_answer_by_the_name_that_the_file_gives_it():
+    rows = [{"question": f"Number {i}?", "answer": str(i), "level": 2} for i in range(3)]
+    (asked, *_) = load_source(Table(rows)).prompts
+    assert asked.columns == {"completion": "0", "answer": "0", "level": 2}
+
+
 def test_unknown_options_are_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"prompt": "q"}\n')
     with pytest.raises(DataError, match="dataset_format"):

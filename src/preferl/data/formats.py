@@ -132,7 +132,8 @@ EXCUSED = ("unlabelled", "single_response", "called_bad")
 @dataclass
 class ReadReport:
     """What reading a data set met. ``left_out`` counts by kind, ``examples`` hold a place and a reason,
-    ``notes`` say what was read as what; ``ties`` are comparisons whose responses are all equally good.
+    ``notes`` say what was read as what; ``ties`` are comparisons whose responses are all equally good;
+    ``answer`` is the file's own name for the column of completions, where it has another than ours.
 
     Example: ``ReadReport("a.jsonl", 9, 8, {"empty_prompt": 1}, {"empty_prompt": ["a.jsonl:3: …"]})``.
     """
@@ -146,6 +147,7 @@ class ReadReport:
     unit: str = "rows"
     ties: int = 0
     notes: list[str] = field(default_factory=list)
+    answer: str | None = None
 
     def count(self, where: str, error: RowError) -> None:
         self.left_out[error.kind] = self.left_out.get(error.kind, 0) + 1
@@ -251,7 +253,7 @@ def _read(
     plan = plan_of(name, whole, kind, options)
     ours = derived(whole[:limit], plan)
     read = reader_of(plan, kind)
-    found = Loaded([], ReadReport(str(name), unit=ours.unit), [])
+    found = Loaded([], ReadReport(str(name), unit=ours.unit, answer=plan.layout.answer), [])
     report = found.report
     report.kind = plan.layout.kind if kind == "auto" else kind
     report.notes = [plan.sentence(), *plan.notes, *ours.notes, *dialect_notes(ours.rows)]

@@ -138,6 +138,14 @@ class Layout:
         )
 
     @property
+    def answer(self) -> str | None:
+        """The file's own name for the column of completions, where that is one column of another name."""
+        path = self.columns.get("completion")
+        if not isinstance(path, str) or path == "completion":
+            return None
+        return path if re.fullmatch(r"[^.|+\[\]?]+", path) else None
+
+    @property
     def is_own(self) -> bool:
         """Whether its rows are in our columns already, and are read as they are."""
         named = all(role == path for role, path in self.plain_columns().items())

@@ -383,7 +383,10 @@ def load_source(
     loaded = formats.load(name, dataset_format, policy_of(bad_rows), max_rows, options)
     kind = loaded.report.kind
     notes = [loaded.report.summary(), *loaded.report.notes]
-    entries = [entry_of(kind, record, row) for record, row in zip(loaded.records, loaded.rows, strict=True)]
+    entries = [
+        entry_of(kind, record, row, loaded.report.answer)
+        for record, row in zip(loaded.records, loaded.rows, strict=True)
+    ]
     if kind == "rated":
         labels = [entry.record.good for entry in entries]
         if any(label is not None for label in labels):
@@ -470,8 +473,15 @@ def check_choice(option: str, value: str, known: Sequence[str]) -> None:
         raise DataError(f"{option} '{value}' is unknown; use {', '.join(known)}")
 
 
-def entry_of(kind: str, record: Any, row: Row) -> Entry:
-    """A record with what else its row gives."""
+def entry_of(kind: str, record: Any, row: Row, answer: str | None = None) -> Entry:
+    """A record with what else its row gives.
+
+    Args:
+        kind: of the record.
+        record: what was read.
+        row: what it was read from, in our columns.
+        answer: what the file calls its column of completions: reward functions see it by that name too.
+    """
     columns = record.columns
     record = with_tools(record)
     # What can be imitated: of several responses the best one, and none that is called bad.
@@ -485,6 +495,8 @@ def entry_of(kind: str, record: Any, row: Row) -> Entry:
         demonstrations = [record]
     assert isinstance(row.value, dict)
     other_columns = {name: value for name, value in row.value.items() if name != "prompt"}
+    if answer is not None and "completion" in row.value:
+        other_columns[answer] = row.value["completion"]
     own = columns.get("split")
     return Entry(
         record=record,
