@@ -102,3 +102,10 @@ def test_a_model_that_is_nowhere_is_refused_before_any_data_is_read(stage, tmp_p
     )
     with pytest.raises(UsageError, match="missing' is no directory here, and no name of a model"):
         stage_module(stage).run(config)
+
+
+def test_a_path_that_is_gone_is_said_to_be_so_without_a_network_too(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match="base/model' is no directory here, and no name of a model"):
+        hub.check_hub("/gone/base/model")
+    hub.check_hub("some/adapter")  # may be in the cache: whoever loads it knows

@@ -31,10 +31,10 @@ def check_hub(name: str) -> None:
     Raises:
         UsageError: the Hub cannot be reached, has no such model, or gives it only to those who asked for it.
     """
-    if Path(name).exists() or constants.is_offline_mode():
+    if Path(name).exists():
         return
     try:
-        if isinstance(try_to_load_from_cache(name, CONFIG), str):
+        if isinstance(try_to_load_from_cache(name, CONFIG), str) or constants.is_offline_mode():
             return
         get_hf_file_metadata(hf_hub_url(name, CONFIG), timeout=SECONDS)
     except HFValidationError as error:
