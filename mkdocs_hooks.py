@@ -105,10 +105,11 @@ def rows_of(kind: str, options: type) -> list[list[str]]:
 
 def type_of(hint: Any, range_: Range | None) -> str:
     """A type, and which numbers of it an option can be."""
-    text = f"`{without_ranges(hint).replace('typing.', '')}`"
+    text = without_ranges(hint).replace("typing.", "")
+    text = re.sub(r"Union\[(\w+), Literal\['(\w+)'\]\]", r"\1 | \2", text)
     if range_ is None or str(range_) == "finite":
-        return text
-    return f"{text}, 0 or more" if range_.high == 2**64 - 1 else f"{text}, {range_}"
+        return f"`{text}`"
+    return f"`{text}`, {'0 or more' if range_.high == 2**64 - 1 else range_}"
 
 
 def with_links(text: str) -> str:
