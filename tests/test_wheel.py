@@ -64,7 +64,7 @@ def test_it_works_outside_of_the_checkout(installed, tmp_path):
 
 # The README as a stranger follows it: installed from the wheel, in a folder of one's own.
 # What stands there instead of models of the Hub, and of stages that other commands have made.
-MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen3-0.6B", "runs/demo/sft")
+MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen3-0.6B", "runs/demo/sft", "trl_output")
 STAGES = (
     "--response_length 6 --rl.num_iterations 1 --rl.batch_size 4 --rl.eval_prompts 2 --evaluate.best_of '[]' "
     "--evaluate.max_eval_prompts 2"
@@ -81,6 +81,11 @@ SMALL = {
     "preferl reward": "--audit false --normalise_samples 4",
     "preferl dpo": "--response_length 6 --check_samples 2",
     "preferl audit": "",
+    "preferl evaluate": "--response_length 6 --best_of '[]' --max_eval_prompts 2 --split all",
+    "preferl chat": "--prompt 'Name thing 3.' --response_length 6",
+    "preferl serve": None,  # it would stay
+    "preferl card": "",
+    "preferl push": "--dry_run",
 }
 SMALL_PYTHON = {
     "kl_coef=0.1)": "kl_coef=0.1, response_length=6, num_iterations=1, batch_size=4)",
