@@ -1,12 +1,14 @@
 """``preferl doctor --config``: what each stage will take, before there is anything to take it."""
 
+import json
+
 import pytest
 import torch
 import yaml
 from transformers import AutoConfig
 
 from preferl import cli, doctor
-from preferl.models import plan
+from preferl.models import plan, tiny
 
 GIB = 2**30
 
@@ -49,6 +51,23 @@ def test_every_training_stage_of_a_run_is_planned_though_none_is_there(model, tm
     assert "passes over a row (a gradient counts two): policy 7, reference 1, reward 1, critic 7" in said
     assert "hours for 48 rows" in said
     assert "hours for each 1,000 rows" in said  # of the reward model: its pairs are not there yet
+
+
+def test_a_run_that_names_no_stages_is_planned_as_it_will_be_run(model, tmp_path, capsys):
+    pairs = [{"prompt": f"Thing {i}?", "chosen": "Yes.", "rejected": "No."} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    tiny.train_tokenizer([row["prompt"] for row in pairs], 300).save_pretrained(
+        model
+    )  # a stage looks into it
+    file = written(
+        tmp_path / "run.yaml", model_name_or_path=model, dataset_name=str(tmp_path / "pairs.jsonl"),
+        dpo={"max_steps": 2, "lora_r": 4}, device="cpu",
+    )  # fmt: skip
+    assert cli.main(["doctor", "--config", file]) == 0
+    said = capsys.readouterr().out
+    assert "holds comparisons, and there are options of dpo" in said
+    assert "dpo: plan: " in said
+    assert "rl: plan: " not in said
 
 
 def test_one_stage_that_does_not_fit_is_a_problem_with_what_would(model, tmp_path, capsys, monkeypatch):

@@ -195,6 +195,7 @@ def planned_stages(file: Path, stage: str | None) -> list[tuple[str, str, Any]]:
     """Name, kind and options of each training stage of a configuration. What a stage reads that no stage has
     made yet is taken to be like what that stage will start from."""
     from preferl import pipeline
+    from preferl.stage_choice import with_stages
 
     given = read_yaml(file)
     beside = file.parent / "manifest.json"
@@ -202,12 +203,15 @@ def planned_stages(file: Path, stage: str | None) -> list[tuple[str, str, Any]]:
         stage = read_json(beside).get("stage")
     if stage is not None:
         return [(stage, stage, stage_options(stage, given))]
-    if not any(isinstance(value, Mapping) for value in given.values()) and "stages" not in given:
+    of_run = {field.name for field in dataclasses.fields(pipeline.RunOptions)}
+    if not all(name in of_run or isinstance(value, Mapping) for name, value in given.items()):
         raise UsageError(
-            f"{file} holds no stages: if it is the configuration of one, say of which with --stage, as "
-            f"--stage {TRAINING[0]}"
+            f"{file} has options that no run has: if it is the configuration of a stage, say of which with "
+            f"--stage, as --stage {TRAINING[0]}"
         )
-    config = pipeline.RunConfig(**given)
+    config, chosen = with_stages(pipeline.RunConfig(**given))
+    if chosen:
+        say(chosen)
     found, like = [], {}
     for name, options in pipeline.resolve(config).items():
         kind = config.kinds.get(name) or pipeline.NAMES.get(name.partition("-")[0], name)
