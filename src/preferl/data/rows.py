@@ -37,8 +37,6 @@ from preferl.data.records import (
 # Columns that decide how a row reads back: provenance must not be written under these names.
 PAIR_COLUMNS = ("prompt", "system", "chosen", "rejected", "margin")
 RANKING_COLUMNS = ("prompt", "system", "responses", "ranks", "scores", "response_a", "response_b", "z")
-# Of an item that people label, or that is sampled; a ranking that is read may have more.
-MOST_RESPONSES = 9
 # A strength of 1 to 3 (slightly, clearly, much better: half of a 7-point scale) is a margin in thirds.
 STRENGTHS = 3
 RATED_COLUMNS = ("prompt", "system", "completion", "messages", "label", "ratings")

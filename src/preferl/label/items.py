@@ -9,8 +9,9 @@ from preferl.data.containers import named, read_rows
 from preferl.data.files import RowError
 from preferl.data.formats import load
 from preferl.data.records import SPLITS, Comparison, DataError
-from preferl.data.rows import MOST_RESPONSES, to_prompt
+from preferl.data.rows import to_prompt
 from preferl.data.sources import policy_of
+from preferl.options.collect import MOST_RESPONSES
 from preferl.options.shared import ReadOptions
 
 # What an earlier annotator said, or a simulated one would have: it must not pass for the new one's.

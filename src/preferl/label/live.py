@@ -20,7 +20,7 @@ from sqlalchemy import func, select
 from preferl.data import sources
 from preferl.data.files import write_rows
 from preferl.data.records import Comparison, PromptRecord
-from preferl.data.rows import MOST_RESPONSES, ranking_row
+from preferl.data.rows import ranking_row
 from preferl.judging.annotators import Annotator, load_annotator
 from preferl.judging.judges import PairwiseJudge
 from preferl.judging.scorers import Ensemble, load_scorer, scored
@@ -33,6 +33,7 @@ from preferl.label.queue import order_for
 from preferl.label.schema import DATABASE, assignments, items
 from preferl.label.store import Store
 from preferl.models.load import load_tokenizer, read_by
+from preferl.options.collect import MOST_RESPONSES
 from preferl.options.judging import AnnotatorOptions
 from preferl.options.shared import DataOptions, DeviceOptions, SamplingOptions, TemplateOptions
 from preferl.runs import devices

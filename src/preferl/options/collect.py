@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from preferl.data.rows import MOST_RESPONSES
 from preferl.options.judging import AnnotatorOptions
 from preferl.options.shared import DataOptions, SamplingOptions, StageOptions, TemplateOptions
 from preferl.runs.ranges import Count, Natural, Range, RangedOptions
+
+# Of an item that people label, or that is sampled; a ranking that is read may have more.
+MOST_RESPONSES = 9
 
 
 @dataclass(kw_only=True)
