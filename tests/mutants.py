@@ -910,6 +910,8 @@ MUTANTS = (
            ("tests/data/test_named_columns.py::test_nothing_is_refused_that_a_row_may_have",)),
     Mutant("places-seen-late", "runs/stage.py", "        refuse_no_place(self.path)\n", "",
            ("tests/runs/test_mark.py",)),
+    Mutant("every-process-marks", "runs/mark.py", "@distributed.main_writes\ndef claim", "def claim",
+           ("tests/runs/test_mark.py",)),
     Mutant("printed-as-if-new", "resolved.py",
            "made[name], lora=lora, untrained=False", "made[name], lora=lora",
            ("tests/test_pipeline.py::test_the_printed_configuration_says_what_the_stages_chose",)),

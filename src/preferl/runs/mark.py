@@ -107,7 +107,6 @@ def _mapping(path: Path) -> dict[str, Any]:
         return {}
 
 
-@distributed.main_writes
 def refuse_no_place(path: Path) -> None:
     """Refuses a directory that could not be made or written when its content is there.
 
@@ -125,6 +124,7 @@ def refuse_no_place(path: Path) -> None:
         )
 
 
+@distributed.main_writes
 def claim(path: Path, kind: str, name: str) -> None:
     """Makes a directory, where there is none, and marks it. One from before the mark stays without.
 

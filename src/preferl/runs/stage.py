@@ -208,7 +208,7 @@ class Stage:
             UsageError: the directory is not this stage's, or in use, or the stage would read what it deletes.
         """
         self._refuse_own()
-        distributed.write(lambda: claim(self.path, "stage", self.name))
+        claim(self.path, "stage", self.name)
         refuse_unmarked(self.path)
         killed = memory.ended_by_kernel(self.state)
         self.identity = identify(self.options)  # with the revisions of what came from the Hub meanwhile
