@@ -353,6 +353,9 @@ def test_what_a_stage_prints_is_by_the_model_that_it_is_given(finished, capsys):
     assert re.search(r"learning_rate: 0\.0005 +# by default: initialised by preferl, .* LoRA", printed)
     assert "\nkl_coef: 0.3\n" in printed
     assert yaml.safe_load(printed)["critic_learning_rate"] is None  # the policy's
+    head = ["--value_model", "head", "--model_name_or_path", str(run / "sft")]
+    assert cli.main(["rl", *head, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["critic_learning_rate"] is None  # there is no such model
     assert cli.main(["sweep", "--config", "smollm2", "--print_config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["rl"]["kl_coef"] == 0.05  # its own
 

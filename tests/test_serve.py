@@ -15,6 +15,7 @@ import urllib.request
 import pytest
 
 from environment import missing
+from loopback import assert_heard_here_alone
 from preferl import cli, serve
 from preferl.options.chat import ServeConfig
 from preferl.runs.errors import UsageError
@@ -70,11 +71,7 @@ def test_a_completion_over_http_by_this_model_alone(policy_directory):
         status, answer = ask(port, "/v1/completions", {"prompt": "x", "model": "another"})
         assert status == 400
         assert "pinned" in answer["detail"]
-        outside = [a for a in socket.gethostbyname_ex(socket.gethostname())[2] if not a.startswith("127.")]
-        for address in outside:  # it listens to this machine alone
-            with socket.socket() as probe:
-                probe.settimeout(2)
-                assert probe.connect_ex((address, port)) != 0
+        assert_heard_here_alone(port)
     finally:
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[0].decode()

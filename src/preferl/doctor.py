@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from preferl.options.defaults import TRAINING
 from preferl.runs import memory
 from preferl.runs.environment import environment
 from preferl.runs.errors import UsageError
@@ -167,7 +168,6 @@ def is_installed(package: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------- the plan
 
-TRAINING = ("sft", "reward", "dpo", "rl")
 PROBE_SECONDS = 5.0
 MODELS = ("model_name_or_path", "ref_model", "reward_model", "reference_policy")
 

@@ -14,15 +14,11 @@ import yaml
 
 from preferl import pipeline
 from preferl.learning import defaults
-from preferl.learning.algorithms import find_algorithm
 from preferl.models.load import known_configuration
 from preferl.models.shapes import shape_of
-from preferl.models.tiny import NEW, ORIGIN
-from preferl.options.defaults import Start
+from preferl.options.defaults import TRAINING, Start
 from preferl.pipeline import NAMES, OWN, SHARED, RunConfig, RunOptions
-from preferl.runs.descent import began_without_model
-
-TRAINING = ("sft", "reward", "dpo", "rl")
+from preferl.stages.rl import has_critic_model
 
 
 def stage_yaml(kind: str, options: Any) -> str:
@@ -84,8 +80,7 @@ def start_of(options: Any, made: Mapping[str, Start]) -> Start | None:
     config = known_configuration(name)
     if config is None:
         return None
-    new = getattr(config, ORIGIN, None) == NEW or began_without_model(name)
-    return Start(new, shape_of(config).parameters, lora)
+    return Start(defaults.is_new(config, name), shape_of(config).parameters, lora)
 
 
 def chosen(kind: str, options: Any, start: Start | None) -> tuple[dict[str, Any], str]:
@@ -95,7 +90,7 @@ def chosen(kind: str, options: Any, start: Start | None) -> tuple[dict[str, Any]
     leave: tuple[str, ...] = ()
     # A critic of its own takes the policy's rate where that was given, or where both train LoRA weights.
     if kind == "rl" and (
-        options.learning_rate is not None or options.lora_r or not find_algorithm(options.algorithm).critic
+        options.learning_rate is not None or options.lora_r or not has_critic_model(options)
     ):
         leave = ("critic_learning_rate",)
     values, source = defaults.left_open(kind, options, start, leave)

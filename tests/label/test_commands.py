@@ -11,6 +11,7 @@ import urllib.request
 
 import pytest
 
+from loopback import assert_heard_here_alone
 from preferl.cli import main
 from preferl.label import commands
 from preferl.label.accounts import Accounts
@@ -69,11 +70,7 @@ def test_it_serves_prints_a_link_and_stops_at_a_signal(rows, db, tmp_path):
         with urllib.request.urlopen(link) as answer:
             assert "Welcome, lead" in answer.read().decode()
         port = int(re.search(r":(\d+)/", link)[1])
-        outside = [a for a in socket.gethostbyname_ex(socket.gethostname())[2] if not a.startswith("127.")]
-        for address in outside:  # it listens to this machine alone
-            with socket.socket() as probe:
-                probe.settimeout(2)
-                assert probe.connect_ex((address, port)) != 0
+        assert_heard_here_alone(port)
     finally:
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=20)

@@ -203,6 +203,21 @@ def holds_prompt(value: Any) -> bool:
     return messages is not None and len(messages) > 1
 
 
+def paths_in(given: Mapping[str, str | tuple[str, ...]]) -> list[str]:
+    """Every path that ``--columns`` names, as ``layouts.parsed_columns`` gives it."""
+    texts = [text for value in given.values() for text in ((value,) if isinstance(value, str) else value)]
+    return [path for text in texts for part in alternatives(text) for path in part]
+
+
+def no_column(option: str, name: str, path: str, columns: Collection[str]) -> DataError:
+    """Says that a data set has no column that an option names, and which it has."""
+    return DataError(f"{option}: data set '{name}' has no column '{path}'; it has {in_words(columns)}")
+
+
+def in_words(columns: Collection[str]) -> str:
+    return ", ".join(sorted(columns)) or "none"
+
+
 class Columns:
     """All rows of a data set, column by column, with what a person said about them.
 
@@ -251,14 +266,7 @@ class Columns:
         return (value,) if isinstance(value, str) else value
 
     def _check_given(self) -> None:
-        paths = [
-            p
-            for role in self.given
-            for text in self.listed(role)
-            for part in alternatives(text)
-            for p in part
-        ]
-        for path in paths:
+        for path in paths_in(self.given):
             self._need(path, "--columns")
         for path in self.winner.columns if self.winner else ():
             if not self.exists(path) and not self.exists(f"ratings.{path}"):
@@ -266,12 +274,10 @@ class Columns:
 
     def _need(self, path: str, option: str) -> None:
         if not self.exists(path):
-            raise DataError(
-                f"{option}: data set '{self.name}' has no column '{path}'; it has {self.all_columns()}"
-            )
+            raise no_column(option, self.name, path, self.columns)
 
     def all_columns(self) -> str:
-        return ", ".join(sorted(self.columns)) or "none"
+        return in_words(self.columns)
 
     def with_parts(self) -> str:
         """All columns, with what is inside those that have parts."""

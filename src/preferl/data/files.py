@@ -92,7 +92,7 @@ def file_rows(path: Path) -> Iterator[Row]:
         DataError: its kind is not known, it is no whole file of its kind, or a pointer of Git LFS.
     """
     refuse_pointer(path)
-    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    name = unpacked_name(path)
     if name.endswith(TEXTS):
         refuse_utf16(path)
     if name.endswith(".parquet"):
@@ -109,6 +109,14 @@ def file_rows(path: Path) -> Iterator[Row]:
         yield from _paragraphs(path)
     else:
         raise DataError(f"'{path}' is of no kind that preferl reads; the kinds are {KINDS_READ}")
+
+
+def unpacked_name(path: Path) -> str:
+    """A file's name in small letters, without the ending that says how it is packed."""
+    name = path.name.lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return name
 
 
 def refuse_pointer(path: Path) -> None:

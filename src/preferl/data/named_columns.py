@@ -10,15 +10,11 @@ import json
 import re
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
-
 from preferl.data import winners
-from preferl.data.columns import Options
+from preferl.data.columns import Options, no_column, paths_in
 from preferl.data.containers import files_of
-from preferl.data.files import BYTE_ORDER_MARK, LINES, PACKED, byte_lines, cells_of, file_rows
-from preferl.data.layouts import alternatives, parsed_columns, top
-from preferl.data.records import DataError
+from preferl.data.files import BYTE_ORDER_MARK, LINES, byte_lines, cells_of, file_rows, unpacked_name
+from preferl.data.layouts import parsed_columns, top
 
 SHOWN_ROWS = 100  # whose columns an error names
 JSON, TABLES = (*LINES, ".json"), (".csv", ".tsv")
@@ -38,19 +34,15 @@ def refuse_absent(name: str, options: Options) -> None:
     files = files_of(name) if named else []
     for option, path in named:
         if files and not any(may_have(file, path) for file in files):
-            there = ", ".join(sorted({column for file in files for column in columns_of(file)}))
-            raise DataError(f"{option}: data set '{name}' has no column '{path}'; it has {there or 'none'}")
+            raise no_column(option, name, path, {column for file in files for column in columns_of(file)})
 
 
 def named_in(options: Options) -> list[tuple[str, str]]:
     """(option, path) of every column that is named."""
-    found = []
-    for value in parsed_columns(options.columns).values():
-        for text in (value,) if isinstance(value, str) else value:
-            found += [("--columns", path) for part in alternatives(text) for path in part]
+    named = [("--columns", path) for path in paths_in(parsed_columns(options.columns))]
     if options.winner:
-        found += [("--winner", path) for path in winners.parsed(options.winner).columns]
-    return found
+        named += [("--winner", path) for path in winners.parsed(options.winner).columns]
+    return named
 
 
 def may_have(file: Path, path: str) -> bool:
@@ -67,6 +59,9 @@ def may_have(file: Path, path: str) -> bool:
         unnamed = any(re.fullmatch(r"column_\d+", name) for name in names)
         return unnamed or any(name.encode() in line for line in byte_lines(file) for name in names)
     if kind == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
         try:
             schema = str(pyarrow.parquet.read_schema(file))
         except (pyarrow.ArrowException, OSError):
@@ -87,7 +82,4 @@ def columns_of(file: Path) -> list[str]:
 
 def kind_of(file: Path) -> str:
     """The ending that says how a file is read, as ``.jsonl``."""
-    name = file.name.lower()
-    for packed in PACKED:
-        name = name.removesuffix(packed)
-    return Path(name).suffix
+    return Path(unpacked_name(file)).suffix

@@ -41,13 +41,18 @@ def start_of(model: Any, name: str | None, lora: bool = False) -> Start:
         name: where it came from; None where it is initialised now.
         lora: LoRA weights of it are trained.
     """
-    new = getattr(model.config, ORIGIN, None) == NEW
-    if not new and name is not None and object_of(name) is None:
-        new = began_without_model(name)
+    new = is_new(model.config, name)
     if new:
         setattr(model.config, ORIGIN, NEW)
     # transformers counts both of the weights that share a byte where they are quantised to four bits.
     return Start(new, model.num_parameters(), lora, untrained=name is None)
+
+
+def is_new(config: Any, name: str | None) -> bool:
+    """Whether preferl initialised the model of a configuration, by the configuration or by its stages."""
+    if getattr(config, ORIGIN, None) == NEW:
+        return True
+    return name is not None and object_of(name) is None and began_without_model(name)
 
 
 def completed(

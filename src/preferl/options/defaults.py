@@ -107,6 +107,8 @@ TABLE = (
         {"learning_rate": 1e-7, "critic_learning_rate": 1e-7, "kl_coef": 0.05, "batch_size": 64},
         TULU_70B, lora=1e-6),
 )  # fmt: skip
+TRAINING = tuple(dict.fromkeys(row.stage for row in TABLE))
+"""The kinds of stages that train."""
 
 
 def rules(stage: str) -> dict[str, str]:

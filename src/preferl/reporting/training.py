@@ -6,8 +6,7 @@ from preferl.reporting.measures import Runs, Stages, series, smooth
 from preferl.reporting.page import Plot, Table, needs, of_one_run, table
 from preferl.reporting.plots import BLUE, GREEN, ORANGE, curve, curves, draw
 from preferl.reporting.rounds import one_by_one, rounds_of, rounds_text, starts_of
-
-NO_NUMBERS = ("nan", "inf", "-inf")  # as a row of metrics holds them
+from preferl.runs.files import NOT_FINITE
 
 
 @of_one_run("sft")
@@ -216,7 +215,7 @@ def bad_numbers_table(stages: Stages) -> Table | None:
         for row in record.metrics:
             step = str(row.get("step", "–"))
             for key, value in row.items():
-                if value is None or str(value) in NO_NUMBERS:
+                if value is None or str(value) in NOT_FINITE:
                     places.setdefault(key, []).append((step, "missing" if value is None else str(value)))
         rows += [
             {

@@ -140,6 +140,10 @@ def damaged(place: Path | str, reason: object) -> UsageError:
     )
 
 
+NOT_FINITE = ("nan", "inf", "-inf")
+"""How numbers that are not finite stand in files: JSON has none."""
+
+
 def plain(value: Any) -> Any:
     """A number as JSON can hold it: torch and numpy scalars unwrapped, non-finite numbers as text."""
     if isinstance(value, dict):

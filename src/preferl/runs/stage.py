@@ -214,7 +214,7 @@ class Stage:
         self.identity = identify(self.options)  # with the revisions of what came from the Hub meanwhile
         self._lock()
         saved = checkpoint.latest(self.state, self.owner) if self.goes_on else None
-        logged = self._last_step()
+        logged = self._last_step() if self.config.report_to else -1
         if self.goes_on and self.found.changes:
             self.say(f"is made longer: {self.found.changes}")
             distributed.main_writes(self._write_record)()

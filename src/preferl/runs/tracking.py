@@ -22,7 +22,7 @@ import yaml
 
 from preferl.runs import distributed
 from preferl.runs.errors import UsageError
-from preferl.runs.files import plain, read_json, write_json
+from preferl.runs.files import NOT_FINITE, plain, read_json, write_json
 from preferl.runs.mark import Mark, read_mark
 from preferl.runs.progress import printable, say
 
@@ -275,6 +275,8 @@ class Trackers:
 
     def numbers(self, row: Mapping[str, Any]) -> None:
         """A row of ``metrics.jsonl``. One without a step is of a split, whose name its numbers get."""
+        if not self.open:
+            return
         if "step" in row:
             self.step = row["step"]
         found = numbers_of({key: value for key, value in row.items() if key not in ("step", "split")})
@@ -373,7 +375,7 @@ def numbers_of(row: Mapping[str, Any], before: str = "") -> dict[str, float]:
         name = f"{before}{key}"
         if isinstance(value, Mapping):
             found |= numbers_of(value, f"{name}/")
-        elif isinstance(value, int | float) or value in ("nan", "inf", "-inf"):  # as ``plain`` writes them
+        elif isinstance(value, int | float) or value in NOT_FINITE:
             found[name] = float(value)
         elif isinstance(value, list) and all(isinstance(part, str) for part in value):
             found[name] = float(len(value))

@@ -19,7 +19,7 @@ import yaml
 
 from preferl import __version__
 from preferl.options.help import GROUPS, default_of
-from preferl.pipeline import KINDS
+from preferl.pipeline import KINDS, plain
 from preferl.reporting import cost, evaluation, hacking, rewards, training
 from preferl.reporting.formats import brackets
 from preferl.reporting.hacking import risen_signs
@@ -357,13 +357,6 @@ def command_of(record: StageRecord) -> str:
     }
     words = [f"--{name}={flag_value(value)}" for name, value in given.items() if value is not None]
     return " ".join(["preferl", record.kind, *map(shlex.quote, words)])
-
-
-def plain(value: Any) -> Any:
-    """A default as YAML gives it back."""
-    return (
-        yaml.safe_load(yaml.safe_dump(value)) if not hasattr(value, "__dataclass_fields__") else vars(value)
-    )
 
 
 def flag_value(value: Any) -> str:

@@ -161,7 +161,7 @@ def work_of(config: RlConfig) -> plan.Work:
         called = "reward" if len(rewards) == 1 else f"reward {number}"
         shared = bool(lora) and stands_on(reward, model_directory(name))
         roles += plan.role(called, reward, logits=False, owns_base=not shared)
-    if algorithm.critic and config.value_model != "head":
+    if has_critic_model(config):
         start = rewards[0] if rewards and config.value_model != "policy" else name
         roles += plan.role("critic", start, trained=True, logits=False, owns_base=not lora)
     # Sampled, and read once more in each epoch with a gradient.
@@ -177,6 +177,11 @@ def work_of(config: RlConfig) -> plan.Work:
         read=read,
         rows=config.iterations * config.batch_size // unit,
     )
+
+
+def has_critic_model(config: RlConfig) -> bool:
+    """Whether a critic with a trunk of its own is trained."""
+    return find_algorithm(config.algorithm).critic and config.value_model != "head"
 
 
 def train(
