@@ -57,7 +57,7 @@ def test_a_policy_that_goes_too_far_ends_the_run_and_leaves_its_last_good_weight
     with pytest.raises(DivergedError, match=r"above the first batch's, and max_kl is 1;") as caught:
         rl.run(config)
     message = str(caught.value)
-    for advice in ("Lower learning_rate (0.002)", "raise kl_coef (0.0001)", "--max_kl none"):
+    for advice in ("Raise kl_coef (0.0001)", "lower learning_rate (0.002)", "--max_kl none"):
         assert advice in message
     rows = metrics(tmp_path / "rl")
     assert all(row["train/kl"] <= rows[0]["train/kl"] + 1.0 for row in rows)
@@ -78,6 +78,17 @@ def test_a_policy_that_goes_too_far_ends_the_run_and_leaves_its_last_good_weight
     )  # fmt: skip
     assert (rl.run(further) / "DONE").exists()
     assert not (tmp_path / "rl" / "DONE").exists()
+
+
+def test_the_advice_is_by_how_it_got_so_far(config, tmp_path):
+    """A coefficient is felt one batch later: of a single iteration that went too far only the rate helps."""
+    leap = dataclasses.replace(config, learning_rate=2e-2, output_dir=str(tmp_path / "leap"))
+    with pytest.raises(DivergedError) as caught:
+        rl.run(leap)
+    assert "It went there in one iteration: give learning_rate 0.004 (now 0.02), and" in str(caught.value)
+    assert "kl_coef" not in str(caught.value)
+    kept = rl.run(dataclasses.replace(leap, learning_rate=0.0, num_iterations=3), fresh=True)
+    assert (kept / "DONE").exists()
 
 
 def test_without_checkpoints_the_last_good_weights_are_those_of_the_start(config, tmp_path):

@@ -135,7 +135,7 @@ def test_the_value_head_reads_the_state_before_each_token(config):
 
 def test_one_base_carries_policy_reference_reward_and_critic(config, lora_reward, policy_directory):
     """The scores are those of the reward model as loaded by itself, and training moves two of the four."""
-    shared = dataclasses.replace(config, lora_r=4, learning_rate=1e-2)
+    shared = dataclasses.replace(config, lora_r=4, learning_rate=1e-2, value_model="reward")
     loaded, _, scorer = models.load_models(shared, True, CPU)
     texts = ["It is red.", "I do not know what that is, sorry.", "No!"]
     prompts = ["What is it?"] * 3
@@ -169,7 +169,7 @@ def test_one_base_carries_policy_reference_reward_and_critic(config, lora_reward
 
 
 def test_the_critic_on_the_base_moves_and_the_reward_model_does_not(config):
-    shared = dataclasses.replace(config, lora_r=4, learning_rate=1e-2)
+    shared = dataclasses.replace(config, lora_r=4, learning_rate=1e-2, value_model="reward")
     loaded, tokenizer, scorer = models.load_models(shared, True, CPU)
     shared = rl.with_defaults(shared, loaded, scorer)
     prompts = [PromptRecord("Tell me."), PromptRecord("Say it.")]
@@ -193,7 +193,9 @@ def test_the_critic_on_the_base_moves_and_the_reward_model_does_not(config):
 
 def test_models_are_written_merged_and_the_base_stays_for_the_others(config, lora_reward):
     """Merging adds to weights of a model's own: the reference and the reward model read what they read."""
-    loaded, tokenizer, scorer = models.load_models(dataclasses.replace(config, lora_r=4), True, CPU)
+    loaded, tokenizer, scorer = models.load_models(
+        dataclasses.replace(config, lora_r=4, value_model="reward"), True, CPU
+    )
     with torch.no_grad():
         for parameters in loaded.trained().values():
             for parameter in parameters.values():
@@ -228,7 +230,7 @@ def test_a_critic_with_lora_stands_on_the_reward_model_that_it_starts_from(
         for parameter in model.parameters():
             parameter.mul_(1.1)
     load.save(model, tokenizer, tmp_path / "whole" / "model")
-    own = dataclasses.replace(config, lora_r=4, reward_model=str(tmp_path / "whole"))
+    own = dataclasses.replace(config, lora_r=4, reward_model=str(tmp_path / "whole"), value_model="reward")
     loaded, _, scorer = models.load_models(own, True, CPU)
     used = models.memory(loaded, scorer)
     assert used["reward"]["weights_mib"] > 0.5 * used["policy"]["weights_mib"]

@@ -52,7 +52,8 @@ class State:
 
     ``algorithm`` is the algorithm's own state. ``drawn`` counts the prompts taken from ``prompts``;
     ``optimum`` is the best possible objective with its error, ``first_accuracy`` on how many of how many
-    pairs the reward and the annotator agreed at first, ``first_kl`` the KL of the first batch.
+    pairs the reward and the annotator agreed at first, ``first_kl`` and ``last_kl`` the KL of the first and
+    the last batch.
     """
 
     iteration: int
@@ -68,6 +69,7 @@ class State:
     optimum: tuple[float, float] | None = None
     first_accuracy: tuple[int, int] | None = None
     first_kl: float = 0.0
+    last_kl: float = 0.0
     alarms: dict[str, Any] = field(default_factory=dict)
 
 

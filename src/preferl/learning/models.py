@@ -22,6 +22,7 @@ from preferl.models import load
 from preferl.models.critic import critic_from_policy, critic_from_reward_model, token_values
 from preferl.models.load import freeze
 from preferl.models.lora import has_adapter, merged, save_adapter, save_trained, weights_for, with_lora
+from preferl.models.mean_pooling import MeanPooledRewardModel
 from preferl.models.passes import base_of, state_size
 from preferl.models.storage import is_quantised, share_weights, twin
 from preferl.options.judging import JudgeConfig
@@ -159,18 +160,26 @@ def load_models(
 
 
 def _own_critic(options: ModelOptions, scorer: Scorer, tokenizer: Any, reference: PreTrainedModel) -> Any:
-    if options.value_model in ("auto", "reward"):
-        for judge in reward_models(scorer).values():
-            critic = critic_from_reward_model(
-                judge.model, judge.tokenizer, tokenizer, options.reward_model, options
-            )
-            if critic is not None:
-                return critic
-        if options.value_model == "reward":
-            raise UsageError(
-                "value_model reward: the reward holds no decoder over the policy's tokens; use policy or head"
-            )
-        say("rl: the reward is no decoder over the policy's tokens; the critic starts from the policy")
+    judges = reward_models(scorer).values()
+    for judge in judges if options.value_model in ("auto", "reward") else ():
+        # What was trained at the last token alone says anything of the ones before.
+        reads_all = isinstance(base_of(judge.model), MeanPooledRewardModel)
+        if options.value_model == "auto" and not reads_all:
+            continue
+        critic = critic_from_reward_model(
+            judge.model, judge.tokenizer, tokenizer, options.reward_model, options
+        )
+        if critic is not None:
+            return critic
+    if options.value_model == "reward":
+        raise UsageError(
+            "value_model reward: the reward holds no decoder over the policy's tokens; use policy or head"
+        )
+    if judges and options.value_model == "auto":
+        say(
+            "rl: the critic starts from the policy: no reward model here reads all of the policy's tokens "
+            "(value_model)"
+        )
     return critic_from_policy(options.model_name_or_path, reference.device, options, reference)
 
 

@@ -101,8 +101,8 @@ def load_reward_model(
             f"'{name_or_path}' has one score, which '#{mixture}' cannot be made of; leave it out"
         )
     tokenizer = load_tokenizer(name_or_path, chat_template_kwargs)
-    saved_pooling = _saved_pooling(source)
-    if new_head_allowed and pooling == "last" and saved_pooling is None:
+    saved = saved_pooling(source)
+    if new_head_allowed and pooling == "last" and saved is None:
         twin = _twin_of(name_or_path)
         if twin is not None:
             if weights is Weights.IN_4BIT:
@@ -112,12 +112,10 @@ def load_reward_model(
                 )
             return ready(twin, tokenizer, device)
         refuse_family_without_scores(name_or_path)
-    if new_head_allowed and pooling == "mean" and saved_pooling is None:
+    if new_head_allowed and pooling == "mean" and saved is None:
         model: PreTrainedModel = mean_pooled(load_trunk(name_or_path, weights, device))
-    elif new_head_allowed and saved_pooling not in (None, pooling):
-        raise UsageError(
-            f"'{name_or_path}' is a reward model with {saved_pooling} pooling; give --pooling {saved_pooling}"
-        )
+    elif new_head_allowed and saved not in (None, pooling):
+        raise UsageError(f"'{name_or_path}' is a reward model with {saved} pooling; give --pooling {saved}")
     else:
         stored = heads.stored_head(str(source))
         model, missing = load_pretrained(
@@ -290,7 +288,7 @@ def _twin_of(name_or_path: str, num_labels: int = 1) -> PreTrainedModel | None:
     return model
 
 
-def _saved_pooling(source: Path) -> str | None:
+def saved_pooling(source: Path) -> str | None:
     """How a saved reward model pools; None for a language model, an encoder's trunk or a Hub name."""
     if not (source / "config.json").exists():
         return None
@@ -318,7 +316,7 @@ def _load_adapter(
         head, _ = _named_head(model)
         # Trained heads are copies, whose names peft leaves as they are.
         rows = [shape[0] for key, shape in adapter.shapes().items() if key.endswith(f"{head}.weight")]
-        if not (rows or new_head_allowed or _saved_pooling(Path(model_directory(name)))):
+        if not (rows or new_head_allowed or saved_pooling(Path(model_directory(name)))):
             raise UsageError(
                 f"neither it nor the adapter has a head that makes a score ({head}), which would be random"
             )

@@ -102,7 +102,8 @@ class ModelOptions(LoraOptions, JudgeOptions):
     """The reward: a reward model's directory, ``module:function``, or a mixture of such (docs/data.md)."""
     value_model: str = "auto"
     """The critic of ppo: a copy of the ``reward`` model, a copy of the ``policy`` with a new head, or a
-    ``head`` on the policy's own trunk. ``auto``: the reward model where it can, else the policy."""
+    ``head`` on the policy's own trunk. ``auto``: the reward model where it reads all tokens
+    (``pooling: mean``), else the policy."""
 
 
 @dataclass(kw_only=True)

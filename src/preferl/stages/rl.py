@@ -48,6 +48,7 @@ from preferl.models import load, lora, plan
 from preferl.models.adapters import stands_on
 from preferl.models.attributes import split_mixture
 from preferl.models.load import model_directory
+from preferl.models.reward import saved_pooling
 from preferl.options.rl import RlConfig
 from preferl.runs import devices, distributed, signals
 from preferl.runs.checkpoint import (
@@ -162,7 +163,10 @@ def work_of(config: RlConfig) -> plan.Work:
         shared = bool(lora) and stands_on(reward, model_directory(name))
         roles += plan.role(called, reward, logits=False, owns_base=not shared)
     if has_critic_model(config):
-        start = rewards[0] if rewards and config.value_model != "policy" else name
+        copies = config.value_model == "reward" or (
+            config.value_model == "auto" and rewards and saved_pooling(Path(rewards[0])) == "mean"
+        )
+        start = rewards[0] if rewards and copies else name
         roles += plan.role("critic", start, trained=True, logits=False, owns_base=not lora)
     # Sampled, and read once more in each epoch with a gradient.
     epochs, _ = algorithm.passes(config)
@@ -446,7 +450,7 @@ def endless(prompts: Sequence[PromptRecord], seed: int) -> Iterator[PromptRecord
 
 
 # Plain numbers of the learner's state that a checkpoint keeps.
-PLAIN_STATE = ("forward_passes", "alarms", "optimum", "first_accuracy", "first_kl")
+PLAIN_STATE = ("forward_passes", "alarms", "optimum", "first_accuracy", "first_kl", "last_kl")
 # What an update logs that is no measurement of the batch.
 UNPREFIXED = ("policy_grad_norm", "critic_grad_norm", "updates")
 
@@ -508,6 +512,7 @@ class Trainer:
         assert self.policy.engine is not None
         self.policy.engine.version += 1
         state.kl.update(seen["kl"], len(batch.prompts))
+        state.last_kl = seen["kl"]
         seconds = time.perf_counter() - started
         row |= {
             "kl_coef": kl_coef,
@@ -540,10 +545,20 @@ class Trainer:
         if not config.kl_coef:
             return {"far": f"{where}: no penalty holds the policy; look at its responses"}
         raise TooFarError(
-            f"rl iteration {self.state.iteration}: {where}; stopped before the update. Lower learning_rate "
-            f"({config.learning_rate:g}) or raise kl_coef ({config.kl_coef:g}), and give --fresh or another "
-            f"--output_dir; or give --max_kl none to let it go on"
+            f"rl iteration {self.state.iteration}: {where}; stopped before the update. {self.nearer(kl)}, "
+            f"and give --fresh or another --output_dir; or give --max_kl none to let it go on"
         )
+
+    def nearer(self, kl: float) -> str:
+        """What keeps a policy nearer to its reference: by how it got so far."""
+        config = self.config
+        # No coefficient prevents what a single update does: it is felt one batch later.
+        if kl - self.state.last_kl < config.max_kl / 2:
+            return f"Raise kl_coef ({config.kl_coef:g}) or lower learning_rate ({config.learning_rate:g})"
+        slower = f"learning_rate {config.learning_rate / 5:.1g} (now {config.learning_rate:g})"
+        if self.learner.models.critic is not None and config.value_model == "reward":
+            slower += ", or value_model policy, a critic that begins at 0"
+        return f"It went there in one iteration: give {slower}"
 
     def means_of_parts(self) -> dict[str, float]:
         """The mean score of each part of a reward put together; a part may know nothing of a response."""
@@ -699,4 +714,4 @@ class Trainer:
         for judge, own in zip(judges_in(self.scorer), values["judges"], strict=True):
             judge.restore(own)
         for name in PLAIN_STATE:
-            setattr(state, name, values[name])
+            setattr(state, name, values.get(name, getattr(state, name)))
