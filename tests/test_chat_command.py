@@ -266,6 +266,31 @@ def test_standard_output_holds_the_answer_alone(capsys, run, policy_directory, m
     assert call(capsys, run, "--device", "cpu")[:2] == (0, out)
 
 
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("chat_rewards:exact", "it asks for answer, which a dialogue does not have"),
+        ("absent_rewards:exact", "cannot be imported"),
+    ],
+)
+def test_a_reward_that_nobody_asked_for_is_left_out_with_a_note(
+    capsys, run, policy_directory, tmp_path, monkeypatch, reward, said
+):
+    (tmp_path / "chat_rewards.py").write_text("def exact(completions, answer):\n    return [0.0]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shutil.rmtree(run / "reward")
+    shutil.rmtree(run / "rl")
+    make_stage(run, "rl", "rl", policy_directory, reward_model=reward)
+    code, out, err = call(capsys, run, "--prompt", PROMPT, "--device", "cpu")
+    assert (code, bool(out.strip())) == (0, True)
+    assert f"no rewards by {reward}: " in err
+    assert said in err
+    # Asked for by name it is refused.
+    code, _, err = call(capsys, run, "--prompt", PROMPT, "--device", "cpu", "--reward_model", reward)
+    assert code == 2
+    assert "answer" in err or "cannot be imported" in err
+
+
 def test_two_models_answer_the_same_with_the_rewards_of_each(
     capsys, policy_directory, run, tokenizer, tmp_path
 ):

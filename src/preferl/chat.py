@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from preferl.data.records import DataError, Messages, Prompt, UserTurn
 from preferl.data.templates import MARK
 from preferl.data.tokens import coder_of, prompt_ids
 from preferl.data.types import Scorer
-from preferl.judging.scorers import load_scorer, score_responses, what_was_cut
+from preferl.judging.scorers import columns_wanted, load_scorer, score_responses, what_was_cut
 from preferl.models import load
 from preferl.options.chat import ChatConfig
 from preferl.options.judging import JudgeConfig
@@ -265,9 +267,11 @@ def run(found: Sequence[FoundPolicy], config: ChatConfig, text: str | None) -> i
     """
     prepared = devices.prepared(config.seed, config.device, config.dtype, config.num_threads)
     with on_stderr(), prepared as (device, _):
-        rewards = [config.reward_model] if config.reward_model else [model.reward for model in found]
         how = JudgeConfig(seed=config.seed)
-        scorers = {name: load_scorer(name, device, how) for name in rewards if name}
+        if config.reward_model:
+            scorers = {config.reward_model: load_scorer(config.reward_model, device, how)}
+        else:
+            scorers = scorers_of(found, device, how)
         speakers = [Speaker(model, config) for model in found]
         for line in (line for speaker in speakers for line in speaker.lines()):
             say(line)
@@ -278,13 +282,33 @@ def run(found: Sequence[FoundPolicy], config: ChatConfig, text: str | None) -> i
             say(note)
         if text is not None:
             dialogue.ask(text)
-            if dialogue.unscored:
-                raise dialogue.unscored[0]
+            for error in dialogue.unscored:
+                if config.reward_model:  # it was asked for
+                    raise error
+                say(f"   no reward: {error}")
             return 0
         say(f"/help lists the commands; /better adds to {config.preferences}")
         with contextlib.suppress(ImportError):  # where there is one, lines can be edited and come again
             import readline  # noqa: F401
         return converse(dialogue, input)
+
+
+def scorers_of(found: Sequence[FoundPolicy], device: torch.device, how: JudgeConfig) -> dict[str, Scorer]:
+    """What scored in the runs of some models, by name, as far as it can score a dialogue; what cannot is
+    said: nobody asked for it."""
+    scorers: dict[str, Scorer] = {}
+    for name in dict.fromkeys(model.reward for model in found if model.reward):
+        try:
+            scorer = load_scorer(name, device, how)
+        except UsageError as error:
+            say(f"no rewards by {name}: {error}")
+            continue
+        wanted = columns_wanted(scorer)
+        if wanted:
+            say(f"no rewards by {name}: it asks for {', '.join(wanted)}, which a dialogue does not have")
+        else:
+            scorers[name] = scorer
+    return scorers
 
 
 def write(text: str) -> None:

@@ -76,11 +76,11 @@ class RunOptions(DataOptions, StageOptions):
 
     output_dir: str = "runs/run"
     """The run's directory; each stage is a directory in it."""
-    stages: list[str] = field(default_factory=lambda: list(USUAL))
-    """Which stages, in this order. Usual names: sft, collect, reward, rl, evaluate, report; ``backbone`` is a
-    language model of the reward model's own; ``best_of`` and ``distil`` train the SFT model on the best of
-    its own responses; ``dpo`` trains it on the pairs; ``audit`` measures a reward. A stage of another name
-    says what it is: ``NAME.kind``."""
+    stages: list[str] | str = field(default_factory=lambda: list(USUAL))
+    """Which stages, in this order, as ``sft,reward,rl``. Usual names: sft, collect, reward, rl, evaluate,
+    report; ``backbone`` is a language model of the reward model's own; ``best_of`` and ``distil`` train the
+    SFT model on the best of its own responses; ``dpo`` trains it on the pairs; ``audit`` measures a reward. A
+    stage of another name says what it is: ``NAME.kind``."""
     rounds: Count = 1
     """How often collect, reward and rl are done: each further round labels samples of the last policy, adds
     them to the pairs, trains the reward model anew and goes on from the policy (``collect-2``, ``reward-2``,
@@ -112,6 +112,8 @@ class RunConfig:
     """
 
     def __init__(self, **given: Any):
+        if isinstance(given.get("stages"), str):
+            given["stages"] = [name.strip() for name in given["stages"].split(",")]
         self.given = given
         options = {f.name for f in dataclasses.fields(RunOptions)}
         wrong = [name for name, value in given.items() if name not in options and not isinstance(value, dict)]
@@ -561,6 +563,7 @@ def run(config: RunConfig, fresh: bool = False, keep_stale: bool = False) -> Pat
     claim(root, "run", root.resolve().name)
     with lock.hold(root):
         redo.begin()
+        try_functions(stages, places, redo.name)
         write_run_files(root, config.to_yaml())
         made: set[Path] = set()
         for stage in stages:
@@ -573,6 +576,26 @@ def run(config: RunConfig, fresh: bool = False, keep_stale: bool = False) -> Pat
             say(f"run: {line}")
     say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
     return result
+
+
+def try_functions(stages: Sequence[Planned], places: Mapping[str, Path], redo: str | None) -> None:
+    """Calls the reward functions of the stages that are not finished, before the first is run.
+
+    Raises:
+        UsageError: one cannot be imported, or does not do for the rows that are there.
+    """
+    # With torch, which help and plans do without.
+    from preferl.data.sources import load_source
+    from preferl.judging.trial import functions_of, try_out
+
+    for stage in stages:
+        if redo is None and (places[stage.reference] / "DONE").exists():
+            continue
+        functions = functions_of(stage.options)
+        data = getattr(stage.options, "dataset_name", None)
+        # Rows that the run has yet to make are tried by the stage itself.
+        if functions and data and not data.startswith("@"):
+            try_out(functions, load_source(**stage.options.source()))
 
 
 def write_report(root: Path, config: RunConfig, is_new: bool = True) -> Path:

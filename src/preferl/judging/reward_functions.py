@@ -105,6 +105,11 @@ class RewardFunction:
         given["log_metric"](f"seconds/{self.name}", self.last_seconds)
         return self._numbers(returned, written)
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns of rows without which it cannot be called."""
+        return [name for name in self._required if name not in ARGUMENTS]
+
     def _check_arguments(self, given: Mapping[str, Any]) -> None:
         """Raises:
         UsageError: the function asks for something that it is not given.

@@ -326,6 +326,12 @@ def reward_models(scorer: Scorer) -> dict[str, RewardModel]:
     return {name: part for name, part in parts_of(scorer) if isinstance(part, RewardModel)}
 
 
+def columns_wanted(scorer: Scorer) -> list[str]:
+    """The columns of rows without which functions inside a scorer cannot be called."""
+    functions = [part for _, part in parts_of(scorer) if isinstance(part, RewardFunction)]
+    return list(dict.fromkeys(name for function in functions for name in function.columns))
+
+
 def all_reward_models(scorer: Scorer) -> bool:
     """Whether nothing but reward models makes a score, whose scale is known: a standard deviation of 1."""
     return all(isinstance(part, RewardModel) for _, part in parts_of(scorer))

@@ -39,7 +39,9 @@ class Parser(ArgumentParser):
             text = f"unknown option '{key}'"
             hint = f"; did you mean '{near[0]}'?" if near else f"; see `{self.prog} --help`"
         elif typed and value:
-            text = f"{typed[1]} is {value[1]!r}; its type is {self.type_of(typed[1])}"
+            wanted = self.type_of(typed[1])
+            text = f"{typed[1]} is {value[1]!r}; its type is {wanted}"
+            hint = ", as [a,b]" if wanted.startswith("list[") else ""
         else:
             text = text.split("\n")[0] if len(text) > 400 else text
         distributed.let_main_speak()

@@ -35,6 +35,7 @@ from preferl.judging.scorers import (
     score_responses,
     tokenizers_of,
 )
+from preferl.judging.trial import functions_of, try_out
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.models import load
 from preferl.options.best_of import BestOfConfig
@@ -88,7 +89,9 @@ def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         if stage.is_finished:
             return stage.path
         load.refuse_absent(config.model_name_or_path)
+        functions = functions_of(config)
         source = sources.load_source(**config.source()).training_on(config.split)
+        try_out(functions, source)
         policy = Policy.load(
             config.model_name_or_path, stage.device, stage.dtype, config.chat_template_kwargs
         )
