@@ -47,7 +47,7 @@ def main(folder: Path | None = None) -> int:
         if not Path(data).is_dir():
             problems.append(f"PREFERL_DATA names {data}, which is no folder")
     else:
-        say("  PREFERL_DATA is not set: data sets named in configurations come from the Hub")
+        say("  PREFERL_DATA (a folder with copies of data sets of the Hub) is not set: they are downloaded")
     for line in at_work(folder / "runs"):
         say(f"  {line}")
     if not os.access(folder, os.W_OK):

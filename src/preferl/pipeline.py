@@ -45,7 +45,7 @@ from preferl.runs.errors import UsageError
 from preferl.runs.found import examine, kept_though_stale, plain_options, stored_options
 from preferl.runs.inputs import NAMING, NOT_COMPARED, changed_options, identify
 from preferl.runs.mark import check_ours, claim, remove
-from preferl.runs.progress import clock, say
+from preferl.runs.progress import clock, each_note_once, say
 from preferl.runs.ranges import Count, Positive
 from preferl.runs.record import Redo, write_run_files
 from preferl.runs.shipped import configurations
@@ -566,15 +566,18 @@ def run(config: RunConfig, fresh: bool = False, keep_stale: bool = False) -> Pat
         try_functions(stages, places, redo.name)
         write_run_files(root, config.to_yaml())
         made: set[Path] = set()
-        for stage in stages:
-            if not run_stage(stage, places, made, redo.name, keep_stale):
-                say(f"{stage.name}: finished before in {places[stage.reference]}")
+        with each_note_once():
+            for stage in stages:
+                if not run_stage(stage, places, made, redo.name, keep_stale):
+                    say(f"{stage.name}: finished before in {places[stage.reference]}")
         result = write_report(root, config, bool(made)) if "report" in config.stages else root
         redo.end()
     if "evaluate" in config.kinds.values():
         for line in stage_module("report").lines_of(root):
             say(f"run: {line}")
     say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
+    if {"sft", "dpo", "rl"} & set(config.kinds.values()):
+        say(f"run: open the page in a browser; `preferl chat {config.output_dir}` talks with the policy")
     return result
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preferl.data.sources import Source, load_source
+from preferl.data.splits import too_few
 from preferl.options.shared import DataOptions
 from preferl.pipeline import DATA, RunConfig
 from preferl.runs.descent import is_world
@@ -48,8 +49,11 @@ def with_stages(config: RunConfig) -> tuple[RunConfig, str | None]:
         return config, None
     options = DataOptions(**{key: config.given[key] for key in DATA if key in config.given})
     # Only what kind of data it is counts here; the stages look for copies, and say what they find.
-    choice = choose(config, load_source(**options.source() | {"near_copies": "never"}))
+    source = load_source(**options.source() | {"near_copies": "never"})
+    choice = choose(config, source)
     said = f"{dataset} holds {choice.why}: the stages are {', '.join(choice.stages)} (others with --stages)"
+    few = too_few(len(source.eval.prompts)) if "evaluate" in choice.stages else ""
+    said += f". Of eval's rows {few}" if few else ""
     return config.changed({"stages": choice.stages, **(choice.options or {})}), said
 
 

@@ -108,4 +108,14 @@ def test_a_path_that_is_gone_is_said_to_be_so_without_a_network_too(monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match="base/model' is no directory here, and no name of a model"):
         hub.check_hub("/gone/base/model")
-    hub.check_hub("some/adapter")  # may be in the cache: whoever loads it knows
+
+
+def test_where_the_hub_must_not_be_asked_that_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    hub.check_hub.cache_clear()
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set; unset it, or give a directory"):
+        hub.check_hub("org/absent")
+    (tmp_path / "models--org--here").mkdir()
+    hub.check_hub("org/here")
+    hub.check_hub.cache_clear()

@@ -229,7 +229,8 @@ def counted_once(found: Loaded) -> Loaded:
     count, example = copies.repeated_rows(found.records, found.rows)
     if count:
         notes.append(
-            f"{count:,} of {len(found.records):,} rows repeat an earlier one (for example {example})"
+            f"{count:,} of {len(found.records):,} rows repeat an earlier one and count like any other (for "
+            f"example {example})"
         )
     return found
 

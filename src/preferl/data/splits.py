@@ -16,6 +16,7 @@ from preferl.data.records import SPLITS, DataError, Prompt, dialogue_text
 
 SHARES = (0.8, 0.1, 0.1)  # train, dev, eval
 FEWEST = 10  # prompts that can be divided
+ENOUGH_PROMPTS = 30  # of an evaluation
 FINAL = " .!?…,;:。！？，；：؟"  # what ends a prompt and does not make it another
 # What data sets call their splits; the first word counts, as in train_sft or test-00000-of-00002.
 MEANING = {
@@ -34,6 +35,17 @@ MEANING = {
     "evaluation": "eval",
     "rl": "rl",
 }
+
+
+def too_few(prompts: int) -> str:
+    """Says that an evaluation on so few prompts can tell next to nothing; empty where there are enough."""
+    if not 0 < prompts < ENOUGH_PROMPTS:
+        return ""
+    return (
+        f"{prompts} prompts are too few to tell all but large gains from chance: evaluate on "
+        f"{ENOUGH_PROMPTS} or more (more rows, or a larger share of them for eval: "
+        f"--split_shares '[0.6,0.1,0.3]')"
+    )
 
 
 @dataclass(frozen=True)

@@ -180,9 +180,11 @@ def quality_of(gap_N: np.ndarray, pairs: Sequence[Pair], seed: int) -> dict[str,
     p = P(first is preferred) known, the expected accuracy of the scorer's choice is p where it prefers the
     first and 1 - p elsewhere; the best possible is E[max(p, 1 - p)].
     """
-    accuracy = Estimate.read(ScoredPairs(pairs, gap_N, np.zeros_like(gap_N)).accuracy())
+    scored = ScoredPairs(pairs, gap_N, np.zeros_like(gap_N))
+    accuracy = Estimate.read(scored.accuracy())
     quality: dict[str, Any] = {
         "pairs": len(gap_N),
+        "prompts": len(np.unique(scored.prompt_N)),
         **accuracy.named("accuracy"),
         "loss": float(np.logaddexp(0, -gap_N).mean()),
     }

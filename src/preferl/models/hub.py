@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     RepositoryNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
@@ -33,10 +34,12 @@ def check_hub(name: str) -> None:
     """
     if Path(name).exists():
         return
+    offline = constants.is_offline_mode()
     try:
-        if isinstance(try_to_load_from_cache(name, CONFIG), str) or constants.is_offline_mode():
+        if isinstance(try_to_load_from_cache(name, CONFIG), str):
             return
-        get_hf_file_metadata(hf_hub_url(name, CONFIG), timeout=SECONDS)
+        if not offline:
+            get_hf_file_metadata(hf_hub_url(name, CONFIG), timeout=SECONDS)
     except HFValidationError as error:
         raise UsageError(
             f"'{name}' is no directory here, and no name of a model of the Hub (owner/name); check the "
@@ -60,6 +63,22 @@ def check_hub(name: str) -> None:
             f"({type(error).__name__}: {error}); give a directory written by save_pretrained, or download "
             f"the model where there is a network (`hf download {name} --local-dir DIR`) and give DIR"
         ) from error
+    if offline:
+        refuse_uncached(name)
+
+
+def refuse_uncached(name: str) -> None:
+    """Refuses a name of which nothing was downloaded before, where the Hub must not be asked.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")).exists():
+        return
+    raise UsageError(
+        f"'{name}' is no directory here and was not downloaded before, and the Hub is not asked since "
+        f"HF_HUB_OFFLINE is set; unset it, or give a directory written by save_pretrained"
+    )
 
 
 def weight_files(source: str) -> list[Path]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from preferl.data.splits import too_few
 from preferl.evaluation.features import COLLAPSE
 from preferl.reporting.formats import (
     brackets,
@@ -68,7 +69,8 @@ def verdict(stages: Stages) -> Verdict:
     if fell:
         return Verdict("Over-optimised", "bad", f"{fell} {text}")
     if judged["difference_low"] <= 0:
-        return Verdict("No clear gain", "plain", text)
+        few = too_few(summary["prompts"])
+        return Verdict("No clear gain", "plain", f"{few}. {text}" if few else text)
     if key == "score" and judge_disagrees(summary):
         return Verdict(HACKED, "bad", f"The reward rose while a judge prefers what was there before. {text}")
     if risen_signs(summary):
@@ -178,7 +180,11 @@ def what_judges(summary: dict[str, Any]) -> str:
         text += f"What was named {NAMES[key]} {use}: it is the training signal, and no truth. "
     key = main_measure(summary)
     if key == "score":
-        text += "This is by the training signal only: no truth is known, and hacking cannot be ruled out. "
+        text += (
+            "This is by the training signal only: no truth is known, and hacking cannot be ruled out. A "
+            "second reward that nothing was trained on would tell: evaluate.gold where it is the truth (a "
+            "function that checks answers), evaluate.held_out_reward where it is another model. "
+        )
         labels = summary.get("labels")
         if labels:
             agreed = with_interval(labels, "accuracy", percent)

@@ -7,6 +7,7 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from preferl.runs import distributed
 
+_heard: ContextVar[set[str] | None] = ContextVar("heard", default=None)
 console = Console(highlight=False, soft_wrap=True, quiet=not distributed.is_main())
 PLAIN_INTERVAL_S = 10.0
 # Between samples on the console: in a terminal, and in logs, which are to stay readable.
@@ -41,6 +43,27 @@ def on_stderr() -> Iterator[None]:
         yield
     finally:
         console.stderr = before
+
+
+@contextlib.contextmanager
+def each_note_once() -> Iterator[None]:
+    """Notes about data are news the first time only, as long as the context lasts: the stages of a run read
+    the same rows."""
+    token = _heard.set(set())
+    try:
+        yield
+    finally:
+        _heard.reset(token)
+
+
+def is_new(note: str) -> bool:
+    """Whether a note was not said before, where each is said once."""
+    heard = _heard.get()
+    if heard is None:
+        return True
+    is_new = note not in heard
+    heard.add(note)
+    return is_new
 
 
 def say(text: str) -> None:

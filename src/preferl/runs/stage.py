@@ -34,7 +34,7 @@ from preferl.runs.files import parsed_lines, plain, read_json, read_jsonl, write
 from preferl.runs.found import examine, plain_options, refuse_unmarked
 from preferl.runs.inputs import hash_of, identify
 from preferl.runs.mark import claim, read_mark, refuse_no_place, remove
-from preferl.runs.progress import say
+from preferl.runs.progress import is_new, say
 from preferl.runs.ranges import check_ranges
 from preferl.runs.tracking import IDS, Tracked, Trackers
 
@@ -234,8 +234,11 @@ class Stage:
             self.say(killed)
         self.started, self.cpu_started = time.time(), time.process_time()
         self.notes = list(notes)
-        for note in self.notes:
+        new = [note for note in self.notes if is_new(note)]
+        for note in new:
             self.say(note)
+        if len(new) < len(self.notes):
+            self.say("its data are read as above")
         after = None if saved is None else saved.step
         tracked = Tracked(self.path, self.options, self.state / IDS, after, logged)
         with distributed.sync_errors():

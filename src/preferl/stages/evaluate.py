@@ -28,6 +28,7 @@ from preferl.data.records import (
     prompt_key,
     prompt_text,
 )
+from preferl.data.splits import too_few
 from preferl.data.types import Scorer
 from preferl.evaluation import comparison, pool
 from preferl.evaluation.accuracy import accuracy_with_interval
@@ -206,6 +207,8 @@ def evaluate(
     prompts = [record.prompt for record in records]
     if len(prompts) == 1:
         stage.say("one eval prompt: means have no interval, which needs at least 2")
+    elif too_few(len(prompts)):
+        stage.say(too_few(len(prompts)))
     responder = Responder(config, scorers, stage)
     size = config.pool_size or max(config.best_of, default=0)
     with Steps("evaluate", 2 + bool(size)) as steps:

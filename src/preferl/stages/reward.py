@@ -552,9 +552,10 @@ def doubts(quality: Mapping[str, Any], prefers: str | None) -> list[str]:
 def say_quality(quality: dict[str, Any], stage: Stage, trained_on: bool) -> None:
     words = quality["bag_of_words_baseline_accuracy"]
     words = "unknown" if words is None else f"{words:.1%}"
+    of_prompts = f" of {quality['prompts']} prompts" if quality["prompts"] < quality["pairs"] else ""
     which = "accuracy where it trained" if trained_on else "held-out accuracy"
     line = (
-        f"{which} {Estimate.read(quality, 'accuracy').text('.1%')} on {quality['pairs']} pairs; "
+        f"{which} {Estimate.read(quality, 'accuracy').text('.1%')} on {quality['pairs']} pairs{of_prompts}; "
         f"length alone {quality['length_baseline_accuracy']:.1%}, a bag of words {words}"
     )
     if "fraction_of_bayes" in quality:

@@ -38,6 +38,9 @@ from preferl.sampling.policy import Policy
 IGNORED = -100  # label of positions that carry no loss
 
 
+LEARNT_BY_HEART = 1.05  # times the lowest loss of held-out rows
+
+
 def run(config: SftConfig, fresh: bool | str = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains, saves ``model/`` and writes metrics and samples; returns the stage's directory."""
     check_options(config)
@@ -158,6 +161,13 @@ def train(
     rng = random.Random(devices.derived_seed(config.seed, "sft", "batches"))
     batches = plan_batches([len(ids) for ids, _ in rows], config, rng)
     fitted = fit(objective, batches, config, stage, saved)
+    lowest, last = fitted.best_loss, fitted.last.get("dev/loss", 0.0)
+    if last > LEARNT_BY_HEART * lowest:
+        stage.say(
+            f"the loss of held-out demonstrations was lowest after update {fitted.best_step} of "
+            f"{fitted.step} ({lowest:.3g}) and ended at {last:.3g}: the model learns its rows by heart; take "
+            f"fewer num_train_epochs (now {config.num_train_epochs:g}), or more rows"
+        )
     base = config.model_name_or_path or ""  # a new model has no adapter
     policy.model = lora.save_trained(policy.model, policy.tokenizer, stage.path, base)
     checked = check(policy, source, config, stage)
