@@ -70,7 +70,8 @@ def test_repeated_rows_are_counted_and_stay(tmp_path):
     name = write(tmp_path / "a.jsonl", *(pair(i) for i in range(12)), pair(3, note="again"), pair(4))
     loaded = formats.load(name)
     assert len(loaded.records) == 14
-    repeats = f"2 of 14 rows repeat an earlier one and count like any other (for example {name}:13 repeats {name}:4)"
+    example = f"(for example {name}:13 repeats {name}:4)"
+    repeats = f"2 of 14 rows repeat an earlier one and count like any other {example}"
     assert loaded.report.notes[-1] == repeats
     prompts = write(tmp_path / "p.jsonl", {"prompt": "p", "answer": 1}, {"prompt": "p", "answer": 2})
     assert not [note for note in formats.load(prompts).report.notes if "repeat" in note]
