@@ -407,6 +407,7 @@ def test_a_stage_of_a_name_of_its_own_runs_from_the_command_line(finished, tmp_p
     ("changes", "words"),
     [
         ({"stages": ["sft", "colect"]}, "'colect' is no stage; did you mean 'collect'"),
+        ({"stages": "sft, colect"}, "'colect' is no stage; did you mean 'collect'"),
         ({"stages": ["sft", "mine"]}, "--mine.kind sft"),
         ({"mine": {"kind": "sfd"}}, "mine.kind is 'sfd'"),
         ({"rl": {"kind": "sft"}}, "rl is a stage of kind rl"),

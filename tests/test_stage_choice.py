@@ -146,3 +146,11 @@ def test_the_world_s_truth_is_asked_of_no_other_prompt(data, models, tmp_path, c
         assert "not one of its prompts" in error
         assert "defect" not in error
         assert not (Path(tmp_path / "out") / "samples.jsonl").exists()
+
+
+def test_an_evaluation_on_few_prompts_is_said_to_tell_little(tmp_path):
+    for count, few in ((60, True), (600, False)):
+        rows = [row | {"prompt": f"Name a fruit, number {i}."} for i, row in enumerate(PAIRS * (count // 12))]
+        (tmp_path / f"{count}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        _, said = with_stages(RunConfig(dataset_name=str(tmp_path / f"{count}.jsonl")))
+        assert ("too few to tell all but large gains from chance" in said) == few

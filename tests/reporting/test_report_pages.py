@@ -114,6 +114,18 @@ def test_one_word(options, word):
     assert verdict(run(**options)).word == word
 
 
+@pytest.mark.parametrize(("prompts", "said"), [(29, True), (30, False)])
+def test_no_clear_gain_on_few_prompts_says_that_they_are_few(prompts, said):
+    stages = run(gold=0.1)
+    stages["evaluate"].summary["prompts"] = prompts
+    few = "29 prompts are too few to tell all but large gains from chance: evaluate on 30 or more"
+    assert verdict(stages).text.startswith(few) == said
+    # A gain that is told from chance needs no more of them.
+    stages = run()
+    stages["evaluate"].summary["prompts"] = prompts
+    assert "too few" not in verdict(stages).text
+
+
 def test_kinds_of_prompt_that_lost_are_named():
     stages = run()
     gold = stages["evaluate"].summary["comparison"]["gold"]

@@ -3,7 +3,7 @@
 import pytest
 
 from preferl.runs import progress
-from preferl.runs.progress import Pace, Sample, Steps, shortened
+from preferl.runs.progress import Pace, Sample, Steps, each_note_once, is_new, shortened
 
 SAMPLES = [
     Sample("What is a pen?", "A tool to write with.", {"reward": 1.25}),
@@ -80,3 +80,11 @@ def test_nobody_is_told_of_what_is_no_sudden_slowness(capsys):
     assert not said_of(capsys, *[0.5] * 20, 10.0, work=[40] * 20 + [800])
     assert said_of(capsys, *[0.5] * 20, 10.0, work=[40] * 20 + [2])
     assert said_of(capsys, *[0.5] * 20, 10.0, work=[0] * 21)  # of an objective that counts no tokens
+
+
+def test_the_stages_of_a_run_say_each_note_once():
+    assert [is_new("of the rows"), is_new("of the rows")] == [True, True]
+    with each_note_once():
+        assert [is_new("of the rows"), is_new("of others"), is_new("of the rows")] == [True, True, False]
+    with each_note_once():
+        assert is_new("of the rows")

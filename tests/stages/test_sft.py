@@ -1,5 +1,6 @@
 """The sft stage: the loss counts the response and nothing else, and a run learns, repeats and reloads."""
 
+import dataclasses
 import json
 
 import pytest
@@ -129,3 +130,25 @@ def test_the_loss_is_the_same_without_the_logits_of_all_tokens(language_model, t
     assert (found, found_count) == (pytest.approx(value, rel=1e-6), count)
     torch.testing.assert_close(found_gradient, gradient, rtol=0, atol=1e-5 * float(gradient.abs().max()))
     assert read[-1] == 1
+
+
+@pytest.mark.parametrize("epochs", [2, 40])
+def test_rows_that_are_learnt_by_heart_are_said_to_be(config, tmp_path, capsys, epochs):
+    """Answers that nothing leads to can be learnt by heart, and what is held out gets worse by it."""
+    words = ["red", "blue", "green", "tall", "small", "round", "old", "new"]
+    rows = [
+        {
+            "prompt": f"Word {i}?",
+            "completion": f"{words[i * i % 7]} {words[i * 3 % 8]} {words[i % 5]}.",
+            "split": "dev" if i % 4 == 0 else "train",
+        }
+        for i in range(48)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sft.run(
+        dataclasses.replace(
+            config, dataset_name=str(tmp_path / "rows.jsonl"), num_train_epochs=epochs, num_evals=10
+        )
+    )
+    said = "learns its rows by heart; take fewer num_train_epochs (now 40)" in capsys.readouterr().out
+    assert said == (epochs == 40)
