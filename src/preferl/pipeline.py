@@ -587,7 +587,7 @@ def try_functions(stages: Sequence[Planned], places: Mapping[str, Path], redo: s
     Raises:
         UsageError: one cannot be imported, or does not do for the rows that are there.
     """
-    # With torch, which help and plans do without.
+    # With it comes torch, which help, plans and pages do without.
     from preferl.data.sources import load_source
     from preferl.judging.trial import functions_of, try_out
 
