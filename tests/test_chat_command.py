@@ -126,6 +126,19 @@ def test_else_dpo_else_the_last_sft_and_never_the_reward_models_own(run, policy_
     assert find_policy(str(run)).path == str(run / "rl-2")
 
 
+def test_of_several_policies_it_is_the_one_that_was_evaluated(run, policy_directory):
+    """As `preferl card` and `preferl push` take it."""
+    make_stage(run, "dpo", "dpo", policy_directory)
+    assert find_policy(str(run)).path == str(run / "rl")
+    manifest = {"stage": "evaluate", "parents": {"model_name_or_path": {"path": "../dpo/model"}}}
+    (run / "evaluate" / "manifest.json").write_text(json.dumps(manifest))
+    found = find_policy(str(run))
+    assert (found.path, found.why) == (str(run / "dpo"), "its dpo, which was evaluated")
+    # What has no model any more is not talked with.
+    shutil.rmtree(run / "dpo" / "model")
+    assert find_policy(str(run)).path == str(run / "rl")
+
+
 def test_a_run_without_a_reward_model_has_what_rl_was_trained_against(run):
     shutil.rmtree(run / "reward")
     assert find_policy(str(run)).reward == "length"

@@ -114,31 +114,37 @@ def of_stage(name: str, path: Path) -> FoundPolicy:
 
 
 def of_run(name: str, begun: Sequence[tuple[str, Path]]) -> FoundPolicy:
-    """The policy of a run: what rl made, else dpo, else sft; of several the last, which started from the
-    others."""
+    """The policy of a run: the one that was evaluated last, else what rl made, else dpo, else sft; of several
+    the last, which started from the others."""
     of_kind: dict[str, list[tuple[str, Path]]] = {}
     for stage, path in begun:
         of_kind.setdefault(str(read_manifest(path).get("stage")), []).append((stage, path))
-    unfinished = ""
-    for kind in KINDS:
-        policies = [(stage, path) for stage, path in of_kind.get(kind, []) if stage not in NEVER]
-        made = [(stage, path) for stage, path in policies if has_model(path)]
-        if not made:
-            unfinished += f"; {policies[-1][0]} is not finished" if policies else ""
-            continue
-        stage, path = made[-1]
-        evaluations = [place for _, place in of_kind.get("evaluate", [])]
-        return FoundPolicy(
-            name,
-            str(path),
-            f"its {stage}{unfinished}",
-            **sampled_by(evaluations[-1] if evaluations else path),
-            reward=reward_of(of_kind),
+    policies = [
+        one for kind in KINDS for one in reversed(of_kind.get(kind, [])) if one[0] not in NEVER
+    ]  # the nearest to the end of a run first
+    made = [one for one in policies if has_model(one[1])]
+    if not made:
+        raise UsageError(
+            f"the run '{name}' has no finished stage that makes a policy ({', '.join(KINDS)}); give its "
+            f"command again, or name a model"
         )
-    raise UsageError(
-        f"the run '{name}' has no finished stage that makes a policy ({', '.join(KINDS)}); give its command "
-        f"again, or name a model"
-    )
+    evaluations = [path for _, path in of_kind.get("evaluate", [])]
+    judged = judged_by(evaluations[-1]) if evaluations else None
+    stage, path = next((one for one in made if one[1].resolve() == judged), made[0])
+    why = f"its {stage}" + (", which was evaluated" if path != made[0][1] else "")
+    for other, place in policies[: policies.index((stage, path))]:
+        why += f"; {other} is not finished" if not has_model(place) else ""
+    sampled = sampled_by(evaluations[-1] if evaluations else path)
+    return FoundPolicy(name, str(path), why, **sampled, reward=reward_of(of_kind))
+
+
+def judged_by(evaluation: Path) -> Path | None:
+    """The stage whose model an evaluation is about; None where that is no record of a stage."""
+    parent = read_manifest(evaluation).get("parents", {}).get("model_name_or_path", {})
+    if "path" not in parent:
+        return None
+    place = (evaluation / parent["path"]).resolve()
+    return place.parent if place.name == "model" else place
 
 
 def reward_of(of_kind: dict[str, list[tuple[str, Path]]]) -> str | None:
