@@ -575,9 +575,9 @@ def run(config: RunConfig, fresh: bool = False, keep_stale: bool = False) -> Pat
     if "evaluate" in config.kinds.values():
         for line in stage_module("report").lines_of(root):
             say(f"run: {line}")
-    say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
     if {"sft", "dpo", "rl"} & set(config.kinds.values()):
-        say(f"run: open the page in a browser; `preferl chat {config.output_dir}` talks with the policy")
+        say(f"run: `preferl chat {config.output_dir}` talks with the policy; what came out, for a browser:")
+    say(f"run: {clock(time.monotonic() - started)} minutes; {result}")
     return result
 
 

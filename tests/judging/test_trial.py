@@ -7,6 +7,7 @@ import pytest
 from preferl import cli
 from preferl.data.files import write_rows
 from preferl.data.sources import load_source
+from preferl.judging.scorers import functions_named
 from preferl.judging.trial import functions_of, try_out
 from preferl.models import load
 from preferl.options.evaluate import EvaluateConfig
@@ -60,6 +61,14 @@ def test_what_is_no_function_of_ones_own_is_left_alone():
         reward_model="instructions:fulfilled", gold="world:helpful", held_out_reward="length"
     )
     assert functions_of(options) == {}
+    judges = ("judge:http://127.0.0.1:1/v1#m", "mean(judge:http://a:1/v1#m, judge:http://b:1/v1#m)")
+    for judge in (*judges, f"0.5*{judges[0]} + 0.5*length"):
+        assert functions_of(EvaluateConfig(reward_model=judge)) == {}
+
+
+def test_functions_are_found_inside_of_what_is_put_together():
+    text = "0.3*mean(my:a, my:b) + 0.7*my_other.module:c"
+    assert functions_named(text) == ["my:a", "my:b", "my_other.module:c"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +87,8 @@ def test_a_run_refuses_it_before_its_first_stage(rows, tmp_path, capsys, functio
     assert cli.main(["run", *flags, "--num_threads", "1", "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert said in error
-    assert ("tried on the first 2 prompts" in error) == ("cannot be imported" not in error)
+    called = function.endswith((":three", ":far"))
+    assert ("tried on the first 2 prompts" in error) == called
     assert not (out / "sft").exists()
 
 
@@ -96,5 +106,5 @@ def test_a_stage_refuses_it_before_a_model_is_loaded(
 
 def test_a_function_that_does_is_no_hindrance(rows):
     with pytest.raises(UsageError, match="nothing was trained"):
-        try_out(functions_of(EvaluateConfig(reward_model="tried_rewards:solved")), load_source(rows))
+        try_out(functions_of(EvaluateConfig(reward_model="tried_rewards:three")), load_source(rows))
     try_out(functions_of(EvaluateConfig(reward_model="tried_rewards:exact")), load_source(rows))

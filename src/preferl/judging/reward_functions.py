@@ -94,7 +94,7 @@ class RewardFunction:
             message = [{"role": "assistant", "content": text}]
             written.append(text if isinstance(prompt, str) else message)
         given = {"prompts": asked, "completions": written} | given
-        self._check_arguments(given)
+        self.check_arguments(given)
         # What a function does to its lists is its own affair: others, and later batches, get theirs whole.
         given["log_extra"] = functools.partial(self._logged, given["log_extra"], len(written))
         given["log_metric"] = functools.partial(self._logged, given["log_metric"], None)
@@ -110,8 +110,10 @@ class RewardFunction:
         """The columns of rows without which it cannot be called."""
         return [name for name in self._required if name not in ARGUMENTS]
 
-    def _check_arguments(self, given: Mapping[str, Any]) -> None:
-        """Raises:
+    def check_arguments(self, given: Mapping[str, Any]) -> None:
+        """What it is called with, by name, is enough for it.
+
+        Raises:
         UsageError: the function asks for something that it is not given.
         NotSampled: for tokens of responses that were not sampled here.
         """

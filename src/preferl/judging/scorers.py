@@ -229,6 +229,26 @@ def load_scorer(
     return load_one(spec.strip(), device, judges, beside)
 
 
+def functions_named(spec: str) -> list[str]:
+    """The functions of a person's own (``module:function``) that a text of ``load_scorer`` names."""
+    if object_of(spec) is not None:
+        return []
+    terms = [WEIGHTED.fullmatch(term) for term in spec.split(" + ")]
+    names = [found[2].strip() for found in terms if found] if all(terms) else [spec.strip()]
+    members: list[str] = []
+    for name in names:
+        together = None if names_judge(name) else COMBINED.fullmatch(name)
+        members += map(str.strip, together[3].split(",")) if together else [name]
+    return [name for name in members if is_function(name)]
+
+
+def is_function(name: str) -> bool:
+    """Whether a scorer's name is that of a function of a person's own."""
+    if ":" not in name or names_judge(name) or Path(split_mixture(name)[0]).exists():
+        return False
+    return named_utility(name) is None
+
+
 def load_one(
     name: str,
     device: torch.device,
@@ -245,12 +265,11 @@ def load_one(
         return Ensemble(members, how=put_together[1])
     # A directory of that name wins over a utility or a function that is called so too.
     base, mixture = split_mixture(name)
-    if not Path(base).exists():
-        utility = named_utility(name)
-        if utility is not None:
-            return utility
-        if ":" in name:
-            return load_function(name)
+    if is_function(name):
+        return load_function(name)
+    utility = None if Path(base).exists() else named_utility(name)
+    if utility is not None:
+        return utility
     inner = sorted(Path(base).glob(f"{MEMBER}*/model/config.json"), key=_member_number)
     if inner:
         directories = [path.parent.parent for path in inner]

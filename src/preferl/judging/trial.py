@@ -1,18 +1,21 @@
-"""Reward functions tried on the first rows before anything is loaded or trained: a wrong name, a column that
-is not there and scores of another number are said at once, and not after the stages before."""
+"""Reward functions tried before anything is loaded or trained: a wrong name, a column that is not there and
+scores of another number are said at once, and not after the stages before."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from preferl.data.records import PromptRecord, columns_of
 from preferl.data.sources import Source
-from preferl.judging.reward_functions import RewardFunction, check_columns, load_function
-from preferl.judging.utilities import NotSampled, named_utility
-from preferl.options.judging import names_judge
+from preferl.judging.reward_functions import (
+    ARGUMENTS,
+    Progress,
+    RewardFunction,
+    check_columns,
+    load_function,
+)
+from preferl.judging.scorers import functions_named
+from preferl.judging.utilities import NotSampled
 from preferl.runs.errors import UsageError
-from preferl.runs.inputs import names_in
-from preferl.runs.objects import object_of
 
 SCORERS = ("reward_model", "gold", "held_out_reward")
 """Options that say what scores."""
@@ -30,18 +33,22 @@ def functions_of(options: Any) -> dict[str, RewardFunction]:
         UsageError: one cannot be imported, or is no function.
     """
     texts = [getattr(options, name, None) for name in SCORERS]
-    names = [name for text in texts if text and object_of(text) is None for name in names_in(text)]
-    return {name: load_function(name) for name in names if is_function(name)}
+    return {name: load_function(name) for text in texts if text for name in functions_named(text)}
 
 
-def is_function(name: str) -> bool:
-    """Whether a name in a reward's text is ``module:function``."""
-    return (
-        ":" in name
-        and not names_judge(name)
-        and not Path(name.split("#")[0]).exists()
-        and named_utility(name) is None
-    )
+def refuse_missing_columns(functions: Mapping[str, RewardFunction], source: Source) -> None:
+    """Refuses functions that ask for what the rows of a data set do not have. Nothing is called.
+
+    Raises:
+        UsageError: one does, or a column has the name of what functions are given by preferl.
+    """
+    records = first_prompts(source) if functions else ()
+    if not records:
+        return  # whoever needs prompts says that there are none
+    columns = columns_of(records)
+    check_columns(columns)
+    for function in functions.values():
+        function.check_arguments(dict.fromkeys(ARGUMENTS) | columns)
 
 
 def try_out(functions: Mapping[str, RewardFunction], source: Source) -> None:
@@ -51,18 +58,16 @@ def try_out(functions: Mapping[str, RewardFunction], source: Source) -> None:
         UsageError: one asks for a column that is not there, fails, or returns something else than a number
             for each response.
     """
-    records = first_prompts(source) if functions else ()
-    if not records:
-        return  # whoever needs prompts says that there are none
-    columns = columns_of(records)
-    check_columns(columns)
-    for function in functions.values():
+    refuse_missing_columns(functions, source)
+    records = first_prompts(source)
+    for function in functions.values() if records else ():
         try:
             function(
                 [record.prompt for record in records],
                 [WRITTEN] * len(records),
                 finished=[True] * len(records),
-                **columns,
+                trainer_state=Progress(1, 1),
+                **columns_of(records),
             )
         except NotSampled:
             continue  # of tokens something is known when they are sampled

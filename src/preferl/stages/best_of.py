@@ -35,7 +35,7 @@ from preferl.judging.scorers import (
     score_responses,
     tokenizers_of,
 )
-from preferl.judging.trial import functions_of, try_out
+from preferl.judging.trial import functions_of, refuse_missing_columns
 from preferl.maths.kl import best_of_n_kl_bound
 from preferl.models import load
 from preferl.options.best_of import BestOfConfig
@@ -91,7 +91,7 @@ def run(config: BestOfConfig, fresh: bool | str = False, callbacks: Sequence[Cal
         load.refuse_absent(config.model_name_or_path)
         functions = functions_of(config)
         source = sources.load_source(**config.source()).training_on(config.split)
-        try_out(functions, source)
+        refuse_missing_columns(functions, source)
         policy = Policy.load(
             config.model_name_or_path, stage.device, stage.dtype, config.chat_template_kwargs
         )

@@ -48,7 +48,7 @@ from preferl.judging.scorers import (
     scored,
     tokenizers_of,
 )
-from preferl.judging.trial import functions_of, try_out
+from preferl.judging.trial import functions_of, refuse_missing_columns
 from preferl.judging.utilities import TRUTHS, NotSampled
 from preferl.learning.rollout import Shaping
 from preferl.models import load
@@ -91,7 +91,7 @@ def run(config: EvaluateConfig, fresh: bool | str = False, callbacks: Sequence[C
         load.refuse_absent(config.model_name_or_path, config.ref_model)
         functions = functions_of(config)
         source = sources.load_source(**config.source()).measured_on(config.split)
-        try_out(functions, source)
+        refuse_missing_columns(functions, source)
         source.need("prompts", "eval")
         policy, reference = (
             Policy.load(name, stage.device, stage.dtype, config.chat_template_kwargs)

@@ -37,7 +37,7 @@ from preferl.judging.scorers import (
     say_what_was_cut,
     tokenizers_of,
 )
-from preferl.judging.trial import functions_of, try_out
+from preferl.judging.trial import functions_of, refuse_missing_columns
 from preferl.learning import defaults, last_good, monitor, rollout
 from preferl.learning.algorithms import find_algorithm
 from preferl.learning.learner import MAX_RATIO_ERROR, Learner, State
@@ -105,7 +105,7 @@ def run(config: RlConfig, fresh: bool | str = False, callbacks: Sequence[Callbac
         functions = functions_of(config)
         config = plan.settled(config, stage, work_of)
         source = sources.load_source(**config.source()).training_on(config.split)
-        try_out(functions, source)
+        refuse_missing_columns(functions, source)
         critic = find_algorithm(config.algorithm).critic
         how = config.how_judged(config.seed)
         models, tokenizer, scorer = load_models(
