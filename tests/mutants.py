@@ -215,7 +215,7 @@ MUTANTS = (
     Mutant("rewards-tried-after-training", "pipeline.py",
            'if functions and data and not data.startswith("@"):', "if False:",
            ("tests/judging/test_trial.py::test_a_run_refuses_it_before_its_first_stage",)),
-    Mutant("notes-said-by-every-stage", "runs/progress.py", "is_new = note not in heard", "is_new = True",
+    Mutant("notes-said-by-every-stage", "runs/progress.py", "first = note not in heard", "first = True",
            ("tests/runs/test_progress.py::test_the_stages_of_a_run_say_each_note_once",)),
     Mutant("learnt-by-heart-unsaid", "stages/sft.py", "if last > LEARNT_BY_HEART * lowest:", "if False:",
            ("tests/stages/test_sft.py::test_rows_that_are_learnt_by_heart_are_said_to_be",)),

@@ -16,7 +16,15 @@ from preferl.runs.errors import UsageError
 from preferl.runs.inputs import names_in
 from preferl.runs.lock import holder_of
 from preferl.runs.mark import read_mark
-from preferl.runs.record import PLACES, StageRecord, is_sweep, read_config, read_manifest, stage_paths
+from preferl.runs.record import (
+    PLACES,
+    StageRecord,
+    is_sweep,
+    read_config,
+    read_manifest,
+    stage_of,
+    stage_paths,
+)
 
 # A stage's options that name rewards; a mixture of them is a text with several directories in it.
 REWARDS = ("reward_model", "held_out_reward", "gold")
@@ -120,11 +128,6 @@ def is_stage(path: Path) -> bool:
     """Whether a directory is one stage's."""
     mark = read_mark(path)
     return (path / "manifest.json").is_file() or (mark is not None and mark.kind == "stage")
-
-
-def stage_of(path: Path) -> Path | None:
-    """The stage that a path names: itself, or its ``model`` or ``data``."""
-    return next((place for place in (path, path.parent) if (place / "manifest.json").is_file()), None)
 
 
 def finished_at(stage: Path) -> float:

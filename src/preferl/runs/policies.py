@@ -12,7 +12,7 @@ from typing import Any
 
 from preferl.runs.errors import UsageError
 from preferl.runs.mark import read_mark
-from preferl.runs.record import is_sweep, read_config, read_manifest, stages_begun
+from preferl.runs.record import is_sweep, read_config, read_manifest, stage_of, stages_begun
 
 KINDS = ("rl", "dpo", "sft")  # stages that make a policy; of a run the last of the first kind that it has
 NEVER = ("backbone",)  # a language model from which only the reward model starts
@@ -143,8 +143,7 @@ def judged_by(evaluation: Path) -> Path | None:
     parent = read_manifest(evaluation).get("parents", {}).get("model_name_or_path", {})
     if "path" not in parent:
         return None
-    place = (evaluation / parent["path"]).resolve()
-    return place.parent if place.name == "model" else place
+    return stage_of((evaluation / parent["path"]).resolve())
 
 
 def reward_of(of_kind: dict[str, list[tuple[str, Path]]]) -> str | None:

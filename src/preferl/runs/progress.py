@@ -61,9 +61,9 @@ def is_new(note: str) -> bool:
     heard = _heard.get()
     if heard is None:
         return True
-    is_new = note not in heard
+    first = note not in heard
     heard.add(note)
-    return is_new
+    return first
 
 
 def say(text: str) -> None:

@@ -96,6 +96,11 @@ def stage_paths(run: Path) -> dict[str, Path]:
     return {name: (run / place).resolve() for name, place in places.items()}
 
 
+def stage_of(path: Path) -> Path | None:
+    """The stage that a path names: itself, or its ``model`` or ``data``."""
+    return next((place for place in (path, path.parent) if (place / "manifest.json").is_file()), None)
+
+
 def stages_begun(run: Path) -> list[tuple[str, Path]]:
     """The directories of a run's stages, by name, in the order in which they were begun."""
     begun = {

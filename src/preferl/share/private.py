@@ -17,10 +17,9 @@ from typing import Any
 
 from markupsafe import escape
 
-from preferl.reporting.gather import stage_of
 from preferl.reporting.markdown import cell
 from preferl.runs.inputs import names_in
-from preferl.runs.record import StageRecord
+from preferl.runs.record import StageRecord, stage_of
 
 # By their form; an underscore may have a backslash before it, as Markdown has.
 KEYS = {

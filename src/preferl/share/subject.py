@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from preferl.reporting.gather import Kin, in_order, is_finished, is_stage, name_of_run, named, stage_of
+from preferl.reporting.gather import Kin, in_order, is_finished, is_stage, name_of_run, named
 from preferl.reporting.measures import Stages
 from preferl.reporting.rounds import one_by_one
 from preferl.runs.errors import UsageError
 from preferl.runs.inputs import DATA
-from preferl.runs.record import StageRecord, is_sweep
+from preferl.runs.policies import judged_by
+from preferl.runs.record import StageRecord, is_sweep, stage_of
 from preferl.share.options import PARTS
 from preferl.share.private import Private, local_names
 from preferl.stages import report
@@ -204,7 +205,7 @@ def choose(stages: Stages, name: str | None) -> StageRecord | None:
             name = stages[name].path.name  # of a kind's rounds the last
         return next((record for _, record in made if record.path.name == name), None)
     if "evaluate" in stages:
-        judged = next((one for _, one in made if one.path == judged_by(stages["evaluate"])), None)
+        judged = next((one for _, one in made if one.path == judged_by(stages["evaluate"].path)), None)
         if judged is not None:
             return judged
     for kind in WITH_MODEL:
@@ -212,12 +213,6 @@ def choose(stages: Stages, name: str | None) -> StageRecord | None:
         if of_kind:
             return of_kind[-1]
     return None
-
-
-def judged_by(evaluation: StageRecord) -> Path | None:
-    """The stage whose model an evaluation is about."""
-    parent = evaluation.manifest.get("parents", {}).get("model_name_or_path", {})
-    return stage_of((evaluation.path / parent["path"]).resolve()) if "path" in parent else None
 
 
 def family_of(record: StageRecord, records: Sequence[StageRecord]) -> Stages:
@@ -228,7 +223,7 @@ def family_of(record: StageRecord, records: Sequence[StageRecord]) -> Stages:
     family |= {
         one.path.resolve()
         for one in records
-        if (one.kind == "evaluate" and judged_by(one) == path)
+        if (one.kind == "evaluate" and judged_by(one.path) == path)
         or (one.kind == "audit" and path in kin.parents(one.path.resolve()))
     }
     return named(in_order(family), kin)

@@ -207,8 +207,8 @@ def evaluate(
     prompts = [record.prompt for record in records]
     if len(prompts) == 1:
         stage.say("one eval prompt: means have no interval, which needs at least 2")
-    elif too_few(len(prompts)):
-        stage.say(too_few(len(prompts)))
+    elif few := too_few(len(prompts)):
+        stage.say(few)
     responder = Responder(config, scorers, stage)
     size = config.pool_size or max(config.best_of, default=0)
     with Steps("evaluate", 2 + bool(size)) as steps:

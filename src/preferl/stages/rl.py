@@ -166,10 +166,13 @@ def work_of(config: RlConfig) -> plan.Work:
         shared = bool(lora) and stands_on(reward, model_directory(name))
         roles += plan.role(called, reward, logits=False, owns_base=not shared)
     if has_critic_model(config):
-        copies = config.value_model == "reward" or (
-            config.value_model == "auto" and rewards and saved_pooling(Path(rewards[0])) == "mean"
-        )
-        start = rewards[0] if rewards and copies else name
+        start = name
+        # As the critic will begin: models are not loaded yet.
+        if rewards and (
+            config.value_model == "reward"
+            or (config.value_model == "auto" and saved_pooling(Path(rewards[0])) == "mean")
+        ):
+            start = rewards[0]
         roles += plan.role("critic", start, trained=True, logits=False, owns_base=not lora)
     # Sampled, and read once more in each epoch with a gradient.
     epochs, _ = algorithm.passes(config)

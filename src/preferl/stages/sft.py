@@ -36,8 +36,6 @@ from preferl.runs.stage import Callback, Stage
 from preferl.sampling.policy import Policy
 
 IGNORED = -100  # label of positions that carry no loss
-
-
 LEARNT_BY_HEART = 1.05  # times the lowest loss of held-out rows
 
 
